@@ -1,0 +1,53 @@
+"""What can go wrong for a reason the user can mend, each kind with its exit code.
+
+Core code raises these; only `cli` prints them. Anything else that escapes is a fault of drunet and keeps its traceback.
+"""
+
+from typing import ClassVar
+
+
+class DrunetError(Exception):
+    """One line for the user: what was wrong, where, and what to do.
+
+    details: further lines shown below the message, such as a table of what differs.
+    """
+
+    exit_code: ClassVar[int] = 70
+
+    def __init__(self, message: str, *, details: tuple[str, ...] = ()) -> None:
+        super().__init__(message)
+        self.details = details
+
+
+class MisuseError(DrunetError):
+    """The command line asks for something that makes no sense, or needs an extra that is not installed."""
+
+    exit_code = 2
+
+
+class CaseError(DrunetError):
+    """An image, or a set of four, that cannot be segmented as it is."""
+
+    exit_code = 3
+
+
+class WeightsError(DrunetError):
+    """Weights that are unknown, cannot be fetched, or are not those of this network."""
+
+    exit_code = 4
+
+
+class DeviceError(DrunetError):
+    """A device that is absent, or too small even for one slice."""
+
+    exit_code = 5
+
+
+class OutputError(DrunetError):
+    """An output that exists already, cannot be written, or failed its check."""
+
+    exit_code = 6
+
+
+class Terminated(BaseException):
+    """SIGTERM, raised in the main thread so that every `finally` runs; not an error, and not for `except Exception`."""

@@ -1,0 +1,66 @@
+"""What this machine grants to the process. Standard library only."""
+
+import math
+import os
+import platform
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+_CGROUP_ROOT = Path("/sys/fs/cgroup")
+_OWN_CGROUPS = Path("/proc/self/cgroup")
+
+
+def granted_cpus(
+    *, environment: Mapping[str, str] = os.environ, cgroup_root: Path = _CGROUP_ROOT, own_cgroups: Path = _OWN_CGROUPS
+) -> int:
+    """CPUs that this process may use: the least of Slurm's grant, the cgroups' quotas and the affinity mask; at least 1."""
+    grants = [len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1]
+    slurm = environment.get("SLURM_CPUS_PER_TASK", "")
+    if slurm.isdecimal():
+        grants.append(int(slurm))
+    grants += [cpus for folder in _cgroups(cgroup_root, own_cgroups) if (cpus := _quota(folder)) is not None]
+    return max(1, min(grants))
+
+
+def _cgroups(root: Path, own_cgroups: Path) -> Iterator[Path]:
+    """Folders of the cgroups that hold this process, each with its ancestors: any of them may set a quota."""
+    try:
+        lines = own_cgroups.read_text().splitlines()
+    except OSError:
+        lines = []
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        if controllers == "":  # version 2
+            mount = root
+        elif "cpu" in controllers.split(","):  # version 1
+            mount = root / controllers
+        else:
+            continue
+        folder = mount / path.lstrip("/")
+        yield from (folder, *(parent for parent in folder.parents if parent.is_relative_to(mount)))
+    yield from (root, root / "cpu")  # a container sees its own cgroup as the root, whatever the path above says
+
+
+def _quota(folder: Path) -> int | None:
+    """CPUs that the quota of one cgroup amounts to, rounded up; None where it sets none."""
+    try:
+        quota, period = (folder / "cpu.max").read_text().split()  # version 2
+    except (OSError, ValueError):
+        try:
+            quota = (folder / "cpu.cfs_quota_us").read_text().strip()  # version 1
+            period = (folder / "cpu.cfs_period_us").read_text().strip()
+        except OSError:
+            return None
+    if not (quota.isdecimal() and period.isdecimal() and int(period) > 0):  # "max" in version 2, -1 in 1: no quota
+        return None
+    return max(1, math.ceil(int(quota) / int(period)))
+
+
+def cpu_name() -> str:
+    """The processor in words."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()

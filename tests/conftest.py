@@ -1,0 +1,40 @@
+"""Fixtures that every room shares: an environment of one's own, and the command line."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+
+from tests.support import Drunet
+
+
+@pytest.fixture(autouse=True)
+def _own_environment(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test sees the user's cache, mirror, proxy or terminal settings."""
+    for name in list(os.environ):
+        if name.startswith(("DRUNET_", "SLURM_")) or name.lower().endswith("_proxy") or name in ("NO_COLOR", "FORCE_COLOR"):
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("DRUNET_CACHE_DIR", str(tmp_path_factory.mktemp("cache")))
+
+
+@pytest.fixture
+def drunet(tmp_path: Path) -> Drunet:
+    """Run the command line as a process of its own, in tmp_path; gives its code, stdout and stderr."""
+
+    def run(
+        *arguments: str | Path, timeout: float = 120, environment: Mapping[str, str] | None = None
+    ) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "drunet_cli", *map(str, arguments)],
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            cwd=tmp_path,
+            env={**os.environ, **(environment or {})},
+            check=False,
+        )
+
+    return run

@@ -1,0 +1,27 @@
+"""What several test modules need: the golden files, and how the command line is told of four images."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from subprocess import CompletedProcess
+from typing import Any, Final
+
+import nibabel as nib
+
+from drunet_cli.brats import CHANNELS, Modality
+
+GOLDEN: Final = Path(__file__).parent / "golden"
+GOLDEN_WEIGHTS: Final = GOLDEN / "keras_base1.h5"
+GOLDEN_IMAGES: Final = {modality: GOLDEN / "case" / f"golden_{modality}.nii.gz" for modality in CHANNELS}
+GOLDEN_LABELS: Final = GOLDEN / "case" / "golden_seg_expected.nii.gz"
+
+Drunet = Callable[..., CompletedProcess[str]]
+
+
+def image_options(images: Mapping[Modality, Path] = GOLDEN_IMAGES) -> list[str]:
+    """The four options of `drunet segment`."""
+    return [word for modality, path in images.items() for word in (f"--{modality}", str(path))]
+
+
+def open_image(path: Path | str) -> Any:  # nibabel types what it opens too vaguely to be used
+    """A NIfTI image as nibabel reads it."""
+    return nib.load(path)

@@ -1,0 +1,175 @@
+"""How many CPUs a process may use, in cgroup folders of the test's own making."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Final
+
+import pytest
+
+from drunet_cli.host import cpu_name, granted_cpus
+
+N_AFFINITY: Final = 64
+
+
+@pytest.fixture(autouse=True)
+def _machine_with_64_cpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(N_AFFINITY)), raising=False)
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    return tmp_path / "cgroup"
+
+
+def version_2(folder: Path, limit: str) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "cpu.max").write_text(f"{limit}\n")
+
+
+def version_1(folder: Path, quota_us: str, period_us: str = "100000") -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "cpu.cfs_quota_us").write_text(f"{quota_us}\n")
+    (folder / "cpu.cfs_period_us").write_text(f"{period_us}\n")
+
+
+def cpus(root: Path, own_cgroups: str = "", *, slurm: str | None = None) -> int:
+    """What is granted under these cgroup folders, where /proc/self/cgroup reads `own_cgroups`."""
+    root.mkdir(exist_ok=True)
+    listing = root.parent / "self"
+    listing.write_text(own_cgroups)
+    environment = {} if slurm is None else {"SLURM_CPUS_PER_TASK": slurm}
+    return granted_cpus(environment=environment, cgroup_root=root, own_cgroups=listing)
+
+
+def test_affinity_alone_decides_where_nothing_else_is_set(root: Path) -> None:
+    assert cpus(root) == N_AFFINITY
+
+
+def test_missing_cgroup_files_set_no_limit(tmp_path: Path) -> None:
+    assert granted_cpus(environment={}, cgroup_root=tmp_path / "no", own_cgroups=tmp_path / "none") == N_AFFINITY
+
+
+def test_a_system_without_affinity_counts_its_cpus(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(os, "sched_getaffinity")
+    monkeypatch.setattr(os, "cpu_count", lambda: 12)
+    assert cpus(root) == 12
+
+
+def test_a_system_that_cannot_count_has_one_cpu(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(os, "sched_getaffinity")
+    monkeypatch.setattr(os, "cpu_count", lambda: None)
+    assert cpus(root) == 1
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system has no affinity masks")
+def test_the_processs_own_affinity_mask_is_read() -> None:
+    one = "import os; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))}); from drunet_cli.host import granted_cpus; "
+    command = [sys.executable, "-c", one + "print(granted_cpus(environment={}))"]
+    assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == "1\n"
+
+
+def test_slurm_is_heeded(root: Path) -> None:
+    assert cpus(root, slurm="6") == 6
+
+
+@pytest.mark.parametrize("rubbish", ["", " ", "many", "-3", "2.5", "1e3", "0x4", "4(x2)", "²"])
+def test_rubbish_in_slurms_variable_is_ignored(root: Path, rubbish: str) -> None:
+    assert cpus(root, slurm=rubbish) == N_AFFINITY
+
+
+def test_nobody_gets_less_than_one_cpu(root: Path) -> None:
+    assert cpus(root, slurm="0") == 1
+
+
+def test_the_real_environment_is_the_default(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("SLURM_CPUS_PER_TASK", "1")
+    assert granted_cpus(cgroup_root=tmp_path, own_cgroups=tmp_path / "none") == 1
+
+
+@pytest.mark.parametrize(
+    ("limit", "expected"), [("400000 100000", 4), ("250000 100000", 3), ("50000 100000", 1), ("1 100000", 1), ("8000 1000", 8)]
+)
+def test_a_version_2_quota_is_rounded_up(root: Path, limit: str, expected: int) -> None:
+    version_2(root / "job", limit)
+    assert cpus(root, "0::/job\n") == expected
+
+
+@pytest.mark.parametrize("limit", ["max 100000", "", "4", "four 100000", "-1 100000", "400000 0", "1 2 3"])
+def test_a_version_2_file_without_a_quota_sets_no_limit(root: Path, limit: str) -> None:
+    version_2(root / "job", limit)
+    assert cpus(root, "0::/job\n") == N_AFFINITY
+
+
+@pytest.mark.parametrize("tight", ["", "slurm", "slurm/job_7", "slurm/job_7/step_0"])
+def test_a_quota_of_any_ancestor_counts(root: Path, tight: str) -> None:
+    for folder in ("", "slurm", "slurm/job_7", "slurm/job_7/step_0"):
+        version_2(root / folder, "300000 100000" if folder == tight else "max 100000")
+    assert cpus(root, "0::/slurm/job_7/step_0\n") == 3
+
+
+def test_the_tightest_of_nested_quotas_counts(root: Path) -> None:
+    version_2(root / "a", "500000 100000")
+    version_2(root / "a/b", "200000 100000")
+    version_2(root / "a/b/c", "900000 100000")
+    assert cpus(root, "0::/a/b/c\n") == 2
+
+
+def test_a_container_whose_own_cgroup_is_the_root_finds_its_quota(root: Path) -> None:
+    version_2(root, "200000 100000")
+    assert cpus(root, "0::/docker/0123abcd\n") == 2
+
+
+def test_a_quota_above_the_mount_is_not_looked_for(root: Path) -> None:
+    version_2(root.parent, "100000 100000")
+    assert cpus(root, "0::/job\n") == N_AFFINITY
+
+
+def test_a_quota_of_another_processs_cgroup_does_not_count(root: Path) -> None:
+    version_2(root / "other", "100000 100000")
+    assert cpus(root, "0::/job\n") == N_AFFINITY
+
+
+@pytest.mark.parametrize(("quota", "expected"), [("150000", 2), ("400000", 4), ("-1", N_AFFINITY), ("x", N_AFFINITY)])
+def test_a_version_1_quota_is_read_and_minus_one_means_none(root: Path, quota: str, expected: int) -> None:
+    version_1(root / "cpu,cpuacct/slurm/job_7", quota)
+    assert cpus(root, "7:memory:/else\n4:cpu,cpuacct:/slurm/job_7\n1:name=systemd:/else\n") == expected
+
+
+def test_a_version_1_quota_of_an_ancestor_counts(root: Path) -> None:
+    version_1(root / "cpu/slurm", "300000")
+    version_1(root / "cpu/slurm/job_7", "-1")
+    assert cpus(root, "4:cpu:/slurm/job_7\n") == 3
+
+
+def test_a_version_1_container_whose_own_cgroup_is_the_root_finds_its_quota(root: Path) -> None:
+    version_1(root / "cpu,cpuacct", "300000")
+    assert cpus(root, "4:cpu,cpuacct:/docker/0123abcd\n") == 3
+
+
+def test_a_version_1_quota_is_found_without_a_list_of_ones_own_cgroups(root: Path) -> None:
+    version_1(root / "cpu", "300000")
+    assert cpus(root) == 3
+
+
+def test_controllers_that_merely_begin_with_cpu_are_not_read(root: Path) -> None:
+    version_1(root / "cpuset/job", "100000")
+    assert cpus(root, "4:cpuset:/job\n") == N_AFFINITY
+
+
+def test_a_hybrid_system_heeds_version_1(root: Path) -> None:
+    version_1(root / "cpu,cpuacct/job", "500000")
+    assert cpus(root, "4:cpu,cpuacct:/job\n0::/job\n") == 5
+
+
+@pytest.mark.parametrize(
+    ("slurm", "quota", "expected"), [("4", "800000", 4), ("8", "400000", 4), ("99", "9900000", N_AFFINITY)]
+)
+def test_the_least_of_all_grants_wins(root: Path, slurm: str, quota: str, expected: int) -> None:
+    version_2(root / "job", f"{quota} 100000")
+    assert cpus(root, "0::/job\n", slurm=slurm) == expected
+
+
+def test_the_processor_has_a_name() -> None:
+    assert cpu_name().strip()
