@@ -1,0 +1,139 @@
+"""Files that are complete or absent. Every file that drunet writes goes through here.
+
+A file is written beside its target as `.{name}.{host}.{pid}.tmp`, flushed to the disk, and then renamed. A process that is
+killed leaves at most such a temporary, which the next writer of the same target removes.
+"""
+
+import os
+import signal
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import BinaryIO
+
+from drunet_cli.errors import OutputError
+
+_ABANDONED_AFTER_S = 24 * 3600.0
+
+
+@contextmanager
+def undisturbed() -> Iterator[None]:
+    """Hold SIGINT and SIGTERM back until the block has ended, for what must happen as a whole and takes no time."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    held: list[int] = []
+    previous = {number: signal.signal(number, lambda n, _: held.append(n)) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+    if held:
+        signal.raise_signal(held[0])
+
+
+@contextmanager
+def written(target: Path, *, overwrite: bool) -> Iterator[BinaryIO]:
+    """Yield a stream whose bytes appear under `target` all at once when the block ends, and not at all when it raises.
+
+    Missing parent folders are made. Permissions follow the umask.
+    Raises OutputError when `target` exists (also when it appears meanwhile) without `overwrite`, or cannot be written.
+    """
+    check_writable(target, overwrite=overwrite)
+    temporary = _temporary(target)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        remove_stale(target)
+        with _exclusive(temporary) as stream:
+            try:
+                yield stream
+                stream.flush()
+                os.fsync(stream.fileno())
+                _publish(temporary, target, overwrite=overwrite)
+            finally:
+                temporary.unlink(missing_ok=True)
+    except OSError as error:
+        raise OutputError(f"{target}: cannot be written: {error.strerror or error}") from error
+
+
+def check_writable(target: Path, *, overwrite: bool) -> None:
+    """Raise OutputError now for what would stop `written(target)` later: an existing file, or a folder that refuses."""
+    if os.path.isdir(target):  # noqa: PTH112  # unlike Path.is_dir it raises for no name
+        raise OutputError(f"{target}: is a folder; name a file")
+    if os.path.lexists(target) and not overwrite:
+        raise OutputError(f"{target}: exists already; give --overwrite to replace it")
+    folder = next(parent for parent in target.absolute().parents if os.path.lexists(parent))
+    if not folder.is_dir():
+        raise OutputError(f"{target}: cannot be written: {folder} is not a folder")
+    if len(os.fsencode(_temporary(target).name)) > os.pathconf(folder, "PC_NAME_MAX"):
+        raise OutputError(f"{target}: cannot be written: the name is too long; shorten it")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise OutputError(f"{target}: cannot be written: no permission to write in {folder}")
+
+
+def remove_stale(target: Path) -> None:
+    """Remove temporaries of `target` whose writer is gone: a dead process of this host, or any older than a day."""
+    paths: list[Path] = []
+    prefix, host = f".{target.name}.", f".{socket.gethostname()}."
+    with suppress(OSError):  # a folder that may not be listed keeps them
+        paths = list(target.parent.iterdir())
+    for path in paths:
+        if not (path.name.startswith(prefix) and path.name.endswith(".tmp")):
+            continue
+        writer = path.name[len(prefix) - 1 : -len(".tmp")]
+        if writer.startswith(host) and (pid := writer[len(host) :]).isdigit():
+            stale = not _alive(int(pid))
+        else:
+            stale = _age_s(path) > _ABANDONED_AFTER_S
+        if stale:
+            with suppress(OSError):  # another user's, in a folder such as /tmp
+                path.unlink()
+
+
+def _temporary(target: Path) -> Path:
+    return target.with_name(f".{target.name}.{socket.gethostname()}.{os.getpid()}.tmp")
+
+
+@contextmanager
+def _exclusive(path: Path) -> Iterator[BinaryIO]:
+    # Mode 0o666 less the umask, as open() itself would do; tempfile would give 0o600.
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+    with os.fdopen(descriptor, "wb") as stream:
+        yield stream
+
+
+def _publish(temporary: Path, target: Path, *, overwrite: bool) -> None:
+    if overwrite:
+        temporary.replace(target)
+        return
+    try:
+        target.hardlink_to(temporary)  # unlike a rename, a link never replaces a file that has appeared meanwhile
+    except FileExistsError as error:
+        raise OutputError(f"{target}: has appeared while drunet was working; nothing was replaced") from error
+    except OSError:  # a file system without hard links
+        if os.path.lexists(target):
+            raise OutputError(f"{target}: has appeared while drunet was working; nothing was replaced") from None
+        temporary.rename(target)
+
+
+def _alive(pid: int) -> bool:
+    if pid == os.getpid():  # a container's process ids begin anew: this one has not begun to write
+        return False
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def _age_s(path: Path) -> float:
+    try:
+        return time.time() - path.stat().st_mtime
+    except FileNotFoundError:
+        return 0.0

@@ -1,0 +1,189 @@
+"""What is wrong with four images, found before any heavy work: errors stop, warnings go with the result."""
+
+import itertools
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+from drunet_cli.brats import CHANNELS, Modality
+from drunet_cli.errors import CaseError
+from drunet_cli.io.geometry import FRAME, Geometry, farthest_corner_mm
+from drunet_cli.io.nifti import Volume
+
+_SAME_PLACE_MM: Final = 1e-3
+_FORMS_AGREE_MM: Final = 0.5  # float32 quaternions round; half a voxel of the BraTS grid is no rounding
+# Interpolation leaves a few negative voxels around a brain; subtracting the mean makes about half of the brain negative.
+_NEGATIVE_SHARE: Final = 0.05
+_THICK_SLICE_MM: Final = 2.0
+# Brains of ten BraTS 2021 cases: 1.25 to 1.73 litres in 14 to 19 % of their grid, and nothing near its sides. A head has more
+# of all three: air that is not 0 fills the grid, and where it is 0 skin and skull remain.
+_LARGEST_BRAIN_LITRES: Final = 2.2
+_FILLED_SHARE: Final = 0.65
+_BORDER_SHARE: Final = 0.02
+
+
+class WarningCode(StrEnum):
+    """Stable names of the warnings, for scripts that read them."""
+
+    NOT_SKULL_STRIPPED = "not-skull-stripped"
+    RESAMPLED = "resampled"
+    BRAIN_OUTSIDE_FRAME = "brain-outside-frame"
+    THICK_SLICES = "thick-slices"
+    NO_ORIENTATION = "no-orientation"
+    FORMS_DISAGREE = "forms-disagree"
+    EMPTY_RESULT = "empty-result"
+
+
+@dataclass(frozen=True)
+class CaseWarning:
+    """Something that does not stop the work but that whoever uses the result must know."""
+
+    code: WarningCode
+    message: str
+
+
+def check_volumes(volumes: Mapping[Modality, Volume]) -> None:
+    """Raise CaseError for what cannot be segmented: other grids, bad voxels, one image twice, z-scored images."""
+    _check_grids(volumes)
+    for modality in CHANNELS:
+        _check_voxels(volumes[modality], modality)
+    for one, other in itertools.combinations(CHANNELS, 2):
+        if np.array_equal(volumes[one].voxels, volumes[other].voxels):
+            raise CaseError(
+                f"{volumes[other].path}: has the same voxels as {volumes[one].path}; "
+                f"{one.display} and {other.display} must be two different images"
+            )
+
+
+def brain_mask(volumes: Mapping[Modality, Volume]) -> npt.NDArray[np.bool_]:
+    """[I, J, K]: whatever is above 0 in any modality."""
+    first, *others = (volumes[modality].voxels for modality in CHANNELS)
+    brain = first > 0
+    for voxels in others:
+        brain |= voxels > 0
+    return np.asarray(brain)
+
+
+def case_warnings(volumes: Mapping[Modality, Volume], brain: npt.NDArray[np.bool_], geometry: Geometry) -> list[CaseWarning]:
+    """What is unusual about images that can be segmented. brain: [I, J, K]."""
+    flair = volumes[Modality.FLAIR]
+    warnings = []
+    if not flair.has_orientation:
+        message = (
+            f"{flair.path}: the header does not say how the voxels lie in the patient (sform and qform codes are 0); "
+            "taken as x to the left, y to the front, z upwards"
+        )
+        warnings.append(CaseWarning(WarningCode.NO_ORIENTATION, message))
+    if flair.forms_differ_mm > _FORMS_AGREE_MM:
+        message = (
+            f"{flair.path}: sform and qform place the image up to {flair.forms_differ_mm:.4g} mm apart; the sform was used, "
+            "other programs may take the qform"
+        )
+        warnings.append(CaseWarning(WarningCode.FORMS_DISAGREE, message))
+    if (reason := _looks_unstripped(brain, geometry, voxel_litres(flair.affine))) is not None:
+        message = f"the images do not look skull-stripped: {reason}; strip them first, with a background of exactly 0"
+        warnings.append(CaseWarning(WarningCode.NOT_SKULL_STRIPPED, message))
+    if geometry.resampled:
+        warnings.append(
+            CaseWarning(
+                WarningCode.RESAMPLED,
+                f"in-plane spacing is {geometry.x.spacing_mm:g} x {geometry.y.spacing_mm:g} mm, not 1 mm: slices were "
+                "resampled for the network and its probabilities resampled back",
+            )
+        )
+    if max(geometry.x.brain_mm, geometry.y.brain_mm) > FRAME:
+        warnings.append(
+            CaseWarning(
+                WarningCode.BRAIN_OUTSIDE_FRAME,
+                f"the images reach over {geometry.x.brain_mm:.0f} x {geometry.y.brain_mm:.0f} mm in plane, more than the "
+                f"network's {FRAME} mm frame; what lies outside is labelled background",
+            )
+        )
+    if geometry.slice_spacing_mm > _THICK_SLICE_MM:
+        warnings.append(
+            CaseWarning(
+                WarningCode.THICK_SLICES,
+                f"slices are {geometry.slice_spacing_mm:g} mm apart; the network was trained on 1 mm, expect a poorer result",
+            )
+        )
+    return warnings
+
+
+def voxel_litres(affine: npt.NDArray[np.float64]) -> float:
+    """Volume of one voxel."""
+    return float(abs(np.linalg.det(affine[:3, :3]))) * 1e-6
+
+
+def _check_grids(volumes: Mapping[Modality, Volume]) -> None:
+    """Every modality must share FLAIR's shape, and its affine to within 1e-3 mm at every corner of the volume."""
+    flair, *others = CHANNELS
+    different = [modality for modality in others if not _same_grid(volumes[modality], volumes[flair])]
+    if not different:
+        return
+    reference = flair
+    if different == others and all(_same_grid(volumes[modality], volumes[others[0]]) for modality in others):
+        reference, different = others[0], [flair]  # three agree: the fourth is the odd one
+    rows = [("", "shape", "spacing mm", "voxel 0 at mm (R, A, S)", "axes")]
+    rows += [(modality.display, *_grid_in_words(volumes[modality])) for modality in (reference, *different)]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    table = tuple("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows)
+    raise CaseError(
+        f"{volumes[different[0]].path}: {', '.join(modality.display for modality in different)} not on the grid of "
+        f"{reference.display} ({volumes[reference].path}); register and resample the four images to one grid first",
+        details=table,
+    )
+
+
+def _same_grid(volume: Volume, other: Volume) -> bool:
+    if volume.voxels.shape != other.voxels.shape:
+        return False
+    return farthest_corner_mm(volume.affine, other.affine, volume.voxels.shape) <= _SAME_PLACE_MM
+
+
+def _grid_in_words(volume: Volume) -> tuple[str, str, str, str]:
+    shape = " x ".join(str(n) for n in volume.voxels.shape)
+    spacing = " x ".join(f"{size:.4g}" for size in volume.spacing_mm)
+    origin = ", ".join(f"{value + 0.0:.6g}" for value in volume.affine[:3, 3])
+    axes = " ".join(
+        "(" + ", ".join(f"{value + 0.0:.3g}" for value in column) + ")"
+        for column in (volume.affine[:3, :3] / volume.spacing_mm).T
+    )
+    return shape, spacing, origin, axes
+
+
+def _check_voxels(volume: Volume, modality: Modality) -> None:
+    voxels, where = volume.voxels, f"{volume.path} ({modality.display})"
+    if voxels.dtype.kind == "f" and (bad := voxels.size - int(np.count_nonzero(np.isfinite(voxels)))):
+        raise CaseError(f"{where}: {bad} of {voxels.size} voxels are NaN or infinite; replace them, for background with 0")
+    brain = voxels > 0
+    n_brain = int(np.count_nonzero(brain))
+    if n_brain == 0:
+        raise CaseError(f"{where}: no voxel is above 0; this is not an MRI intensity image")
+    n_negative = int(np.count_nonzero(voxels < 0))
+    if n_negative > _NEGATIVE_SHARE * (n_brain + n_negative):
+        share = n_negative / (n_brain + n_negative)
+        raise CaseError(
+            f"{where}: {share:.0%} of its non-zero voxels are negative, as after z-scoring; the network's normalisation takes "
+            "all those as background: give the image as it was before, or add a constant to the brain and keep the background 0"
+        )
+    largest = voxels.max()
+    if not np.any(brain & (voxels != largest)):
+        raise CaseError(f"{where}: all its voxels above 0 are {largest:g}; this is a mask, not an MRI intensity image")
+
+
+def _looks_unstripped(brain: npt.NDArray[np.bool_], geometry: Geometry, litres_per_voxel: float) -> str | None:
+    n_brain = int(np.count_nonzero(brain))
+    litres = n_brain * litres_per_voxel
+    if litres > _LARGEST_BRAIN_LITRES:
+        return f"their non-zero voxels fill {litres:.1f} litres, more than any brain"
+    if n_brain > _FILLED_SHARE * brain.size:
+        return f"{n_brain / brain.size:.0%} of their voxels are not 0"
+    turned = geometry.turned(brain)
+    border = np.concatenate([turned[[0, -1]].ravel(), turned[:, [0, -1]].ravel()])
+    if border.mean() > _BORDER_SHARE:
+        return f"{border.mean():.0%} of the voxels on the sides of the volume are not 0"
+    return None

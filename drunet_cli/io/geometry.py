@@ -1,0 +1,240 @@
+"""From a volume as stored to the network's frame, and the exact way back.
+
+The network knows one geometry: voxel axes L, P, S, axial frames of 240 x 240 pixels of 1 mm. A volume in another orientation is
+turned (nothing is interpolated), one of another in-plane size is padded or cropped around the brain, one of another in-plane
+spacing is resampled. Along S the slices stay as they are. On the BraTS grid every step is the identity.
+
+Axis letters: I, J, K as stored; X, Y, Z the same voxels turned to L, P, S; a frame is [240, 240].
+"""
+
+import itertools
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+from nibabel.orientations import aff2axcodes, apply_orientation, axcodes2ornt, io_orientation, ornt_transform
+
+from drunet_cli.brats import N_CLASSES, ClassMap
+
+FRAME: Final = 240
+_NETWORK_AXES: Final = ("L", "P", "S")
+_SAME_SPACING_MM: Final = 1e-3
+# A field of view within half a pixel of the frame is the frame: 480 pixels of 0.5 mm stay where the BraTS grid has them.
+_SAME_EXTENT_MM: Final = 0.5
+
+FloatArray = npt.NDArray[np.floating[Any]]
+
+
+@dataclass(frozen=True)
+class AxisFit:
+    """How one in-plane axis lies on the frame.
+
+    size: voxels; spacing_mm: their size; start_mm: where the frame begins, from the outer edge of the axis' first voxel.
+    brain_mm: extent of the brain along this axis.
+    """
+
+    size: int
+    spacing_mm: float
+    start_mm: float
+    brain_mm: float
+
+    @property
+    def resampled(self) -> bool:
+        """Whether the axis has another spacing than the frame."""
+        return abs(self.spacing_mm - 1.0) >= _SAME_SPACING_MM
+
+    @property
+    def shift(self) -> int:
+        """First voxel that the frame shows, below 0 where it begins outside; for axes that are not resampled."""
+        return round(self.start_mm)
+
+    @property
+    def untouched(self) -> bool:
+        """Whether axis and frame are the same pixels."""
+        return not self.resampled and self.shift == 0 and self.size == FRAME
+
+    def to_frame(self) -> FloatArray:
+        """Weights [240, size] that interpolate voxels at the frame's pixels; 0 outside the volume."""
+        pixels = self.start_mm + np.arange(FRAME) + 0.5
+        voxels = (np.arange(self.size) + 0.5) * self.spacing_mm
+        return _weights(pixels, 1.0, voxels, self.spacing_mm)
+
+    def from_frame(self) -> FloatArray:
+        """Weights [size, 240] that interpolate the frame's pixels at the voxels; 0 outside the frame."""
+        pixels = self.start_mm + np.arange(FRAME) + 0.5
+        voxels = (np.arange(self.size) + 0.5) * self.spacing_mm
+        return _weights(voxels, self.spacing_mm, pixels, 1.0)
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """Where one case's voxels lie, and the two ways between its volumes and the network's frames.
+
+    shape: I, J, K. axcodes: where these point, such as LPS. orientation: nibabel's [3, 2] array that turns them into L, P, S.
+    """
+
+    shape: tuple[int, int, int]
+    axcodes: str
+    orientation: npt.NDArray[np.float64]
+    x: AxisFit
+    y: AxisFit
+    slice_spacing_mm: float
+
+    @property
+    def resampled(self) -> bool:
+        """Whether the frames are interpolated, so that class probabilities and not class indices must come back."""
+        return self.x.resampled or self.y.resampled
+
+    @property
+    def untouched(self) -> bool:
+        """Whether the frames are the volume's own pixels, neither shifted nor interpolated."""
+        return self.x.untouched and self.y.untouched
+
+    @property
+    def stored_axis_of_slices(self) -> int:
+        """Which of I, J, K is Z."""
+        return int(np.flatnonzero(self.orientation[:, 0] == 2)[0])
+
+    def frames(self, voxels: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """Turned voxels [X, Y, Z] as [240, 240, Z]: resampled (float64) if need be, else shifted; 0 where there is no volume.
+
+        Brain and background are not mixed: a pixel is the weighted mean of the voxels above 0 around it, or 0 where these have
+        less than half of the weight.
+        """
+        if not self.resampled:
+            return _shifted(voxels, (self.x.shift, self.y.shift), (FRAME, FRAME))
+        to_x, to_y = _Taps(self.x.to_frame()), _Taps(self.y.to_frame())
+        result = np.zeros((FRAME, FRAME, voxels.shape[2]))
+        for z in range(voxels.shape[2]):
+            plane = voxels[:, :, z].astype(np.float64)
+            brain = plane > 0
+            share = to_y.along_second(to_x.along_first(brain.astype(np.float64)))
+            inside = share >= 0.5
+            result[inside, z] = to_y.along_second(to_x.along_first(plane * brain))[inside] / share[inside]
+        return result
+
+    def classes(self, frames: ClassMap) -> ClassMap:
+        """Class indices of frames [N, 240, 240] at the volume's pixels [N, X, Y]; background outside the frame."""
+        planes = np.moveaxis(frames, 0, 2)
+        return np.moveaxis(_shifted(planes, (-self.x.shift, -self.y.shift), (self.x.size, self.y.size)), 2, 0)
+
+    def classes_of_probabilities(self, frames: npt.NDArray[np.float32]) -> ClassMap:
+        """Class probabilities of frames [N, 240, 240, 4], interpolated at the volume's pixels and then argmaxed: [N, X, Y]."""
+        from_x, from_y = _Taps(self.x.from_frame()), _Taps(self.y.from_frame())
+        result = np.empty((len(frames), self.x.size, self.y.size), dtype=np.uint8)
+        for n, frame in enumerate(frames):
+            classes = [from_y.along_second(from_x.along_first(frame[:, :, index])) for index in range(N_CLASSES)]
+            result[n] = np.argmax(classes, axis=0)  # outside the frame all are 0, of which the first is the background
+        return result
+
+    def turned(self, voxels: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """Voxels [I, J, K] as [X, Y, Z], a view."""
+        return np.asarray(apply_orientation(voxels, self.orientation))
+
+    def turned_back(self, voxels: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """Voxels [X, Y, Z] as [I, J, K]: the exact inverse of `turned`."""
+        back = np.empty_like(self.orientation)
+        for axis, (network_axis, flip) in enumerate(self.orientation):
+            back[int(network_axis)] = axis, flip
+        return np.asarray(apply_orientation(voxels, back))
+
+
+def orientation_to_network(affine: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """nibabel's orientation array [3, 2] that turns voxel axes I, J, K into L, P, S; an oblique affine goes to the nearest."""
+    return np.asarray(ornt_transform(io_orientation(affine), axcodes2ornt(_NETWORK_AXES)))
+
+
+def spacing_mm(affine: npt.NDArray[np.float64]) -> tuple[float, float, float]:
+    """Voxel size along the three voxel axes: the lengths of the affine's columns."""
+    i, j, k = np.linalg.norm(affine[:3, :3], axis=0)
+    return float(i), float(j), float(k)
+
+
+def farthest_corner_mm(affine: npt.NDArray[np.float64], other: npt.NDArray[np.float64], shape: tuple[int, ...]) -> float:
+    """The largest distance along R, A or S between where two affines place a corner of the same volume."""
+    corners = np.array([[*corner, 1] for corner in itertools.product(*((0, n - 1) for n in shape))])
+    return float(np.abs(corners @ (affine - other)[:3].T).max())
+
+
+def fit(brain: npt.NDArray[np.bool_], *, affine: npt.NDArray[np.float64]) -> Geometry:
+    """Lay the frame over a volume.
+
+    brain: [I, J, K], whatever is above 0 in any modality; not empty. affine: voxel indices to RAS millimetres.
+    An axis that fills the frame exactly stays untouched; any other is centred on the brain's box.
+    """
+    orientation = orientation_to_network(affine)
+    stored = np.argsort(orientation[:, 0])  # stored axis behind X, Y and Z
+    spacing = spacing_mm(affine)
+    lengths = [(brain.shape[axis], spacing[axis]) for axis in stored]
+    turned = np.asarray(apply_orientation(brain, orientation))
+    x, y = (
+        _axis_fit(np.asarray(turned.any(axis=(1 - axis, 2))), size, spacing) for axis, (size, spacing) in enumerate(lengths[:2])
+    )
+    i, j, k = brain.shape
+    return Geometry((i, j, k), "".join(aff2axcodes(affine)), orientation, x, y, lengths[2][1])
+
+
+def _axis_fit(brain: npt.NDArray[np.bool_], size: int, spacing: float) -> AxisFit:
+    """brain: [size], whether the brain reaches this plane."""
+    planes = np.flatnonzero(brain)
+    first, end = int(planes[0]), int(planes[-1]) + 1
+    resampled = abs(spacing - 1.0) >= _SAME_SPACING_MM
+    if abs(size * spacing - FRAME) < _SAME_EXTENT_MM:
+        start = (size * spacing - FRAME) / 2 if resampled else 0.0
+    elif resampled:
+        start = (first + end) / 2 * spacing - FRAME / 2
+    else:
+        start = float((first + end - FRAME) // 2)
+    return AxisFit(size, spacing, start, (end - first) * spacing)
+
+
+def _shifted(voxels: npt.NDArray[Any], shift: tuple[int, int], size: tuple[int, int]) -> npt.NDArray[Any]:
+    """The first two axes from index `shift` on (it may be below 0), `size` long; 0 where there is nothing."""
+    if shift == (0, 0) and voxels.shape[:2] == size:
+        return voxels
+    result = np.zeros((*size, voxels.shape[2]), dtype=voxels.dtype)
+    source, target = [], []
+    for begin, length, available in zip(shift, size, voxels.shape[:2], strict=True):
+        first, end = max(begin, 0), min(begin + length, available)
+        source.append(slice(first, max(first, end)))
+        target.append(slice(first - begin, max(first, end) - begin))
+    result[tuple(target)] = voxels[tuple(source)]
+    return result
+
+
+class _Taps:
+    """A matrix of weights [targets, sources] by the few of each row that are not 0.
+
+    As products of matrices these would have BLAS start threads of its own inside those that read the four modalities.
+    """
+
+    def __init__(self, weights: FloatArray) -> None:
+        n_taps = int(np.count_nonzero(weights, axis=1).max(initial=1))
+        self._sources = np.argsort(-weights, axis=1, kind="stable")[:, :n_taps]
+        self._weights = np.take_along_axis(weights, self._sources, axis=1)
+
+    def along_first(self, plane: FloatArray) -> FloatArray:
+        """[sources, M] to [targets, M]."""
+        taps = zip(self._weights.T, self._sources.T, strict=True)
+        return np.asarray(np.sum([weight[:, None] * plane[source] for weight, source in taps], axis=0))
+
+    def along_second(self, plane: FloatArray) -> FloatArray:
+        """[M, sources] to [M, targets]."""
+        return np.asarray(self.along_first(plane.T).T)
+
+
+def _weights(targets: FloatArray, target_size: float, sources: FloatArray, source_size: float) -> FloatArray:
+    """Weights [targets, sources]: the mean over what a coarser target covers, linear interpolation at a finer one.
+
+    All positions and sizes in mm, positions of centres. A row sums to 1 inside the sources' extent and is 0 outside it.
+    """
+    distance = np.abs(targets[:, None] - sources[None, :])
+    if target_size > source_size:
+        weights = np.clip((target_size + source_size) / 2 - distance, 0.0, source_size)  # overlap of the two intervals
+    else:
+        weights = np.clip(1.0 - distance / source_size, 0.0, None)
+    inside = (targets > sources[0] - source_size / 2) & (targets < sources[-1] + source_size / 2)
+    weights[~inside] = 0.0
+    sums = weights.sum(axis=1, keepdims=True)
+    return np.asarray(np.divide(weights, sums, out=weights, where=sums > 0))

@@ -1,0 +1,250 @@
+"""NIfTI files to arrays and label maps to NIfTI files: the only module that knows nibabel.
+
+Files are taken as hostile: every size is checked before memory is given, every byte of a compressed file is read so that its
+check sum is verified, and whatever is wrong ends in one CaseError that names the file.
+"""
+
+import gzip
+import hashlib
+import io
+import logging
+import math
+import stat
+import struct
+import zlib
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, Final, TypeAlias
+
+import nibabel as nib
+import numpy as np
+import numpy.typing as npt
+from nibabel.spatialimages import HeaderDataError
+
+from drunet_cli.brats import LabelMap
+from drunet_cli.errors import CaseError
+from drunet_cli.io.geometry import farthest_corner_mm, spacing_mm
+
+Header: TypeAlias = nib.Nifti1Header  # Nifti2Header derives from it
+
+# 512 x 512 x 512: twice as fine in every axis as the BraTS grid. Anything above is a damaged header or no brain MRI.
+_MAX_VOXELS: Final = 2**27
+_MAX_HEADER_BYTES: Final = 2**24  # room for extensions before the voxels
+_GZIP_SIGNATURE: Final = b"\x1f\x8b"
+_GZIP_LEVEL: Final = 6
+_CHUNK_BYTES: Final = 2**20
+_MOST_AXES: Final = 7
+_LAST_FORM_CODE: Final = 5  # of sform and qform: unknown, scanner, aligned, Talairach, MNI, other template
+_OF_THE_IMAGE_ALONE: Final = (
+    *("cal_min", "cal_max", "slice_start", "slice_end", "slice_code", "slice_duration", "toffset"),
+    *("intent_code", "intent_p1", "intent_p2", "intent_p3"),
+)
+_MAX_FIELD_OF_VIEW_MM: Final = 1000.0
+_SPACING_RANGE_MM: Final = (0.1, 20.0)
+
+# nibabel reports what it mends in a header; the user hears only of what cannot be mended, as a CaseError.
+_NIBABEL_REPORTS: Final = logging.getLogger(__name__)
+_NIBABEL_REPORTS.addHandler(logging.NullHandler())
+_NIBABEL_REPORTS.propagate = False
+_UNMENDABLE: Final = 40  # nibabel's severity from which it refuses a header itself
+
+
+@dataclass(frozen=True)
+class Volume:
+    """One image as stored: voxels [I, J, K] in the file's axis order and type, and where they lie.
+
+    affine: 4 x 4 float64, voxel indices to RAS millimetres (sform if its code is set, else qform, else the spacing alone).
+    sha256: of the file's bytes.
+    """
+
+    path: Path
+    voxels: npt.NDArray[Any]
+    affine: npt.NDArray[np.float64]
+    header: Header
+    sha256: str
+
+    @property
+    def spacing_mm(self) -> tuple[float, float, float]:
+        """Voxel size along I, J, K."""
+        return spacing_mm(self.affine)
+
+    @property
+    def forms_differ_mm(self) -> float:
+        """How far sform and qform place a corner of the volume apart; 0 where only one of them is set."""
+        if self.header["sform_code"] == 0 or self.header["qform_code"] == 0:
+            return 0.0
+        return farthest_corner_mm(self.affine, self.header.get_qform(), self.voxels.shape)
+
+    @property
+    def has_orientation(self) -> bool:
+        """Whether the header says how the voxels lie in the patient (sform or qform code above 0)."""
+        return bool(self.header["sform_code"] > 0 or self.header["qform_code"] > 0)
+
+
+def load_volume(path: Path) -> Volume:
+    """Read a 3D scalar NIfTI-1 or NIfTI-2 file, plain or gzip-compressed whatever its suffix, of either byte order.
+
+    A fourth axis of length 1 is dropped. scl_slope and scl_inter are applied where they change anything (float64 then).
+    Raises CaseError when the file is missing, unreadable, truncated, corrupt, not NIfTI, not 3D, or absurdly large.
+    """
+    try:
+        with np.errstate(all="ignore"):  # what overflows in a damaged header is found as not finite
+            return _load(path)
+    except (HeaderDataError, ValueError, OverflowError) as error:
+        raise _damaged(path, " ".join(str(error).split())) from error
+    except EOFError as error:
+        raise CaseError(f"{path}: is truncated: the compressed data end too early; copy or download it again") from error
+    except (zlib.error, gzip.BadGzipFile) as error:
+        raise CaseError(f"{path}: its compressed data are corrupt; copy or download it again") from error
+    except OSError as error:
+        raise CaseError(f"{path}: cannot be read: {error.strerror or error}") from error
+
+
+def encode_label_map(label_map: LabelMap, like: Volume, *, compress: bool) -> bytes:
+    """Labels [I, J, K] as a uint8 NIfTI file in the geometry of `like`: its sform, qform, codes, zooms and units, unscaled.
+
+    compress: as .nii.gz; equal labels give equal bytes. No text and no extension of `like` is taken over.
+    """
+    header = like.header.as_byteswapped("<") if like.header.endianness != "<" else like.header.copy()
+    header.set_data_dtype(np.uint8)
+    header["dim"] = [3, *label_map.shape, 1, 1, 1, 1]
+    header["vox_offset"] = header.single_vox_offset
+    header["scl_slope"], header["scl_inter"] = 1, 0
+    for field in _OF_THE_IMAGE_ALONE:
+        header[field] = 0
+    for field, (dtype, *_) in header.template_dtype.fields.items():
+        if dtype.kind == "S" and field != "magic":  # any of them may name the patient, db_name of old files above all
+            header[field] = b""
+    stream = io.BytesIO()
+    header.write_to(stream)
+    stream.write(b"\0" * (header.single_vox_offset - stream.tell()))  # four bytes: no extension follows
+    content = stream.getvalue() + label_map.tobytes(order="F")
+    return gzip.compress(content, _GZIP_LEVEL, mtime=0) if compress else content
+
+
+def _load(path: Path) -> Volume:
+    mode = path.stat().st_mode
+    if stat.S_ISDIR(mode):
+        raise CaseError(f"{path}: is a folder, not a NIfTI file")
+    if not stat.S_ISREG(mode):  # opening a named pipe, or reading a device, need never end
+        raise CaseError(f"{path}: is not a regular file but a pipe or device; write the image to a file first")
+    with path.open("rb") as file:
+        compressed = file.read(2) == _GZIP_SIGNATURE
+        file.seek(0)
+        with gzip.GzipFile(fileobj=file) if compressed else nullcontext(file) as stream:
+            header, shape, content = _read(stream, path)
+        file.seek(0)
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    affine = _affine(header, shape, path)
+    return Volume(path, _voxels(content, header, shape, path), affine, header, digest)
+
+
+def _read(stream: BinaryIO | gzip.GzipFile, path: Path) -> tuple[Header, tuple[int, int, int], bytearray]:
+    """Read as many bytes as the header promises, then to the end, which verifies a compressed stream's check sum."""
+    content = bytearray(stream.read(nib.Nifti2Header.sizeof_hdr))
+    header = _header(content, path)
+    shape = _shape(header, path)
+    n_bytes = _data_offset(header, path) + math.prod(shape) * header.get_data_dtype().itemsize
+    while len(content) < n_bytes:
+        chunk = stream.read(min(_CHUNK_BYTES, n_bytes - len(content)))
+        if not chunk:
+            raise CaseError(
+                f"{path}: is truncated: {len(content)} bytes where its header promises {n_bytes}; copy or download it again"
+            )
+        content += chunk
+    if stream.read(1):
+        raise _damaged(path, f"the file is longer than the {n_bytes} bytes that its header promises")
+    return header, shape, content
+
+
+def _header(content: bytearray, path: Path) -> Header:
+    if not content:
+        raise CaseError(f"{path}: is empty; copy or download it again")
+    for header_class, magic in ((nib.Nifti1Header, b"n+1\0"), (nib.Nifti2Header, b"n+2\0")):
+        size = header_class.sizeof_hdr
+        order = {struct.pack("<i", size): "<", struct.pack(">i", size): ">"}.get(bytes(content[:4]))
+        if order is None:
+            continue
+        if len(content) < size:
+            raise CaseError(f"{path}: is truncated: {len(content)} bytes are not even a header; copy or download it again")
+        start = header_class.template_dtype.fields["magic"][1]  # type: ignore[index]  # the dtype has fields
+        if bytes(content[start : start + 4]) == magic:
+            return _checked_header(header_class, bytes(content[:size]), order, path)
+        if bytes(content[start : start + 3]) in (b"ni1", b"ni2"):
+            raise CaseError(f"{path}: is the header of a .hdr/.img pair; convert the pair to one .nii file")
+    if content[:2] == _GZIP_SIGNATURE:
+        raise CaseError(f"{path}: is compressed twice; decompress it once")
+    if bytes(content[128:132]) == b"DICM":
+        raise CaseError(f"{path}: is a DICOM file; convert the series to NIfTI first, for example with dcm2niix")
+    raise CaseError(f"{path}: is not a NIfTI file; convert it to .nii or .nii.gz first")
+
+
+def _checked_header(header_class: type[Header], content: bytes, order: str, path: Path) -> Header:
+    header: Header = header_class(content, endianness=order, check=False)
+    for form in ("sform_code", "qform_code"):
+        if not 0 <= int(header[form]) <= _LAST_FORM_CODE:  # nibabel would take it for 0 and the orientation for unknown
+            raise _damaged(path, f"{form} {int(header[form])} is not defined")
+    if not 1 <= int(header["dim"][0]) <= _MOST_AXES:
+        raise _damaged(path, f"{int(header['dim'][0])} axes")
+    header.check_fix(_NIBABEL_REPORTS, _UNMENDABLE)
+    return header
+
+
+def _shape(header: Header, path: Path) -> tuple[int, int, int]:
+    """The three axes, checked before anything of their size is read."""
+    shape = tuple(int(n) for n in header.get_data_shape())
+    while len(shape) > 3 and shape[-1] == 1:
+        shape = shape[:-1]
+    size = " x ".join(map(str, shape))
+    if len(shape) != 3:
+        remedy = "; give one volume a file" if len(shape) > 3 else ""
+        raise CaseError(f"{path}: is {len(shape)}D ({size}), not 3D{remedy}")
+    if min(shape) < 1:
+        raise _damaged(path, f"it claims a size of {size} voxels")
+    if math.prod(shape) > _MAX_VOXELS:
+        raise _damaged(path, f"it claims {size} voxels, more than any brain MRI has")
+    if header.get_data_dtype().kind not in "iuf":
+        raise CaseError(f"{path}: holds {header.get_value_label('datatype')} voxels; one real number a voxel is needed")
+    return shape
+
+
+def _data_offset(header: Header, path: Path) -> int:
+    offset = int(header.get_data_offset())
+    if not header.single_vox_offset <= offset <= _MAX_HEADER_BYTES:
+        raise _damaged(path, f"it says that the voxels begin at byte {offset}")
+    return offset
+
+
+def _affine(header: Header, shape: tuple[int, int, int], path: Path) -> npt.NDArray[np.float64]:
+    affine = np.asarray(header.get_best_affine(), dtype=np.float64)
+    if not np.isfinite(header["pixdim"][1:4]).all() or not (header["qform_code"] == 0 or np.isfinite(header.get_qform()).all()):
+        # Not used where there is an sform, but the label map would inherit them, and other programs read the qform first.
+        raise _damaged(path, "its qform or its voxel sizes are not finite")
+    if not np.isfinite(affine).all():
+        raise _damaged(path, "its affine holds values that are not finite")
+    spacing = spacing_mm(affine)
+    sizes = " x ".join(f"{size:g}" for size in spacing)
+    smallest, largest = _SPACING_RANGE_MM
+    if not all(smallest <= size <= largest for size in spacing):
+        raise _damaged(path, f"voxels of {sizes} mm are impossible for brain MRI; it may not be in mm")
+    if any(n * size > _MAX_FIELD_OF_VIEW_MM for n, size in zip(shape, spacing, strict=True)):
+        raise CaseError(
+            f"{path}: {' x '.join(map(str, shape))} voxels of {sizes} mm are larger than any head; the header is damaged"
+        )
+    if abs(np.linalg.det(affine[:3, :3])) < 0.5 * math.prod(spacing):
+        raise CaseError(f"{path}: the axes of its affine are not perpendicular; resample it to a regular grid first")
+    return affine
+
+
+def _voxels(content: bytearray, header: Header, shape: tuple[int, int, int], path: Path) -> npt.NDArray[Any]:
+    dtype = header.get_data_dtype()
+    raw = np.frombuffer(content, dtype, count=math.prod(shape), offset=_data_offset(header, path)).reshape(shape, order="F")
+    slope, intercept = header.get_slope_inter()
+    if slope is None or (slope, intercept) == (1.0, 0.0):
+        return raw.astype(dtype.newbyteorder("="), order="K", copy=False)
+    return np.asarray(raw.astype(np.float64, order="K") * slope + intercept)
+
+
+def _damaged(path: Path, reason: str) -> CaseError:
+    return CaseError(f"{path}: its NIfTI header is damaged: {reason}; export the image again")
