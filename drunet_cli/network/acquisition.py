@@ -1,0 +1,201 @@
+"""Getting weights: from the cache, by a download into it, or from a file of the user's."""
+
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Final
+
+from drunet_cli.errors import OutputError, WeightsError
+from drunet_cli.io.atomic import remove_stale
+from drunet_cli.network.checkpoint import Checkpoint, Metadata, file_sha256, read_checkpoint, read_metadata, write_checkpoint
+from drunet_cli.network.download import fetch
+from drunet_cli.network.lock import exclusive
+from drunet_cli.network.registry import (
+    DEFAULT,
+    ENTRIES,
+    PAPER,
+    PUBLISHED_BN_EPSILON,
+    Entry,
+    by_hand,
+    cached_path,
+    check_available,
+    find_entry,
+    is_file_name,
+    source_url,
+)
+
+_HDF5_SIGNATURE: Final = b"\x89HDF\r\n\x1a\n"
+
+
+class Watcher:
+    """Told how a download goes; does nothing with it. The command line draws it in a class of its own."""
+
+    def announce_download(self, entry: Entry, url: str, cache: Path) -> None:
+        """A download is about to begin."""
+
+    def downloaded(self, n_bytes: int, n_total: int | None) -> None:
+        """So many bytes have arrived, of so many if that is known."""
+
+    def importing(self, path: Path) -> None:
+        """The file is complete and is now verified and converted."""
+
+    def waiting_for_other(self, name: str) -> None:
+        """Another process is fetching the same weights."""
+
+
+_UNWATCHED: Final = Watcher()
+
+
+def open_weights(weights: str, *, watcher: Watcher = _UNWATCHED) -> Checkpoint:
+    """Weights by name or file, from the cache where they are there, fetched into it where not. Raises WeightsError."""
+    check_available(weights)
+    if not is_file_name(weights):
+        return read_checkpoint(obtain(weights, watcher=watcher))
+    return read_source(Path(weights), name=Path(weights).stem, bn_epsilon=PUBLISHED_BN_EPSILON)
+
+
+def obtain(name: str, *, watcher: Watcher = _UNWATCHED) -> Path:
+    """The cached file of these weights, downloaded and imported first if it is not there.
+
+    One process downloads, others wait for it. Raises WeightsError, which names the URL, the file that was to be written, and
+    the command that imports a file fetched by hand.
+    """
+    target = cached_path(name)
+    if target.is_file():
+        return target
+    check_available(name)
+    entry = find_entry(name)
+    url = source_url(entry)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with exclusive(target.with_suffix(".lock"), on_wait=lambda: watcher.waiting_for_other(name)) as locked:
+            if not target.is_file():
+                _download(entry, url, target, watcher, locked=locked)
+    except (WeightsError, OutputError) as error:
+        raise WeightsError(f"{error}; {by_hand(entry)}") from error
+    except OSError as error:
+        reason = f"the cache cannot be written: {error.strerror or error} (DRUNET_CACHE_DIR names another)"
+        raise WeightsError(f"weights {name}: {reason}; {by_hand(entry)}") from error
+    return target
+
+
+def import_weights(
+    path: Path, *, name: str = DEFAULT, bn_epsilon: float = PUBLISHED_BN_EPSILON, overwrite: bool = False
+) -> Path:
+    """Verify a Keras .h5 or a drunet .safetensors file and put it into the cache under a name.
+
+    Raises WeightsError when the file is not this network's, is not what the registry expects under that name, or the cache
+    refuses; OutputError when the name is taken and `overwrite` is not set.
+    """
+    target = cached_path(name)
+    if target.exists() and not overwrite:
+        raise OutputError(f"{target}: weights {name} are in the cache already; give --overwrite to replace them")
+    if not path.is_file():
+        raise WeightsError(f"{path}: no such weights file")
+    checkpoint = read_source(path, name=name, bn_epsilon=bn_epsilon, entry=ENTRIES.get(name))
+    write_checkpoint(target, checkpoint.state, checkpoint.metadata, overwrite=overwrite)
+    return target
+
+
+def read_source(path: Path, *, name: str, bn_epsilon: float, entry: Entry | None = None, origin: str = "") -> Checkpoint:
+    """Read weights from a Keras HDF5 file, or from a drunet .safetensors file, which says of itself what it is.
+
+    The content decides which, not the suffix. bn_epsilon: for Keras files, which do not record it. entry: what the registry
+    expects. Raises WeightsError unless every tensor of the network is there once, of its shape, and finite.
+    """
+    with path.open("rb") as stream:
+        head = stream.read(9)
+    if head[8:] == b"{":  # safetensors: eight bytes of length, then JSON
+        checkpoint = _fitting(read_checkpoint(path))
+        checkpoint = replace(checkpoint, metadata=replace(checkpoint.metadata, name=name))
+    elif head[:8] == _HDF5_SIGNATURE:
+        checkpoint = _read_keras(path, name, bn_epsilon, entry, origin or path.name)
+    else:
+        raise WeightsError(f"{path}: is neither a Keras HDF5 nor a safetensors file")
+    source_sha256 = checkpoint.metadata.source_sha256 or checkpoint.sha256
+    if entry is not None and entry.source_sha256 not in (None, source_sha256):
+        raise WeightsError(f"{path}: has SHA-256 {source_sha256}, but {name} has {entry.source_sha256}; it is another file")
+    return checkpoint
+
+
+def metadata_of(weights: str) -> tuple[Path, Metadata]:
+    """File and metadata of weights by name or file; nothing is downloaded. Raises WeightsError."""
+    if is_file_name(weights):
+        check_available(weights)
+        return Path(weights), open_weights(weights).metadata
+    path = cached_path(weights)
+    if not path.is_file():
+        find_entry(weights)
+        raise WeightsError(f"weights {weights} are not in the cache ({path}); run: drunet weights download {weights}")
+    return path, read_metadata(path)
+
+
+def _read_keras(path: Path, name: str, bn_epsilon: float, entry: Entry | None, origin: str) -> Checkpoint:
+    from drunet_cli.network.keras_h5 import read_keras_h5  # torch
+
+    base_width, state = read_keras_h5(path)
+    sha256 = file_sha256(path)
+    metadata = Metadata(
+        name=name,
+        base_width=base_width,
+        bn_epsilon=bn_epsilon,
+        dropout=entry.dropout if entry else None,
+        origin=origin,
+        source_sha256=sha256,
+        licence=entry.licence if entry else "",
+        citation=entry.citation if entry else PAPER,
+    )
+    return Checkpoint(metadata=metadata, state=state, sha256=sha256)
+
+
+def _fitting(checkpoint: Checkpoint) -> Checkpoint:
+    from drunet_cli.network.engine_torch import build_model  # torch
+
+    build_model(checkpoint)
+    return checkpoint
+
+
+def _download(entry: Entry, url: str, target: Path, watcher: Watcher, *, locked: bool) -> None:
+    source = target.with_suffix(".h5")
+    watcher.announce_download(entry, url, target.parent)
+    with _part(source, locked=locked) as part:
+        resumed = part.exists()
+        fetch(url, part, on_progress=watcher.downloaded)
+        try:
+            _import_part(entry, part, url, target, watcher)
+        except WeightsError:
+            part.unlink()  # complete and wrong: nothing to resume
+            if not resumed:
+                raise
+            # What an earlier run had left was perhaps of another file.
+            fetch(url, part, on_progress=watcher.downloaded)
+            _import_part(entry, part, url, target, watcher)
+
+
+def _import_part(entry: Entry, part: Path, url: str, target: Path, watcher: Watcher) -> None:
+    watcher.importing(part)
+    checkpoint = read_source(part, name=entry.name, bn_epsilon=entry.bn_epsilon, entry=entry, origin=url)
+    write_checkpoint(target, checkpoint.state, checkpoint.metadata, overwrite=True)
+    part.unlink()
+
+
+@contextmanager
+def _part(source: Path, *, locked: bool) -> Iterator[Path]:
+    """The file that a download grows in.
+
+    Under the lock it bears the host's name and stays after a failure, to be resumed: some network file systems keep locks
+    within one host only. Without a lock it bears the process id too, and goes.
+    """
+    remove_stale(source)
+    host = socket.gethostname()
+    if locked:
+        yield source.with_name(f".{source.name}.{host}.part")
+        return
+    part = source.with_name(f".{source.name}.{host}.{os.getpid()}.tmp")
+    try:
+        yield part
+    finally:
+        part.unlink(missing_ok=True)

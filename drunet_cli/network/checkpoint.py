@@ -1,0 +1,120 @@
+"""drunet's own weights file: safetensors with the facts that the numbers alone do not tell. No torch.
+
+The tensors are those of DRUNet104's state dict, float32 or float16, without `num_batches_tracked`. The header's metadata hold
+one key, `drunet`: the JSON object of Metadata. One key, because safetensors writes several in no fixed order, and the same
+import is to give the same bytes everywhere.
+"""
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, Final, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+import safetensors
+import safetensors.numpy
+
+from drunet_cli.brats import CHANNELS
+from drunet_cli.errors import WeightsError
+from drunet_cli.io.atomic import written
+
+State: TypeAlias = dict[str, npt.NDArray[np.float32]]
+
+_METADATA_KEY: Final = "drunet"
+_FORMAT: Final = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Metadata:
+    """What belongs to a set of weights beside its numbers.
+
+    name: the registry's, or the file's stem. bn_epsilon: the batch-norm epsilon to run them with.
+    dropout: the rate they were trained with, None where it is not known.
+    origin: where the source file came from (URL or file name); source_sha256: of that file.
+    """
+
+    name: str
+    base_width: int
+    bn_epsilon: float
+    dropout: float | None = None
+    origin: str = ""
+    source_sha256: str = ""
+    licence: str = ""
+    citation: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """Weights in memory: the state dict's arrays, their metadata, and the SHA-256 of the file they were read from."""
+
+    metadata: Metadata
+    state: State
+    sha256: str
+
+
+def write_checkpoint(path: Path, state: State, metadata: Metadata, *, overwrite: bool) -> None:
+    """Write a checkpoint, complete or not at all. Raises OutputError."""
+    document = {"format": _FORMAT, "channels": list(CHANNELS), **asdict(metadata)}
+    content = safetensors.numpy.save(state, {_METADATA_KEY: json.dumps(document, sort_keys=True)})
+    with written(path, overwrite=overwrite) as stream:
+        stream.write(content)
+
+
+def read_checkpoint(path: Path) -> Checkpoint:
+    """Read a checkpoint whole; float16 comes back as float32.
+
+    Raises WeightsError when the file is damaged, is not drunet's, or holds values that are not finite.
+    """
+    metadata = read_metadata(path)
+    try:
+        with safetensors.safe_open(path, framework="numpy") as file:
+            state = {key: _float32(file.get_tensor(key), key, path) for key in file.keys()}  # noqa: SIM118  # not a dict
+    except (OSError, safetensors.SafetensorError) as error:
+        raise WeightsError(f"{path}: cannot be read: {error}") from error
+    return Checkpoint(metadata=metadata, state=state, sha256=file_sha256(path))
+
+
+def read_metadata(path: Path) -> Metadata:
+    """Read the metadata alone, which costs nothing. Raises WeightsError."""
+    try:
+        with safetensors.safe_open(path, framework="numpy") as file:
+            document = (file.metadata() or {}).get(_METADATA_KEY)
+    except FileNotFoundError as error:
+        raise WeightsError(f"{path}: no such weights file") from error
+    except (OSError, safetensors.SafetensorError) as error:
+        raise WeightsError(f"{path}: not a readable safetensors file: {error}") from error
+    if document is None:
+        raise WeightsError(
+            f"{path}: lacks drunet's metadata (base width, epsilon); give weights that drunet wrote, or a Keras .h5"
+        )
+    try:
+        return _metadata(json.loads(document))
+    except (ValueError, TypeError, KeyError) as error:
+        raise WeightsError(f"{path}: its drunet metadata cannot be understood: {error}") from error
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file's bytes, in hexadecimal."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _metadata(document: dict[str, Any]) -> Metadata:
+    if document["format"] != _FORMAT:
+        raise ValueError(f"format {document['format']}; this drunet reads format {_FORMAT}")
+    if document["channels"] != list(CHANNELS):
+        raise ValueError(f"channels {document['channels']}; this drunet feeds {list(CHANNELS)}")
+    metadata = Metadata(**{field.name: document[field.name] for field in fields(Metadata)})
+    if int(metadata.base_width) < 1 or not 0 < float(metadata.bn_epsilon) < 1:
+        raise ValueError(f"base width {metadata.base_width}, epsilon {metadata.bn_epsilon}")
+    return metadata
+
+
+def _float32(array: npt.NDArray[Any], key: str, path: Path) -> npt.NDArray[np.float32]:
+    if array.dtype not in (np.float32, np.float16):
+        raise WeightsError(f"{path}: tensor {key} is {array.dtype}; float32 or float16 is needed")
+    if not np.isfinite(array).all():
+        raise WeightsError(f"{path}: tensor {key} holds values that are not finite")
+    return array.astype(np.float32, copy=False)

@@ -1,0 +1,117 @@
+"""Named weights: where they come from, under which terms, and where the cache keeps them. No torch, no network.
+
+The cache holds `weights/NAME.safetensors`, put there by a rename of a complete and verified file: whoever finds that name may
+use it, without a lock, also where the cache is read-only.
+"""
+
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import platformdirs
+
+from drunet_cli.errors import WeightsError
+
+DEFAULT: Final = "brats2020"
+PAPER: Final = (
+    "Colman J, Zhang L, Duan W, Ye X. DR-Unet104 for Multimodal MRI Brain Tumor Segmentation. "
+    "BrainLes 2020, LNCS 12659, 2021. arXiv:2011.02840"
+)
+# The published inference code, evaluate.py, runs with Keras' default; train.py sets 1e-5.
+PUBLISHED_BN_EPSILON: Final = 1e-3
+SUFFIX: Final = ".safetensors"
+_FILE_SUFFIXES: Final = (".h5", ".hdf5", SUFFIX)
+_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """A set of weights that drunet knows how to fetch.
+
+    source_sha256: of the source file, None where its authors publish none. url_variable: environment variable of a mirror.
+    """
+
+    name: str
+    description: str
+    url: str
+    url_variable: str
+    megabytes: int
+    licence: str
+    citation: str
+    bn_epsilon: float
+    dropout: float | None
+    source_sha256: str | None
+
+
+ENTRIES: Final[Mapping[str, Entry]] = {
+    DEFAULT: Entry(
+        name=DEFAULT,
+        description="DR-Unet104 as published by its authors, trained on the BraTS 2020 training data",
+        url="https://drive.usercontent.google.com/download?id=1v8b5dPEa9nTVVkzjdjX6exZo4anlOhTH&export=download",
+        url_variable="DRUNET_WEIGHTS_URL",
+        megabytes=307,
+        licence="for your own research if you cite the paper (the authors' README)",
+        citation=PAPER,
+        bn_epsilon=PUBLISHED_BN_EPSILON,
+        dropout=0.5,
+        source_sha256=None,
+    )
+}
+
+
+def cache_folder() -> Path:
+    """Folder of the weights: below DRUNET_CACHE_DIR if set, else below the platform's cache folder."""
+    root = os.environ.get("DRUNET_CACHE_DIR") or platformdirs.user_cache_path("drunet")
+    return Path(root).expanduser().absolute() / "weights"
+
+
+def cached_path(name: str) -> Path:
+    """Where the weights of this name lie in the cache, be they there or not. Raises WeightsError for an illegal name."""
+    if not _NAME.fullmatch(name):
+        raise WeightsError(f"weights name {name!r}: use letters, digits, '.', '_' and '-'")
+    return cache_folder() / f"{name}{SUFFIX}"
+
+
+def cached_names() -> list[str]:
+    """Names of all weights in the cache, sorted."""
+    return sorted(path.name.removesuffix(SUFFIX) for path in cache_folder().glob(f"[!.]*{SUFFIX}"))
+
+
+def is_file_name(weights: str) -> bool:
+    """Whether `--weights` was given a file and not a name."""
+    return weights.lower().endswith(_FILE_SUFFIXES) or os.sep in weights
+
+
+def check_available(weights: str) -> None:
+    """Raise WeightsError for weights that cannot be had: an absent file, an unknown name, or a download while offline."""
+    if is_file_name(weights):
+        if not Path(weights).is_file():
+            raise WeightsError(f"{weights}: no such weights file")
+    elif not cached_path(weights).is_file():
+        entry = find_entry(weights)
+        if os.environ.get("DRUNET_OFFLINE", "").lower() in ("1", "true", "yes", "on"):
+            raise WeightsError(f"weights {weights} are not in the cache and DRUNET_OFFLINE is set; {by_hand(entry)}")
+
+
+def find_entry(name: str) -> Entry:
+    """The registry's entry of this name. Raises WeightsError that lists the names there are."""
+    if name not in ENTRIES:
+        known = ", ".join(sorted({*ENTRIES, *cached_names()}))
+        raise WeightsError(f"weights {name!r} are not known; known: {known}, or give a .h5 or .safetensors file")
+    return ENTRIES[name]
+
+
+def source_url(entry: Entry) -> str:
+    """Where the source file is fetched from: the mirror that the environment names, else the authors' link."""
+    return os.environ.get(entry.url_variable) or entry.url
+
+
+def by_hand(entry: Entry) -> str:
+    """What to do where a download is not possible, in words for the end of an error message."""
+    return (
+        f"{cached_path(entry.name)} was to be made from {source_url(entry)}: "
+        f"fetch that file by hand and run: drunet weights import FILE --name {entry.name}"
+    )

@@ -1,0 +1,319 @@
+"""Weights by name: fetched once, verified, kept, and never half there."""
+
+import errno
+import fcntl
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import h5py
+import numpy as np
+import pytest
+
+from drunet_cli.errors import OutputError, WeightsError
+from drunet_cli.network import acquisition, download, registry
+from drunet_cli.network.acquisition import import_weights, metadata_of, obtain, open_weights
+from drunet_cli.network.checkpoint import file_sha256, read_checkpoint
+from drunet_cli.network.registry import DEFAULT, ENTRIES, cache_folder, cached_path
+from tests.network.file_server import Answer, FileServer, serving
+from tests.support import GOLDEN_WEIGHTS
+
+CONTENT = GOLDEN_WEIGHTS.read_bytes()
+HTML = {"Content-Type": "text/html"}
+
+
+@pytest.fixture(autouse=True)
+def _no_delays(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(download, "time", SimpleNamespace(sleep=lambda _seconds: None))
+
+
+@pytest.fixture
+def mirror(monkeypatch: pytest.MonkeyPatch) -> Callable[[FileServer], None]:
+    return lambda server: monkeypatch.setenv("DRUNET_WEIGHTS_URL", server.url)
+
+
+def _files() -> list[str]:
+    return sorted(path.name for path in cache_folder().iterdir()) if cache_folder().is_dir() else []
+
+
+def _refusal() -> str:
+    with pytest.raises(WeightsError) as caught:
+        obtain(DEFAULT)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def _assert_golden(path: Path) -> None:
+    ours, keras = read_checkpoint(path), open_weights(str(GOLDEN_WEIGHTS))
+    assert all(np.array_equal(ours.state[key], keras.state[key]) for key in keras.state)
+    assert ours.metadata.source_sha256 == file_sha256(GOLDEN_WEIGHTS)
+
+
+def test_the_first_use_downloads_and_later_ones_need_no_network(mirror: Callable[[FileServer], None]) -> None:
+    with serving(CONTENT) as server:
+        mirror(server)
+        first = open_weights(DEFAULT)
+    assert len(server.requests) == 1
+    assert open_weights(DEFAULT).sha256 == first.sha256  # the server is gone
+    _assert_golden(cached_path(DEFAULT))
+    assert first.metadata.origin == server.url
+    assert first.metadata.bn_epsilon == 1e-3
+    assert first.metadata.dropout == 0.5
+    assert _files() == ["brats2020.lock", "brats2020.safetensors"]
+
+
+def test_a_mirror_may_be_a_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DRUNET_WEIGHTS_URL", GOLDEN_WEIGHTS.as_uri())
+    _assert_golden(obtain(DEFAULT))
+
+
+def test_a_mirror_may_hold_a_cached_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    shutil.copy(import_weights(GOLDEN_WEIGHTS, name="ours"), tmp_path / "mirrored")
+    monkeypatch.setenv("DRUNET_WEIGHTS_URL", (tmp_path / "mirrored").as_uri())
+    _assert_golden(obtain(DEFAULT))
+    assert read_checkpoint(cached_path(DEFAULT)).metadata.name == DEFAULT
+
+
+def test_a_download_that_is_cut_and_refused_meanwhile_is_resumed(mirror: Callable[[FileServer], None]) -> None:
+    with serving(CONTENT, Answer(cut_after=700_000), Answer(status=503), Answer(status=503)) as server:
+        mirror(server)
+        _assert_golden(obtain(DEFAULT))
+    assert server.ranges == [None, "bytes=700000-", "bytes=700000-", "bytes=700000-"]
+
+
+def test_what_a_failed_run_has_fetched_is_used_by_the_next(mirror: Callable[[FileServer], None]) -> None:
+    with serving(CONTENT, Answer(cut_after=500_000), default=Answer(status=404)) as server:
+        mirror(server)
+        assert "404" in _refusal()
+    assert any(name.endswith(".part") for name in _files())
+    with serving(CONTENT) as server:
+        mirror(server)
+        _assert_golden(obtain(DEFAULT))
+    assert server.ranges == ["bytes=500000-"]
+    assert _files() == ["brats2020.lock", "brats2020.safetensors"]
+
+
+def test_what_another_file_has_left_is_thrown_away_and_fetched_anew(mirror: Callable[[FileServer], None]) -> None:
+    with serving(b"\0" * len(CONTENT), Answer(cut_after=500_000), default=Answer(status=404)) as server:
+        mirror(server)
+        _refusal()
+    with serving(CONTENT) as server:
+        mirror(server)
+        _assert_golden(obtain(DEFAULT))
+    assert server.ranges == ["bytes=500000-", None]
+
+
+def _damaged(tmp_path: Path, damage: Callable[[h5py.File], object]) -> bytes:
+    path = tmp_path / "damaged.h5"
+    shutil.copy(GOLDEN_WEIGHTS, path)
+    with h5py.File(path, "r+") as file:
+        damage(file)
+    return path.read_bytes()
+
+
+def _put_nan(file: h5py.File) -> None:
+    file["output_layer/output_layer/bias:0"][1] = np.nan
+
+
+def _put_extra(file: h5py.File) -> None:
+    file["conv2d/conv2d/gamma:0"] = np.zeros(1, dtype=np.float32)
+
+
+def _drop_layer(file: h5py.File) -> None:
+    del file["conv2d_20"]
+
+
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [(_put_nan, "not finite"), (_put_extra, "left over"), (_drop_layer, "conv2d_20 is listed but missing")],
+)
+def test_a_file_of_another_network_is_refused_and_nothing_is_kept(
+    tmp_path: Path, mirror: Callable[[FileServer], None], damage: Callable[[h5py.File], object], reason: str
+) -> None:
+    with serving(_damaged(tmp_path, damage)) as server:
+        mirror(server)
+        message = _refusal()
+    assert reason in message
+    assert _files() == ["brats2020.lock"]
+
+
+@pytest.mark.parametrize(
+    ("content", "answer", "reason"),
+    [
+        (b"garbage" * 1000, Answer(), "neither a Keras HDF5 nor a safetensors file"),
+        (CONTENT[:100_000], Answer(), "not a readable Keras HDF5"),
+        (CONTENT, Answer(status=200, body=b"<html><title>Sign in</title></html>", headers=HTML), "web page"),
+        (CONTENT, Answer(status=200, body=b"<title>Google Drive - Quota exceeded</title>", headers=HTML), "quota"),
+        (CONTENT, Answer(headers={"Content-Length": str(len(CONTENT) + 5)}, ranges=False), "the connection was cut"),
+        (CONTENT, Answer(status=500), "500"),
+    ],
+)
+def test_every_failure_names_the_url_the_file_and_the_way_by_hand(
+    mirror: Callable[[FileServer], None], content: bytes, answer: Answer, reason: str
+) -> None:
+    with serving(content, default=answer) as server:
+        mirror(server)
+        message = _refusal()
+    assert reason in message
+    assert server.url in message
+    assert str(cached_path(DEFAULT)) in message
+    assert "drunet weights import FILE --name brats2020" in message
+    assert not cached_path(DEFAULT).exists()
+
+
+def test_offline_is_an_error_before_any_request(mirror: Callable[[FileServer], None], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DRUNET_OFFLINE", "1")
+    with serving(CONTENT) as server:
+        mirror(server)
+        assert "DRUNET_OFFLINE is set" in _refusal()
+    assert server.requests == []
+
+
+def test_a_known_checksum_must_match(monkeypatch: pytest.MonkeyPatch, mirror: Callable[[FileServer], None]) -> None:
+    entry = replace(ENTRIES[DEFAULT], source_sha256="0" * 64)
+    monkeypatch.setattr(registry, "ENTRIES", {DEFAULT: entry})
+    monkeypatch.setattr(acquisition, "ENTRIES", {DEFAULT: entry})
+    with serving(CONTENT) as server:
+        mirror(server)
+        assert "it is another file" in _refusal()
+        with pytest.raises(WeightsError, match="it is another file"):
+            import_weights(GOLDEN_WEIGHTS)
+    assert not cached_path(DEFAULT).exists()
+
+
+def test_a_file_system_without_locks_still_ends_in_whole_weights(
+    monkeypatch: pytest.MonkeyPatch, mirror: Callable[[FileServer], None]
+) -> None:
+    def no_locks(_descriptor: int, _operation: int) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    with serving(CONTENT, Answer(cut_after=100_000)) as server:
+        mirror(server)
+        _assert_golden(obtain(DEFAULT))
+    assert _files() == ["brats2020.lock", "brats2020.safetensors"]
+
+
+def test_a_cache_that_cannot_be_written_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("DRUNET_CACHE_DIR", str(tmp_path / "file"))
+    monkeypatch.setenv("DRUNET_WEIGHTS_URL", GOLDEN_WEIGHTS.as_uri())
+    message = _refusal()
+    assert "the cache cannot be written: Not a directory" in message
+    assert "DRUNET_CACHE_DIR" in message
+
+
+def test_an_unknown_name_lists_the_known_ones() -> None:
+    import_weights(GOLDEN_WEIGHTS, name="ours")
+    with pytest.raises(WeightsError, match="weights 'their' are not known; known: brats2020, ours"):
+        obtain("their")
+
+
+@pytest.mark.parametrize("name", ["", "../x", "a b", ".hidden", "a\nb"])
+def test_a_name_that_is_no_file_name_is_refused(name: str) -> None:
+    with pytest.raises(WeightsError, match="use letters"):
+        obtain(name)
+
+
+def test_an_imported_file_is_found_by_its_name() -> None:
+    path = import_weights(GOLDEN_WEIGHTS, name="ours", bn_epsilon=1e-5)
+    assert open_weights("ours").metadata.bn_epsilon == 1e-5
+    assert metadata_of("ours")[0] == path == cached_path("ours")
+    assert registry.cached_names() == ["ours"]
+
+
+def test_a_name_that_is_taken_is_kept_unless_told_otherwise() -> None:
+    import_weights(GOLDEN_WEIGHTS, name="ours", bn_epsilon=1e-5)
+    with pytest.raises(OutputError, match="--overwrite"):
+        import_weights(GOLDEN_WEIGHTS, name="ours", bn_epsilon=1e-3)
+    assert metadata_of("ours")[1].bn_epsilon == 1e-5
+    import_weights(GOLDEN_WEIGHTS, name="ours", bn_epsilon=1e-3, overwrite=True)
+    assert metadata_of("ours")[1].bn_epsilon == 1e-3
+
+
+def test_the_same_import_gives_the_same_bytes() -> None:
+    one, other = (import_weights(GOLDEN_WEIGHTS, name=name) for name in ("one", "other"))
+    assert read_checkpoint(one).metadata == replace(read_checkpoint(other).metadata, name="one")
+    again = file_sha256(one)
+    assert file_sha256(import_weights(GOLDEN_WEIGHTS, name="one", overwrite=True)) == again
+
+
+_DOWNLOAD = [sys.executable, "-m", "drunet_cli", "weights", "download"]
+
+
+def test_ten_processes_at_once_on_an_empty_cache_all_succeed_with_one_download(mirror: Callable[[FileServer], None]) -> None:
+    with serving(CONTENT, default=Answer(pause_s=0.02)) as server:
+        mirror(server)
+        processes = [subprocess.Popen(_DOWNLOAD, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(10)]
+        results = [(*process.communicate(timeout=120), process.returncode) for process in processes]
+    assert [code for _, _, code in results] == [0] * 10, [errors for _, errors, _ in results]
+    assert {output for output, _, _ in results} == {f"{cached_path(DEFAULT)}\n"}
+    assert len(server.requests) == 1
+    assert any("Another process is downloading" in errors for _, errors, _ in results)
+    _assert_golden(cached_path(DEFAULT))
+    assert _files() == ["brats2020.lock", "brats2020.safetensors"]
+
+
+def test_a_killed_downloader_gives_way_and_its_bytes_are_used(mirror: Callable[[FileServer], None]) -> None:
+    with serving(CONTENT, Answer(pause_s=0.2)) as server:
+        mirror(server)
+        killed = subprocess.Popen(_DOWNLOAD, stderr=subprocess.DEVNULL)
+        waiting = None
+        try:
+            _wait_until(lambda: any(path.stat().st_size > 100_000 for path in cache_folder().glob(".*.part")))
+            waiting = subprocess.Popen(_DOWNLOAD, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+            assert waiting.stderr is not None
+            assert "waiting" in waiting.stderr.readline()
+            killed.send_signal(signal.SIGKILL)
+            killed.wait(timeout=30)
+            output, _ = waiting.communicate(timeout=60)
+        finally:
+            killed.kill()
+            killed.wait(timeout=30)
+            if waiting is not None:
+                waiting.kill()
+                waiting.wait(timeout=30)
+    assert output == f"{cached_path(DEFAULT)}\n"
+    assert server.ranges[0] is None
+    assert server.ranges[1] is not None
+    assert int(server.ranges[1].removeprefix("bytes=").removesuffix("-")) > 100_000
+    _assert_golden(cached_path(DEFAULT))
+
+
+def _wait_until(condition: Callable[[], bool], timeout_s: float = 60) -> None:
+    end = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+def test_weights_in_a_cache_that_is_read_only_are_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DRUNET_CACHE_DIR", str(tmp_path / "cache"))
+    import_weights(GOLDEN_WEIGHTS)
+    for folder in (tmp_path / "cache" / "weights", tmp_path / "cache"):
+        folder.chmod(0o555)
+    opened: list[str] = []
+
+    def watch(event: str, arguments: tuple[object, ...]) -> None:
+        # A read-only folder does not stop root, so what is opened for writing is counted instead.
+        if (
+            event == "open"
+            and str(arguments[0]).startswith(str(tmp_path))
+            and int(str(arguments[2])) & (os.O_WRONLY | os.O_RDWR)
+        ):
+            opened.append(str(arguments[0]))
+
+    sys.addaudithook(watch)
+    try:
+        assert open_weights(DEFAULT).metadata.name == DEFAULT
+    finally:
+        for folder in (tmp_path / "cache", tmp_path / "cache" / "weights"):
+            folder.chmod(0o755)
+    assert opened == []
