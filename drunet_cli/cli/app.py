@@ -1,0 +1,123 @@
+"""The application and its one boundary: whatever happens below ends here in an exit code."""
+
+import errno
+import os
+import signal
+import sys
+import traceback
+from types import FrameType
+from typing import Annotated, Final, NoReturn
+
+import typer
+
+import drunet_cli
+from drunet_cli.cli import segment, weights
+from drunet_cli.errors import DeviceError, DrunetError, MisuseError, OutputError, Terminated
+
+EXIT_FAULT: Final = 70
+EXIT_INTERRUPTED: Final = 128 + signal.SIGINT
+EXIT_TERMINATED: Final = 128 + signal.SIGTERM
+# Of writing to a stream: files are written through io/atomic, which has an error of its own.
+_STREAM_ERRORS: Final = (errno.EPIPE, errno.ENOSPC, errno.EIO, errno.EBADF)
+
+app = typer.Typer(
+    name="drunet",
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+)
+app.command()(segment.segment)
+app.add_typer(weights.app, name="weights")
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"drunet {drunet_cli.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def drunet(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version and exit.", callback=_print_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Brain tumour segmentation in MRI with DR-Unet104 (Colman et al. 2020).
+
+    Research software for pre-operative glioma. Not a medical device.
+    """
+
+
+def main(arguments: list[str]) -> int:
+    """Run one command line; return its exit code, as the README documents them."""
+    _open_closed_streams()
+    signal.signal(signal.SIGTERM, _terminate)
+    if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # as __main__ leaves it
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    code = _run(arguments)
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        return _report_lost_stdout(error) if code == 0 else code
+    return code
+
+
+def _open_closed_streams() -> None:
+    """Give a stream that the shell has closed to the null device: else the next file that opens gets its descriptor."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115, PTH123  # stays open
+
+
+def _run(arguments: list[str]) -> int:
+    try:
+        return int(app(arguments, prog_name="drunet", standalone_mode=False) or 0)
+    except DrunetError as error:
+        return _report(error)
+    except typer.TyperException as error:
+        return _report_misuse(error)
+    except MemoryError:
+        return _report(DeviceError("this machine's memory does not suffice"))
+    except (KeyboardInterrupt, typer.Abort):
+        return EXIT_INTERRUPTED
+    except Terminated:
+        return EXIT_TERMINATED
+    except SystemExit as error:  # Typer and rich make this of a closed pipe
+        if isinstance(error.__context__, BrokenPipeError):
+            return _report_lost_stdout(error.__context__)
+        raise
+    except Exception as error:  # noqa: BLE001  # a fault of drunet: shown whole, and told apart by its exit code
+        if isinstance(error, OSError) and error.filename is None and error.errno in _STREAM_ERRORS:
+            return _report_lost_stdout(error)
+        traceback.print_exc()
+        sys.stderr.write("\nThis is a fault of drunet, not yours. Please report it with the lines above.\n")
+        return EXIT_FAULT
+
+
+def _report_lost_stdout(error: OSError) -> int:
+    """A reader who has gone needs no report, and the files are written; any other reason loses a result."""
+    from drunet_cli.cli.console import give_up_stdout
+
+    give_up_stdout()
+    if isinstance(error, BrokenPipeError):
+        return 0
+    return _report(OutputError(f"stdout: cannot be written: {error.strerror}"))
+
+
+def _report(error: DrunetError) -> int:
+    from drunet_cli.cli.console import report
+
+    report(error)
+    return error.exit_code
+
+
+def _report_misuse(error: typer.TyperException) -> int:
+    if type(error).__name__ == "NoArgsIsHelpError":  # its message is the help, printed already
+        return error.exit_code
+    context = getattr(error, "ctx", None)
+    command = context.command_path if context is not None else "drunet"
+    return _report(MisuseError(f"{error.format_message()} Try: {command} --help"))
+
+
+def _terminate(_signal: int, _frame: FrameType | None) -> NoReturn:
+    raise Terminated

@@ -1,0 +1,136 @@
+"""`drunet segment`."""
+
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from drunet_cli.brats import Labels, Modality
+from drunet_cli.cli import options
+from drunet_cli.errors import MisuseError
+from drunet_cli.network.engine import Precision
+from drunet_cli.network.registry import DEFAULT
+
+
+def segment(
+    *,
+    t1: Annotated[Path | None, options.modality("T1")] = None,
+    t1ce: Annotated[Path | None, options.modality("T1 with contrast agent (T1ce, T1Gd)")] = None,
+    t2: Annotated[Path | None, options.modality("T2")] = None,
+    flair: Annotated[Path | None, options.modality("T2-FLAIR")] = None,
+    case: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="Name of the case.",
+            show_default="what the four file names share",
+            rich_help_panel=options.IMAGES,
+        ),
+    ] = None,
+    output: Annotated[
+        Path,
+        typer.Option(
+            "-o",
+            metavar="OUT",
+            help="Label map to write, .nii.gz or .nii; anything else is a folder that gets {case}.nii.gz.",
+            show_default=False,
+            rich_help_panel=options.OUTPUT,
+        ),
+    ],
+    labels: Annotated[
+        Labels,
+        typer.Option(help="Label value of enhancing tumour: brats2020 is 4, brats2023 is 3.", rich_help_panel=options.OUTPUT),
+    ] = Labels.BRATS2020,
+    overwrite: options.Overwrite = False,
+    no_sidecar: Annotated[
+        bool,
+        typer.Option("--no-sidecar", help="Do not write the .json beside the label map.", rich_help_panel=options.OUTPUT),
+    ] = False,
+    json: options.Json = False,
+    quiet: options.Quiet = False,
+    weights: options.Weights = DEFAULT,
+    device: options.Device = "auto",
+    precision: Annotated[
+        Precision,
+        typer.Option(
+            metavar="auto|float32|bfloat16|float16",
+            help="Arithmetic; auto is float32, which gives the published labels.",
+            rich_help_panel=options.NETWORK,
+        ),
+    ] = Precision.AUTO,
+    batch_size: options.BatchSize = None,
+    threads: options.Threads = None,
+) -> None:
+    """Segment a brain tumour: four MRI files of one patient in, a 3D label map out.
+
+    The images must be skull-stripped and on one grid, in any orientation.
+    Label values: 1 necrotic and non-enhancing core, 2 oedema, 4 enhancing tumour.
+    The label map has the geometry of FLAIR; its path is printed on stdout.
+
+    drunet segment --t1 a_t1.nii.gz --t1ce a_t1ce.nii.gz --t2 a_t2.nii.gz
+    --flair a_flair.nii.gz -o a_seg.nii.gz
+    """
+    begin = time.perf_counter()
+    given = {Modality.FLAIR: flair, Modality.T1CE: t1ce, Modality.T1: t1, Modality.T2: t2}
+    images = {modality: path for modality, path in given.items() if path is not None}
+    if len(images) < len(given):
+        missing = ", ".join(f"--{modality}" for modality in given if modality not in images)
+        raise MisuseError(f"missing {missing}: a case needs all four of --t1 --t1ce --t2 --flair")
+    if case is not None and (not case.strip(". ") or "/" in case):
+        raise MisuseError(f"--case {case!r}: a case's name is part of a file name")
+
+    from drunet_cli.cli.console import DownloadWatcher, Screen, result, result_json
+    from drunet_cli.host import granted_cpus
+    from drunet_cli.io.case import case_of
+    from drunet_cli.network.acquisition import open_weights
+    from drunet_cli.network.registry import check_available
+    from drunet_cli.segmentation import pipeline
+
+    screen = Screen(quiet=quiet)
+    # Cheap checks first: nothing is read, and nothing imported that takes time, for a run that cannot end well.
+    patient = case_of(images, name=case)
+    target = pipeline.Target(
+        label_map=_label_map(output, patient.name), labels=labels, sidecar=not no_sidecar, overwrite=overwrite
+    )
+    target.check(images)
+    check_available(weights)
+    prepared = pipeline.prepare(patient)
+    for warning in prepared.warnings:
+        screen.warning(warning.message)
+
+    from drunet_cli.network.engine_torch import TorchEngine, resolve_device  # torch: seconds
+
+    where = resolve_device(device)
+    with DownloadWatcher(screen).shown() as watcher:
+        checkpoint = open_weights(weights, watcher=watcher)
+    engine = TorchEngine(
+        checkpoint,
+        device=where,
+        precision=precision,
+        batch_size=batch_size,
+        threads=threads or granted_cpus(),
+        on_halved=lambda size: screen.warning(f"memory on {where} did not suffice: now {size} slices at once"),
+    )
+    with screen.slice_bar(patient.name) as on_progress:
+        document = pipeline.segment(prepared, engine, checkpoint, target, on_progress=on_progress)
+    for message in [w["message"] for w in document["warnings"][len(prepared.warnings) :]]:
+        screen.warning(message)
+    screen.note(_summary(document, time.perf_counter() - begin))
+    if json:
+        result_json(document)
+    else:
+        result(str(target.label_map))
+
+
+def _label_map(output: Path, case: str) -> Path:
+    if output.name.lower().endswith((".nii.gz", ".nii")):
+        return output
+    if output.suffix.lower() in (".gz", ".mgz", ".mha", ".mhd", ".nrrd", ".img", ".hdr", ".png", ".json", ".h5"):
+        raise MisuseError(f"-o {output}: drunet writes .nii.gz or .nii; without such an ending OUT is a folder")
+    return output / f"{case}.nii.gz"
+
+
+def _summary(document: dict[str, Any], seconds: float) -> str:
+    volumes = ", ".join(f"{region} {document['volumes_ml'][region]:.1f} mL" for region in ("WT", "TC", "ET"))
+    return f"{document['case']}: {volumes} ({seconds:.1f} s on {document['device']})"

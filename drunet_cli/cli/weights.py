@@ -1,0 +1,106 @@
+"""`drunet weights`: the cache of trained weights."""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from drunet_cli.cli import options
+from drunet_cli.errors import MisuseError
+from drunet_cli.network.registry import DEFAULT, ENTRIES, PUBLISHED_BN_EPSILON, cached_names, cached_path
+
+app = typer.Typer(no_args_is_help=True, help="Fetch, import and describe trained weights.")
+
+_Name = Annotated[str, typer.Argument(metavar="[NAME]", help="Name of the weights.")]
+
+
+@app.command("list")
+def list_weights(json: options.Json = False) -> None:
+    """List the weights that drunet knows and those in the cache."""
+    from drunet_cli.cli.console import Screen, result_json, weights_table
+
+    cached = cached_names()
+    names = [*ENTRIES, *(name for name in cached if name not in ENTRIES)]
+    rows = [
+        {
+            "name": name,
+            "cached": name in cached,
+            "path": str(cached_path(name)),
+            "description": ENTRIES[name].description if name in ENTRIES else "imported",
+            "licence": ENTRIES[name].licence if name in ENTRIES else None,
+        }
+        for name in names
+    ]
+    if json:
+        for row in rows:
+            result_json(row)
+    else:
+        Screen().table(weights_table(rows))
+
+
+@app.command()
+def download(name: _Name = DEFAULT, quiet: options.Quiet = False) -> None:
+    """Download weights into the cache, if they are not there, and print their path."""
+    from drunet_cli.cli.console import DownloadWatcher, Screen, result
+    from drunet_cli.network.acquisition import obtain
+
+    with DownloadWatcher(Screen(quiet=quiet)).shown() as watcher:
+        path = obtain(name, watcher=watcher)
+    result(str(path))
+
+
+@app.command()
+def path(name: _Name = DEFAULT) -> None:
+    """Print the cached file of weights; exit 4 if they are not in the cache."""
+    from drunet_cli.cli.console import result
+    from drunet_cli.network.acquisition import metadata_of
+
+    result(str(metadata_of(str(name))[0]))
+
+
+@app.command()
+def info(
+    weights: Annotated[str, typer.Argument(metavar="[NAME_OR_FILE]", help="Weights by name, or a file.")] = DEFAULT,
+    json: options.Json = False,
+) -> None:
+    """Describe weights: base width, epsilon, origin, SHA-256, licence."""
+    from drunet_cli.cli.console import Screen, fields_table, result_json
+    from drunet_cli.network.acquisition import metadata_of
+    from drunet_cli.network.checkpoint import file_sha256
+
+    file, metadata = metadata_of(weights)
+    document = {"path": str(file), "sha256": file_sha256(file), **asdict(metadata)}
+    if json:
+        result_json(document)
+    else:
+        Screen().table(fields_table(document))
+
+
+@app.command("import")
+def import_file(
+    file: Annotated[
+        Path, typer.Argument(metavar="FILE", help="Keras .h5 (save_weights) or drunet .safetensors.", show_default=False)
+    ],
+    name: Annotated[str, typer.Option(metavar="NAME", help="Name to give them in the cache.")] = DEFAULT,
+    epsilon: Annotated[
+        float,
+        typer.Option(metavar="E", help="Batch-norm epsilon to run a Keras file with; the file does not say."),
+    ] = PUBLISHED_BN_EPSILON,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace weights of that name.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="No notes; errors stay.")] = False,
+) -> None:
+    """Verify a weights file, put it into the cache, and print the path there.
+
+    For machines without internet: fetch the file elsewhere, copy it, import it.
+    """
+    if not 0 < epsilon < 1:
+        raise MisuseError(f"--epsilon {epsilon:g}: must lie between 0 and 1")
+    from drunet_cli.cli.console import Screen, result
+    from drunet_cli.network.acquisition import import_weights
+    from drunet_cli.network.checkpoint import read_metadata
+
+    cached = import_weights(file, name=name, bn_epsilon=epsilon, overwrite=overwrite)
+    metadata = read_metadata(cached)
+    Screen(quiet=quiet).note(f"Imported as {name}: base width {metadata.base_width}, epsilon {metadata.bn_epsilon:g}")
+    result(str(cached))

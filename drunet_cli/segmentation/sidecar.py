@@ -1,0 +1,110 @@
+"""What is kept of a run beside its label map: volumes, warnings, and where everything came from.
+
+One JSON object a case, the same that `--json` prints. Keys are stable within a schema version; new ones may be added.
+"""
+
+import json
+import platform
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import nibabel as nib
+import numpy as np
+
+import drunet_cli
+from drunet_cli.brats import REGIONS, TUMOUR_CLASSES, ClassMap, Labels, Modality, label_value
+from drunet_cli.io.atomic import written
+from drunet_cli.io.case import stem
+from drunet_cli.io.checks import CaseWarning
+from drunet_cli.io.geometry import Geometry
+from drunet_cli.io.nifti import Volume
+from drunet_cli.network.checkpoint import Checkpoint
+
+SCHEMA: Final = "drunet.segmentation/1"
+
+
+def sidecar_path(label_map: Path) -> Path:
+    """Beside the label map, by its stem: seg.nii.gz has seg.json."""
+    return label_map.with_name(f"{stem(label_map)}.json")
+
+
+def voxel_counts(class_map: ClassMap) -> dict[str, int]:
+    """Voxels of every tumour class and region, by name; ET is both."""
+    by_class = np.bincount(class_map.ravel(), minlength=len(TUMOUR_CLASSES) + 1)
+    counts = {tumour_class.name: int(by_class[tumour_class]) for tumour_class in TUMOUR_CLASSES}
+    return counts | {region: sum(int(by_class[index]) for index in classes) for region, classes in REGIONS.items()}
+
+
+def volumes_ml(counts: Mapping[str, int], millilitres_per_voxel: float) -> dict[str, float]:
+    """The same in mL, rounded to a cubic millimetre."""
+    return {name: round(count * millilitres_per_voxel, 3) for name, count in counts.items()}
+
+
+def describe_weights(checkpoint: Checkpoint) -> dict[str, Any]:
+    """sha256 is that of the file that was opened, source_sha256 that of the authors' file it was made from."""
+    metadata = checkpoint.metadata
+    return {
+        "name": metadata.name,
+        "sha256": checkpoint.sha256,
+        "source_sha256": metadata.source_sha256 or None,
+        "origin": metadata.origin or None,
+        "base_width": metadata.base_width,
+        "bn_epsilon": metadata.bn_epsilon,
+    }
+
+
+def describe_inputs(volumes: Mapping[Modality, Volume]) -> dict[str, dict[str, str]]:
+    """Path and SHA-256 of every input file."""
+    return {modality: {"path": str(volume.path), "sha256": volume.sha256} for modality, volume in volumes.items()}
+
+
+def describe_geometry(geometry: Geometry) -> dict[str, Any]:
+    """How the case lay and what was done to it; `frame` is untouched, shifted (padded or cropped) or resampled."""
+    frame = "resampled" if geometry.resampled else "untouched" if geometry.untouched else "shifted"
+    return {
+        "shape": list(geometry.shape),
+        "axes": geometry.axcodes,
+        "frame": frame,
+        "frame_start_mm": [geometry.x.start_mm, geometry.y.start_mm],
+        "in_plane_spacing_mm": [round(geometry.x.spacing_mm, 6), round(geometry.y.spacing_mm, 6)],
+        "slice_spacing_mm": round(geometry.slice_spacing_mm, 6),
+    }
+
+
+def describe_labels(labels: Labels) -> dict[str, Any]:
+    """Which label value stands for which class in the file."""
+    return {"convention": labels, "values": {index.name: label_value(index, labels) for index in TUMOUR_CLASSES}}
+
+
+def describe_warnings(warnings: list[CaseWarning]) -> list[dict[str, str]]:
+    """Code and text of each."""
+    return [{"code": warning.code, "message": warning.message} for warning in warnings]
+
+
+def versions() -> dict[str, str]:
+    """Of whatever may change a voxel."""
+    import torch
+
+    return {
+        "drunet": drunet_cli.__version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "nibabel": nib.__version__,
+    }
+
+
+def write_sidecar(path: Path, document: Mapping[str, Any], *, overwrite: bool) -> None:
+    """Write the object, indented for people. Raises OutputError."""
+    with written(path, overwrite=overwrite) as stream:
+        stream.write(json.dumps(document, indent=2).encode() + b"\n")
+
+
+def is_sidecar(path: Path) -> bool:
+    """Whether a file is one that drunet wrote beside a label map."""
+    try:
+        document = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return False
+    return isinstance(document, dict) and str(document.get("schema", "")).startswith("drunet.segmentation/")

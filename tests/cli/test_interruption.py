@@ -1,0 +1,466 @@
+"""Runs that are killed, interrupted, or lose a stream: what stands under the final name is complete, and nothing else stays."""
+
+import json
+import os
+import pty
+import re
+import signal
+import stat
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from drunet_cli.brats import Modality
+from tests.support import GOLDEN_IMAGES, GOLDEN_WEIGHTS, Drunet, image_options
+
+SETTINGS: Final = ("--weights", str(GOLDEN_WEIGHTS), "--device", "cpu", "--threads", "1")
+SEGMENT: Final = ("segment", *image_options(), *SETTINGS)
+OUTPUTS: Final = ["seg.json", "seg.nii.gz"]
+N_MOMENTS: Final = 20  # issue 2
+STRETCH: Final = 6  # the golden case's five slices so many times, so that most of a run is the network's
+
+# Runs drunet, and sends it a signal when Python first reports an event (see sys.audit) that is about a certain thing.
+STRIKE: Final = """
+import os, runpy, sys
+number, wanted, about = int(sys.argv[1]), sys.argv[2], sys.argv[3]
+del sys.argv[1:4]
+strikes = [number]
+def strike(event, arguments):
+    if event == wanted and about in str(arguments[0]) and strikes:
+        os.kill(os.getpid(), strikes.pop())
+sys.addaudithook(strike)
+runpy.run_module("drunet_cli", run_name="__main__", alter_sys=True)
+"""
+# Runs drunet where no file may grow beyond 16 KiB, which a sidecar is below and a label map above: the system kills it there.
+OVERGROW: Final = """
+import resource, runpy, signal
+signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
+resource.setrlimit(resource.RLIMIT_FSIZE, (2**14, 2**14))
+runpy.run_module("drunet_cli", run_name="__main__", alter_sys=True)
+"""
+# Every step of writing, in their order: what Python is about to do, and with which temporary.
+STEPS: Final = [(event, f".seg.{kind}.") for kind in ("json", "nii.gz") for event in ("open", "os.link", "os.remove")]
+every_step = pytest.mark.parametrize(("event", "temporary"), STEPS, ids=lambda word: word.strip("."))
+both_signals = pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)], ids=["SIGINT", "SIGTERM"]
+)
+
+
+@dataclass(frozen=True)
+class WholeRun:
+    """A run that nobody disturbs: how long it takes and what it writes."""
+
+    seconds: float
+    label_map: bytes
+
+
+@pytest.fixture(scope="module")
+def golden_run(tmp_path_factory: pytest.TempPathFactory) -> WholeRun:
+    return whole_run(SEGMENT, tmp_path_factory.mktemp("golden"))
+
+
+@pytest.fixture(scope="module")
+def long_case(tmp_path_factory: pytest.TempPathFactory) -> dict[Modality, Path]:
+    folder = tmp_path_factory.mktemp("long")
+    images = {}
+    for modality, path in GOLDEN_IMAGES.items():
+        image = nib.Nifti1Image.from_filename(path)
+        voxels = np.tile(np.asanyarray(image.dataobj), (1, 1, STRETCH))
+        images[modality] = folder / path.name
+        nib.save(nib.Nifti1Image(voxels, image.affine, image.header), images[modality])
+    return images
+
+
+@pytest.fixture(scope="module")
+def long_run(long_case: dict[Modality, Path], tmp_path_factory: pytest.TempPathFactory) -> WholeRun:
+    return whole_run(("segment", *image_options(long_case), *SETTINGS), tmp_path_factory.mktemp("long_run"))
+
+
+def whole_run(arguments: tuple[str, ...], folder: Path) -> WholeRun:
+    begin = time.monotonic()
+    with started(*arguments, "-o", "seg.nii.gz", folder=folder) as process:
+        assert process.wait(timeout=240) == 0, process.communicate()
+    return WholeRun(time.monotonic() - begin, (folder / "seg.nii.gz").read_bytes())
+
+
+@contextmanager
+def started(
+    *arguments: str, folder: Path, program: tuple[str, ...] = ("-m", "drunet_cli")
+) -> Iterator["subprocess.Popen[str]"]:
+    """drunet as a process of its own in a folder."""
+    command = [sys.executable, *program, *arguments]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=folder) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def struck(number: int, event: str, about: str, *arguments: str, folder: Path) -> "subprocess.CompletedProcess[str]":
+    """Run drunet with one signal at one event."""
+    command = [sys.executable, "-c", STRIKE, str(int(number)), event, about, *arguments]
+    return subprocess.run(command, capture_output=True, text=True, cwd=folder, timeout=120, check=False)
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def assert_complete_or_absent(folder: Path, whole: WholeRun) -> None:
+    label_map, sidecar = folder / "seg.nii.gz", folder / "seg.json"
+    assert not label_map.exists() or label_map.read_bytes() == whole.label_map
+    assert not sidecar.exists() or json.loads(sidecar.read_bytes())["output"]
+
+
+def assert_next_run_cleans_up(drunet: Drunet, folder: Path, whole: WholeRun) -> None:
+    again = ("--overwrite",) if (folder / "seg.nii.gz").exists() else ()
+    done = drunet(*SEGMENT, "-o", "seg.nii.gz", *again)
+    assert (done.returncode, names(folder)) == (0, OUTPUTS), done.stderr
+    assert (folder / "seg.nii.gz").read_bytes() == whole.label_map
+
+
+# Killed
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("moment", range(1, N_MOMENTS + 1))
+def test_killed_run_leaves_a_complete_label_map_or_none_and_the_next_cleans_up(
+    moment: int, golden_run: WholeRun, drunet: Drunet, tmp_path: Path
+) -> None:
+    with started(*SEGMENT, "-o", "seg.nii.gz", folder=tmp_path) as process:
+        time.sleep(moment / N_MOMENTS * golden_run.seconds)
+        process.kill()
+    assert_complete_or_absent(tmp_path, golden_run)
+    assert_next_run_cleans_up(drunet, tmp_path, golden_run)
+
+
+@pytest.mark.slow
+@every_step
+def test_run_killed_while_it_writes_leaves_a_complete_label_map_or_none_and_the_next_cleans_up(
+    event: str, temporary: str, golden_run: WholeRun, drunet: Drunet, tmp_path: Path
+) -> None:
+    done = struck(signal.SIGKILL, event, temporary, *SEGMENT, "-o", "seg.nii.gz", folder=tmp_path)
+    assert done.returncode == -signal.SIGKILL
+    assert_complete_or_absent(tmp_path, golden_run)
+    assert_next_run_cleans_up(drunet, tmp_path, golden_run)
+
+
+@pytest.mark.slow
+def test_run_killed_in_the_middle_of_the_label_map_leaves_none_and_the_next_cleans_up(
+    golden_run: WholeRun, drunet: Drunet, tmp_path: Path
+) -> None:
+    with started(*SEGMENT, "-o", "seg.nii.gz", folder=tmp_path, program=("-c", OVERGROW)) as process:
+        assert process.wait(timeout=120) == -signal.SIGXFSZ
+    assert not (tmp_path / "seg.nii.gz").exists()
+    assert_next_run_cleans_up(drunet, tmp_path, golden_run)
+
+
+@pytest.mark.slow
+def test_killed_run_keeps_the_label_map_that_it_was_to_replace(tmp_path: Path) -> None:
+    (tmp_path / "seg.nii.gz").write_bytes(b"an earlier label map")
+    options = ("-o", "seg.nii.gz", "--overwrite")
+    done = struck(signal.SIGKILL, "os.rename", ".seg.nii.gz.", *SEGMENT, *options, folder=tmp_path)
+    assert done.returncode == -signal.SIGKILL
+    assert (tmp_path / "seg.nii.gz").read_bytes() == b"an earlier label map"
+
+
+# Interrupted
+
+
+@pytest.mark.slow
+@both_signals
+@pytest.mark.parametrize("share", [0.3, 0.4, 0.5, 0.6, 0.7])
+def test_signal_ends_the_run_with_its_code_and_without_files_or_traceback(
+    share: float, number: int, code: int, long_case: dict[Modality, Path], long_run: WholeRun, tmp_path: Path
+) -> None:
+    with started("segment", *image_options(long_case), *SETTINGS, "-o", "out/seg.nii.gz", folder=tmp_path) as process:
+        time.sleep(share * long_run.seconds)
+        process.send_signal(number)
+        stdout, stderr = process.communicate(timeout=60)
+    assert (process.returncode, stdout, stderr) == (code, "", "")
+    assert not list(tmp_path.rglob("*.*"))
+
+
+@both_signals
+@pytest.mark.parametrize(
+    "module",
+    ["drunet_cli.cli.app", "typer", "drunet_cli.cli.console", "rich.progress", "numpy", "nibabel", "torch", "torch.nn", "h5py"],
+)
+def test_signal_while_a_module_is_imported_ends_the_run_without_traceback(
+    module: str, number: int, code: int, tmp_path: Path
+) -> None:
+    done = struck(number, "import", module, *SEGMENT, "-o", "seg.nii.gz", folder=tmp_path)
+    # Before drunet has the word, the signal itself ends the process: to a shell that is the same code.
+    assert done.returncode in (code, -number)
+    assert (done.stdout, done.stderr, names(tmp_path)) == ("", "", [])
+
+
+@pytest.mark.slow
+@both_signals
+@every_step
+def test_signal_while_the_outputs_are_written_leaves_all_of_them_or_none(
+    event: str, temporary: str, number: int, code: int, golden_run: WholeRun, tmp_path: Path
+) -> None:
+    done = struck(number, event, temporary, *SEGMENT, "-o", "seg.nii.gz", folder=tmp_path)
+    assert "Traceback" not in done.stderr
+    assert (done.returncode, names(tmp_path)) in [(code, []), (code, OUTPUTS), (0, OUTPUTS)]
+    assert_complete_or_absent(tmp_path, golden_run)
+
+
+# Streams
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("redirection", ["| true", ">&-", ">/dev/full", "<&-", "2>&-", "2>/dev/full", "<&- >&- 2>&-"])
+def test_lost_stream_does_not_lose_the_label_map(redirection: str, golden_run: WholeRun, tmp_path: Path) -> None:
+    done = in_shell(*SEGMENT, "-o", "seg.nii.gz", redirection=redirection, folder=tmp_path)
+    assert "Traceback" not in done.stderr
+    assert names(tmp_path) == OUTPUTS
+    assert (tmp_path / "seg.nii.gz").read_bytes() == golden_run.label_map
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("redirection", ["2>&1 | true", "2>&-", "2>/dev/full"])
+def test_warning_that_nobody_reads_does_not_stop_the_run(redirection: str, tmp_path: Path) -> None:
+    done = in_shell(*warned(tmp_path / "case"), "-o", "out/seg.nii.gz", redirection=redirection, folder=tmp_path)
+    assert [path.name for path in sorted(tmp_path.glob("out/*"))] == OUTPUTS, done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("redirection", ["| true", "2>&-", "2>&1 | true"])
+def test_run_whose_reader_has_gone_still_succeeds(redirection: str, tmp_path: Path) -> None:
+    done = in_shell(*warned(tmp_path / "case"), "-o", "out/seg.nii.gz", redirection=redirection, folder=tmp_path)
+    assert done.returncode == 0
+
+
+@pytest.mark.parametrize("command", ["--help", "--version", "weights list", "weights list --json"])
+def test_answer_whose_reader_has_gone_is_no_failure(command: str, tmp_path: Path) -> None:
+    assert in_shell(*command.split(), redirection="| true", folder=tmp_path).returncode == 0
+
+
+@pytest.mark.parametrize("command", ["--help", "--version", "weights list", "weights list --json"])
+def test_answer_that_cannot_be_written_is_one_error_line_and_exit_6(command: str, tmp_path: Path) -> None:
+    done = in_shell(*command.split(), redirection=">/dev/full", folder=tmp_path)
+    assert done.returncode == 6
+    assert re.fullmatch(r"Error: .+No space left on device.*\n", done.stderr)
+
+
+@pytest.mark.parametrize("redirection", ["| true", "| head -1", ">&-", ">/dev/full", "<&-", "2>&-", "2>/dev/full"])
+@pytest.mark.parametrize("command", ["--help", "--version", "weights list", "weights list --json", "weights path", "segment"])
+def test_lost_stream_is_no_traceback(command: str, redirection: str, tmp_path: Path) -> None:
+    done = in_shell(*command.split(), redirection=redirection, folder=tmp_path)
+    assert "Traceback" not in done.stderr
+    assert done.returncode != 70
+
+
+@pytest.mark.parametrize("redirection", ["2>&1 | true", "2>&-", "2>/dev/full"])
+def test_error_that_nobody_reads_keeps_its_code(redirection: str, tmp_path: Path) -> None:
+    assert in_shell("segment", redirection=redirection, folder=tmp_path).returncode == 2
+
+
+def in_shell(*arguments: str, redirection: str, folder: Path) -> "subprocess.CompletedProcess[str]":
+    """drunet in a shell line; its code, not that of what it is piped into."""
+    line = f'set -o pipefail; "$@" {redirection}'
+    command = ["bash", "-c", line, "bash", sys.executable, "-m", "drunet_cli", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, cwd=folder, timeout=120, check=False)
+
+
+def warned(folder: Path) -> tuple[str, ...]:
+    """The golden case with slices 3 mm apart, of which drunet warns before the work."""
+    folder.mkdir()
+    images = {}
+    for modality, path in GOLDEN_IMAGES.items():
+        image = nib.Nifti1Image.from_filename(path)
+        affine = image.affine @ np.diag([1, 1, 3, 1])
+        images[modality] = folder / path.name
+        nib.save(nib.Nifti1Image(np.asanyarray(image.dataobj), affine), images[modality])
+    return ("segment", *image_options(images), *SETTINGS)
+
+
+# Terminals
+
+CONTROL: Final = re.compile(r"\x1b\[[?\d;]*[A-Za-z]")
+COLOUR: Final = re.compile(r"\x1b\[(?:\d+;)*(?:[34][0-8]|9[0-7]|10[0-7])(?:;\d+)*m")
+
+
+@dataclass(frozen=True)
+class Terminal:
+    """What a run has written to its terminal."""
+
+    code: int
+    written: str
+
+    @property
+    def screen(self) -> str:
+        """What a person sees in the end: of the control sequences, lines erased and the cursor moved up."""
+        lines, row, column = [""], 0, 0
+        for token in re.findall(rf"{CONTROL.pattern}|[\r\n]|[^\x1b\r\n]+", self.written):
+            if token == "\n":
+                row += 1
+                lines += [""] * (row + 1 - len(lines))
+            elif token == "\r":
+                column = 0
+            elif token == "\x1b[2K":
+                lines[row] = ""
+            elif moved := re.fullmatch(r"\x1b\[(\d+)A", token):
+                row -= int(moved[1])
+            elif not token.startswith("\x1b"):
+                lines[row] = lines[row][:column].ljust(column) + token + lines[row][column + len(token) :]
+                column += len(token)
+        return "\n".join(lines).strip()
+
+
+def on_terminal(*arguments: str, folder: Path, environment: Mapping[str, str] | None = None) -> Terminal:
+    ours, theirs = pty.openpty()
+    variables = {**os.environ, "TERM": "xterm-256color", "COLUMNS": "120", **(environment or {})}
+    command = [sys.executable, "-m", "drunet_cli", *arguments]
+    with subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs, cwd=folder, env=variables) as process:
+        os.close(theirs)
+        written = b""
+        while chunk := _read(ours):
+            written += chunk
+    os.close(ours)
+    return Terminal(process.returncode, written.decode())
+
+
+def _read(descriptor: int) -> bytes:
+    try:
+        return os.read(descriptor, 2**16)
+    except OSError:  # so Linux tells the end of a terminal
+        return b""
+
+
+@pytest.mark.slow
+def test_bar_appears_on_a_terminal_and_vanishes(tmp_path: Path) -> None:
+    terminal = on_terminal(*SEGMENT, "-o", "seg.nii.gz", folder=tmp_path)
+    assert terminal.code == 0
+    assert re.search(r"golden.+ \d/5 slices", CONTROL.sub("", terminal.written))
+    assert re.fullmatch(r"golden: WT .+\nseg\.nii\.gz", terminal.screen)
+
+
+@pytest.mark.slow
+def test_quiet_run_draws_nothing_on_a_terminal(tmp_path: Path) -> None:
+    terminal = on_terminal(*SEGMENT, "-o", "seg.nii.gz", "--quiet", folder=tmp_path)
+    assert (terminal.code, terminal.written) == (0, "seg.nii.gz\r\n")
+
+
+def test_errors_are_coloured_on_a_terminal(tmp_path: Path) -> None:
+    assert COLOUR.search(on_terminal("segment", folder=tmp_path).written)
+
+
+@pytest.mark.parametrize("command", ["segment", "--help", "weights list"])
+def test_no_color_turns_colours_off_on_a_terminal(command: str, tmp_path: Path) -> None:
+    assert not COLOUR.search(on_terminal(*command.split(), folder=tmp_path, environment={"NO_COLOR": "1"}).written)
+
+
+@pytest.mark.slow
+def test_no_color_turns_the_colours_of_the_bar_off(tmp_path: Path) -> None:
+    terminal = on_terminal(*SEGMENT, "-o", "seg.nii.gz", folder=tmp_path, environment={"NO_COLOR": "1"})
+    assert "slices" in terminal.written
+    assert not COLOUR.search(terminal.written)
+
+
+@pytest.mark.parametrize("command", ["segment", "--help", "weights list", "weights path"])
+def test_no_escape_sequence_goes_to_what_is_no_terminal(command: str, drunet: Drunet) -> None:
+    done = drunet(*command.split())
+    assert "\x1b" not in done.stdout + done.stderr
+
+
+@pytest.mark.slow
+def test_run_without_a_terminal_writes_warnings_and_one_line_and_no_bar(drunet: Drunet, tmp_path: Path) -> None:
+    done = drunet(*warned(tmp_path / "case"), "-o", "seg.nii.gz")
+    assert done.stdout == "seg.nii.gz\n"
+    assert re.fullmatch(r"Warning: slices are 3 mm apart.+\ngolden: WT .+\n", done.stderr)
+
+
+# Outputs
+
+
+def test_existing_output_is_refused_and_stays(drunet: Drunet, tmp_path: Path) -> None:
+    (tmp_path / "seg.nii.gz").write_bytes(b"an earlier label map")
+    done = drunet(*SEGMENT, "-o", "seg.nii.gz")
+    assert (done.returncode, names(tmp_path)) == (6, ["seg.nii.gz"])
+    assert done.stderr == "Error: seg.nii.gz: exists already; give --overwrite to replace it\n"
+
+
+def test_existing_sidecar_that_is_not_of_drunet_is_refused_and_stays(drunet: Drunet, tmp_path: Path) -> None:
+    (tmp_path / "seg.json").write_text("{}")
+    done = drunet(*SEGMENT, "-o", "seg.nii.gz")
+    assert (done.returncode, names(tmp_path)) == (6, ["seg.json"])
+    assert (tmp_path / "seg.json").read_text() == "{}"
+
+
+@pytest.mark.slow
+def test_label_map_for_which_there_is_no_room_is_one_error_line_and_no_files(tmp_path: Path) -> None:
+    ignored = OVERGROW.replace("SIG_DFL", "SIG_IGN")  # as Python itself does; the write then fails, as on a full disk
+    with started(*SEGMENT, "-o", "out/seg.nii.gz", folder=tmp_path, program=("-c", ignored)) as process:
+        stdout, stderr = process.communicate(timeout=120)
+    assert (process.returncode, stdout, stderr) == (6, "", "Error: out/seg.nii.gz: cannot be written: File too large\n")
+    assert not list(tmp_path.rglob("*.*"))
+
+
+@pytest.mark.slow
+def test_overwrite_replaces_both_outputs(golden_run: WholeRun, drunet: Drunet, tmp_path: Path) -> None:
+    for name in OUTPUTS:
+        (tmp_path / name).write_text("earlier")
+    done = drunet(*SEGMENT, "-o", "seg.nii.gz", "--overwrite")
+    assert (done.returncode, names(tmp_path)) == (0, OUTPUTS)
+    assert_complete_or_absent(tmp_path, golden_run)
+
+
+@pytest.mark.parametrize("kind", ["the same path", "a hard link", "a symbolic link"])
+def test_output_that_is_an_input_is_refused_even_to_overwrite(kind: str, drunet: Drunet, tmp_path: Path) -> None:
+    content = GOLDEN_IMAGES[Modality.T1].read_bytes()
+    image, output = tmp_path / "golden_t1.nii.gz", tmp_path / "seg.nii.gz"
+    image.write_bytes(content)
+    match kind:
+        case "the same path":
+            output = image
+        case "a hard link":
+            output.hardlink_to(image)
+        case "a symbolic link":
+            output.symlink_to(image)
+    options = image_options({**GOLDEN_IMAGES, Modality.T1: image})
+    done = drunet("segment", *options, *SETTINGS, "-o", output, "--overwrite")
+    assert (done.returncode, image.read_bytes()) == (6, content)
+    assert "is one of the inputs" in done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("umask", "mode"), [(0o077, 0o600), (0o022, 0o644)], ids=["077", "022"])
+def test_permissions_follow_the_umask(umask: int, mode: int, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "drunet_cli", *SEGMENT, "-o", "seg.nii.gz"]
+    subprocess.run(command, cwd=tmp_path, umask=umask, check=True, capture_output=True)
+    assert {stat.S_IMODE((tmp_path / name).stat().st_mode) for name in OUTPUTS} == {mode}
+
+
+@pytest.mark.slow
+def test_folder_as_output_is_made_with_its_parents_and_gets_the_case_by_name(drunet: Drunet, tmp_path: Path) -> None:
+    done = drunet(*SEGMENT, "-o", "results/today")
+    assert done.stdout == "results/today/golden.nii.gz\n"
+    assert names(tmp_path / "results" / "today") == ["golden.json", "golden.nii.gz"]
+
+
+@pytest.mark.slow
+def test_uncompressed_output_holds_the_same_labels(golden_run: WholeRun, drunet: Drunet, tmp_path: Path) -> None:
+    assert drunet(*SEGMENT, "-o", "new/seg.nii").returncode == 0
+    (tmp_path / "seg.nii.gz").write_bytes(golden_run.label_map)
+    plain, compressed = (
+        np.asanyarray(nib.Nifti1Image.from_filename(tmp_path / name).dataobj) for name in ("new/seg.nii", "seg.nii.gz")
+    )
+    assert np.array_equal(plain, compressed)
+
+
+@pytest.mark.parametrize("name", ["seg.mgz", "seg.nrrd", "seg.gz", "seg.png", "seg.JSON"])
+def test_output_of_another_format_is_refused(name: str, drunet: Drunet, tmp_path: Path) -> None:
+    done = drunet(*SEGMENT, "-o", name)
+    assert (done.returncode, names(tmp_path)) == (2, [])

@@ -1,0 +1,251 @@
+"""`drunet segment` from files to files."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from drunet_cli.brats import CHANNELS, Modality
+from drunet_cli.cli.app import main
+from drunet_cli.network.acquisition import import_weights
+from drunet_cli.network.checkpoint import file_sha256
+from tests.support import GOLDEN, GOLDEN_IMAGES, GOLDEN_LABELS, GOLDEN_WEIGHTS, Drunet, image_options, open_image
+
+WEIGHTS = ["--weights", str(GOLDEN_WEIGHTS)]
+
+
+@pytest.fixture(autouse=True)
+def _in_tmp_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def _labels(path: Path | str) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
+    return np.asarray(open_image(path).dataobj)
+
+
+def _reoriented(folder: Path, axcodes: str) -> dict[Modality, Path]:
+    """The golden case, stored along other axes."""
+    images = {}
+    for modality, path in GOLDEN_IMAGES.items():
+        image = open_image(path)
+        turn = nib.orientations.ornt_transform(
+            nib.orientations.io_orientation(image.affine), nib.orientations.axcodes2ornt(axcodes)
+        )
+        images[modality] = folder / f"turned_{modality}.nii.gz"
+        image.as_reoriented(turn).to_filename(images[modality])
+    return images
+
+
+def test_labels_equal_those_of_the_published_scripts(drunet: Drunet, tmp_path: Path) -> None:
+    result = drunet("segment", *image_options(), *WEIGHTS, "-o", "seg.nii.gz")
+    assert (result.returncode, result.stdout) == (0, "seg.nii.gz\n"), result.stderr
+    ours, published = _labels(tmp_path / "seg.nii.gz"), _labels(GOLDEN_LABELS)
+    # Where Keras' two best logits differ by less than 1e-3, float32 rounding may decide; the file has logits of one slice.
+    keras = np.load(GOLDEN / "logits.npz")
+    best = np.sort(keras["logits"][0], axis=-1)
+    unclear = best[..., -1] - best[..., -2] < 1e-3
+    z = int(keras["slice_index"])
+    assert np.array_equal(ours[..., z][~unclear], published[..., z][~unclear])
+    assert (ours != published).sum() <= 5 * unclear.sum()
+
+
+@pytest.mark.parametrize("axcodes", ["RAS", "LPS", "SAL", "PIR"])
+def test_labels_are_the_same_however_the_images_are_stored(axcodes: str, tmp_path: Path) -> None:
+    images = _reoriented(tmp_path, axcodes)
+    assert main(["segment", *image_options(images), *WEIGHTS, "-o", "seg.nii.gz", "--quiet"]) == 0
+    label_map = open_image("seg.nii.gz")
+    assert nib.aff2axcodes(label_map.affine) == tuple(axcodes)
+    back = nib.as_closest_canonical(label_map)
+    published = nib.as_closest_canonical(open_image(GOLDEN_LABELS))
+    assert np.array_equal(np.asarray(back.dataobj), np.asarray(published.dataobj))
+    np.testing.assert_array_equal(back.affine, published.affine)
+
+
+def test_the_label_map_is_uint8_in_the_geometry_of_flair(tmp_path: Path) -> None:
+    main(["segment", *image_options(), *WEIGHTS, "-o", "seg.nii"])
+    label_map, flair = open_image("seg.nii"), open_image(GOLDEN_IMAGES[Modality.FLAIR])
+    assert label_map.get_data_dtype() == np.uint8
+    assert label_map.shape == flair.shape
+    assert set(np.unique(np.asarray(label_map.dataobj))) <= {0, 1, 2, 4}
+    for field in ("sform_code", "qform_code", "srow_x", "srow_y", "srow_z", "pixdim", "xyzt_units", "qoffset_y", "quatern_d"):
+        np.testing.assert_array_equal(label_map.header[field], flair.header[field], err_msg=field)
+
+
+def test_equal_input_gives_equal_bytes() -> None:
+    for name in ("one.nii.gz", "other.nii.gz"):
+        assert main(["segment", *image_options(), *WEIGHTS, "-o", name, "--threads", "1"]) == 0
+    assert Path("one.nii.gz").read_bytes() == Path("other.nii.gz").read_bytes()
+
+
+def test_brats2023_labels_give_enhancing_tumour_3() -> None:
+    main(["segment", *image_options(), *WEIGHTS, "-o", "a.nii.gz"])
+    main(["segment", *image_options(), *WEIGHTS, "-o", "b.nii.gz", "--labels", "brats2023"])
+    older, newer = _labels("a.nii.gz"), _labels("b.nii.gz")
+    assert np.array_equal(np.where(older == 4, 3, older), newer)
+
+
+def test_json_and_sidecar_hold_the_same_complete_object(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["segment", *image_options(), *WEIGHTS, "-o", "out/seg.nii.gz", "--json"]) == 0
+    line = capsys.readouterr().out
+    assert line.count("\n") == 1
+    document = json.loads(line)
+    assert document == json.loads(Path("out/seg.json").read_text())
+    labels = _labels("out/seg.nii.gz")
+    expected = {"NCR": labels == 1, "ED": labels == 2, "ET": labels == 4, "WT": labels > 0, "TC": (labels == 1) | (labels == 4)}
+    assert document["voxels"] == {name: int(where.sum()) for name, where in expected.items()}
+    assert document["volumes_ml"] == {name: count / 1000 for name, count in document["voxels"].items()}  # 1 mm3 voxels
+    assert document["weights"]["sha256"] == file_sha256(GOLDEN_WEIGHTS)
+    assert {modality: entry["sha256"] for modality, entry in document["inputs"].items()} == {
+        modality: file_sha256(GOLDEN_IMAGES[modality]) for modality in CHANNELS
+    }
+    assert document["case"] == "golden"
+    assert document["device"] == "cpu"
+    assert document["geometry"]["frame"] == "untouched"
+    assert document["versions"].keys() == {"drunet", "python", "torch", "numpy", "nibabel"}
+    assert document["warnings"] == []
+
+
+def test_a_folder_as_output_gets_a_file_named_after_the_case(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["segment", *image_options(), *WEIGHTS, "-o", "results", "--no-sidecar"]) == 0
+    assert main(["segment", *image_options(), *WEIGHTS, "-o", "results", "--no-sidecar", "--case", "P 01"]) == 0
+    assert capsys.readouterr().out == "results/golden.nii.gz\nresults/P 01.nii.gz\n"
+    assert sorted(path.name for path in Path("results").iterdir()) == ["P 01.nii.gz", "golden.nii.gz"]
+
+
+def test_weights_from_the_cache_give_the_labels_of_their_file() -> None:
+    import_weights(GOLDEN_WEIGHTS)
+    main(["segment", *image_options(), "-o", "named.nii.gz"])
+    main(["segment", *image_options(), *WEIGHTS, "-o", "filed.nii.gz"])
+    assert Path("named.nii.gz").read_bytes() == Path("filed.nii.gz").read_bytes()
+
+
+def _changed(folder: Path, modality: Modality, change: object) -> dict[Modality, Path]:
+    image = open_image(GOLDEN_IMAGES[modality])
+    path = folder / "changed.nii.gz"
+    voxels = np.asarray(image.dataobj).astype(np.float32)
+    nib.Nifti1Image(change(voxels), image.affine).to_filename(path)  # type: ignore[operator]
+    return GOLDEN_IMAGES | {modality: path}
+
+
+def _scaled(folder: Path, zooms: tuple[float, float, float]) -> dict[Modality, Path]:
+    """The golden case, of which every voxel is repeated or skipped to have these sizes."""
+    images = {}
+    for modality, path in GOLDEN_IMAGES.items():
+        image = open_image(path)
+        voxels = np.asarray(image.dataobj)
+        for axis, zoom in enumerate(zooms):
+            voxels = np.repeat(voxels, round(1 / zoom), axis=axis)
+        affine = image.affine @ np.diag([*zooms, 1.0])
+        affine[:3, 3] += image.affine[:3, :3] @ ((np.array(zooms) - 1) / 2)
+        images[modality] = folder / f"scaled_{modality}.nii.gz"
+        nib.Nifti1Image(voxels, affine).to_filename(images[modality])
+    return images
+
+
+def test_finer_images_are_resampled_with_a_warning_and_return_on_their_grid(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    images = _scaled(tmp_path, (0.5, 0.5, 1.0))
+    assert main(["segment", *image_options(images), *WEIGHTS, "-o", "fine.nii.gz", "--json"]) == 0
+    captured = capsys.readouterr()
+    assert "Warning: in-plane spacing is 0.5 x 0.5 mm, not 1 mm" in captured.err
+    assert [warning["code"] for warning in json.loads(captured.out)["warnings"]] == ["resampled"]
+    fine, published = _labels("fine.nii.gz"), _labels(GOLDEN_LABELS)
+    assert fine.shape == (480, 480, 5)
+    # Each 1 mm pixel is 2 x 2 of these, which interpolation may give to a neighbour at the borders of classes; the golden
+    # network is random, so its label map is nearly all borders. 85 % were seen to agree; a frame off by one pixel gives 60 %.
+    assert (fine[::2, ::2] == published).mean() > 0.8
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "line"),
+    [
+        (["--device", "cuda:5"], 5, "Error: device cuda:5: "),
+        (["--weights", "nonesuch"], 4, "Error: weights 'nonesuch' are not known; known: brats2020, or give a .h5"),
+        (["--weights", "absent.h5"], 4, "Error: absent.h5: no such weights file"),
+        (["--device", "gpu"], 2, "Error: Invalid value for '--device': 'gpu' is none of auto, cpu, cuda, cuda:N, mps"),
+        (["--threads", "0"], 2, "Error: Invalid value for '--threads'"),
+        (["--case", "a/b"], 2, "Error: --case 'a/b'"),
+        (["-o", "seg.mha"], 2, "Error: -o seg.mha: drunet writes .nii.gz or .nii"),
+    ],
+)
+def test_what_cannot_work_ends_in_one_line_and_its_exit_code(
+    arguments: list[str], code: int, line: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = [*image_options(), *WEIGHTS, "-o", "seg.nii.gz"]
+    assert main(["segment", *options, *arguments]) == code
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith(line)
+    assert captured.err.count("\n") == 1
+    assert not Path("seg.nii.gz").exists()
+
+
+def test_a_missing_modality_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    images: dict[Modality, Path] = {modality: GOLDEN_IMAGES[modality] for modality in CHANNELS if modality is not Modality.T1CE}
+    assert main(["segment", *image_options(images), "-o", "seg.nii.gz"]) == 2
+    assert capsys.readouterr().err == "Error: missing --t1ce: a case needs all four of --t1 --t1ce --t2 --flair\n"
+
+
+def _z_scored(voxels: np.ndarray[tuple[int, ...], np.dtype[np.float32]]) -> object:
+    return np.where(voxels > 0, (voxels - voxels[voxels > 0].mean()) / voxels.std(), 0)
+
+
+@pytest.mark.parametrize(
+    ("change", "line"),
+    [
+        (lambda voxels: np.where(voxels == voxels.max(), np.nan, voxels), "voxels are NaN or infinite"),
+        (lambda voxels: np.zeros_like(voxels), "no voxel is above 0"),
+        (lambda voxels: (voxels > 0).astype(np.float32), "this is a mask"),
+        (_z_scored, "as after z-scoring"),
+        (lambda voxels: voxels[..., :4], "T2 not on the grid of FLAIR"),
+    ],
+)
+def test_images_that_cannot_be_segmented_are_named_with_the_remedy(
+    tmp_path: Path, change: object, line: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    images: Mapping[Modality, Path] = _changed(tmp_path, Modality.T2, change)
+    assert main(["segment", *image_options(images), *WEIGHTS, "-o", "seg.nii.gz"]) == 3
+    error = capsys.readouterr().err
+    assert error.startswith(f"Error: {tmp_path / 'changed.nii.gz'}")
+    assert line in error
+    assert not Path("seg.nii.gz").exists()
+
+
+def test_two_runs_into_one_folder_do_not_meet(capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["segment", *image_options(), *WEIGHTS, "-o", "seg.nii.gz"]
+    assert main(options) == 0
+    before = Path("seg.nii.gz").stat().st_mtime_ns
+    capsys.readouterr()
+    assert main(options) == 6
+    assert capsys.readouterr().err == "Error: seg.nii.gz: exists already; give --overwrite to replace it\n"
+    assert Path("seg.nii.gz").stat().st_mtime_ns == before
+    assert main([*options, "--overwrite"]) == 0
+    assert Path("seg.nii.gz").stat().st_mtime_ns > before
+
+
+def test_a_json_file_of_the_users_is_not_replaced(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("seg.json").write_text('{"mine": true}')
+    assert main(["segment", *image_options(), *WEIGHTS, "-o", "seg.nii.gz"]) == 6
+    assert "seg.json: exists already" in capsys.readouterr().err
+    assert main(["segment", *image_options(), *WEIGHTS, "-o", "seg.nii.gz", "--no-sidecar"]) == 0
+    assert Path("seg.json").read_text() == '{"mine": true}'
+
+
+def test_a_sidecar_whose_label_map_is_gone_is_replaced() -> None:
+    options = ["segment", *image_options(), *WEIGHTS, "-o", "seg.nii.gz"]
+    assert main(options) == 0
+    Path("seg.nii.gz").unlink()
+    assert main(options) == 0
+
+
+def test_an_input_is_never_replaced(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    images = _reoriented(tmp_path, "RAS")
+    before = images[Modality.T1].read_bytes()
+    options = ["segment", *image_options(images), *WEIGHTS, "-o", str(images[Modality.T1]), "--overwrite"]
+    assert main(options) == 6
+    assert "is one of the inputs" in capsys.readouterr().err
+    assert images[Modality.T1].read_bytes() == before

@@ -1,0 +1,88 @@
+"""`drunet weights`."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from drunet_cli.cli.app import main
+from drunet_cli.network.registry import cached_path
+from tests.support import GOLDEN_WEIGHTS
+
+
+def _json_lines(text: str) -> list[dict[str, object]]:
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def test_import_makes_weights_known_by_name(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["weights", "import", str(GOLDEN_WEIGHTS), "--name", "tiny", "--epsilon", "1e-5"]) == 0
+    captured = capsys.readouterr()
+    assert captured.out == f"{cached_path('tiny')}\n"
+    assert captured.err == "Imported as tiny: base width 1, epsilon 1e-05\n"
+    assert main(["weights", "list", "--json"]) == 0
+    rows = _json_lines(capsys.readouterr().out)
+    assert [(row["name"], row["cached"]) for row in rows] == [("brats2020", False), ("tiny", True)]
+
+
+def test_info_tells_what_belongs_to_the_weights(capsys: pytest.CaptureFixture[str]) -> None:
+    main(["weights", "import", str(GOLDEN_WEIGHTS), "--quiet"])
+    capsys.readouterr()
+    assert main(["weights", "info", "--json"]) == 0
+    cached = json.loads(capsys.readouterr().out)
+    assert main(["weights", "info", str(GOLDEN_WEIGHTS), "--json"]) == 0
+    source = json.loads(capsys.readouterr().out)
+    assert cached["source_sha256"] == source["sha256"] == source["source_sha256"]
+    assert (cached["base_width"], cached["bn_epsilon"], cached["dropout"]) == (1, 0.001, 0.5)
+    assert "Colman" in cached["citation"]
+
+
+def test_path_prints_the_cached_file_or_fails(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["weights", "path"]) == 4
+    assert "run: drunet weights download brats2020" in capsys.readouterr().err
+    main(["weights", "import", str(GOLDEN_WEIGHTS)])
+    capsys.readouterr()
+    assert main(["weights", "path"]) == 0
+    assert Path(capsys.readouterr().out.rstrip("\n")) == cached_path("brats2020")
+
+
+def test_download_announces_size_source_licence_and_folder(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("DRUNET_WEIGHTS_URL", GOLDEN_WEIGHTS.as_uri())
+    assert main(["weights", "download"]) == 0
+    captured = capsys.readouterr()
+    assert captured.out == f"{cached_path('brats2020')}\n"
+    announcement = captured.err.splitlines()[0]
+    for part in ("307 MB", GOLDEN_WEIGHTS.as_uri(), str(cached_path("brats2020").parent), "research"):
+        assert part in announcement
+    assert main(["weights", "download"]) == 0
+    assert capsys.readouterr().err == ""
+
+
+def test_a_failed_download_is_one_line_and_exit_4(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("DRUNET_WEIGHTS_URL", "file:///nowhere/weights.h5")
+    assert main(["weights", "download", "--quiet"]) == 4
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith("Error: file:///nowhere/weights.h5: No such file or directory; ")
+    assert captured.err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "complaint"),
+    [
+        (["import", "absent.h5"], 4, "absent.h5: no such weights file"),
+        (["import", str(GOLDEN_WEIGHTS.parent / "slices.npz")], 4, "neither a Keras HDF5 nor a safetensors file"),
+        (["import", str(GOLDEN_WEIGHTS), "--name", "a b"], 4, "use letters"),
+        (["import", str(GOLDEN_WEIGHTS), "--epsilon", "0"], 2, "--epsilon 0: must lie between 0 and 1"),
+        (["info", "absent.safetensors"], 4, "no such weights file"),
+        (["download", "unknown"], 4, "weights 'unknown' are not known"),
+    ],
+)
+def test_mistakes_end_in_one_line_and_their_exit_code(
+    arguments: list[str], code: int, complaint: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["weights", *arguments]) == code
+    error = capsys.readouterr().err
+    assert complaint in error
+    assert error.count("\n") == 1
