@@ -6,6 +6,11 @@ Core code raises these; only `cli` prints them. Anything else that escapes is a 
 from typing import ClassVar
 
 
+def one_line(text: str) -> str:
+    """Text without line breaks and control characters, spaces folded: file names and servers may hold anything."""
+    return " ".join("".join(character if character.isprintable() else " " for character in text).split())
+
+
 class DrunetError(Exception):
     """One line for the user: what was wrong, where, and what to do.
 
@@ -15,7 +20,7 @@ class DrunetError(Exception):
     exit_code: ClassVar[int] = 70
 
     def __init__(self, message: str, *, details: tuple[str, ...] = ()) -> None:
-        super().__init__(message)
+        super().__init__(one_line(message))
         self.details = details
 
 

@@ -8,7 +8,7 @@ from typing import Final
 
 import pytest
 
-from drunet_cli.host import cpu_name, granted_cpus
+from drunet_cli.host import cpu_name, granted_cpus, wait_considerately
 
 N_AFFINITY: Final = 64
 
@@ -173,3 +173,16 @@ def test_the_least_of_all_grants_wins(root: Path, slurm: str, quota: str, expect
 
 def test_the_processor_has_a_name() -> None:
     assert cpu_name().strip()
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ({}, {"GOMP_SPINCOUNT": "10000"}),
+        ({"GOMP_SPINCOUNT": "7"}, {"GOMP_SPINCOUNT": "7"}),
+        ({"OMP_WAIT_POLICY": "active"}, {"OMP_WAIT_POLICY": "active"}),
+    ],
+)
+def test_threads_wait_considerately_unless_the_user_has_said_how(before: dict[str, str], after: dict[str, str]) -> None:
+    wait_considerately(before)
+    assert before == after

@@ -1,6 +1,7 @@
 """The application and its one boundary: whatever happens below ends here in an exit code."""
 
 import errno
+import io
 import os
 import signal
 import sys
@@ -51,10 +52,18 @@ def drunet(
 def main(arguments: list[str]) -> int:
     """Run one command line; return its exit code, as the README documents them."""
     _open_closed_streams()
-    signal.signal(signal.SIGTERM, _terminate)
-    if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # as __main__ leaves it
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-    code = _run(arguments)
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    for number, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGTERM, _terminate)):
+        if before[number] is not signal.SIG_IGN:  # as a shell leaves them for a command in the background, or nohup
+            signal.signal(number, handler)
+    try:
+        return _flushed(_run(arguments))
+    finally:
+        for number, earlier in before.items():  # from here on a signal ends the process, without a traceback
+            signal.signal(number, earlier)
+
+
+def _flushed(code: int) -> int:
     try:
         sys.stdout.flush()
     except OSError as error:
@@ -67,6 +76,9 @@ def _open_closed_streams() -> None:
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115, PTH123  # stays open
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a path may hold what the terminal's encoding does not
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _run(arguments: list[str]) -> int:

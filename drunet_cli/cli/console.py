@@ -25,7 +25,7 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
-from drunet_cli.errors import DrunetError
+from drunet_cli.errors import DrunetError, one_line
 from drunet_cli.network.acquisition import Watcher
 from drunet_cli.network.registry import Entry
 
@@ -75,7 +75,7 @@ class Screen:
         Console(highlight=False).print(table)
 
     def _line(self, label: str, style: str, message: str) -> None:
-        self._print(Text.assemble((f"{label}: ", style), " ".join(message.split())))
+        self._print(Text.assemble((f"{label}: ", style), one_line(message)))
 
     def _print(self, text: Text) -> None:
         try:

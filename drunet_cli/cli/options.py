@@ -5,7 +5,7 @@ from typing import Annotated, Final
 
 import typer
 
-_DEVICE: Final = re.compile(r"auto|cpu|mps|cuda(:\d+)?")
+_DEVICE: Final = re.compile(r"auto|cpu|mps|cuda(:(0|[1-9]\d?))?")
 
 IMAGES: Final = "Images"
 OUTPUT: Final = "Output"
@@ -39,6 +39,7 @@ Threads = Annotated[
     int | None,
     typer.Option(
         min=1,
+        max=1024,
         metavar="N",
         help="CPU threads that compute.",
         show_default="what Slurm, cgroup and affinity grant",
@@ -49,6 +50,7 @@ BatchSize = Annotated[
     int | None,
     typer.Option(
         min=1,
+        max=1024,
         metavar="N",
         help="Slices computed at once; halved when memory runs out.",
         show_default="by device",

@@ -2,7 +2,7 @@
 
 import time
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
 import typer
 
@@ -11,6 +11,8 @@ from drunet_cli.cli import options
 from drunet_cli.errors import MisuseError
 from drunet_cli.network.engine import Precision
 from drunet_cli.network.registry import DEFAULT
+
+_OTHER_FORMATS: Final = (".gz", ".mgz", ".mgh", ".mha", ".mhd", ".nrrd", ".img", ".hdr", ".png", ".json", ".h5", ".zip")
 
 
 def segment(
@@ -65,10 +67,11 @@ def segment(
     """Segment a brain tumour: four MRI files of one patient in, a 3D label map out.
 
     The images must be skull-stripped and on one grid, in any orientation.
-    Label values: 1 necrotic and non-enhancing core, 2 oedema, 4 enhancing tumour.
-    The label map has the geometry of FLAIR; its path is printed on stdout.
+    Label values: 1 necrotic and non-enhancing core, 2 oedema, 4 enhancing tumour
+    (3 with --labels brats2023). The label map has the geometry of FLAIR; its path
+    is printed on stdout.
 
-    drunet segment --t1 a_t1.nii.gz --t1ce a_t1ce.nii.gz --t2 a_t2.nii.gz
+    drunet segment --t1 a_t1.nii.gz --t1ce a_t1ce.nii.gz --t2 a_t2.nii.gz \\
     --flair a_flair.nii.gz -o a_seg.nii.gz
     """
     begin = time.perf_counter()
@@ -81,7 +84,7 @@ def segment(
         raise MisuseError(f"--case {case!r}: a case's name is part of a file name")
 
     from drunet_cli.cli.console import DownloadWatcher, Screen, result, result_json
-    from drunet_cli.host import granted_cpus
+    from drunet_cli.host import granted_cpus, wait_considerately
     from drunet_cli.io.case import case_of
     from drunet_cli.network.acquisition import open_weights
     from drunet_cli.network.registry import check_available
@@ -93,15 +96,17 @@ def segment(
     target = pipeline.Target(
         label_map=_label_map(output, patient.name), labels=labels, sidecar=not no_sidecar, overwrite=overwrite
     )
+    target.remove_stale()
     target.check(images)
     check_available(weights)
     prepared = pipeline.prepare(patient)
     for warning in prepared.warnings:
         screen.warning(warning.message)
 
+    wait_considerately()
     from drunet_cli.network.engine_torch import TorchEngine, resolve_device  # torch: seconds
 
-    where = resolve_device(device)
+    where = resolve_device(device, on_warning=screen.warning)
     with DownloadWatcher(screen).shown() as watcher:
         checkpoint = open_weights(weights, watcher=watcher)
     engine = TorchEngine(
@@ -113,9 +118,10 @@ def segment(
         on_halved=lambda size: screen.warning(f"memory on {where} did not suffice: now {size} slices at once"),
     )
     with screen.slice_bar(patient.name) as on_progress:
-        document = pipeline.segment(prepared, engine, checkpoint, target, on_progress=on_progress)
-    for message in [w["message"] for w in document["warnings"][len(prepared.warnings) :]]:
-        screen.warning(message)
+        segmentation = pipeline.segment(prepared, engine, on_progress=on_progress)
+    document = target.write(segmentation, pipeline.describe(segmentation, engine, checkpoint))
+    for warning in segmentation.warnings[len(prepared.warnings) :]:
+        screen.warning(warning.message)
     screen.note(_summary(document, time.perf_counter() - begin))
     if json:
         result_json(document)
@@ -124,10 +130,12 @@ def segment(
 
 
 def _label_map(output: Path, case: str) -> Path:
-    if output.name.lower().endswith((".nii.gz", ".nii")):
+    name = output.name.lower()
+    stem = name.removesuffix(".gz").removesuffix(".nii")
+    if name.endswith((".nii.gz", ".nii")) and stem:
         return output
-    if output.suffix.lower() in (".gz", ".mgz", ".mha", ".mhd", ".nrrd", ".img", ".hdr", ".png", ".json", ".h5"):
-        raise MisuseError(f"-o {output}: drunet writes .nii.gz or .nii; without such an ending OUT is a folder")
+    if ".nii" in name or name.endswith(_OTHER_FORMATS):
+        raise MisuseError(f"-o {output}: drunet writes NAME.nii.gz or NAME.nii; without such an ending OUT is a folder")
     return output / f"{case}.nii.gz"
 
 

@@ -8,7 +8,7 @@ import typer
 
 from drunet_cli.cli import options
 from drunet_cli.errors import MisuseError
-from drunet_cli.network.registry import DEFAULT, ENTRIES, PUBLISHED_BN_EPSILON, cached_names, cached_path
+from drunet_cli.network.registry import DEFAULT, ENTRIES, PUBLISHED_BASE_WIDTH, PUBLISHED_BN_EPSILON, cached_names, cached_path
 
 app = typer.Typer(no_args_is_help=True, help="Fetch, import and describe trained weights.")
 
@@ -56,7 +56,7 @@ def path(name: _Name = DEFAULT) -> None:
     from drunet_cli.cli.console import result
     from drunet_cli.network.acquisition import metadata_of
 
-    result(str(metadata_of(str(name))[0]))
+    result(str(metadata_of(name)[0]))
 
 
 @app.command()
@@ -82,11 +82,15 @@ def import_file(
     file: Annotated[
         Path, typer.Argument(metavar="FILE", help="Keras .h5 (save_weights) or drunet .safetensors.", show_default=False)
     ],
-    name: Annotated[str, typer.Option(metavar="NAME", help="Name to give them in the cache.")] = DEFAULT,
+    name: Annotated[str, typer.Option("--name", metavar="NAME", help="Name to give them in the cache.")] = DEFAULT,
     epsilon: Annotated[
-        float,
-        typer.Option(metavar="E", help="Batch-norm epsilon to run a Keras file with; the file does not say."),
-    ] = PUBLISHED_BN_EPSILON,
+        float | None,
+        typer.Option(
+            metavar="E",
+            help="Batch-norm epsilon to run a Keras file with; the file does not say.",
+            show_default=f"{PUBLISHED_BN_EPSILON:g}",
+        ),
+    ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace weights of that name.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="No notes; errors stay.")] = False,
 ) -> None:
@@ -94,7 +98,7 @@ def import_file(
 
     For machines without internet: fetch the file elsewhere, copy it, import it.
     """
-    if not 0 < epsilon < 1:
+    if epsilon is not None and not 0 < epsilon < 1:
         raise MisuseError(f"--epsilon {epsilon:g}: must lie between 0 and 1")
     from drunet_cli.cli.console import Screen, result
     from drunet_cli.network.acquisition import import_weights
@@ -102,5 +106,8 @@ def import_file(
 
     cached = import_weights(file, name=name, bn_epsilon=epsilon, overwrite=overwrite)
     metadata = read_metadata(cached)
-    Screen(quiet=quiet).note(f"Imported as {name}: base width {metadata.base_width}, epsilon {metadata.bn_epsilon:g}")
+    screen = Screen(quiet=quiet)
+    if name in ENTRIES and metadata.base_width != PUBLISHED_BASE_WIDTH:
+        screen.warning(f"{file}: base width {metadata.base_width} is not that of {name}; give --name for weights of your own")
+    screen.note(f"Imported as {name}: base width {metadata.base_width}, epsilon {metadata.bn_epsilon:g}")
     result(str(cached))

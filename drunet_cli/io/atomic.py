@@ -4,6 +4,7 @@ A file is written beside its target as `.{name}.{host}.{pid}.tmp`, flushed to th
 killed leaves at most such a temporary, which the next writer of the same target removes.
 """
 
+import math
 import os
 import signal
 import socket
@@ -69,7 +70,7 @@ def check_writable(target: Path, *, overwrite: bool) -> None:
     folder = next(parent for parent in target.absolute().parents if os.path.lexists(parent))
     if not folder.is_dir():
         raise OutputError(f"{target}: cannot be written: {folder} is not a folder")
-    if len(os.fsencode(_temporary(target).name)) > os.pathconf(folder, "PC_NAME_MAX"):
+    if len(os.fsencode(_temporary(target).name)) > _longest_name(folder):
         raise OutputError(f"{target}: cannot be written: the name is too long; shorten it")
     if not os.access(folder, os.W_OK | os.X_OK):
         raise OutputError(f"{target}: cannot be written: no permission to write in {folder}")
@@ -85,13 +86,22 @@ def remove_stale(target: Path) -> None:
         if not (path.name.startswith(prefix) and path.name.endswith(".tmp")):
             continue
         writer = path.name[len(prefix) - 1 : -len(".tmp")]
-        if writer.startswith(host) and (pid := writer[len(host) :]).isdigit():
+        if writer.startswith(host) and (pid := writer[len(host) :]).isdecimal():
             stale = not _alive(int(pid))
         else:
             stale = _age_s(path) > _ABANDONED_AFTER_S
         if stale:
             with suppress(OSError):  # another user's, in a folder such as /tmp
                 path.unlink()
+
+
+def _longest_name(folder: Path) -> float:
+    """Bytes that a file name in this folder may have."""
+    try:
+        limit = os.pathconf(folder, "PC_NAME_MAX")
+    except (OSError, ValueError):
+        return math.inf
+    return limit if limit > 0 else math.inf
 
 
 def _temporary(target: Path) -> Path:
@@ -125,7 +135,7 @@ def _alive(pid: int) -> bool:
         return False
     try:
         os.kill(pid, 0)
-    except ProcessLookupError:
+    except (ProcessLookupError, OverflowError):
         return False
     except PermissionError:
         return True

@@ -101,12 +101,12 @@ def load_volume(path: Path) -> Volume:
         raise CaseError(f"{path}: cannot be read: {error.strerror or error}") from error
 
 
-def encode_label_map(label_map: LabelMap, like: Volume, *, compress: bool) -> bytes:
+def encode_label_map(label_map: LabelMap, like: Header, *, compress: bool) -> bytes:
     """Labels [I, J, K] as a uint8 NIfTI file in the geometry of `like`: its sform, qform, codes, zooms and units, unscaled.
 
     compress: as .nii.gz; equal labels give equal bytes. No text and no extension of `like` is taken over.
     """
-    header = like.header.as_byteswapped("<") if like.header.endianness != "<" else like.header.copy()
+    header = like.as_byteswapped("<") if like.endianness != "<" else like.copy()
     header.set_data_dtype(np.uint8)
     header["dim"] = [3, *label_map.shape, 1, 1, 1, 1]
     header["vox_offset"] = header.single_vox_offset

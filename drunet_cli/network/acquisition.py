@@ -2,16 +2,17 @@
 
 import os
 import socket
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
-from drunet_cli.errors import OutputError, WeightsError
-from drunet_cli.io.atomic import remove_stale
+from drunet_cli.errors import MisuseError, OutputError, WeightsError
+from drunet_cli.io.atomic import check_writable, remove_stale
 from drunet_cli.network.checkpoint import Checkpoint, Metadata, file_sha256, read_checkpoint, read_metadata, write_checkpoint
-from drunet_cli.network.download import fetch
+from drunet_cli.network.download import fetch, shown_url
 from drunet_cli.network.lock import exclusive
 from drunet_cli.network.registry import (
     DEFAULT,
@@ -22,11 +23,14 @@ from drunet_cli.network.registry import (
     by_hand,
     cached_path,
     check_available,
+    check_file,
     find_entry,
+    is_file,
     is_file_name,
     source_url,
 )
 
+_ABANDONED_AFTER_S: Final = 24 * 3600.0
 _HDF5_SIGNATURE: Final = b"\x89HDF\r\n\x1a\n"
 
 
@@ -52,9 +56,11 @@ _UNWATCHED: Final = Watcher()
 def open_weights(weights: str, *, watcher: Watcher = _UNWATCHED) -> Checkpoint:
     """Weights by name or file, from the cache where they are there, fetched into it where not. Raises WeightsError."""
     check_available(weights)
-    if not is_file_name(weights):
-        return read_checkpoint(obtain(weights, watcher=watcher))
-    return read_source(Path(weights), name=Path(weights).stem, bn_epsilon=PUBLISHED_BN_EPSILON)
+    if is_file_name(weights):
+        return read_source(Path(weights), name=Path(weights).stem, bn_epsilon=PUBLISHED_BN_EPSILON)
+    path = obtain(weights, watcher=watcher)
+    with _cached(weights):
+        return read_checkpoint(path)
 
 
 def obtain(name: str, *, watcher: Watcher = _UNWATCHED) -> Path:
@@ -64,16 +70,20 @@ def obtain(name: str, *, watcher: Watcher = _UNWATCHED) -> Path:
     the command that imports a file fetched by hand.
     """
     target = cached_path(name)
-    if target.is_file():
+    if is_file(target):
+        with _cached(name):
+            metadata = read_metadata(target)
+            expected = ENTRIES[name].source_sha256 if name in ENTRIES else None
+            if expected not in (None, metadata.source_sha256):
+                raise WeightsError(f"{target}: was made from another file than {name}, whose SHA-256 is {expected}")
         return target
     check_available(name)
     entry = find_entry(name)
-    url = source_url(entry)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with exclusive(target.with_suffix(".lock"), on_wait=lambda: watcher.waiting_for_other(name)) as locked:
-            if not target.is_file():
-                _download(entry, url, target, watcher, locked=locked)
+            if not is_file(target):
+                _download(entry, source_url(entry), target, watcher, locked=locked)
     except (WeightsError, OutputError) as error:
         raise WeightsError(f"{error}; {by_hand(entry)}") from error
     except OSError as error:
@@ -82,20 +92,23 @@ def obtain(name: str, *, watcher: Watcher = _UNWATCHED) -> Path:
     return target
 
 
-def import_weights(
-    path: Path, *, name: str = DEFAULT, bn_epsilon: float = PUBLISHED_BN_EPSILON, overwrite: bool = False
-) -> Path:
+def import_weights(path: Path, *, name: str = DEFAULT, bn_epsilon: float | None = None, overwrite: bool = False) -> Path:
     """Verify a Keras .h5 or a drunet .safetensors file and put it into the cache under a name.
 
-    Raises WeightsError when the file is not this network's, is not what the registry expects under that name, or the cache
-    refuses; OutputError when the name is taken and `overwrite` is not set.
+    bn_epsilon: to run a Keras file with, by default as published; a .safetensors file has its own.
+    Raises WeightsError when the file is not this network's, or not what the registry expects under that name; OutputError
+    when the name is taken and `overwrite` is not set, or the cache cannot be written; MisuseError for an epsilon that does
+    not apply.
     """
     target = cached_path(name)
-    if target.exists() and not overwrite:
+    if is_file(target) and not overwrite:
         raise OutputError(f"{target}: weights {name} are in the cache already; give --overwrite to replace them")
-    if not path.is_file():
-        raise WeightsError(f"{path}: no such weights file")
-    checkpoint = read_source(path, name=name, bn_epsilon=bn_epsilon, entry=ENTRIES.get(name))
+    check_file(path)
+    check_writable(target, overwrite=overwrite)
+    checkpoint = read_source(path, name=name, bn_epsilon=bn_epsilon or PUBLISHED_BN_EPSILON, entry=ENTRIES.get(name))
+    recorded = checkpoint.metadata.bn_epsilon
+    if bn_epsilon not in (None, recorded):
+        raise MisuseError(f"--epsilon {bn_epsilon:g}: {path} records {recorded:g}; leave the option out")
     write_checkpoint(target, checkpoint.state, checkpoint.metadata, overwrite=overwrite)
     return target
 
@@ -106,8 +119,11 @@ def read_source(path: Path, *, name: str, bn_epsilon: float, entry: Entry | None
     The content decides which, not the suffix. bn_epsilon: for Keras files, which do not record it. entry: what the registry
     expects. Raises WeightsError unless every tensor of the network is there once, of its shape, and finite.
     """
-    with path.open("rb") as stream:
-        head = stream.read(9)
+    try:
+        with path.open("rb") as stream:
+            head = stream.read(9)
+    except OSError as error:
+        raise WeightsError(f"{path}: cannot be read: {error.strerror}") from error
     if head[8:] == b"{":  # safetensors: eight bytes of length, then JSON
         checkpoint = _fitting(read_checkpoint(path))
         checkpoint = replace(checkpoint, metadata=replace(checkpoint.metadata, name=name))
@@ -127,10 +143,24 @@ def metadata_of(weights: str) -> tuple[Path, Metadata]:
         check_available(weights)
         return Path(weights), open_weights(weights).metadata
     path = cached_path(weights)
-    if not path.is_file():
+    if not is_file(path):
         find_entry(weights)
         raise WeightsError(f"weights {weights} are not in the cache ({path}); run: drunet weights download {weights}")
-    return path, read_metadata(path)
+    with _cached(weights):
+        return path, read_metadata(path)
+
+
+@contextmanager
+def _cached(name: str) -> Iterator[None]:
+    """Add to what is wrong with a file in the cache how to replace it."""
+    try:
+        yield
+    except WeightsError as error:
+        if name in ENTRIES:
+            remedy = f"delete that file and run: drunet weights download {name}; {by_hand(ENTRIES[name])}"
+        else:
+            remedy = f"import it again: drunet weights import FILE --name {name} --overwrite"
+        raise WeightsError(f"{error}; {remedy}") from error
 
 
 def _read_keras(path: Path, name: str, bn_epsilon: float, entry: Entry | None, origin: str) -> Checkpoint:
@@ -160,7 +190,7 @@ def _fitting(checkpoint: Checkpoint) -> Checkpoint:
 
 def _download(entry: Entry, url: str, target: Path, watcher: Watcher, *, locked: bool) -> None:
     source = target.with_suffix(".h5")
-    watcher.announce_download(entry, url, target.parent)
+    watcher.announce_download(entry, shown_url(url), target.parent)
     with _part(source, locked=locked) as part:
         resumed = part.exists()
         fetch(url, part, on_progress=watcher.downloaded)
@@ -177,7 +207,7 @@ def _download(entry: Entry, url: str, target: Path, watcher: Watcher, *, locked:
 
 def _import_part(entry: Entry, part: Path, url: str, target: Path, watcher: Watcher) -> None:
     watcher.importing(part)
-    checkpoint = read_source(part, name=entry.name, bn_epsilon=entry.bn_epsilon, entry=entry, origin=url)
+    checkpoint = read_source(part, name=entry.name, bn_epsilon=entry.bn_epsilon, entry=entry, origin=shown_url(url))
     write_checkpoint(target, checkpoint.state, checkpoint.metadata, overwrite=True)
     part.unlink()
 
@@ -192,7 +222,13 @@ def _part(source: Path, *, locked: bool) -> Iterator[Path]:
     remove_stale(source)
     host = socket.gethostname()
     if locked:
-        yield source.with_name(f".{source.name}.{host}.part")
+        part = source.with_name(f".{source.name}.{host}.part")
+        yield part
+        # Reached when the weights are there: what other hosts began, or this one under another name, is of no more use.
+        for left in source.parent.glob(f".{source.name}.*.part"):
+            with suppress(OSError):
+                if left == part or time.time() - left.stat().st_mtime > _ABANDONED_AFTER_S:
+                    left.unlink()
         return
     part = source.with_name(f".{source.name}.{host}.{os.getpid()}.tmp")
     try:

@@ -24,6 +24,7 @@ State: TypeAlias = dict[str, npt.NDArray[np.float32]]
 
 _METADATA_KEY: Final = "drunet"
 _FORMAT: Final = 1
+MAX_BASE_WIDTH: Final = 256  # 16 times the published: whatever claims more is damaged
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +71,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
     metadata = read_metadata(path)
     try:
         with safetensors.safe_open(path, framework="numpy") as file:
-            state = {key: _float32(file.get_tensor(key), key, path) for key in file.keys()}  # noqa: SIM118  # not a dict
+            state = {key: _tensor(file, key, path) for key in file.keys()}  # noqa: SIM118  # not a dict
     except (OSError, safetensors.SafetensorError) as error:
         raise WeightsError(f"{path}: cannot be read: {error}") from error
     return Checkpoint(metadata=metadata, state=state, sha256=file_sha256(path))
@@ -102,19 +103,32 @@ def file_sha256(path: Path) -> str:
 
 
 def _metadata(document: dict[str, Any]) -> Metadata:
+    """Fields that this version does not know are left aside; those that a file lacks keep their defaults."""
     if document["format"] != _FORMAT:
         raise ValueError(f"format {document['format']}; this drunet reads format {_FORMAT}")
     if document["channels"] != list(CHANNELS):
         raise ValueError(f"channels {document['channels']}; this drunet feeds {list(CHANNELS)}")
-    metadata = Metadata(**{field.name: document[field.name] for field in fields(Metadata)})
-    if int(metadata.base_width) < 1 or not 0 < float(metadata.bn_epsilon) < 1:
-        raise ValueError(f"base width {metadata.base_width}, epsilon {metadata.bn_epsilon}")
+    metadata = Metadata(**{field.name: document[field.name] for field in fields(Metadata) if field.name in document})
+    width, epsilon, dropout = metadata.base_width, metadata.bn_epsilon, metadata.dropout
+    if type(width) is not int or not 1 <= width <= MAX_BASE_WIDTH:
+        raise ValueError(f"base width {width!r}")
+    if type(epsilon) is not float or not 0 < epsilon < 1:
+        raise ValueError(f"epsilon {epsilon!r}")
+    if dropout is not None and (type(dropout) not in (int, float) or not 0 <= dropout < 1):
+        raise ValueError(f"dropout {dropout!r}")
+    texts = (metadata.name, metadata.origin, metadata.source_sha256, metadata.licence, metadata.citation)
+    if not all(type(text) is str for text in texts):
+        raise ValueError("a text that is none")
     return metadata
 
 
-def _float32(array: npt.NDArray[Any], key: str, path: Path) -> npt.NDArray[np.float32]:
-    if array.dtype not in (np.float32, np.float16):
-        raise WeightsError(f"{path}: tensor {key} is {array.dtype}; float32 or float16 is needed")
+def _tensor(file: Any, key: str, path: Path) -> npt.NDArray[np.float32]:
+    number_format = file.get_slice(key).get_dtype()  # first: numpy has no bfloat16 to read one into
+    if number_format not in ("F32", "F16"):
+        raise WeightsError(f"{path}: tensor {key} is {number_format}; float32 or float16 is needed")
+    array: npt.NDArray[Any] = file.get_tensor(key)
     if not np.isfinite(array).all():
         raise WeightsError(f"{path}: tensor {key} holds values that are not finite")
+    if key.endswith("running_var") and array.size and array.min() < 0:
+        raise WeightsError(f"{path}: tensor {key} holds a negative variance")
     return array.astype(np.float32, copy=False)

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, NoReturn
 from urllib.parse import unquote, urlsplit
 
 from drunet_cli import __version__
-from drunet_cli.errors import WeightsError
+from drunet_cli.errors import WeightsError, one_line
 from drunet_cli.network.network_errors import AttemptError, network_errors
-from drunet_cli.network.web_page import WebPage, confirmed_url, has_html_type, is_html, one_line, opening_of, read_page
+from drunet_cli.network.web_page import WebPage, confirmed_url, has_html_type, is_html, opening_of, read_page
 
 if TYPE_CHECKING:
     from requests import Response, Session
@@ -47,7 +47,7 @@ def fetch(url: str, part: Path, *, on_progress: Progress, patience: Patience = P
     Raises WeightsError, its message one line `URL: reason`, for all that is wrong with the URL, the network or the
     server, and OSError when the part cannot be written. The part stays, for a later call to go on with.
     """
-    shown = one_line(re.sub(r"//[^/?#]*@", "//", url))  # user and password are nobody else's business
+    shown = shown_url(url)
     try:
         scheme = urlsplit(url).scheme
     except ValueError as error:
@@ -58,6 +58,11 @@ def fetch(url: str, part: Path, *, on_progress: Progress, patience: Patience = P
         _download(url, part, shown, on_progress, patience)
     else:
         raise WeightsError(f"{shown}: not a URL of a kind that can be fetched (http, https, file)")
+
+
+def shown_url(url: str) -> str:
+    """A URL without user and password, which are nobody else's business, for messages and records."""
+    return one_line(re.sub(r"//[^/?#]*@", "//", url))
 
 
 def _copy(url: str, part: Path, shown: str, on_progress: Progress) -> None:

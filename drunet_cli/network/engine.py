@@ -1,5 +1,6 @@
 """What an engine is: axial uint8 slices in, class indices or probabilities out, numpy at both ends."""
 
+from collections.abc import Mapping
 from enum import StrEnum
 from typing import Protocol
 
@@ -23,6 +24,7 @@ class Engine(Protocol):
 
     batch_size: the most slices that are computed at once; it shrinks when memory runs out.
     device, device_name: as the engine names it, and the hardware in words. threads: of the CPU.
+    versions: of the software that computes.
     """
 
     @property
@@ -36,6 +38,9 @@ class Engine(Protocol):
 
     @property
     def threads(self) -> int: ...  # noqa: D102
+
+    @property
+    def versions(self) -> Mapping[str, str]: ...  # noqa: D102
 
     @property
     def precision(self) -> Precision: ...  # noqa: D102

@@ -8,7 +8,7 @@ Source of names, order and layouts: Dr_Unet104_model.py, and files written by Ke
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Final, TypeAlias
+from typing import Final
 
 import h5py
 import numpy as np
@@ -17,10 +17,10 @@ import torch
 from torch import nn
 
 from drunet_cli.errors import WeightsError
+from drunet_cli.network.checkpoint import MAX_BASE_WIDTH, State
 from drunet_cli.network.model import Bottleneck, DecoderBlock, DRUNet104, InputBlock
 
-State: TypeAlias = dict[str, npt.NDArray[np.float32]]
-Layer: TypeAlias = nn.Conv2d | nn.ConvTranspose2d | nn.BatchNorm2d
+Layer = nn.Conv2d | nn.ConvTranspose2d | nn.BatchNorm2d
 
 _CONV, _NORM, _UPSAMPLE, _OUTPUT = "conv2d", "batch_normalization", "conv2d_transpose", "output_layer"
 _LAYER_NAME: Final = re.compile(rf"({_UPSAMPLE}|{_CONV}|{_NORM}|{_OUTPUT})(?:_(\d+))?")
@@ -36,7 +36,6 @@ _WEIGHTS: Final = {  # Keras weight name: PyTorch parameter or buffer
 }
 # What h5py raises for a damaged file or one with another content where a group, a dataset or a string is expected.
 _H5PY_ERRORS: Final = (OSError, KeyError, RuntimeError, ValueError, TypeError, AttributeError)
-_MAX_BASE_WIDTH: Final = 256
 
 
 def keras_layers(model: DRUNet104) -> Iterator[tuple[str, str, Layer]]:
@@ -74,7 +73,7 @@ def read_keras_h5(path: Path) -> tuple[int, State]:
         with h5py.File(path, "r") as file:
             return _read(file, path)
     except _H5PY_ERRORS as error:
-        raise WeightsError(f"{path}: not a readable Keras HDF5 weights file: {_one_line(error)}") from error
+        raise WeightsError(f"{path}: not a readable Keras HDF5 weights file: {error}") from error
 
 
 def _read(file: h5py.File, path: Path) -> tuple[int, State]:
@@ -128,7 +127,7 @@ def _base_width(root: h5py.Group, found: dict[str, list[str]], path: Path) -> in
         raise WeightsError(f"{path}: holds no convolution")
     name = found[_CONV][0]  # the input block's shortcut: [1, 1, 4, 4w]
     shape = root[f"{name}/{name}/kernel:0"].shape
-    if len(shape) != 4 or shape[3] % 4 or not 1 <= shape[3] // 4 <= _MAX_BASE_WIDTH:
+    if len(shape) != 4 or shape[3] % 4 or not 1 <= shape[3] // 4 <= MAX_BASE_WIDTH:
         raise WeightsError(f"{path}: layer {name} has a kernel of shape {shape}; DR-Unet104 begins with [1, 1, 4, 4w]")
     return int(shape[3]) // 4
 
@@ -159,7 +158,3 @@ def _dataset_names(root: h5py.Group) -> set[str]:
 
 def _text(name: str | bytes) -> str:
     return name.decode("utf-8", "replace") if isinstance(name, bytes) else str(name)
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split()) or type(error).__name__

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-N_CHANNELS: Final = 4  # FLAIR, T1ce, T1, T2
-N_CLASSES: Final = 4
+from drunet_cli.brats import CHANNELS, N_CLASSES
+
+N_CHANNELS: Final = len(CHANNELS)
 STAGE_BLOCKS: Final = (2, 3, 3, 5, 14, 4)  # five encoder stages and the bridge
-PUBLISHED_BASE_WIDTH: Final = 16
 _BN_MOMENTUM: Final = 0.01  # Keras' 0.99, counted from the other end
 
 
@@ -96,7 +96,7 @@ class DRUNet104(nn.Module):
     dropout: rate of the nine dropout layers while training; without effect in evaluation mode.
     """
 
-    def __init__(self, base_width: int = PUBLISHED_BASE_WIDTH, *, bn_epsilon: float, dropout: float = 0.0) -> None:
+    def __init__(self, base_width: int = 16, *, bn_epsilon: float, dropout: float = 0.0) -> None:
         super().__init__()
         self.base_width, self.bn_epsilon = base_width, bn_epsilon
         widths = [base_width * 2**stage for stage in range(len(STAGE_BLOCKS))]

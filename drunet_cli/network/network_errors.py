@@ -7,8 +7,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from drunet_cli.errors import WeightsError
-from drunet_cli.network.web_page import one_line
+from drunet_cli.errors import WeightsError, one_line
 
 if TYPE_CHECKING:
     from requests import RequestException

@@ -14,6 +14,7 @@ from typing import Final
 import platformdirs
 
 from drunet_cli.errors import WeightsError
+from drunet_cli.network.download import shown_url
 
 DEFAULT: Final = "brats2020"
 PAPER: Final = (
@@ -22,6 +23,7 @@ PAPER: Final = (
 )
 # The published inference code, evaluate.py, runs with Keras' default; train.py sets 1e-5.
 PUBLISHED_BN_EPSILON: Final = 1e-3
+PUBLISHED_BASE_WIDTH: Final = 16
 SUFFIX: Final = ".safetensors"
 _FILE_SUFFIXES: Final = (".h5", ".hdf5", SUFFIX)
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
@@ -64,14 +66,17 @@ ENTRIES: Final[Mapping[str, Entry]] = {
 
 def cache_folder() -> Path:
     """Folder of the weights: below DRUNET_CACHE_DIR if set, else below the platform's cache folder."""
-    root = os.environ.get("DRUNET_CACHE_DIR") or platformdirs.user_cache_path("drunet")
-    return Path(root).expanduser().absolute() / "weights"
+    root = Path(os.environ.get("DRUNET_CACHE_DIR") or platformdirs.user_cache_path("drunet"))
+    try:
+        return root.expanduser().absolute() / "weights"
+    except RuntimeError as error:  # ~nobody
+        raise WeightsError(f"DRUNET_CACHE_DIR {root}: {error}") from error
 
 
 def cached_path(name: str) -> Path:
     """Where the weights of this name lie in the cache, be they there or not. Raises WeightsError for an illegal name."""
-    if not _NAME.fullmatch(name):
-        raise WeightsError(f"weights name {name!r}: use letters, digits, '.', '_' and '-'")
+    if not _NAME.fullmatch(name) or is_file_name(name):
+        raise WeightsError(f"weights name {name!r}: use letters, digits, '.', '_' and '-', and no suffix of a weights file")
     return cache_folder() / f"{name}{SUFFIX}"
 
 
@@ -88,12 +93,28 @@ def is_file_name(weights: str) -> bool:
 def check_available(weights: str) -> None:
     """Raise WeightsError for weights that cannot be had: an absent file, an unknown name, or a download while offline."""
     if is_file_name(weights):
-        if not Path(weights).is_file():
-            raise WeightsError(f"{weights}: no such weights file")
-    elif not cached_path(weights).is_file():
+        check_file(Path(weights))
+    elif not is_file(cached_path(weights)):
         entry = find_entry(weights)
-        if os.environ.get("DRUNET_OFFLINE", "").lower() in ("1", "true", "yes", "on"):
+        offline = os.environ.get("DRUNET_OFFLINE", "").lower() in ("1", "true", "yes", "on")
+        if offline and not source_url(entry).startswith("file:"):
             raise WeightsError(f"weights {weights} are not in the cache and DRUNET_OFFLINE is set; {by_hand(entry)}")
+
+
+def is_file(path: Path) -> bool:
+    """Whether a file is there and can be seen; unlike Path.is_file, no name and no folder makes it raise."""
+    return os.path.isfile(path)  # noqa: PTH113
+
+
+def check_file(path: Path) -> None:
+    """Raise WeightsError unless this is a file that can be read."""
+    try:
+        with path.open("rb"):
+            pass
+    except FileNotFoundError as error:
+        raise WeightsError(f"{path}: no such weights file") from error
+    except OSError as error:
+        raise WeightsError(f"{path}: cannot be read: {error.strerror}") from error
 
 
 def find_entry(name: str) -> Entry:
@@ -112,6 +133,6 @@ def source_url(entry: Entry) -> str:
 def by_hand(entry: Entry) -> str:
     """What to do where a download is not possible, in words for the end of an error message."""
     return (
-        f"{cached_path(entry.name)} was to be made from {source_url(entry)}: "
+        f"{cached_path(entry.name)} was to be made from {shown_url(source_url(entry))}: "
         f"fetch that file by hand and run: drunet weights import FILE --name {entry.name}"
     )

@@ -9,6 +9,8 @@ from html.parser import HTMLParser
 from typing import TYPE_CHECKING
 from urllib.parse import parse_qsl, urlencode, urljoin, urlsplit, urlunsplit
 
+from drunet_cli.errors import one_line
+
 if TYPE_CHECKING:
     from requests import Response
 
@@ -96,8 +98,3 @@ def opening_of(blocks: Iterator[bytes]) -> bytes:
         if not any(html.startswith(start[: len(html)]) and len(start) < len(html) for html in _HTML_OPENINGS):
             break
     return opening
-
-
-def one_line(text: str) -> str:
-    """Without line breaks and control characters, spaces folded."""
-    return " ".join("".join(character if character.isprintable() else " " for character in text).split())

@@ -4,6 +4,7 @@ import hashlib
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from drunet_cli.io.atomic import check_writable, remove_stale, undisturbed, writ
 from drunet_cli.io.case import Case
 from drunet_cli.io.checks import CaseWarning, WarningCode, brain_mask, case_warnings, check_volumes, voxel_litres
 from drunet_cli.io.geometry import Geometry, fit
-from drunet_cli.io.nifti import Volume, encode_label_map, load_volume
+from drunet_cli.io.nifti import Header, encode_label_map, load_volume
 from drunet_cli.io.slices import SliceStack, network_slices
 from drunet_cli.network.checkpoint import Checkpoint
 from drunet_cli.network.engine import Engine
@@ -26,14 +27,26 @@ from drunet_cli.segmentation.predict import predict
 class PreparedCase:
     """A case that has passed every check, as the network takes it.
 
-    reference: FLAIR, whose geometry the label map gets. inputs: path and SHA-256 by modality.
+    header, voxel_ml: of FLAIR, whose geometry the label map gets. inputs: path and SHA-256 by modality.
     """
 
     case: Case
-    reference: Volume
+    header: Header
+    voxel_ml: float
     inputs: Mapping[str, Mapping[str, str]]
     geometry: Geometry
     slices: SliceStack
+    warnings: tuple[CaseWarning, ...]
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Segmentation:
+    """A predicted case. class_map: class indices in FLAIR's own axes [I, J, K]. counts: voxels by class and region."""
+
+    prepared: PreparedCase
+    class_map: ClassMap
+    counts: Mapping[str, int]
     warnings: tuple[CaseWarning, ...]
     seconds: float
 
@@ -47,36 +60,51 @@ class Target:
     sidecar: bool = True
     overwrite: bool = False
 
+    @property
+    def sidecar_path(self) -> Path:
+        """Whether or not it is to be written."""
+        return sidecar.sidecar_path(self.label_map)
+
+    def remove_stale(self) -> None:
+        """Remove what killed runs have left of these outputs."""
+        for path in (self.label_map, self.sidecar_path):
+            remove_stale(path)
+
     def check(self, inputs: Mapping[Modality, Path]) -> None:
-        """Raise OutputError now for what would stop the writing later; remove what a killed run has left."""
+        """Raise OutputError now for what would stop the writing later, an output that is an input among it."""
         check_writable(self.label_map, overwrite=self.overwrite)
         if any(self.label_map.exists() and self.label_map.samefile(path) for path in inputs.values()):
             raise OutputError(f"{self.label_map}: is one of the inputs; name another output")
-        if self.label_map.parent.is_dir():
-            remove_stale(self.label_map)
-        if self.sidecar:
-            path = sidecar.sidecar_path(self.label_map)
-            check_writable(path, overwrite=self.overwrite or self._is_orphan(path))
+        # Without a sidecar of its own the label map must not lie beside that of another.
+        if self.sidecar or sidecar.is_sidecar(self.sidecar_path):
+            check_writable(self.sidecar_path, overwrite=self.overwrite)
 
-    def write(self, class_map: ClassMap, document: Mapping[str, Any], like: Volume) -> dict[str, Any]:
-        """Write both files or neither; return the sidecar's object, completed by the label map's SHA-256. Raises OutputError.
+    def write(self, segmentation: Segmentation, document: Mapping[str, Any]) -> dict[str, Any]:
+        """Write label map and sidecar; return the sidecar's object, completed by what is known of the file.
 
-        The label map, once it is there, says that everything is: its sidecar appears before it.
+        Whoever publishes the label map publishes the sidecar beside it: a killed or beaten run may leave a label map without
+        one, never one with another's. Raises OutputError.
         """
+        label_map = label_values(segmentation.class_map, self.labels)
         compress = self.label_map.name.lower().endswith(".gz")
-        content = encode_label_map(label_values(class_map, self.labels), like, compress=compress)
-        completed = {**document, "output_sha256": hashlib.sha256(content).hexdigest()}
-        with undisturbed(), written(self.label_map, overwrite=self.overwrite) as stream:
-            stream.write(content)
-            stream.flush()  # a full disk is found here, before the sidecar appears
+        content = encode_label_map(label_map, segmentation.prepared.header, compress=compress)
+        completed = {
+            **document,
+            "output": str(self.label_map),
+            "output_sha256": hashlib.sha256(content).hexdigest(),
+            "labels": sidecar.describe_labels(self.labels),
+        }
+        with undisturbed(), ExitStack() as published_last:
             if self.sidecar:
-                path = sidecar.sidecar_path(self.label_map)
-                sidecar.write_sidecar(path, completed, overwrite=self.overwrite or self._is_orphan(path))
+                stream = published_last.enter_context(written(self.sidecar_path, overwrite=self.overwrite))
+                stream.write(sidecar.encode_sidecar(completed))
+                stream.flush()  # a full disk is found here, before anything appears
+            with written(self.label_map, overwrite=self.overwrite) as stream:
+                stream.write(content)
+                stream.flush()
+                if self.overwrite and sidecar.is_sidecar(self.sidecar_path):
+                    self.sidecar_path.unlink()
         return completed
-
-    def _is_orphan(self, path: Path) -> bool:
-        """A sidecar without its label map: the run that wrote it was killed in between."""
-        return not self.label_map.exists() and sidecar.is_sidecar(path)
 
 
 def prepare(case: Case) -> PreparedCase:
@@ -94,36 +122,33 @@ def prepare(case: Case) -> PreparedCase:
     warnings = case_warnings(volumes, brain, geometry)
     slices = network_slices(list(volumes.values()), geometry)
     inputs = sidecar.describe_inputs(volumes)
-    return PreparedCase(case, flair, inputs, geometry, slices, tuple(warnings), time.perf_counter() - begin)
+    voxel_ml = voxel_litres(flair.affine) * 1000
+    return PreparedCase(case, flair.header, voxel_ml, inputs, geometry, slices, tuple(warnings), time.perf_counter() - begin)
 
 
 def segment(
-    prepared: PreparedCase,
-    engine: Engine,
-    checkpoint: Checkpoint,
-    target: Target,
-    *,
-    on_progress: Callable[[int, int], None] = lambda *_: None,
-) -> dict[str, Any]:
-    """Predict and write one prepared case; return the object that its sidecar holds.
-
-    Raises DeviceError and OutputError. Nothing appears under the target's name unless all of it does.
-    """
+    prepared: PreparedCase, engine: Engine, *, on_progress: Callable[[int, int], None] = lambda *_: None
+) -> Segmentation:
+    """Predict one prepared case. Raises DeviceError when not even one slice fits the memory."""
     begin = time.perf_counter()
     class_map = predict(prepared.slices, prepared.geometry, engine, on_progress=on_progress)
-    network_s = time.perf_counter() - begin
     counts = sidecar.voxel_counts(class_map)
-    warnings = list(prepared.warnings)
+    warnings = prepared.warnings
     if counts["WT"] == 0:
-        warnings.append(CaseWarning(WarningCode.EMPTY_RESULT, "no tumour was found: every voxel is labelled background"))
-    document = {
+        empty = CaseWarning(WarningCode.EMPTY_RESULT, "no tumour was found: every voxel is labelled background")
+        warnings = (*warnings, empty)
+    return Segmentation(prepared, class_map, counts, warnings, time.perf_counter() - begin)
+
+
+def describe(segmentation: Segmentation, engine: Engine, checkpoint: Checkpoint) -> dict[str, Any]:
+    """What the sidecar holds of a predicted case, but for what is known only once it is written."""
+    prepared = segmentation.prepared
+    return {
         "schema": sidecar.SCHEMA,
         "case": prepared.case.name,
-        "output": str(target.label_map),
-        "labels": sidecar.describe_labels(target.labels),
-        "volumes_ml": sidecar.volumes_ml(counts, voxel_litres(prepared.reference.affine) * 1000),
-        "voxels": counts,
-        "warnings": sidecar.describe_warnings(warnings),
+        "volumes_ml": sidecar.volumes_ml(segmentation.counts, prepared.voxel_ml),
+        "voxels": segmentation.counts,
+        "warnings": sidecar.describe_warnings(segmentation.warnings),
         "weights": sidecar.describe_weights(checkpoint),
         "inputs": prepared.inputs,
         "geometry": sidecar.describe_geometry(prepared.geometry),
@@ -135,7 +160,6 @@ def segment(
             "threads": engine.threads,
             "window": "full",
         },
-        "versions": sidecar.versions(),
-        "seconds": {"read": round(prepared.seconds, 3), "network": round(network_s, 3)},
+        "versions": sidecar.describe_versions(engine),
+        "seconds": {"read": round(prepared.seconds, 3), "network": round(segmentation.seconds, 3)},
     }
-    return target.write(class_map, document, prepared.reference)

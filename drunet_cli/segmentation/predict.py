@@ -15,8 +15,8 @@ def predict(
 ) -> ClassMap:
     """Class indices [I, J, K], in the case's own geometry, of slices [Z, 240, 240, 4].
 
-    Full frames, each slice for itself, so the batch size does not change what is computed; slices without any brain are all the
-    same and are computed once. on_progress: called with (slices done, slices in all).
+    Full frames, each slice for itself; slices without any brain are all the same and are computed once. The batch size changes
+    nothing but float32 rounding. on_progress: called with (slices done, slices in all).
     """
     n_slices = len(slices)
     blank = ~slices.any(axis=(1, 2, 3))

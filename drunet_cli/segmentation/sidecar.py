@@ -5,7 +5,7 @@ One JSON object a case, the same that `--json` prints. Keys are stable within a 
 
 import json
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -14,14 +14,15 @@ import numpy as np
 
 import drunet_cli
 from drunet_cli.brats import REGIONS, TUMOUR_CLASSES, ClassMap, Labels, Modality, label_value
-from drunet_cli.io.atomic import written
 from drunet_cli.io.case import stem
 from drunet_cli.io.checks import CaseWarning
 from drunet_cli.io.geometry import Geometry
 from drunet_cli.io.nifti import Volume
 from drunet_cli.network.checkpoint import Checkpoint
+from drunet_cli.network.engine import Engine
 
 SCHEMA: Final = "drunet.segmentation/1"
+_LARGEST_SIDECAR_BYTES: Final = 2**20
 
 
 def sidecar_path(label_map: Path) -> Path:
@@ -77,34 +78,27 @@ def describe_labels(labels: Labels) -> dict[str, Any]:
     return {"convention": labels, "values": {index.name: label_value(index, labels) for index in TUMOUR_CLASSES}}
 
 
-def describe_warnings(warnings: list[CaseWarning]) -> list[dict[str, str]]:
+def describe_warnings(warnings: Sequence[CaseWarning]) -> list[dict[str, str]]:
     """Code and text of each."""
     return [{"code": warning.code, "message": warning.message} for warning in warnings]
 
 
-def versions() -> dict[str, str]:
+def describe_versions(engine: Engine) -> dict[str, str]:
     """Of whatever may change a voxel."""
-    import torch
-
-    return {
-        "drunet": drunet_cli.__version__,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "numpy": np.__version__,
-        "nibabel": nib.__version__,
-    }
+    versions = {"drunet": drunet_cli.__version__, "python": platform.python_version()}
+    return versions | dict(engine.versions) | {"numpy": np.__version__, "nibabel": nib.__version__}
 
 
-def write_sidecar(path: Path, document: Mapping[str, Any], *, overwrite: bool) -> None:
-    """Write the object, indented for people. Raises OutputError."""
-    with written(path, overwrite=overwrite) as stream:
-        stream.write(json.dumps(document, indent=2).encode() + b"\n")
+def encode_sidecar(document: Mapping[str, Any]) -> bytes:
+    """The object as JSON, indented for people."""
+    return json.dumps(document, indent=2).encode() + b"\n"
 
 
 def is_sidecar(path: Path) -> bool:
     """Whether a file is one that drunet wrote beside a label map."""
     try:
-        document = json.loads(path.read_bytes())
-    except (OSError, ValueError):
+        with path.open("rb") as stream:
+            document = json.loads(stream.read(_LARGEST_SIDECAR_BYTES))
+    except (OSError, ValueError, RecursionError):
         return False
     return isinstance(document, dict) and str(document.get("schema", "")).startswith("drunet.segmentation/")

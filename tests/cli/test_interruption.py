@@ -1,5 +1,6 @@
 """Runs that are killed, interrupted, or lose a stream: what stands under the final name is complete, and nothing else stays."""
 
+import hashlib
 import json
 import os
 import pty
@@ -118,7 +119,8 @@ def names(folder: Path) -> list[str]:
 def assert_complete_or_absent(folder: Path, whole: WholeRun) -> None:
     label_map, sidecar = folder / "seg.nii.gz", folder / "seg.json"
     assert not label_map.exists() or label_map.read_bytes() == whole.label_map
-    assert not sidecar.exists() or json.loads(sidecar.read_bytes())["output"]
+    if sidecar.exists():  # then it is that of the label map, which was there before it
+        assert json.loads(sidecar.read_bytes())["output_sha256"] == hashlib.sha256(label_map.read_bytes()).hexdigest()
 
 
 def assert_next_run_cleans_up(drunet: Drunet, folder: Path, whole: WholeRun) -> None:
@@ -464,3 +466,15 @@ def test_uncompressed_output_holds_the_same_labels(golden_run: WholeRun, drunet:
 def test_output_of_another_format_is_refused(name: str, drunet: Drunet, tmp_path: Path) -> None:
     done = drunet(*SEGMENT, "-o", name)
     assert (done.returncode, names(tmp_path)) == (2, [])
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_signal_after_the_result_is_no_traceback(number: int, tmp_path: Path) -> None:
+    with started(*SEGMENT, "-o", "seg.nii.gz", folder=tmp_path) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "seg.nii.gz\n"
+        process.send_signal(number)
+        _, stderr = process.communicate(timeout=60)
+    assert "Traceback" not in stderr
+    assert process.returncode in (0, -number, 128 + number)
+    assert names(tmp_path) == OUTPUTS

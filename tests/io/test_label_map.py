@@ -41,7 +41,7 @@ PATIENT: Final = b"DOE^JANE"
 
 
 def save_label_map(path: Path, labels: npt.NDArray[np.uint8], like: Volume) -> None:
-    path.write_bytes(encode_label_map(labels, like, compress=path.suffix.lower() == ".gz"))
+    path.write_bytes(encode_label_map(labels, like.header, compress=path.suffix.lower() == ".gz"))
 
 
 def labels_of(shape: tuple[int, ...] = SHAPE) -> LabelMap:

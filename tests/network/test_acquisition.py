@@ -17,7 +17,7 @@ import h5py
 import numpy as np
 import pytest
 
-from drunet_cli.errors import OutputError, WeightsError
+from drunet_cli.errors import MisuseError, OutputError, WeightsError
 from drunet_cli.network import acquisition, download, registry
 from drunet_cli.network.acquisition import import_weights, metadata_of, obtain, open_weights
 from drunet_cli.network.checkpoint import file_sha256, read_checkpoint
@@ -216,7 +216,7 @@ def test_an_unknown_name_lists_the_known_ones() -> None:
         obtain("their")
 
 
-@pytest.mark.parametrize("name", ["", "../x", "a b", ".hidden", "a\nb"])
+@pytest.mark.parametrize("name", ["", "../x", "a b", ".hidden", "a\nb", "x.h5"])
 def test_a_name_that_is_no_file_name_is_refused(name: str) -> None:
     with pytest.raises(WeightsError, match="use letters"):
         obtain(name)
@@ -317,3 +317,61 @@ def test_weights_in_a_cache_that_is_read_only_are_used(tmp_path: Path, monkeypat
         for folder in (tmp_path / "cache", tmp_path / "cache" / "weights"):
             folder.chmod(0o755)
     assert opened == []
+
+
+def test_user_and_password_of_a_mirror_are_shown_nowhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    with serving(CONTENT) as server:
+        monkeypatch.setenv("DRUNET_WEIGHTS_URL", server.url.replace("http://", "http://me:s3cret@"))
+        told: list[str] = []
+        watcher = acquisition.Watcher()
+        monkeypatch.setattr(watcher, "announce_download", lambda _entry, url, _cache: told.append(url))
+        obtain(DEFAULT, watcher=watcher)
+    assert told == [server.url]
+    assert metadata_of(DEFAULT)[1].origin == server.url
+    monkeypatch.setenv("DRUNET_CACHE_DIR", os.environ["DRUNET_CACHE_DIR"] + "2")
+    assert "s3cret" not in _refusal()
+
+
+def test_a_damaged_file_in_the_cache_is_named_with_the_way_to_replace_it() -> None:
+    path = import_weights(GOLDEN_WEIGHTS)
+    path.write_bytes(path.read_bytes()[:1000])
+    for attempt in (lambda: open_weights(DEFAULT), lambda: obtain(DEFAULT), lambda: metadata_of(DEFAULT)):
+        with pytest.raises(WeightsError, match=r"delete that file and run: drunet weights download brats2020; .* import FILE"):
+            attempt()
+
+
+def test_a_known_checksum_must_match_in_the_cache_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    import_weights(GOLDEN_WEIGHTS)
+    monkeypatch.setattr(acquisition, "ENTRIES", {DEFAULT: replace(ENTRIES[DEFAULT], source_sha256="0" * 64)})
+    with pytest.raises(WeightsError, match="made from another file"):
+        open_weights(DEFAULT)
+
+
+def test_offline_allows_a_mirror_that_is_a_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DRUNET_OFFLINE", "1")
+    monkeypatch.setenv("DRUNET_WEIGHTS_URL", GOLDEN_WEIGHTS.as_uri())
+    _assert_golden(obtain(DEFAULT))
+
+
+def test_an_epsilon_that_a_file_records_otherwise_is_refused(tmp_path: Path) -> None:
+    shutil.copy(import_weights(GOLDEN_WEIGHTS, name="ours", bn_epsilon=1e-5), tmp_path / "w.safetensors")
+    with pytest.raises(MisuseError, match="records 1e-05"):
+        import_weights(tmp_path / "w.safetensors", name="other", bn_epsilon=1e-3)
+    assert metadata_of(str(tmp_path / "w.safetensors"))[1].bn_epsilon == 1e-5
+
+
+def test_what_was_left_of_old_downloads_goes_once_the_weights_are_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    cache_folder().mkdir(parents=True)
+    old, new = cache_folder() / ".brats2020.h5.elsewhere.part", cache_folder() / ".brats2020.h5.busy.part"
+    for left in (old, new):
+        left.touch()
+    os.utime(old, (0, 0))
+    monkeypatch.setenv("DRUNET_WEIGHTS_URL", GOLDEN_WEIGHTS.as_uri())
+    obtain(DEFAULT)
+    assert _files() == [".brats2020.h5.busy.part", "brats2020.lock", "brats2020.safetensors"]
+
+
+@pytest.mark.parametrize("weights", ["x" * 300 + ".h5", "/dev/null/w.h5"])
+def test_a_file_that_cannot_be_opened_is_one_line(weights: str) -> None:
+    with pytest.raises(WeightsError, match="cannot be read"):
+        open_weights(weights)

@@ -6,6 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import safetensors.numpy
+import torch
+from safetensors.torch import save_file as torch_save_file
 
 from drunet_cli.errors import OutputError, WeightsError
 from drunet_cli.network.checkpoint import Metadata, file_sha256, read_checkpoint, read_metadata, write_checkpoint
@@ -70,7 +72,13 @@ def _document(**changes: object) -> dict[str, object]:
         ({"drunet": json.dumps(_document(format=2))}, "format 2"),
         ({"drunet": json.dumps(_document(channels=["t1", "t1ce", "t2", "flair"]))}, "channels"),
         ({"drunet": json.dumps(_document(bn_epsilon=0))}, "epsilon 0"),
-        ({"drunet": json.dumps(_document(base_width="wide"))}, "cannot be understood"),
+        ({"drunet": json.dumps(_document(base_width="wide"))}, "base width 'wide'"),
+        ({"drunet": json.dumps(_document(base_width="1"))}, "base width '1'"),
+        ({"drunet": json.dumps(_document(base_width=True))}, "base width True"),
+        ({"drunet": json.dumps(_document(base_width=10**30))}, "base width 10000"),
+        ({"drunet": json.dumps(_document(bn_epsilon="0.001"))}, "epsilon '0.001'"),
+        ({"drunet": json.dumps(_document(dropout="x"))}, "dropout 'x'"),
+        ({"drunet": json.dumps(_document(name=5))}, "a text that is none"),
     ],
 )
 def test_a_file_that_does_not_say_how_to_run_it_is_refused(
@@ -95,4 +103,26 @@ def test_a_truncated_file_is_refused(tmp_path: Path, n_bytes: int) -> None:
     write_checkpoint(path, STATE, METADATA, overwrite=False)
     path.write_bytes(path.read_bytes()[:n_bytes])
     with pytest.raises(WeightsError, match="not a readable safetensors file"):
+        read_checkpoint(path)
+
+
+def test_facts_that_a_later_version_adds_are_left_aside_and_missing_ones_keep_their_defaults(tmp_path: Path) -> None:
+    document = _document(windows=[144, 176])
+    del document["dropout"]
+    safetensors.numpy.save_file(STATE, tmp_path / "w.safetensors", {"drunet": json.dumps(document)})
+    assert read_metadata(tmp_path / "w.safetensors").dropout is None
+
+
+def test_a_negative_variance_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "w.safetensors"
+    variance = {"head_norm.running_var": np.array([1, -1], dtype=np.float32)}
+    write_checkpoint(path, STATE | variance, METADATA, overwrite=False)
+    with pytest.raises(WeightsError, match=r"head_norm\.running_var holds a negative variance"):
+        read_checkpoint(path)
+
+
+def test_number_formats_that_numpy_lacks_are_refused_in_words(tmp_path: Path) -> None:
+    path = tmp_path / "w.safetensors"
+    torch_save_file({"head.bias": torch.zeros(4, dtype=torch.bfloat16)}, path, {"drunet": json.dumps(_document())})
+    with pytest.raises(WeightsError, match=r"head\.bias is BF16"):
         read_checkpoint(path)

@@ -1,5 +1,6 @@
 """The PyTorch engine: right at any batch size, honest about devices and memory."""
 
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -160,3 +161,50 @@ def test_threads_are_those_that_were_asked_for(checkpoint: Checkpoint) -> None:
 def test_weights_by_file_say_what_they_are(checkpoint: Checkpoint) -> None:
     assert checkpoint.metadata.name == Path(GOLDEN_WEIGHTS).stem
     assert checkpoint.metadata.bn_epsilon == 1e-3
+
+
+@pytest.mark.parametrize(
+    ("precision", "error", "remedy"),
+    [(Precision.FLOAT16, DeviceError, "--precision float32"), (Precision.FLOAT32, WeightsError, "weights are damaged")],
+)
+def test_an_overflow_is_an_error_and_no_empty_result(
+    checkpoint: Checkpoint, slices: npt.NDArray[np.uint8], precision: Precision, error: type[Exception], remedy: str
+) -> None:
+    huge = 1e6 if precision is Precision.FLOAT16 else 1e38
+    state = checkpoint.state | {"head.weight": checkpoint.state["head.weight"] * np.float32(huge)}
+    engine = TorchEngine(Checkpoint(metadata=checkpoint.metadata, state=state, sha256=""), device=CPU, precision=precision)
+    with pytest.raises(error, match=remedy):
+        engine.classes(slices)
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        "cuDNN error: CUDNN_STATUS_ALLOC_FAILED",
+        "GET was unable to find an engine to execute this computation",
+        "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
+    ],
+)
+def test_a_library_that_finds_no_memory_halves_the_batch_too(
+    checkpoint: Checkpoint, slices: npt.NDArray[np.uint8], message: str
+) -> None:
+    engine = TorchEngine(checkpoint, device=CPU, batch_size=4)
+    expected = engine.classes(slices)
+    small = _SmallMemory(engine._model, 2, message)
+    small.message = message.replace("CUDA", "cuda")  # raised as a plain RuntimeError, as these libraries do
+    engine._model = small
+    assert np.array_equal(engine.classes(slices), expected)
+    assert engine.batch_size == 2
+
+
+def test_auto_says_why_it_passes_over_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    def driver_too_old() -> bool:
+        warnings.warn("CUDA initialization: The NVIDIA driver on your system is too old\nmore", stacklevel=1)
+        return False
+
+    monkeypatch.setattr(torch.cuda, "is_available", driver_too_old)
+    told: list[str] = []
+    assert resolve_device("auto", on_warning=told.append) == torch.device("cpu")
+    assert told == ["computing on the CPU: CUDA initialization: The NVIDIA driver on your system is too old"]
+    with pytest.raises(DeviceError, match="driver on your system is too old"):
+        resolve_device("cuda")

@@ -1,5 +1,6 @@
 """All slices of a case through an engine that remembers what it was given."""
 
+from collections.abc import Mapping
 from itertools import pairwise
 
 import numpy as np
@@ -18,6 +19,7 @@ class ThresholdEngine:
     device = device_name = "none"
     threads = 1
     precision = Precision.FLOAT32
+    versions: Mapping[str, str] = {}
 
     def __init__(self, batch_size: int) -> None:
         self.batch_size = batch_size
