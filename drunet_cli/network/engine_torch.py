@@ -16,7 +16,7 @@ from drunet_cli.network.checkpoint import Checkpoint
 from drunet_cli.network.engine import Precision
 from drunet_cli.network.model import DRUNet104
 
-# Measured on 2 cores at base width 16: 0.35 s a slice in twos, 0.38 one by one, 0.43 in fours, 0.5 in eights
+# Measured on 2 cores at base width 16: 0.35 s a slice one by one, 0.36 in twos, 0.47 in fours, 0.55 in eights
 # (tests/benchmarks/cpu.py).
 _BATCH_SIZE: Final = {"cpu": 2, "cuda": 16, "mps": 8}
 # What allocators raise as a plain RuntimeError: the CPU's, MPS, cuBLAS, and cuDNN, which finds no engine that fits.

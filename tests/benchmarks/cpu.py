@@ -2,9 +2,10 @@
 
     python tests/benchmarks/cpu.py WEIGHTS CASE_FOLDER [--threads N] [--repeats N]
 
-Prints seconds a slice for several batch sizes, for one process and for two that share the CPUs, with OpenMP's own way of
-waiting and with drunet's, then whole processes: `drunet segment`, and a loop that feeds all slices of the volume one by one
-through the same network without any of drunet's measures. CASE_FOLDER holds `*_flair.nii.gz` and so on.
+Prints the seconds of whole processes: `drunet segment`, and a loop that feeds all slices of the volume one by one through the
+same network without any of drunet's measures; then the network's seconds a slice for one process and for two that share the
+CPUs, with OpenMP's own way of waiting and with drunet's, and for several batch sizes. CASE_FOLDER holds `*_flair.nii.gz` and
+so on.
 """
 
 import argparse
@@ -68,9 +69,10 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     arguments = parser.parse_args()
     print(f"{cpu_name()}, {arguments.threads} threads")
-    batch_sizes(arguments.weights, arguments.threads, arguments.repeats)
-    shared_cpus(arguments.weights, arguments.threads)
+    # First, while this process is small: Linux counts its memory to that of the processes it starts.
     whole_processes(arguments.weights, arguments.case, arguments.threads, arguments.repeats)
+    shared_cpus(arguments.weights, arguments.threads)
+    batch_sizes(arguments.weights, arguments.threads, arguments.repeats)
 
 
 def batch_sizes(weights: str, threads: int, repeats: int) -> None:
