@@ -1,6 +1,8 @@
 """What several test modules need: the golden files, and how the command line is told of four images."""
 
-from collections.abc import Callable, Mapping
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from subprocess import CompletedProcess
 from typing import Any, Final
@@ -25,3 +27,16 @@ def image_options(images: Mapping[Modality, Path] = GOLDEN_IMAGES) -> list[str]:
 def open_image(path: Path | str) -> Any:  # nibabel types what it opens too vaguely to be used
     """A NIfTI image as nibabel reads it."""
     return nib.load(path)
+
+
+@contextmanager
+def unprivileged() -> Iterator[None]:
+    """As a user who is not root, whom permissions do not bind."""
+    if os.geteuid() != 0:
+        yield
+        return
+    os.setresuid(65534, 65534, 0)
+    try:
+        yield
+    finally:
+        os.setresuid(0, 0, 0)

@@ -11,10 +11,11 @@ from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
-from urllib.parse import unquote, urlsplit
+from urllib.parse import urlsplit
 
 from drunet_cli import __version__
 from drunet_cli.errors import WeightsError, one_line
+from drunet_cli.network.local_copy import copy_file_url
 from drunet_cli.network.network_errors import AttemptError, network_errors
 from drunet_cli.network.web_page import WebPage, confirmed_url, has_html_type, is_html, opening_of, read_page
 
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
 Progress = Callable[[int, int | None], None]
 
 _BLOCK_BYTES = 64 * 1024  # a block that is cut short by a reset or a time-out is lost, so it is kept small
-_COPY_BLOCK_BYTES = 1024 * 1024
 _LONGEST_DELAY_S = 30.0
 _LONGEST_RETRY_AFTER_S = 60.0
 _CONTENT_RANGE = re.compile(r"bytes (\d+)-\d+/(\d+|\*)")
@@ -53,7 +53,7 @@ def fetch(url: str, part: Path, *, on_progress: Progress, patience: Patience = P
     except ValueError as error:
         raise WeightsError(f"{shown}: not a valid URL") from error
     if scheme == "file":
-        _copy(url, part, shown, on_progress)
+        copy_file_url(url, part, shown=shown, on_progress=on_progress)
     elif scheme in ("http", "https"):
         _download(url, part, shown, on_progress, patience)
     else:
@@ -63,35 +63,6 @@ def fetch(url: str, part: Path, *, on_progress: Progress, patience: Patience = P
 def shown_url(url: str) -> str:
     """A URL without user and password, which are nobody else's business, for messages and records."""
     return one_line(re.sub(r"//[^/?#]*@", "//", url))
-
-
-def _copy(url: str, part: Path, shown: str, on_progress: Progress) -> None:
-    host, path = urlsplit(url)[1:3]
-    source = Path(unquote(path))
-    if host not in ("", "localhost") or not source.is_absolute() or "\0" in str(source):
-        raise WeightsError(f"{shown}: not a valid file URL, which is file:// and an absolute path of this machine")
-    try:
-        total = source.stat().st_size
-        if not source.is_file():  # a pipe or a device may never end
-            raise WeightsError(f"{shown}: not a file")
-    except OSError as error:
-        raise WeightsError(f"{shown}: {error.strerror}") from error
-    copied = 0
-    with part.open("wb") as stream:
-        for block in _file_blocks(source, shown):
-            stream.write(block)
-            copied += len(block)
-            on_progress(copied, total)
-
-
-def _file_blocks(source: Path, shown: str) -> Iterator[bytes]:
-    # A generator of its own, so that only errors of reading are caught here, not those of writing the part.
-    try:
-        with source.open("rb") as stream:
-            while block := stream.read(_COPY_BLOCK_BYTES):
-                yield block
-    except OSError as error:
-        raise WeightsError(f"{shown}: {error.strerror}") from error
 
 
 @dataclass

@@ -8,13 +8,13 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from drunet_cli.errors import OutputError
 from drunet_cli.io.atomic import check_writable, remove_stale, written
+from tests.support import unprivileged
 
 WRITE_HALF_AND_DIE = """
 import os, signal, sys
@@ -55,19 +55,6 @@ def temporary_of(target: Path, host: str, pid: int, *, age_s: float = 0) -> Path
 def write(target: Path, content: bytes = b"all", *, overwrite: bool = False) -> None:
     with written(target, overwrite=overwrite) as stream:
         stream.write(content)
-
-
-@contextmanager
-def unprivileged() -> Iterator[None]:
-    """As a user who is not root, whom permissions do not bind."""
-    if os.geteuid() != 0:
-        yield
-        return
-    os.setresuid(65534, 65534, 0)
-    try:
-        yield
-    finally:
-        os.setresuid(0, 0, 0)
 
 
 @pytest.fixture

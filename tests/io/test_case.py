@@ -1,9 +1,7 @@
 """Which file is which modality, and what the case is called."""
 
-import os
 import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -11,6 +9,7 @@ import pytest
 from drunet_cli.brats import CHANNELS, Modality
 from drunet_cli.errors import CaseError
 from drunet_cli.io.case import case_of, stem
+from tests.support import unprivileged
 
 
 def files(folder: Path, names: Sequence[str]) -> dict[Modality, Path]:
@@ -25,19 +24,6 @@ def files(folder: Path, names: Sequence[str]) -> dict[Modality, Path]:
 @pytest.fixture
 def images(tmp_path: Path) -> dict[Modality, Path]:
     return files(tmp_path, ["a_flair.nii.gz", "a_t1ce.nii.gz", "a_t1.nii.gz", "a_t2.nii.gz"])
-
-
-@contextmanager
-def unprivileged() -> Iterator[None]:
-    """As a user who is not root, whom permissions do not bind."""
-    if os.geteuid() != 0:
-        yield
-        return
-    os.setresuid(65534, 65534, 0)
-    try:
-        yield
-    finally:
-        os.setresuid(0, 0, 0)
 
 
 @pytest.mark.parametrize(

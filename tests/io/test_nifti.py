@@ -8,7 +8,6 @@ import sys
 import tempfile
 import tracemalloc
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
@@ -19,6 +18,7 @@ import pytest
 
 from drunet_cli.errors import CaseError
 from drunet_cli.io.nifti import load_volume
+from tests.support import unprivileged
 
 SHAPE: Final = (7, 6, 5)
 NOT_NIFTI: Final = "is not a NIfTI file; convert it to .nii or .nii.gz first"
@@ -76,19 +76,6 @@ def refusal(path: Path) -> str:
     assert message.startswith(f"{path}: ")
     assert len(message.splitlines()) == 1
     return message.removeprefix(f"{path}: ")
-
-
-@contextmanager
-def unprivileged() -> Iterator[None]:
-    """As a user who is not root, whom permissions do not bind."""
-    if os.geteuid() != 0:
-        yield
-        return
-    os.setresuid(65534, 65534, 0)
-    try:
-        yield
-    finally:
-        os.setresuid(0, 0, 0)
 
 
 # --- what is read
