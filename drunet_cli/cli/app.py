@@ -128,7 +128,8 @@ def _report_misuse(error: typer.TyperException) -> int:
         return error.exit_code
     context = getattr(error, "ctx", None)
     command = context.command_path if context is not None else "drunet"
-    return _report(MisuseError(f"{error.format_message()} Try: {command} --help"))
+    message = error.format_message().replace("Value error, ", "")  # pydantic's words for it
+    return _report(MisuseError(f"{message} Try: {command} --help"))
 
 
 def _terminate(_signal: int, _frame: FrameType | None) -> NoReturn:

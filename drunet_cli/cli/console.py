@@ -118,6 +118,10 @@ class DownloadWatcher(Watcher):
         if self._progress is not None:
             self._progress.update(self._task, completed=n_bytes, total=n_total)
 
+    def retrying(self, reason: str, delay_s: float) -> None:
+        """Why the bar stands still."""
+        self._screen.note(f"Download: {reason}; trying again in {delay_s:.0f} s")
+
     def importing(self, path: Path) -> None:
         """The last step, which takes some seconds."""
         self._stop()

@@ -58,13 +58,18 @@ BatchSize = Annotated[
     ),
 ]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace outputs that exist.", rich_help_panel=OUTPUT)]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead.", rich_help_panel=OUTPUT)]
-Quiet = Annotated[bool, typer.Option("--quiet", help="No bar, no notes, no warnings; errors stay.", rich_help_panel=OUTPUT)]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout instead, one object a line.", rich_help_panel=OUTPUT)]
+Quiet = Annotated[
+    bool,
+    typer.Option(
+        "--quiet", help="No bar, no notes, no warnings (the sidecar keeps them); errors stay.", rich_help_panel=OUTPUT
+    ),
+]
 
 
 def modality(name: str) -> typer.models.OptionInfo:
     """An option that names the image of one modality."""
     option: typer.models.OptionInfo = typer.Option(
-        metavar="FILE", help=f"{name} image, .nii or .nii.gz.", show_default=False, rich_help_panel=IMAGES
+        metavar="FILE", help=f"{name} image, .nii or .nii.gz. Required.", show_default=False, rich_help_panel=IMAGES
     )
     return option

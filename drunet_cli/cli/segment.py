@@ -10,7 +10,7 @@ from drunet_cli.brats import Labels, Modality
 from drunet_cli.cli import options
 from drunet_cli.errors import MisuseError
 from drunet_cli.network.engine import Precision
-from drunet_cli.network.registry import DEFAULT
+from drunet_cli.network.registry import DEFAULT, ENTRIES, PUBLISHED_BASE_WIDTH
 
 _OTHER_FORMATS: Final = (".gz", ".mgz", ".mgh", ".mha", ".mhd", ".nrrd", ".img", ".hdr", ".png", ".json", ".h5", ".zip")
 
@@ -26,20 +26,20 @@ def segment(
         typer.Option(
             metavar="NAME",
             help="Name of the case.",
-            show_default="what the four file names share",
+            show_default="what the file names share, else their folder",
             rich_help_panel=options.IMAGES,
         ),
     ] = None,
     output: Annotated[
-        Path,
+        Path | None,
         typer.Option(
             "-o",
             metavar="OUT",
-            help="Label map to write, .nii.gz or .nii; anything else is a folder that gets {case}.nii.gz.",
+            help="Label map to write, .nii.gz or .nii; anything else is a folder that gets {case}.nii.gz. Required.",
             show_default=False,
             rich_help_panel=options.OUTPUT,
         ),
-    ],
+    ] = None,
     labels: Annotated[
         Labels,
         typer.Option(help="Label value of enhancing tumour: brats2020 is 4, brats2023 is 3.", rich_help_panel=options.OUTPUT),
@@ -68,8 +68,9 @@ def segment(
 
     The images must be skull-stripped and on one grid, in any orientation.
     Label values: 1 necrotic and non-enhancing core, 2 oedema, 4 enhancing tumour
-    (3 with --labels brats2023). The label map has the geometry of FLAIR; its path
-    is printed on stdout.
+    (3 with --labels brats2023). WT, whole tumour, is all of them; TC, tumour core,
+    is 1 and 4; ET is 4. The label map has the geometry of FLAIR; its path is
+    printed on stdout.
 
     drunet segment --t1 a_t1.nii.gz --t1ce a_t1ce.nii.gz --t2 a_t2.nii.gz \\
     --flair a_flair.nii.gz -o a_seg.nii.gz
@@ -77,9 +78,11 @@ def segment(
     begin = time.perf_counter()
     given = {Modality.FLAIR: flair, Modality.T1CE: t1ce, Modality.T1: t1, Modality.T2: t2}
     images = {modality: path for modality, path in given.items() if path is not None}
-    if len(images) < len(given):
-        missing = ", ".join(f"--{modality}" for modality in given if modality not in images)
-        raise MisuseError(f"missing {missing}: a case needs all four of --t1 --t1ce --t2 --flair")
+    missing = [f"--{modality}" for modality in given if modality not in images]
+    if missing:
+        raise MisuseError(f"missing {', '.join(missing)}: a case needs all four of --t1 --t1ce --t2 --flair, and -o")
+    if output is None:
+        raise MisuseError("missing -o: name the label map to write, or a folder for it")
     if case is not None and (not case.strip(". ") or "/" in case):
         raise MisuseError(f"--case {case!r}: a case's name is part of a file name")
 
@@ -109,6 +112,8 @@ def segment(
     where = resolve_device(device, on_warning=screen.warning)
     with DownloadWatcher(screen).shown() as watcher:
         checkpoint = open_weights(weights, watcher=watcher)
+    if weights in ENTRIES and checkpoint.metadata.base_width != PUBLISHED_BASE_WIDTH:
+        screen.warning(f"the weights imported as {weights} have base width {checkpoint.metadata.base_width}; they are others")
     engine = TorchEngine(
         checkpoint,
         device=where,
@@ -140,5 +145,9 @@ def _label_map(output: Path, case: str) -> Path:
 
 
 def _summary(document: dict[str, Any], seconds: float) -> str:
-    volumes = ", ".join(f"{region} {document['volumes_ml'][region]:.1f} mL" for region in ("WT", "TC", "ET"))
-    return f"{document['case']}: {volumes} ({seconds:.1f} s on {document['device']})"
+    volumes = ", ".join(f"{region} {_millilitres(document['volumes_ml'][region])}" for region in ("WT", "TC", "ET"))
+    return f"{document['case']}: {volumes} ({seconds:.1f} s on {document['device']}, weights {document['weights']['name']})"
+
+
+def _millilitres(volume_ml: float) -> str:
+    return "<0.1 mL" if 0 < volume_ml < 0.1 else f"{volume_ml:.1f} mL"

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from drunet_cli.cli import options
-from drunet_cli.errors import MisuseError
+from drunet_cli.errors import MisuseError, WeightsError
 from drunet_cli.network.registry import DEFAULT, ENTRIES, PUBLISHED_BASE_WIDTH, PUBLISHED_BN_EPSILON, cached_names, cached_path
 
 app = typer.Typer(no_args_is_help=True, help="Fetch, import and describe trained weights.")
@@ -22,21 +22,36 @@ def list_weights(json: options.Json = False) -> None:
 
     cached = cached_names()
     names = [*ENTRIES, *(name for name in cached if name not in ENTRIES)]
-    rows = [
-        {
-            "name": name,
-            "cached": name in cached,
-            "path": str(cached_path(name)),
-            "description": ENTRIES[name].description if name in ENTRIES else "imported",
-            "licence": ENTRIES[name].licence if name in ENTRIES else None,
-        }
-        for name in names
-    ]
+    rows = [_row(name, cached=name in cached) for name in names]
     if json:
         for row in rows:
             result_json(row)
     else:
         Screen().table(weights_table(rows))
+
+
+def _row(name: str, *, cached: bool) -> dict[str, str | bool | None]:
+    """What is known of one set of weights; what lies in the cache under a name of the registry may be other weights."""
+    from drunet_cli.network.checkpoint import read_metadata
+
+    description = ENTRIES[name].description if name in ENTRIES else ""
+    licence = ENTRIES[name].licence if name in ENTRIES else None
+    if cached:
+        try:
+            metadata = read_metadata(cached_path(name))
+        except WeightsError as error:
+            description = str(error)
+        else:
+            if name not in ENTRIES or metadata.base_width != PUBLISHED_BASE_WIDTH:
+                description, licence = f"imported from {metadata.origin}, base width {metadata.base_width}", None
+    return {
+        "name": name,
+        "cached": cached,
+        "path": str(cached_path(name)),
+        "url": ENTRIES[name].url if name in ENTRIES else None,
+        "description": description,
+        "licence": licence,
+    }
 
 
 @app.command()
@@ -96,7 +111,8 @@ def import_file(
 ) -> None:
     """Verify a weights file, put it into the cache, and print the path there.
 
-    For machines without internet: fetch the file elsewhere, copy it, import it.
+    For machines without internet: fetch the authors' file elsewhere (weights list
+    --json has its URL), copy it, import it. Weights of your own: give --name.
     """
     if epsilon is not None and not 0 < epsilon < 1:
         raise MisuseError(f"--epsilon {epsilon:g}: must lie between 0 and 1")

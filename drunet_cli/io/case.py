@@ -3,6 +3,7 @@
 import errno
 import itertools
 import os
+import re
 import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,6 +13,12 @@ from drunet_cli.brats import CHANNELS, Modality
 from drunet_cli.errors import CaseError
 
 _NIFTI_SUFFIXES = (".nii.gz", ".nii")
+_WORDS = {
+    **dict.fromkeys(("flair", "t2f", "t2flair"), Modality.FLAIR),
+    **dict.fromkeys(("t1ce", "t1c", "t1gd", "t1gad", "t1post"), Modality.T1CE),
+    **dict.fromkeys(("t1", "t1n", "t1pre"), Modality.T1),
+    **dict.fromkeys(("t2", "t2w"), Modality.T2),
+}
 
 
 @dataclass(frozen=True)
@@ -23,7 +30,7 @@ class Case:
 
 
 def case_of(images: Mapping[Modality, Path], *, name: str | None = None) -> Case:
-    """The case that four files make. Without a name, the stem that all four share, else FLAIR's.
+    """The case that four files make. Without a name, the stem that all four share, else their folder's name, else FLAIR's stem.
 
     Raises CaseError when a file is missing, or one file is given for two modalities.
     """
@@ -41,6 +48,15 @@ def stem(path: Path) -> str:
         if path.name.lower().endswith(suffix):
             return path.name[: -len(suffix)]
     return path.stem
+
+
+def modality_in_name(path: Path) -> Modality | None:
+    """The modality that the last telling word of a file name stands for; None where none does, or T1w, which may be either."""
+    return next((_WORDS[word] for word in reversed(_words(path)) if word in _WORDS), None)
+
+
+def _words(path: Path) -> list[str]:
+    return re.split(r"[^a-z0-9]+", stem(path).lower())
 
 
 def _check_regular(path: Path, modality: Modality) -> None:
@@ -63,4 +79,9 @@ def _common_stem(paths: list[Path]) -> str:
     # Cut back to a whole word: a_t1, a_t1ce, a_t2 and a_flair share "a"; T1w and T1wce share nothing worth a name.
     shared = os.path.commonprefix(stems)  # noqa: RUF071  # of names, not of paths
     name = shared if shared in stems else shared[: max(shared.rfind("_"), shared.rfind("-"), shared.rfind(".")) + 1]
-    return name.strip("_-. ") or stems[0]
+    if name := name.strip("_-. "):
+        return name
+    folders = {path.absolute().parent for path in paths}
+    if len(folders) == 1 and set(_words(paths[0])) <= _WORDS.keys():  # p7/flair.nii.gz, p7/t1.nii.gz: FLAIR's says nothing
+        return folders.pop().name or stems[0]
+    return stems[0]

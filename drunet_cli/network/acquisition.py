@@ -43,6 +43,9 @@ class Watcher:
     def downloaded(self, n_bytes: int, n_total: int | None) -> None:
         """So many bytes have arrived, of so many if that is known."""
 
+    def retrying(self, reason: str, delay_s: float) -> None:
+        """An attempt failed; another follows after so many seconds."""
+
     def importing(self, path: Path) -> None:
         """The file is complete and is now verified and converted."""
 
@@ -193,7 +196,7 @@ def _download(entry: Entry, url: str, target: Path, watcher: Watcher, *, locked:
     watcher.announce_download(entry, shown_url(url), target.parent)
     with _part(source, locked=locked) as part:
         resumed = part.exists()
-        fetch(url, part, on_progress=watcher.downloaded)
+        fetch(url, part, on_progress=watcher.downloaded, on_retry=watcher.retrying)
         try:
             _import_part(entry, part, url, target, watcher)
         except WeightsError:
@@ -201,7 +204,7 @@ def _download(entry: Entry, url: str, target: Path, watcher: Watcher, *, locked:
             if not resumed:
                 raise
             # What an earlier run had left was perhaps of another file.
-            fetch(url, part, on_progress=watcher.downloaded)
+            fetch(url, part, on_progress=watcher.downloaded, on_retry=watcher.retrying)
             _import_part(entry, part, url, target, watcher)
 
 

@@ -40,10 +40,18 @@ class Patience:
     read_timeout_s: float = 60.0
 
 
-def fetch(url: str, part: Path, *, on_progress: Progress, patience: Patience = Patience()) -> None:
+def fetch(
+    url: str,
+    part: Path,
+    *,
+    on_progress: Progress,
+    on_retry: Callable[[str, float], None] = lambda *_: None,
+    patience: Patience = Patience(),
+) -> None:
     """Complete `part` with the bytes of `url` (http, https, file), going on after those it holds where the server can.
 
     on_progress: called with the bytes in the part and the file's length, None where the server does not tell.
+    on_retry: called with the reason, and the seconds until the next attempt, whenever one has failed.
     Raises WeightsError, its message one line `URL: reason`, for all that is wrong with the URL, the network or the
     server, and OSError when the part cannot be written. The part stays, for a later call to go on with.
     """
@@ -55,7 +63,7 @@ def fetch(url: str, part: Path, *, on_progress: Progress, patience: Patience = P
     if scheme == "file":
         copy_file_url(url, part, shown=shown, on_progress=on_progress)
     elif scheme in ("http", "https"):
-        _download(url, part, shown, on_progress, patience)
+        _download(url, part, shown, on_progress, on_retry, patience)
     else:
         raise WeightsError(f"{shown}: not a URL of a kind that can be fetched (http, https, file)")
 
@@ -89,7 +97,9 @@ class _Download:
         raise WeightsError(f"{self.shown}: {reason}") from cause
 
 
-def _download(url: str, part: Path, shown: str, on_progress: Progress, patience: Patience) -> None:
+def _download(
+    url: str, part: Path, shown: str, on_progress: Progress, on_retry: Callable[[str, float], None], patience: Patience
+) -> None:
     import requests
 
     with requests.Session() as session:
@@ -108,7 +118,9 @@ def _download(url: str, part: Path, shown: str, on_progress: Progress, patience:
                     download.refuse(f"{interruption}, {failures} times in a row", interruption)
                 delay_s = min(patience.first_delay_s * 2 ** max(failures - 1, 0), _LONGEST_DELAY_S)
                 delay_s *= random.uniform(0.8, 1.2)  # noqa: S311  # spreads the clients of a server that comes back
-                time.sleep(max(delay_s, interruption.wait_s))
+                delay_s = max(delay_s, interruption.wait_s)
+                on_retry(str(interruption), delay_s)
+                time.sleep(delay_s)
 
 
 def _attempt(download: _Download) -> bool:

@@ -133,6 +133,6 @@ def source_url(entry: Entry) -> str:
 def by_hand(entry: Entry) -> str:
     """What to do where a download is not possible, in words for the end of an error message."""
     return (
-        f"{cached_path(entry.name)} was to be made from {shown_url(source_url(entry))}: "
-        f"fetch that file by hand and run: drunet weights import FILE --name {entry.name}"
+        f"{cached_path(entry.name)} was not written; fetch {shown_url(source_url(entry))} by hand, "
+        f"then run: drunet weights import FILE --name {entry.name}"
     )

@@ -77,7 +77,10 @@ class Target:
             raise OutputError(f"{self.label_map}: is one of the inputs; name another output")
         # Without a sidecar of its own the label map must not lie beside that of another.
         if self.sidecar or sidecar.is_sidecar(self.sidecar_path):
-            check_writable(self.sidecar_path, overwrite=self.overwrite)
+            try:
+                check_writable(self.sidecar_path, overwrite=self.overwrite)
+            except OutputError as error:
+                raise OutputError(f"{error} (it would be the sidecar of {self.label_map.name})") from error
 
     def write(self, segmentation: Segmentation, document: Mapping[str, Any]) -> dict[str, Any]:
         """Write label map and sidecar; return the sidecar's object, completed by what is known of the file.
@@ -119,7 +122,7 @@ def prepare(case: Case) -> PreparedCase:
     brain = brain_mask(volumes)
     flair = volumes[Modality.FLAIR]
     geometry = fit(brain, affine=flair.affine)
-    warnings = case_warnings(volumes, brain, geometry)
+    warnings = case_warnings(volumes, geometry)
     slices = network_slices(list(volumes.values()), geometry)
     inputs = sidecar.describe_inputs(volumes)
     voxel_ml = voxel_litres(flair.affine) * 1000

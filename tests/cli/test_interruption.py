@@ -188,7 +188,9 @@ def test_signal_ends_the_run_with_its_code_and_without_files_or_traceback(
         time.sleep(share * long_run.seconds)
         process.send_signal(number)
         stdout, stderr = process.communicate(timeout=60)
-    assert (process.returncode, stdout, stderr) == (code, "", "")
+    # Before drunet has the word, the signal itself ends the process: to a shell that is the same code.
+    assert process.returncode in (code, -number)
+    assert (stdout, stderr) == ("", "")
     assert not list(tmp_path.rglob("*.*"))
 
 

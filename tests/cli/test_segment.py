@@ -210,7 +210,7 @@ def test_what_cannot_work_ends_in_one_line_and_its_exit_code(
 def test_a_missing_modality_is_named(capsys: pytest.CaptureFixture[str]) -> None:
     images: dict[Modality, Path] = {modality: GOLDEN_IMAGES[modality] for modality in CHANNELS if modality is not Modality.T1CE}
     assert main(["segment", *image_options(images), "-o", "seg.nii.gz"]) == 2
-    assert capsys.readouterr().err == "Error: missing --t1ce: a case needs all four of --t1 --t1ce --t2 --flair\n"
+    assert capsys.readouterr().err == "Error: missing --t1ce: a case needs all four of --t1 --t1ce --t2 --flair, and -o\n"
 
 
 def _z_scored(voxels: np.ndarray[tuple[int, ...], np.dtype[np.float32]]) -> object:

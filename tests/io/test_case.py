@@ -8,7 +8,7 @@ import pytest
 
 from drunet_cli.brats import CHANNELS, Modality
 from drunet_cli.errors import CaseError
-from drunet_cli.io.case import case_of, stem
+from drunet_cli.io.case import case_of, modality_in_name, stem
 from tests.support import unprivileged
 
 
@@ -53,11 +53,11 @@ def images(tmp_path: Path) -> dict[Modality, Path]:
         (["p.flair.nii", "p.t1ce.nii", "p.t1.nii", "p.t2.nii"], "p"),
         (["a_flair.nii", "a_t1ce.NII.GZ", "a_t1.nii.gz", "a_t2.nii"], "a"),
         (["Brain_FLAIR.nii", "contrast.nii", "plain.nii", "t2.nii"], "Brain_FLAIR"),
-        (["flair.nii.gz", "t1ce.nii.gz", "t1.nii.gz", "t2.nii.gz"], "flair"),
-        (["flair.nii.gz", "tumour_ce.nii.gz", "tumour.nii.gz", "t2.nii.gz"], "flair"),
+        (["one/flair.nii.gz", "two/t1ce.nii.gz", "two/t1.nii.gz", "two/t2.nii.gz"], "flair"),
+        (["head.nii.gz", "tumour_ce.nii.gz", "tumour.nii.gz", "t2.nii.gz"], "head"),
         (["flair/a.nii.gz", "t1ce/a.nii.gz", "t1/a.nii.gz", "t2/a.nii.gz"], "a"),
         (["flair/sub_1.nii.gz", "t1ce/sub_1.nii.gz", "t1/sub_1.nii.gz", "t2/sub_1.nii.gz"], "sub_1"),
-        (["p7/flair.nii.gz", "p7/t1ce.nii.gz", "p7/t1.nii.gz", "p7/t2.nii.gz"], "flair"),
+        (["p7/flair.nii.gz", "p7/t1ce.nii.gz", "p7/t1.nii.gz", "p7/t2.nii.gz"], "p7"),
     ],
 )
 def test_a_case_is_called_what_its_files_share_or_else_as_flair_is(tmp_path: Path, names: list[str], expected: str) -> None:
@@ -139,3 +139,20 @@ def test_a_file_in_a_folder_that_refuses_is_a_case_error() -> None:
 def test_a_name_too_long_for_the_file_system_is_a_case_error(images: dict[Modality, Path]) -> None:
     with pytest.raises(CaseError):
         case_of({**images, Modality.T1: Path("x" * 300)})
+
+
+@pytest.mark.parametrize(
+    ("name", "modality"),
+    [
+        ("BraTS2021_01479_t1ce.nii.gz", Modality.T1CE),
+        ("BraTS-GLI-00005-100-t2f.nii.gz", Modality.FLAIR),
+        ("BraTS-GLI-00005-100-t2w.nii.gz", Modality.T2),
+        ("sub-01_T2w.nii", Modality.T2),
+        ("sub-01_ce-GD_T1w.nii.gz", None),
+        ("t1/flair.nii", Modality.FLAIR),
+        ("T1_brain.nii.gz", Modality.T1),
+        ("contrast.nii.gz", None),
+    ],
+)
+def test_a_file_name_tells_its_modality(name: str, modality: Modality | None) -> None:
+    assert modality_in_name(Path(name)) is modality

@@ -58,7 +58,7 @@ def changed(modality: Modality, *, dtype: npt.DTypeLike = np.float64) -> tuple[d
 
 def warnings_of(volumes: Mapping[Modality, Volume]) -> list[CaseWarning]:
     brain, flair = brain_mask(volumes), volumes[Modality.FLAIR]
-    return case_warnings(volumes, brain, fit(brain, affine=flair.affine))
+    return case_warnings(volumes, fit(brain, affine=flair.affine))
 
 
 def codes_of(volumes: Mapping[Modality, Volume]) -> list[WarningCode]:
@@ -328,3 +328,27 @@ def test_the_odd_one_out_is_named_also_when_it_is_flair() -> None:
     error = complaint(volumes)
     assert str(error).startswith("a_flair.nii.gz: FLAIR not on the grid of T1ce (a_t1ce.nii.gz)")
     assert len(error.details) == 3
+
+
+def test_a_file_whose_name_says_another_modality_is_reported() -> None:
+    volumes = case()
+    t1, t1ce = volumes[Modality.T1], volumes[Modality.T1CE]
+    volumes[Modality.T1], volumes[Modality.T1CE] = t1ce, t1
+    found = warnings_of(volumes)
+    assert [warning.code for warning in found] == [WarningCode.MODALITY_NAME] * 2
+    assert found[0].message.startswith("a_t1.nii.gz: given as T1ce, but its name says T1;")
+
+
+def test_an_image_of_another_brain_is_reported() -> None:
+    volumes = case()
+    shifted = np.roll(brain_voxels(9), 8, axis=0)
+    volumes[Modality.FLAIR] = volume_of(Modality.FLAIR, shifted)
+    assert [warning.code for warning in warnings_of(volumes)] == [WarningCode.DIFFERENT_BRAINS] * 3
+
+
+@pytest.mark.parametrize("values", [(1, 2, 4), (1, 2, 3), (50, 100, 150)])
+def test_a_label_map_given_as_an_image_is_refused(values: tuple[int, ...]) -> None:
+    volumes = case()
+    labels = np.random.default_rng(0).choice(values, SHAPE) * (brain_voxels(0) > 0)
+    volumes[Modality.T2] = volume_of(Modality.T2, labels.astype(np.int16))
+    assert f"hold only {', '.join(map(str, values))}, as a label map does" in str(complaint(volumes))
