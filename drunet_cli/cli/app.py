@@ -2,6 +2,7 @@
 
 import errno
 import io
+import itertools
 import os
 import signal
 import sys
@@ -87,7 +88,7 @@ def _run(arguments: list[str]) -> int:
     except DrunetError as error:
         return _report(error)
     except typer.TyperException as error:
-        return _report_misuse(error)
+        return _report_misuse(error, arguments)
     except MemoryError:
         return _report(DeviceError("this machine's memory does not suffice"))
     except (KeyboardInterrupt, typer.Abort):
@@ -123,11 +124,14 @@ def _report(error: DrunetError) -> int:
     return error.exit_code
 
 
-def _report_misuse(error: typer.TyperException) -> int:
+def _report_misuse(error: typer.TyperException, arguments: list[str]) -> int:
     if type(error).__name__ == "NoArgsIsHelpError":  # its message is the help, printed already
         return error.exit_code
     context = getattr(error, "ctx", None)
-    command = context.command_path if context is not None else "drunet"
+    if context is not None:
+        command = context.command_path
+    else:  # an option that lacks its value
+        command = " ".join(["drunet", *itertools.takewhile(str.isalpha, arguments)])
     message = error.format_message().replace("Value error, ", "")  # pydantic's words for it
     return _report(MisuseError(f"{message} Try: {command} --help"))
 

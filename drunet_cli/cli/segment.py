@@ -56,8 +56,8 @@ def segment(
     precision: Annotated[
         Precision,
         typer.Option(
-            metavar="auto|float32|bfloat16|float16",
-            help="Arithmetic; auto is float32, which gives the published labels.",
+            metavar="FORMAT",
+            help="auto, float32, bfloat16 or float16; auto is float32, which gives the published labels.",
             rich_help_panel=options.NETWORK,
         ),
     ] = Precision.AUTO,
@@ -68,9 +68,9 @@ def segment(
 
     The images must be skull-stripped and on one grid, in any orientation.
     Label values: 1 necrotic and non-enhancing core, 2 oedema, 4 enhancing tumour
-    (3 with --labels brats2023). WT, whole tumour, is all of them; TC, tumour core,
-    is 1 and 4; ET is 4. The label map has the geometry of FLAIR; its path is
-    printed on stdout.
+    (3 with --labels brats2023). Regions: WT, whole tumour, is all of them; TC,
+    tumour core, is 1 and 4; ET is 4. The label map has the geometry of FLAIR.
+    Its path is printed on stdout.
 
     drunet segment --t1 a_t1.nii.gz --t1ce a_t1ce.nii.gz --t2 a_t2.nii.gz \\
     --flair a_flair.nii.gz -o a_seg.nii.gz

@@ -12,7 +12,7 @@ from drunet_cli.network.registry import DEFAULT, ENTRIES, PUBLISHED_BASE_WIDTH, 
 
 app = typer.Typer(no_args_is_help=True, help="Fetch, import and describe trained weights.")
 
-_Name = Annotated[str, typer.Argument(metavar="[NAME]", help="Name of the weights.")]
+_Name = Annotated[str, typer.Argument(metavar="NAME", help="Name of the weights.")]
 
 
 @app.command("list")
@@ -76,7 +76,7 @@ def path(name: _Name = DEFAULT) -> None:
 
 @app.command()
 def info(
-    weights: Annotated[str, typer.Argument(metavar="[NAME_OR_FILE]", help="Weights by name, or a file.")] = DEFAULT,
+    weights: Annotated[str, typer.Argument(metavar="NAME_OR_FILE", help="Weights by name, or a file.")] = DEFAULT,
     json: options.Json = False,
 ) -> None:
     """Describe weights: base width, epsilon, origin, SHA-256, licence."""

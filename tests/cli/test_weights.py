@@ -76,6 +76,7 @@ def test_a_failed_download_is_one_line_and_exit_4(monkeypatch: pytest.MonkeyPatc
         (["import", str(GOLDEN_WEIGHTS), "--name", "a b"], 4, "use letters"),
         (["import", str(GOLDEN_WEIGHTS), "--epsilon", "0"], 2, "--epsilon 0: must lie between 0 and 1"),
         (["info", "absent.safetensors"], 4, "no such weights file"),
+        (["import", "x.h5", "--name"], 2, "Option '--name' requires an argument. Try: drunet weights import"),
         (["download", "unknown"], 4, "weights 'unknown' are not known"),
     ],
 )
