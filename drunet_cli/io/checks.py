@@ -20,12 +20,13 @@ _FORMS_AGREE_MM: Final = 0.5  # float32 quaternions round; half a voxel of the B
 # Interpolation leaves a few negative voxels around a brain; subtracting the mean makes about half of the brain negative.
 _NEGATIVE_SHARE: Final = 0.05
 _THICK_SLICE_MM: Final = 2.0
-# In ten BraTS 2021 cases the outlines agree to Dice 0.999 and more; those of two patients to no more than 0.944.
+# In ten BraTS 2021 cases the outlines agree to Dice 0.999 and more; those of two patients to no more than 0.944
+# (tests/benchmarks/brains.py, as for the figures below).
 _SAME_BRAIN_DICE: Final = 0.95
 # A label map has a few whole numbers; an MRI hundreds of intensities.
 _FEW_VALUES: Final = 8
-# Brains of ten BraTS 2021 cases: 1.25 to 1.73 litres in 14 to 19 % of their grid, and nothing near its sides. A head has more
-# of all three: air that is not 0 fills the grid, and where it is 0 skin and skull remain.
+# Brains of ten BraTS 2021 cases: 1.25 to 1.73 litres in 14 to 19 % of their grid, 19 voxels or more from its sides. A head has
+# more of all three: air that is not 0 fills the grid, and where it is 0 skin and skull remain.
 _LARGEST_BRAIN_LITRES: Final = 2.2
 _FILLED_SHARE: Final = 0.65
 _BORDER_SHARE: Final = 0.02
@@ -231,9 +232,9 @@ def _looks_unstripped(brain: npt.NDArray[np.bool_], geometry: Geometry, litres_p
     n_brain = int(np.count_nonzero(brain))
     litres = n_brain * litres_per_voxel
     if litres > _LARGEST_BRAIN_LITRES:
-        return f"their non-zero voxels fill {litres:.1f} litres, more than any brain"
+        return f"its non-zero voxels fill {litres:.1f} litres, more than any brain"
     if n_brain > _FILLED_SHARE * brain.size:
-        return f"{n_brain / brain.size:.0%} of their voxels are not 0"
+        return f"{n_brain / brain.size:.0%} of its voxels are not 0"
     turned = geometry.turned(brain)
     border = np.concatenate([turned[[0, -1]].ravel(), turned[:, [0, -1]].ravel()])
     if border.mean() > _BORDER_SHARE:

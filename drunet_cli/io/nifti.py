@@ -1,4 +1,4 @@
-"""NIfTI files to arrays and label maps to NIfTI files: the only module that knows nibabel.
+"""NIfTI files to arrays and label maps to NIfTI files: the only module that knows the format.
 
 Files are taken as hostile: every size is checked before memory is given, every byte of a compressed file is read so that its
 check sum is verified, and whatever is wrong ends in one CaseError that names the file.
@@ -229,9 +229,7 @@ def _affine(header: Header, shape: tuple[int, int, int], path: Path) -> npt.NDAr
     if not all(smallest <= size <= largest for size in spacing):
         raise _damaged(path, f"voxels of {sizes} mm are impossible for brain MRI; it may not be in mm")
     if any(n * size > _MAX_FIELD_OF_VIEW_MM for n, size in zip(shape, spacing, strict=True)):
-        raise CaseError(
-            f"{path}: {' x '.join(map(str, shape))} voxels of {sizes} mm are larger than any head; the header is damaged"
-        )
+        raise _damaged(path, f"{' x '.join(map(str, shape))} voxels of {sizes} mm are larger than any head")
     if abs(np.linalg.det(affine[:3, :3])) < 0.5 * math.prod(spacing):
         raise CaseError(f"{path}: the axes of its affine are not perpendicular; resample it to a regular grid first")
     return affine
