@@ -7,13 +7,12 @@ import os
 import signal
 import sys
 import traceback
-from types import FrameType
-from typing import Annotated, Final, NoReturn
+from typing import Annotated, Final
 
 import typer
 
 import drunet_cli
-from drunet_cli.cli import segment, weights
+from drunet_cli.cli import segment, signals, weights
 from drunet_cli.errors import DeviceError, DrunetError, MisuseError, OutputError, Terminated
 
 EXIT_FAULT: Final = 70
@@ -54,9 +53,10 @@ def main(arguments: list[str]) -> int:
     """Run one command line; return its exit code, as the README documents them."""
     _open_closed_streams()
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    for number, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGTERM, _terminate)):
-        if before[number] is not signal.SIG_IGN:  # as a shell leaves them for a command in the background, or nohup
-            signal.signal(number, handler)
+    signals.forget()
+    for number, earlier in before.items():
+        if earlier is not signal.SIG_IGN:  # as a shell leaves them for a command in the background, or nohup
+            signal.signal(number, signals.on_signal)
     try:
         return _flushed(_run(arguments))
     finally:
@@ -134,7 +134,3 @@ def _report_misuse(error: typer.TyperException, arguments: list[str]) -> int:
         command = " ".join(["drunet", *itertools.takewhile(str.isalpha, arguments)])
     message = error.format_message().replace("Value error, ", "")  # pydantic's words for it
     return _report(MisuseError(f"{message} Try: {command} --help"))
-
-
-def _terminate(_signal: int, _frame: FrameType | None) -> NoReturn:
-    raise Terminated

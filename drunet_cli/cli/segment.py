@@ -8,6 +8,7 @@ import typer
 
 from drunet_cli.brats import Labels, Modality
 from drunet_cli.cli import options
+from drunet_cli.cli.signals import raise_lost
 from drunet_cli.errors import MisuseError
 from drunet_cli.network.engine import Precision
 from drunet_cli.network.registry import DEFAULT, ENTRIES, PUBLISHED_BASE_WIDTH
@@ -109,6 +110,8 @@ def segment(
     wait_considerately()
     from drunet_cli.network.engine_torch import TorchEngine, resolve_device  # torch: seconds
 
+    raise_lost()
+
     where = resolve_device(device, on_warning=screen.warning)
     with DownloadWatcher(screen).shown() as watcher:
         checkpoint = open_weights(weights, watcher=watcher)
@@ -122,7 +125,12 @@ def segment(
         threads=threads or granted_cpus(),
         on_halved=lambda size: screen.warning(f"memory on {where} did not suffice: now {size} slices at once"),
     )
-    with screen.slice_bar(patient.name) as on_progress:
+    with screen.slice_bar(patient.name) as draw:
+
+        def on_progress(done: int, total: int) -> None:
+            raise_lost()
+            draw(done, total)
+
         segmentation = pipeline.segment(prepared, engine, on_progress=on_progress)
     document = target.write(segmentation, pipeline.describe(segmentation, engine, checkpoint))
     for warning in segmentation.warnings[len(prepared.warnings) :]:
