@@ -3,11 +3,14 @@
 The only place where class index 3 becomes label value 4, and back.
 """
 
+from collections.abc import Mapping
 from enum import IntEnum, StrEnum
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
+
+from drunet_cli.errors import CaseError
 
 ClassMap = npt.NDArray[np.uint8]
 LabelMap = npt.NDArray[np.uint8]
@@ -61,12 +64,54 @@ _LABEL_VALUES: Final = {
     Labels.BRATS2023: np.array([0, 1, 2, 3], dtype=np.uint8),
 }
 
+_CLASS_INDICES: Final = np.array([0, 1, 2, 3, 3], dtype=np.uint8)  # by label value, of either convention
+_WHOLE: Final = 1e-3
+_NAMED: Final = 5
+
 
 def label_values(class_map: ClassMap, labels: Labels) -> LabelMap:
     """Class indices 0-3, any shape, as the label values that files of this convention hold."""
     return _LABEL_VALUES[labels][class_map]
 
 
+def class_indices(label_map: npt.NDArray[Any]) -> ClassMap:
+    """Label values of a file, any shape and type, as class indices 0-3; enhancing tumour may be 3 or 4, but not both.
+
+    Values that lie within 0.001 of a whole number count as that: the published png-to-nii script writes 1.000015 for 1.
+    Raises CaseError, without a file name, that names the values which are no labels of BraTS.
+    """
+    if label_map.dtype.kind == "f":
+        whole = np.rint(label_map)
+        if not (np.abs(label_map - whole) <= _WHOLE).all():  # also where it is not finite
+            raise CaseError("holds fractions or values that are not finite, where a label map has whole numbers")
+        label_map = whole
+    if label_map.size and (label_map.min() < 0 or label_map.max() >= len(_CLASS_INDICES)):
+        strange = [int(value) for value in np.unique(label_map) if value not in range(len(_CLASS_INDICES))]
+        named = ", ".join(map(str, strange[:_NAMED])) + (", ..." if len(strange) > _NAMED else "")
+        raise CaseError(f"holds label {named}; a BraTS label map has 0, 1, 2 and 4 (or 3)")
+    small = label_map.astype(np.uint8)
+    if np.bincount(small.ravel(), minlength=len(_CLASS_INDICES))[3:].all():
+        raise CaseError("holds labels 3 and 4; enhancing tumour is 4 until BraTS 2022 and 3 from 2023 on, never both")
+    return _CLASS_INDICES[small]
+
+
 def label_value(tumour_class: TumourClass, labels: Labels) -> int:
     """The label value that files of this convention give one class."""
     return int(_LABEL_VALUES[labels][tumour_class])
+
+
+def voxel_counts(class_map: ClassMap) -> dict[str, int]:
+    """Voxels of every tumour class and region, by name; ET is both."""
+    by_class = np.bincount(class_map.ravel(), minlength=len(TUMOUR_CLASSES) + 1)
+    counts = {tumour_class.name: int(by_class[tumour_class]) for tumour_class in TUMOUR_CLASSES}
+    return counts | {region: sum(int(by_class[index]) for index in classes) for region, classes in REGIONS.items()}
+
+
+def volumes_ml(counts: Mapping[str, int], millilitres_per_voxel: float) -> dict[str, float]:
+    """The same in mL, rounded to a cubic millimetre."""
+    return {name: round(count * millilitres_per_voxel, 3) for name, count in counts.items()}
+
+
+def describe_labels(labels: Labels) -> dict[str, Any]:
+    """Which label value stands for which class in the file."""
+    return {"convention": labels, "values": {index.name: label_value(index, labels) for index in TUMOUR_CLASSES}}

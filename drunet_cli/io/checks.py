@@ -2,9 +2,10 @@
 
 import itertools
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -12,10 +13,9 @@ import numpy.typing as npt
 from drunet_cli.brats import CHANNELS, Modality
 from drunet_cli.errors import CaseError
 from drunet_cli.io.case import modality_in_name
-from drunet_cli.io.geometry import FRAME, Geometry, farthest_corner_mm
+from drunet_cli.io.geometry import FRAME, SAME_PLACE_MM, Geometry, farthest_corner_mm
 from drunet_cli.io.nifti import Volume
 
-_SAME_PLACE_MM: Final = 1e-3
 _FORMS_AGREE_MM: Final = 0.5  # float32 quaternions round; half a voxel of the BraTS grid is no rounding
 # Interpolation leaves a few negative voxels around a brain; subtracting the mean makes about half of the brain negative.
 _NEGATIVE_SHARE: Final = 0.05
@@ -25,6 +25,7 @@ _THICK_SLICE_MM: Final = 2.0
 _SAME_BRAIN_DICE: Final = 0.95
 # A label map has a few whole numbers; an MRI hundreds of intensities.
 _FEW_VALUES: Final = 8
+_SAMPLED: Final = 997  # every so many voxels; a prime, so that no axis is met in step
 # Brains of ten BraTS 2021 cases: 1.25 to 1.73 litres in 14 to 19 % of their grid, 19 voxels or more from its sides. A head has
 # more of all three: air that is not 0 fills the grid, and where it is 0 skin and skull remain.
 _LARGEST_BRAIN_LITRES: Final = 2.2
@@ -57,10 +58,10 @@ class CaseWarning:
 def check_volumes(volumes: Mapping[Modality, Volume]) -> None:
     """Raise CaseError for what cannot be segmented: other grids, bad voxels, one image twice, z-scored images."""
     _check_grids(volumes)
-    for modality in CHANNELS:
-        _check_voxels(volumes[modality], modality)
+    with ThreadPoolExecutor(len(CHANNELS)) as threads:  # numpy computes outside the interpreter's lock
+        list(threads.map(lambda modality: _check_voxels(volumes[modality], modality), CHANNELS))
     for one, other in itertools.combinations(CHANNELS, 2):
-        if np.array_equal(volumes[one].voxels, volumes[other].voxels):
+        if _same_voxels(volumes[one].voxels, volumes[other].voxels):
             raise CaseError(
                 f"{volumes[other].path}: has the same voxels as {volumes[one].path}; "
                 f"{one.display} and {other.display} must be two different images"
@@ -69,11 +70,11 @@ def check_volumes(volumes: Mapping[Modality, Volume]) -> None:
 
 def brain_mask(volumes: Mapping[Modality, Volume]) -> npt.NDArray[np.bool_]:
     """[I, J, K]: whatever is above 0 in any modality."""
-    first, *others = (volumes[modality].voxels for modality in CHANNELS)
-    brain = first > 0
-    for voxels in others:
-        brain |= voxels > 0
-    return np.asarray(brain)
+    first, *others = (volumes[modality].brain for modality in CHANNELS)
+    brain = first.copy(order="K")
+    for other in others:
+        brain |= other
+    return brain
 
 
 def case_warnings(volumes: Mapping[Modality, Volume], geometry: Geometry) -> list[CaseWarning]:
@@ -125,14 +126,21 @@ def voxel_litres(affine: npt.NDArray[np.float64]) -> float:
     return float(abs(np.linalg.det(affine[:3, :3]))) * 1e-6
 
 
+def same_grid(volume: Volume, other: Volume) -> bool:
+    """Whether two volumes have one shape, and their affines place every corner within 0.001 mm."""
+    if volume.voxels.shape != other.voxels.shape:
+        return False
+    return farthest_corner_mm(volume.affine, other.affine, volume.voxels.shape) <= SAME_PLACE_MM
+
+
 def _check_grids(volumes: Mapping[Modality, Volume]) -> None:
     """Every modality must share FLAIR's shape, and its affine to within 1e-3 mm at every corner of the volume."""
     flair, *others = CHANNELS
-    different = [modality for modality in others if not _same_grid(volumes[modality], volumes[flair])]
+    different = [modality for modality in others if not same_grid(volumes[modality], volumes[flair])]
     if not different:
         return
     reference = flair
-    if different == others and all(_same_grid(volumes[modality], volumes[others[0]]) for modality in others):
+    if different == others and all(same_grid(volumes[modality], volumes[others[0]]) for modality in others):
         reference, different = others[0], [flair]  # three agree: the fourth is the odd one
     rows = [("", "shape", "spacing mm", "voxel 0 at mm (R, A, S)", "axes")]
     rows += [(modality.display, *_grid_in_words(volumes[modality])) for modality in (reference, *different)]
@@ -143,12 +151,6 @@ def _check_grids(volumes: Mapping[Modality, Volume]) -> None:
         f"{reference.display} ({volumes[reference].path}); register and resample the four images to one grid first",
         details=table,
     )
-
-
-def _same_grid(volume: Volume, other: Volume) -> bool:
-    if volume.voxels.shape != other.voxels.shape:
-        return False
-    return farthest_corner_mm(volume.affine, other.affine, volume.voxels.shape) <= _SAME_PLACE_MM
 
 
 def _grid_in_words(volume: Volume) -> tuple[str, str, str, str]:
@@ -163,27 +165,41 @@ def _grid_in_words(volume: Volume) -> tuple[str, str, str, str]:
 
 
 def _check_voxels(volume: Volume, modality: Modality) -> None:
-    voxels, where = volume.voxels, f"{volume.path} ({modality.display})"
+    where = f"{volume.path} ({modality.display})"
+    voxels, brain = volume.voxels.T, volume.brain.T  # in the order in which they lie in memory
     if voxels.dtype.kind == "f" and (bad := voxels.size - int(np.count_nonzero(np.isfinite(voxels)))):
         raise CaseError(f"{where}: {bad} of {voxels.size} voxels are NaN or infinite; replace them, for background with 0")
-    brain = voxels > 0
     n_brain = int(np.count_nonzero(brain))
     if n_brain == 0:
         raise CaseError(f"{where}: no voxel is above 0; this is not an MRI intensity image")
-    n_negative = int(np.count_nonzero(voxels < 0))
+    n_negative = int(np.count_nonzero(voxels < 0)) if voxels.min() < 0 else 0
     if n_negative > _NEGATIVE_SHARE * (n_brain + n_negative):
         share = n_negative / (n_brain + n_negative)
         raise CaseError(
             f"{where}: {share:.0%} of its non-zero voxels are negative, as after z-scoring; the network's normalisation takes "
             "all those as background: give the image as it was before, or add a constant to the brain and keep the background 0"
         )
-    largest = voxels.max()
-    if not np.any(brain & (voxels != largest)):
-        raise CaseError(f"{where}: all its voxels above 0 are {largest:g}; this is a mask, not an MRI intensity image")
-    values = voxels[brain]
-    if np.unique(values[:: max(1, values.size // 1000)]).size <= _FEW_VALUES and (few := np.unique(values)).size <= _FEW_VALUES:
+    few = _few_values(voxels, brain)
+    if few.size == 1:
+        raise CaseError(f"{where}: all its voxels above 0 are {few[0]:g}; this is a mask, not an MRI intensity image")
+    if few.size > 1:
         listed = ", ".join(f"{value:g}" for value in few)
         raise CaseError(f"{where}: its voxels above 0 hold only {listed}, as a label map does; give the MRI intensity image")
+
+
+def _few_values(voxels: npt.NDArray[Any], brain: npt.NDArray[np.bool_]) -> npt.NDArray[np.generic]:
+    """The different values of the brain where it holds no more than a label map does; else none."""
+    sample = voxels.reshape(-1)[::_SAMPLED]
+    if len(set(sample[sample > 0].tolist())) > _FEW_VALUES:  # tells nearly every MRI
+        return voxels.reshape(-1)[:0]
+    different = np.unique(voxels[brain])
+    return different if different.size <= _FEW_VALUES else different[:0]
+
+
+def _same_voxels(voxels: npt.NDArray[Any], others: npt.NDArray[Any]) -> bool:
+    """Whether two volumes of one shape are equal; the middle plane tells most apart at once."""
+    middle = voxels.shape[2] // 2
+    return np.array_equal(voxels[..., middle], others[..., middle]) and np.array_equal(voxels, others)
 
 
 def _misnamed(volumes: Mapping[Modality, Volume]) -> list[CaseWarning]:
@@ -201,10 +217,10 @@ def _misnamed(volumes: Mapping[Modality, Volume]) -> list[CaseWarning]:
 def _different_brains(volumes: Mapping[Modality, Volume]) -> list[CaseWarning]:
     """Images that may come from different patients, or were not stripped alike."""
     flair, *others = CHANNELS
-    brain = volumes[flair].voxels > 0
+    brain = volumes[flair].brain
     warnings = []
     for modality in others:
-        other = volumes[modality].voxels > 0
+        other = volumes[modality].brain
         dice = 2 * np.count_nonzero(brain & other) / (np.count_nonzero(brain) + np.count_nonzero(other))
         if dice < _SAME_BRAIN_DICE:
             message = (
@@ -219,7 +235,7 @@ def _unstripped(volumes: Mapping[Modality, Volume], geometry: Geometry) -> list[
     """The first image that shows more than a brain; one suffices to make the labels worthless."""
     for modality in CHANNELS:
         volume = volumes[modality]
-        if (reason := _looks_unstripped(volume.voxels > 0, geometry, voxel_litres(volume.affine))) is not None:
+        if (reason := _looks_unstripped(volume.brain, geometry, voxel_litres(volume.affine))) is not None:
             message = (
                 f"{volume.path}: {modality.display} does not look skull-stripped: {reason}; strip all four images first, "
                 "with a background of exactly 0, or the labels mean nothing"

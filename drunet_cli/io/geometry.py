@@ -8,7 +8,8 @@ Axis letters: I, J, K as stored; X, Y, Z the same voxels turned to L, P, S; a fr
 """
 
 import itertools
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import numpy as np
@@ -19,11 +20,13 @@ from drunet_cli.brats import N_CLASSES, ClassMap
 
 FRAME: Final = 240
 _NETWORK_AXES: Final = ("L", "P", "S")
+SAME_PLACE_MM: Final = 1e-3
 _SAME_SPACING_MM: Final = 1e-3
 # A field of view within half a pixel of the frame is the frame: 480 pixels of 0.5 mm stay where the BraTS grid has them.
 _SAME_EXTENT_MM: Final = 0.5
 
 FloatArray = npt.NDArray[np.floating[Any]]
+Box = tuple[slice, slice, slice]
 
 
 @dataclass(frozen=True)
@@ -42,7 +45,7 @@ class AxisFit:
     @property
     def resampled(self) -> bool:
         """Whether the axis has another spacing than the frame."""
-        return abs(self.spacing_mm - 1.0) >= _SAME_SPACING_MM
+        return not at_1_mm([self.spacing_mm])
 
     @property
     def shift(self) -> int:
@@ -53,6 +56,12 @@ class AxisFit:
     def untouched(self) -> bool:
         """Whether axis and frame are the same pixels."""
         return not self.resampled and self.shift == 0 and self.size == FRAME
+
+    def on_frame(self, planes: slice) -> tuple[slice, slice]:
+        """Where consecutive voxels of the axis lie on the frame, and which of them do; for axes that are not resampled."""
+        first = max(planes.start, self.shift)
+        end = max(first, min(planes.stop, self.shift + FRAME))
+        return slice(first - self.shift, end - self.shift), slice(first - planes.start, end - planes.start)
 
     def to_frame(self) -> FloatArray:
         """Weights [240, size] that interpolate voxels at the frame's pixels; 0 outside the volume."""
@@ -90,6 +99,11 @@ class Geometry:
     def untouched(self) -> bool:
         """Whether the frames are the volume's own pixels, neither shifted nor interpolated."""
         return self.x.untouched and self.y.untouched
+
+    @property
+    def n_slices(self) -> int:
+        """Z."""
+        return self.shape[self.stored_axis_of_slices]
 
     @property
     def stored_axis_of_slices(self) -> int:
@@ -145,10 +159,20 @@ def orientation_to_network(affine: npt.NDArray[np.float64]) -> npt.NDArray[np.fl
     return np.asarray(ornt_transform(io_orientation(affine), axcodes2ornt(_NETWORK_AXES)))
 
 
+def axcodes(affine: npt.NDArray[np.float64]) -> str:
+    """Where the voxel axes point, such as LPS; of an oblique affine the nearest."""
+    return "".join(aff2axcodes(affine))
+
+
 def spacing_mm(affine: npt.NDArray[np.float64]) -> tuple[float, float, float]:
     """Voxel size along the three voxel axes: the lengths of the affine's columns."""
     i, j, k = np.linalg.norm(affine[:3, :3], axis=0)
     return float(i), float(j), float(k)
+
+
+def at_1_mm(spacing_mm: Iterable[float]) -> bool:
+    """Whether voxels have the network's size in all these directions."""
+    return all(abs(size - 1.0) < _SAME_SPACING_MM for size in spacing_mm)
 
 
 def farthest_corner_mm(affine: npt.NDArray[np.float64], other: npt.NDArray[np.float64], shape: tuple[int, ...]) -> float:
@@ -171,15 +195,30 @@ def fit(brain: npt.NDArray[np.bool_], *, affine: npt.NDArray[np.float64]) -> Geo
     x, y = (
         _axis_fit(np.asarray(turned.any(axis=(1 - axis, 2))), size, spacing) for axis, (size, spacing) in enumerate(lengths[:2])
     )
-    i, j, k = brain.shape
-    return Geometry((i, j, k), "".join(aff2axcodes(affine)), orientation, x, y, lengths[2][1])
+    return laid_out(brain.shape, affine, x, y)
+
+
+def laid_out(shape: tuple[int, ...], affine: npt.NDArray[np.float64], x: AxisFit, y: AxisFit) -> Geometry:
+    """The geometry of a volume whose in-plane axes lie on the frame as given."""
+    i, j, k = shape
+    geometry = Geometry((i, j, k), axcodes(affine), orientation_to_network(affine), x, y, 0.0)
+    return replace(geometry, slice_spacing_mm=spacing_mm(affine)[geometry.stored_axis_of_slices])
+
+
+def box_of(mask: npt.NDArray[np.bool_]) -> Box | None:
+    """The smallest box [a, b, c] of a mask that holds all of it; None where the mask is empty."""
+    planes = [np.flatnonzero(mask.any(axis=tuple({0, 1, 2} - {axis}))) for axis in range(3)]
+    if planes[0].size == 0:
+        return None
+    first, second, third = (slice(int(indices[0]), int(indices[-1]) + 1) for indices in planes)
+    return first, second, third
 
 
 def _axis_fit(brain: npt.NDArray[np.bool_], size: int, spacing: float) -> AxisFit:
     """brain: [size], whether the brain reaches this plane."""
     planes = np.flatnonzero(brain)
     first, end = int(planes[0]), int(planes[-1]) + 1
-    resampled = abs(spacing - 1.0) >= _SAME_SPACING_MM
+    resampled = not at_1_mm([spacing])
     if abs(size * spacing - FRAME) < _SAME_EXTENT_MM:
         start = (size * spacing - FRAME) / 2 if resampled else 0.0
     elif resampled:

@@ -11,9 +11,8 @@ import logging
 import math
 import stat
 import struct
-import zlib
-from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, BinaryIO, Final, TypeAlias
 
@@ -24,16 +23,17 @@ from nibabel.spatialimages import HeaderDataError
 
 from drunet_cli.brats import LabelMap
 from drunet_cli.errors import CaseError
-from drunet_cli.io.geometry import farthest_corner_mm, spacing_mm
+from drunet_cli.io.geometry import axcodes, farthest_corner_mm, spacing_mm
+from drunet_cli.io.inflated import CORRUPT, GZIP_SIGNATURE, MOST_INFLATED, Inflated
 
 Header: TypeAlias = nib.Nifti1Header  # Nifti2Header derives from it
+_Bytes: TypeAlias = npt.NDArray[np.uint8]
 
 # 512 x 512 x 512: twice as fine in every axis as the BraTS grid. Anything above is a damaged header or no brain MRI.
 _MAX_VOXELS: Final = 2**27
 _MAX_HEADER_BYTES: Final = 2**24  # room for extensions before the voxels
-_GZIP_SIGNATURE: Final = b"\x1f\x8b"
 _GZIP_LEVEL: Final = 6
-_CHUNK_BYTES: Final = 2**20
+_CHUNK_BYTES: Final = 2**17
 _MOST_AXES: Final = 7
 _LAST_FORM_CODE: Final = 5  # of sform and qform: unknown, scanner, aligned, Talairach, MNI, other template
 _OF_THE_IMAGE_ALONE: Final = (
@@ -63,6 +63,16 @@ class Volume:
     affine: npt.NDArray[np.float64]
     header: Header
     sha256: str
+
+    @cached_property
+    def brain(self) -> npt.NDArray[np.bool_]:
+        """[I, J, K]: the voxels above 0."""
+        return np.asarray(self.voxels > 0)
+
+    @property
+    def axcodes(self) -> str:
+        """Where I, J, K point, such as LPS."""
+        return axcodes(self.affine)
 
     @property
     def spacing_mm(self) -> tuple[float, float, float]:
@@ -95,7 +105,7 @@ def load_volume(path: Path) -> Volume:
         raise _damaged(path, " ".join(str(error).split())) from error
     except EOFError as error:
         raise CaseError(f"{path}: is truncated: the compressed data end too early; copy or download it again") from error
-    except (zlib.error, gzip.BadGzipFile) as error:
+    except CORRUPT as error:
         raise CaseError(f"{path}: its compressed data are corrupt; copy or download it again") from error
     except OSError as error:
         raise CaseError(f"{path}: cannot be read: {error.strerror or error}") from error
@@ -124,58 +134,66 @@ def encode_label_map(label_map: LabelMap, like: Header, *, compress: bool) -> by
 
 
 def _load(path: Path) -> Volume:
-    mode = path.stat().st_mode
+    status = path.stat()
+    mode, n_stored = status.st_mode, status.st_size
     if stat.S_ISDIR(mode):
         raise CaseError(f"{path}: is a folder, not a NIfTI file")
     if not stat.S_ISREG(mode):  # opening a named pipe, or reading a device, need never end
         raise CaseError(f"{path}: is not a regular file but a pipe or device; write the image to a file first")
     with path.open("rb") as file:
-        compressed = file.read(2) == _GZIP_SIGNATURE
+        compressed = file.read(2) == GZIP_SIGNATURE
         file.seek(0)
-        with gzip.GzipFile(fileobj=file) if compressed else nullcontext(file) as stream:
-            header, shape, content = _read(stream, path)
+        stream, n_most = (Inflated(file), n_stored * MOST_INFLATED) if compressed else (file, n_stored)
+        header, shape, content = _read(stream, path, n_most=n_most)
         file.seek(0)
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     affine = _affine(header, shape, path)
     return Volume(path, _voxels(content, header, shape, path), affine, header, digest)
 
 
-def _read(stream: BinaryIO | gzip.GzipFile, path: Path) -> tuple[Header, tuple[int, int, int], bytearray]:
-    """Read as many bytes as the header promises, then to the end, which verifies a compressed stream's check sum."""
-    content = bytearray(stream.read(nib.Nifti2Header.sizeof_hdr))
-    header = _header(content, path)
+def _read(stream: BinaryIO | Inflated, path: Path, *, n_most: int) -> tuple[Header, tuple[int, int, int], _Bytes]:
+    """Read as many bytes as the header promises, then to the end, which verifies a compressed stream's check sum.
+
+    n_most: bytes that the file can hold at all, decompressed.
+    """
+    head = stream.read(nib.Nifti2Header.sizeof_hdr)
+    header = _header(head, path)
     shape = _shape(header, path)
     n_bytes = _data_offset(header, path) + math.prod(shape) * header.get_data_dtype().itemsize
-    while len(content) < n_bytes:
-        chunk = stream.read(min(_CHUNK_BYTES, n_bytes - len(content)))
-        if not chunk:
-            raise CaseError(
-                f"{path}: is truncated: {len(content)} bytes where its header promises {n_bytes}; copy or download it again"
-            )
-        content += chunk
-    if stream.read(1):
+    if n_most < n_bytes:  # before memory is given to a mere promise
+        raise _truncated(path, n_bytes)
+    content = np.empty(n_bytes, dtype=np.uint8)  # numpy's memory comes in larger pages, and so sooner, than bytes' does
+    n_read = min(len(head), n_bytes)
+    content[:n_read] = np.frombuffer(head, dtype=np.uint8, count=n_read)
+    while n_read < n_bytes:
+        piece = stream.read(min(_CHUNK_BYTES, n_bytes - n_read))
+        if not piece:
+            raise _truncated(path, n_bytes)
+        content[n_read : n_read + len(piece)] = np.frombuffer(piece, dtype=np.uint8)
+        n_read += len(piece)
+    if len(head) > n_bytes or stream.read(1):
         raise _damaged(path, f"the file is longer than the {n_bytes} bytes that its header promises")
     return header, shape, content
 
 
-def _header(content: bytearray, path: Path) -> Header:
+def _header(content: bytes, path: Path) -> Header:
     if not content:
         raise CaseError(f"{path}: is empty; copy or download it again")
     for header_class, magic in ((nib.Nifti1Header, b"n+1\0"), (nib.Nifti2Header, b"n+2\0")):
         size = header_class.sizeof_hdr
-        order = {struct.pack("<i", size): "<", struct.pack(">i", size): ">"}.get(bytes(content[:4]))
+        order = {struct.pack("<i", size): "<", struct.pack(">i", size): ">"}.get(content[:4])
         if order is None:
             continue
         if len(content) < size:
             raise CaseError(f"{path}: is truncated: {len(content)} bytes are not even a header; copy or download it again")
         start = header_class.template_dtype.fields["magic"][1]  # type: ignore[index]  # the dtype has fields
-        if bytes(content[start : start + 4]) == magic:
-            return _checked_header(header_class, bytes(content[:size]), order, path)
-        if bytes(content[start : start + 3]) in (b"ni1", b"ni2"):
+        if content[start : start + 4] == magic:
+            return _checked_header(header_class, content[:size], order, path)
+        if content[start : start + 3] in (b"ni1", b"ni2"):
             raise CaseError(f"{path}: is the header of a .hdr/.img pair; convert the pair to one .nii file")
-    if content[:2] == _GZIP_SIGNATURE:
+    if content[:2] == GZIP_SIGNATURE:
         raise CaseError(f"{path}: is compressed twice; decompress it once")
-    if bytes(content[128:132]) == b"DICM":
+    if content[128:132] == b"DICM":
         raise CaseError(f"{path}: is a DICOM file; convert the series to NIfTI first, for example with dcm2niix")
     raise CaseError(f"{path}: is not a NIfTI file; convert it to .nii or .nii.gz first")
 
@@ -235,13 +253,17 @@ def _affine(header: Header, shape: tuple[int, int, int], path: Path) -> npt.NDAr
     return affine
 
 
-def _voxels(content: bytearray, header: Header, shape: tuple[int, int, int], path: Path) -> npt.NDArray[Any]:
+def _voxels(content: _Bytes, header: Header, shape: tuple[int, int, int], path: Path) -> npt.NDArray[Any]:
     dtype = header.get_data_dtype()
     raw = np.frombuffer(content, dtype, count=math.prod(shape), offset=_data_offset(header, path)).reshape(shape, order="F")
     slope, intercept = header.get_slope_inter()
     if slope is None or (slope, intercept) == (1.0, 0.0):
         return raw.astype(dtype.newbyteorder("="), order="K", copy=False)
     return np.asarray(raw.astype(np.float64, order="K") * slope + intercept)
+
+
+def _truncated(path: Path, n_bytes: int) -> CaseError:
+    return CaseError(f"{path}: is truncated: its header promises {n_bytes} bytes; copy or download it again")
 
 
 def _damaged(path: Path, reason: str) -> CaseError:

@@ -3,20 +3,20 @@
 import hashlib
 import time
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from drunet_cli.brats import CHANNELS, ClassMap, Labels, Modality, label_values
+from drunet_cli.brats import ClassMap, Labels, Modality, describe_labels, label_values, volumes_ml, voxel_counts
 from drunet_cli.errors import OutputError
 from drunet_cli.io.atomic import check_writable, remove_stale, undisturbed, written
 from drunet_cli.io.case import Case
-from drunet_cli.io.checks import CaseWarning, WarningCode, brain_mask, case_warnings, check_volumes, voxel_litres
-from drunet_cli.io.geometry import Geometry, fit
-from drunet_cli.io.nifti import Header, encode_label_map, load_volume
-from drunet_cli.io.slices import SliceStack, network_slices
+from drunet_cli.io.checks import CaseWarning, WarningCode, voxel_litres
+from drunet_cli.io.geometry import Geometry
+from drunet_cli.io.images import read_images
+from drunet_cli.io.nifti import Header, encode_label_map
+from drunet_cli.io.slices import SliceStack
 from drunet_cli.network.checkpoint import Checkpoint
 from drunet_cli.network.engine import Engine
 from drunet_cli.segmentation import sidecar
@@ -95,7 +95,7 @@ class Target:
             **document,
             "output": str(self.label_map),
             "output_sha256": hashlib.sha256(content).hexdigest(),
-            "labels": sidecar.describe_labels(self.labels),
+            "labels": describe_labels(self.labels),
         }
         with undisturbed(), ExitStack() as published_last:
             if self.sidecar:
@@ -116,17 +116,18 @@ def prepare(case: Case) -> PreparedCase:
     Raises CaseError for whatever cannot be segmented.
     """
     begin = time.perf_counter()
-    with ThreadPoolExecutor(len(CHANNELS)) as threads:  # decompression runs outside the interpreter's lock
-        volumes = dict(zip(CHANNELS, threads.map(lambda modality: load_volume(case.images[modality]), CHANNELS), strict=True))
-    check_volumes(volumes)
-    brain = brain_mask(volumes)
-    flair = volumes[Modality.FLAIR]
-    geometry = fit(brain, affine=flair.affine)
-    warnings = case_warnings(volumes, geometry)
-    slices = network_slices(list(volumes.values()), geometry)
-    inputs = sidecar.describe_inputs(volumes)
-    voxel_ml = voxel_litres(flair.affine) * 1000
-    return PreparedCase(case, flair.header, voxel_ml, inputs, geometry, slices, tuple(warnings), time.perf_counter() - begin)
+    images = read_images(case)
+    reference = images.reference
+    return PreparedCase(
+        case=case,
+        header=reference.header,
+        voxel_ml=voxel_litres(reference.affine) * 1000,
+        inputs=sidecar.describe_inputs(images.volumes),
+        geometry=images.geometry,
+        slices=images.slices(),
+        warnings=images.warnings,
+        seconds=time.perf_counter() - begin,
+    )
 
 
 def segment(
@@ -135,7 +136,7 @@ def segment(
     """Predict one prepared case. Raises DeviceError when not even one slice fits the memory."""
     begin = time.perf_counter()
     class_map = predict(prepared.slices, prepared.geometry, engine, on_progress=on_progress)
-    counts = sidecar.voxel_counts(class_map)
+    counts = voxel_counts(class_map)
     warnings = prepared.warnings
     if counts["WT"] == 0:
         empty = CaseWarning(WarningCode.EMPTY_RESULT, "no tumour was found: every voxel is labelled background")
@@ -149,7 +150,7 @@ def describe(segmentation: Segmentation, engine: Engine, checkpoint: Checkpoint)
     return {
         "schema": sidecar.SCHEMA,
         "case": prepared.case.name,
-        "volumes_ml": sidecar.volumes_ml(segmentation.counts, prepared.voxel_ml),
+        "volumes_ml": volumes_ml(segmentation.counts, prepared.voxel_ml),
         "voxels": segmentation.counts,
         "warnings": sidecar.describe_warnings(segmentation.warnings),
         "weights": sidecar.describe_weights(checkpoint),

@@ -13,7 +13,7 @@ import nibabel as nib
 import numpy as np
 
 import drunet_cli
-from drunet_cli.brats import REGIONS, TUMOUR_CLASSES, ClassMap, Labels, Modality, label_value
+from drunet_cli.brats import Modality
 from drunet_cli.io.case import stem
 from drunet_cli.io.checks import CaseWarning
 from drunet_cli.io.geometry import Geometry
@@ -28,18 +28,6 @@ _LARGEST_SIDECAR_BYTES: Final = 2**20
 def sidecar_path(label_map: Path) -> Path:
     """Beside the label map, by its stem: seg.nii.gz has seg.json."""
     return label_map.with_name(f"{stem(label_map)}.json")
-
-
-def voxel_counts(class_map: ClassMap) -> dict[str, int]:
-    """Voxels of every tumour class and region, by name; ET is both."""
-    by_class = np.bincount(class_map.ravel(), minlength=len(TUMOUR_CLASSES) + 1)
-    counts = {tumour_class.name: int(by_class[tumour_class]) for tumour_class in TUMOUR_CLASSES}
-    return counts | {region: sum(int(by_class[index]) for index in classes) for region, classes in REGIONS.items()}
-
-
-def volumes_ml(counts: Mapping[str, int], millilitres_per_voxel: float) -> dict[str, float]:
-    """The same in mL, rounded to a cubic millimetre."""
-    return {name: round(count * millilitres_per_voxel, 3) for name, count in counts.items()}
 
 
 def describe_weights(checkpoint: Checkpoint) -> dict[str, Any]:
@@ -71,11 +59,6 @@ def describe_geometry(geometry: Geometry) -> dict[str, Any]:
         "in_plane_spacing_mm": [round(geometry.x.spacing_mm, 6), round(geometry.y.spacing_mm, 6)],
         "slice_spacing_mm": round(geometry.slice_spacing_mm, 6),
     }
-
-
-def describe_labels(labels: Labels) -> dict[str, Any]:
-    """Which label value stands for which class in the file."""
-    return {"convention": labels, "values": {index.name: label_value(index, labels) for index in TUMOUR_CLASSES}}
 
 
 def describe_warnings(warnings: Sequence[CaseWarning]) -> list[dict[str, str]]:

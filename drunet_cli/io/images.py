@@ -1,0 +1,40 @@
+"""The four volumes of a case, read and checked."""
+
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+from drunet_cli.brats import CHANNELS, Modality
+from drunet_cli.io.case import Case
+from drunet_cli.io.checks import CaseWarning, brain_mask, case_warnings, check_volumes
+from drunet_cli.io.geometry import Geometry, fit
+from drunet_cli.io.nifti import Volume, load_volume
+from drunet_cli.io.slices import SliceStack, network_slices
+
+
+@dataclass(frozen=True)
+class CaseImages:
+    """A case that has passed every check. volumes: in the network's channel order."""
+
+    case: Case
+    volumes: Mapping[Modality, Volume]
+    geometry: Geometry
+    warnings: tuple[CaseWarning, ...]
+
+    @property
+    def reference(self) -> Volume:
+        """FLAIR, whose geometry a label map of the case gets."""
+        return self.volumes[Modality.FLAIR]
+
+    def slices(self) -> SliceStack:
+        """[Z, 240, 240, 4], as the network takes them."""
+        return network_slices(list(self.volumes.values()), self.geometry)
+
+
+def read_images(case: Case) -> CaseImages:
+    """Read the four volumes. Raises CaseError for whatever cannot be segmented."""
+    with ThreadPoolExecutor(len(CHANNELS)) as threads:  # decompression runs outside the interpreter's lock
+        volumes = dict(zip(CHANNELS, threads.map(lambda modality: load_volume(case.images[modality]), CHANNELS), strict=True))
+    check_volumes(volumes)
+    geometry = fit(brain_mask(volumes), affine=volumes[Modality.FLAIR].affine)
+    return CaseImages(case, volumes, geometry, tuple(case_warnings(volumes, geometry)))
