@@ -12,8 +12,8 @@ import numpy.typing as npt
 
 from drunet_cli.brats import CHANNELS, Modality
 from drunet_cli.errors import CaseError
-from drunet_cli.io.case import modality_in_name
 from drunet_cli.io.geometry import FRAME, SAME_PLACE_MM, Geometry, farthest_corner_mm
+from drunet_cli.io.naming import modality_in_name
 from drunet_cli.io.nifti import Volume
 
 _FORMS_AGREE_MM: Final = 0.5  # float32 quaternions round; half a voxel of the BraTS grid is no rounding

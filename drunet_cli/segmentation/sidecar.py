@@ -14,9 +14,9 @@ import numpy as np
 
 import drunet_cli
 from drunet_cli.brats import Modality
-from drunet_cli.io.case import stem
 from drunet_cli.io.checks import CaseWarning
 from drunet_cli.io.geometry import Geometry
+from drunet_cli.io.naming import stem
 from drunet_cli.io.nifti import Volume
 from drunet_cli.network.checkpoint import Checkpoint
 from drunet_cli.network.engine import Engine

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from drunet_cli.brats import CHANNELS, Modality
-from drunet_cli.errors import CaseError
-from drunet_cli.io.case import case_of, modality_in_name, stem
+from drunet_cli.errors import CaseError, MisuseError
+from drunet_cli.io.case import case_of
+from drunet_cli.io.naming import modality_in_name, parse_channels, parse_patterns, stem
 from tests.support import unprivileged
 
 
@@ -50,6 +51,7 @@ def images(tmp_path: Path) -> dict[Modality, Path]:
             "BraTS-GLI-00005-100",
         ),
         (["sub-01_FLAIR.nii.gz", "sub-01_ce-GD_T1w.nii.gz", "sub-01_T1w.nii.gz", "sub-01_T2w.nii.gz"], "sub-01"),
+        (["p 7 flair.nii", "p 7 t1ce.nii", "p 7 t1.nii", "p 7 t2.nii"], "p 7"),
         (["p.flair.nii", "p.t1ce.nii", "p.t1.nii", "p.t2.nii"], "p"),
         (["a_flair.nii", "a_t1ce.NII.GZ", "a_t1.nii.gz", "a_t2.nii"], "a"),
         (["Brain_FLAIR.nii", "contrast.nii", "plain.nii", "t2.nii"], "Brain_FLAIR"),
@@ -62,6 +64,13 @@ def images(tmp_path: Path) -> dict[Modality, Path]:
 )
 def test_a_case_is_called_what_its_files_share_or_else_as_flair_is(tmp_path: Path, names: list[str], expected: str) -> None:
     assert case_of(files(tmp_path, names)).name == expected
+
+
+def test_files_beside_the_working_folder_have_the_name_of_theirs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    files(tmp_path / "p7", ["flair.nii", "t1ce.nii", "t1.nii", "t2.nii"])
+    (tmp_path / "p7" / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "p7" / "here")
+    assert case_of({modality: Path("..") / f"{modality}.nii" for modality in CHANNELS}).name == "p7"
 
 
 def test_a_given_name_is_kept(images: dict[Modality, Path]) -> None:
@@ -124,6 +133,31 @@ def test_one_file_by_two_ways_is_refused(tmp_path: Path, images: dict[Modality, 
         case_of({**images, Modality.T2: tmp_path / ".." / tmp_path.name / images[Modality.FLAIR].name})
 
 
+def test_a_case_has_no_reference_unless_one_is_given(tmp_path: Path, images: dict[Modality, Path]) -> None:
+    (tmp_path / "truth.nii.gz").touch()
+    assert case_of(images).segmentation is None
+    with_reference = case_of(images, segmentation=tmp_path / "truth.nii.gz")
+    assert with_reference.segmentation == tmp_path / "truth.nii.gz"
+    assert with_reference.name == "a"
+
+
+def test_a_missing_reference_is_named_as_such(tmp_path: Path, images: dict[Modality, Path]) -> None:
+    with pytest.raises(CaseError) as caught:
+        case_of(images, segmentation=tmp_path / "gone.nii.gz")
+    assert str(caught.value) == f"{tmp_path / 'gone.nii.gz'}: no such file (given as segmentation)"
+
+
+def test_an_image_given_as_the_reference_too_is_refused(images: dict[Modality, Path]) -> None:
+    with pytest.raises(CaseError) as caught:
+        case_of(images, segmentation=images[Modality.T2])
+    assert str(caught.value) == f"{images[Modality.T2]}: given as T2 and as segmentation; give each its own file"
+
+
+def test_a_path_with_a_nul_is_a_case_error(images: dict[Modality, Path]) -> None:
+    with pytest.raises(CaseError, match="cannot be read: "):
+        case_of({**images, Modality.T1: Path("a\0b")})
+
+
 def test_a_file_in_a_folder_that_refuses_is_a_case_error() -> None:
     with tempfile.TemporaryDirectory() as folder:
         images = files(Path(folder), ["a_flair.nii", "a_t1ce.nii", "a_t1.nii", "a_t2.nii"])
@@ -156,3 +190,43 @@ def test_a_name_too_long_for_the_file_system_is_a_case_error(images: dict[Modali
 )
 def test_a_file_name_tells_its_modality(name: str, modality: Modality | None) -> None:
     assert modality_in_name(Path(name)) is modality
+
+
+def test_patterns_go_by_modality_in_any_of_its_spellings() -> None:
+    options = ["T1c=*_Contrast.nii.gz", "flair =a=b*", "seg=*truth*"]
+    assert parse_patterns(options) == {"t1ce": "*_Contrast.nii.gz", "flair": "a=b*", "seg": "*truth*"}
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        (["t1"], "write MODALITY=GLOB"),
+        (["t1="], "write MODALITY=GLOB"),
+        ([""], "write MODALITY=GLOB"),
+        (["pd=*"], "'pd' is none of flair, t1ce, t1, t2, seg"),
+        (["t1w=*"], "'t1w' is none of"),
+        (["=*"], "'' is none of"),
+        (["t1=anat/*_T1w.nii.gz"], "leave out the folders and the /"),
+        (["t2=*", "t1c=a*", "t1ce=b*"], "t1ce has the pattern a* already"),
+    ],
+)
+def test_a_pattern_that_makes_no_sense_is_misuse(options: list[str], reason: str) -> None:
+    with pytest.raises(MisuseError) as caught:
+        parse_patterns(options)
+    assert str(caught.value).startswith(f"--pattern {options[-1]}: ".replace("  ", " "))
+    assert reason in str(caught.value)
+
+
+@pytest.mark.parametrize("option", ["t1,t1ce,t2,flair", "T1, T1Gd, T2, FLAIR", "T1w,T1c,T2w,t2f", "t1n,t1-gd,t2w,T2-FLAIR"])
+def test_channels_are_the_modalities_in_the_order_given(option: str) -> None:
+    assert parse_channels(option) == (Modality.T1, Modality.T1CE, Modality.T2, Modality.FLAIR)
+
+
+@pytest.mark.parametrize(
+    "option",
+    ["", "t1", "t1,t1ce,t2", "t1,t1ce,t2,flair,t1", "t1,t1,t2,flair", "t1,t1ce,t2,pd", "t1 t1ce t2 flair", "T1w,T1w,T2,FLAIR"],
+)
+def test_channels_that_are_not_all_four_once_are_misuse(option: str) -> None:
+    with pytest.raises(MisuseError) as caught:
+        parse_channels(option)
+    assert "name flair, t1ce, t1, t2 once each, in the order of _0000 to _0003" in str(caught.value)

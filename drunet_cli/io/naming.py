@@ -1,0 +1,165 @@
+"""What file names say: a modality, the segmentation, or a channel's number, and whose case it is. Reads no voxel."""
+
+import json
+import os
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Final, TypeAlias
+
+from drunet_cli.brats import CHANNELS, Modality
+from drunet_cli.errors import CaseError, MisuseError
+
+WORDS: Final[Mapping[str, Modality]] = {
+    **dict.fromkeys(("flair", "t2f", "t2flair"), Modality.FLAIR),
+    **dict.fromkeys(("t1ce", "t1c", "t1gd", "t1gad", "t1post"), Modality.T1CE),
+    **dict.fromkeys(("t1", "t1n", "t1pre"), Modality.T1),
+    **dict.fromkeys(("t2", "t2w"), Modality.T2),
+}
+# Where all four are named, T1w can only be the one without contrast agent (Task01_BrainTumour: FLAIR, T1w, t1gd, T2w).
+_CHANNEL_WORDS: Final = {**WORDS, "t1w": Modality.T1}
+SEGMENTATION: Final = "seg"
+CHANNEL_NUMBERS: Final = ("0000", "0001", "0002", "0003")  # nnU-Net's
+_ANY_NUMBER: Final = re.compile(r"[0-9]{4}")
+_NIFTI_SUFFIXES: Final = (".nii.gz", ".nii")
+_SEPARATORS: Final = "_-. "
+
+Channels: TypeAlias = tuple[Modality, ...]
+
+
+@dataclass(frozen=True)
+class Naming:
+    """How files are told apart where the built-in words do not do it: --pattern and --channels.
+
+    patterns: a modality or "seg" to a glob of the file name. What has a pattern is found by it alone, and a folder is one case.
+    channels: what nnU-Net's _0000, _0001, _0002, _0003 are; if not given, a dataset.json must say so.
+    """
+
+    patterns: Mapping[str, str] = field(default_factory=dict)
+    channels: Channels | None = None
+
+    def expected(self, roles: Iterable[str]) -> str:
+        """The file names that were looked for, for messages."""
+        return ", ".join(self.patterns.get(role, f"NAME_{role}.nii.gz") for role in roles)
+
+
+BUILT_IN: Final = Naming()
+
+
+def is_nifti(name: str) -> bool:
+    """Whether a file of this name is taken for a NIfTI file."""
+    return name.lower().endswith(_NIFTI_SUFFIXES)
+
+
+def stem(path: Path) -> str:
+    """The file name without .nii or .nii.gz."""
+    for suffix in _NIFTI_SUFFIXES:
+        if path.name.lower().endswith(suffix):
+            return path.name[: -len(suffix)]
+    return path.stem
+
+
+def words(path: Path) -> list[str]:
+    """The words of a file's stem, in small letters."""
+    return re.split(r"[^a-z0-9]+", stem(path).lower())
+
+
+def modality_in_name(path: Path) -> Modality | None:
+    """The modality that the last telling word of a file name stands for; None where none does, or T1w, which may be either."""
+    return next((WORDS[word] for word in reversed(words(path)) if word in WORDS), None)
+
+
+def roles_in_name(image: str, naming: Naming) -> tuple[str, list[str]]:
+    """From a file's name: what stands before its last word, and what the file may be: modalities, "seg", a channel's number."""
+    if matched := [role for role, glob in naming.patterns.items() if fnmatchcase(image, glob)]:
+        return "", matched
+    before, word = before_and_last_word(stem(Path(image)))
+    word = word.lower()
+    role = SEGMENTATION if word == SEGMENTATION else WORDS.get(word)
+    if _ANY_NUMBER.fullmatch(word) and naming.patterns.keys() <= {SEGMENTATION}:  # else the patterns say what is an image
+        role = word
+    return before, [role] if role is not None and role not in naming.patterns else []
+
+
+def parse_patterns(options: Iterable[str]) -> dict[str, str]:
+    """Naming.patterns from options MODALITY=GLOB. Raises MisuseError."""
+    patterns: dict[str, str] = {}
+    for option in options:
+        word, _, glob = option.partition("=")
+        word = word.strip().lower()
+        role = SEGMENTATION if word == SEGMENTATION else WORDS.get(word)
+        if not glob:
+            raise MisuseError(f"--pattern {option}: write MODALITY=GLOB, such as t1ce=*_contrast.nii.gz")
+        if role is None:
+            raise MisuseError(f"--pattern {option}: {word!r} is none of {', '.join(CHANNELS)}, {SEGMENTATION}")
+        if "/" in glob:
+            raise MisuseError(f"--pattern {option}: only the file name is compared; leave out the folders and the /")
+        if role in patterns:
+            raise MisuseError(f"--pattern {option}: {role} has the pattern {patterns[role]} already; give one")
+        patterns[role] = glob
+    return patterns
+
+
+def parse_channels(option: str) -> Channels:
+    """Naming.channels from an option such as t1,t1ce,t2,flair. Raises MisuseError."""
+    channels = _channels_named(option.split(","))
+    if channels is None:
+        raise MisuseError(f"--channels {option}: name {', '.join(CHANNELS)} once each, in the order of _0000 to _0003")
+    return channels
+
+
+def described_channels(folder: Path) -> Channels:
+    """What nnU-Net's dataset.json (version 1 or 2), in the folder or beside it, says of _0000 to _0003. Raises CaseError."""
+    folder = with_a_name(folder)
+    for path in (folder / "dataset.json", folder.parent / "dataset.json"):
+        if os.path.isfile(path):  # noqa: PTH113  # unlike Path.is_file it raises for no path
+            return _channels_of_dataset(path)
+    raise CaseError(f"{folder}: nothing says which modalities _0000 to _0003 are; give --channels with the four in order")
+
+
+def before_and_last_word(text: str) -> tuple[str, str]:
+    """The last word, and what stands before it, neither with the separators around them: _, -, . and space."""
+    text = text.strip(_SEPARATORS)
+    cut = _end_of_words(text)
+    return text[:cut].strip(_SEPARATORS), text[cut:]
+
+
+def common_stem(paths: Sequence[Path]) -> str:
+    """The whole words that the stems of all files begin with; empty where they share none."""
+    stems = [stem(path) for path in paths]
+    # Cut back to a whole word: a_t1, a_t1ce, a_t2 and a_flair share "a"; T1w and T1wce share nothing worth a name.
+    shared = os.path.commonprefix(stems)  # noqa: RUF071  # of names, not of paths
+    return (shared if shared in stems else shared[: _end_of_words(shared)]).strip(_SEPARATORS)
+
+
+def with_a_name(folder: Path) -> Path:
+    """The same folder, by a path that ends in its name and not in "." or ".."."""
+    return folder if folder.name not in ("", "..") else folder.resolve()
+
+
+def _channels_of_dataset(path: Path) -> Channels:
+    try:
+        dataset = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        raise CaseError(f"{path}: cannot be read as JSON ({error}); mend it, or give --channels") from error
+    names = (dataset.get("channel_names") or dataset.get("modality")) if isinstance(dataset, dict) else None
+    if not isinstance(names, dict):
+        raise CaseError(f"{path}: has no channel_names; give --channels with the modalities of _0000 to _0003 in order")
+    channels = _channels_named([str(names.get(str(number))) for number in range(len(names))])
+    if channels is None:
+        listed = ", ".join(f"{number}: {name}" for number, name in names.items())
+        raise CaseError(f"{path}: its channels ({listed}) are not FLAIR, T1ce, T1 and T2 once each; --channels names them")
+    return channels
+
+
+def _channels_named(names: Iterable[str]) -> Channels | None:
+    """The modalities, unless they are not all four, once each."""
+    channels = [_CHANNEL_WORDS.get(re.sub(r"[^a-z0-9]", "", name.lower())) for name in names]
+    told = tuple(modality for modality in channels if modality is not None)
+    return told if len(channels) == len(CHANNELS) and set(told) == set(CHANNELS) else None
+
+
+def _end_of_words(text: str) -> int:
+    return max(text.rfind(separator) for separator in _SEPARATORS) + 1
