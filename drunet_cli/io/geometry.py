@@ -17,6 +17,7 @@ import numpy.typing as npt
 from nibabel.orientations import aff2axcodes, apply_orientation, axcodes2ornt, io_orientation, ornt_transform
 
 from drunet_cli.brats import N_CLASSES, ClassMap
+from drunet_cli.io.resampling import FloatArray, Taps, interpolation
 
 FRAME: Final = 240
 _NETWORK_AXES: Final = ("L", "P", "S")
@@ -25,7 +26,6 @@ _SAME_SPACING_MM: Final = 1e-3
 # A field of view within half a pixel of the frame is the frame: 480 pixels of 0.5 mm stay where the BraTS grid has them.
 _SAME_EXTENT_MM: Final = 0.5
 
-FloatArray = npt.NDArray[np.floating[Any]]
 Box = tuple[slice, slice, slice]
 
 
@@ -67,13 +67,13 @@ class AxisFit:
         """Weights [240, size] that interpolate voxels at the frame's pixels; 0 outside the volume."""
         pixels = self.start_mm + np.arange(FRAME) + 0.5
         voxels = (np.arange(self.size) + 0.5) * self.spacing_mm
-        return _weights(pixels, 1.0, voxels, self.spacing_mm)
+        return interpolation(pixels, 1.0, voxels, self.spacing_mm)
 
     def from_frame(self) -> FloatArray:
         """Weights [size, 240] that interpolate the frame's pixels at the voxels; 0 outside the frame."""
         pixels = self.start_mm + np.arange(FRAME) + 0.5
         voxels = (np.arange(self.size) + 0.5) * self.spacing_mm
-        return _weights(voxels, self.spacing_mm, pixels, 1.0)
+        return interpolation(voxels, self.spacing_mm, pixels, 1.0)
 
 
 @dataclass(frozen=True)
@@ -118,7 +118,7 @@ class Geometry:
         """
         if not self.resampled:
             return _shifted(voxels, (self.x.shift, self.y.shift), (FRAME, FRAME))
-        to_x, to_y = _Taps(self.x.to_frame()), _Taps(self.y.to_frame())
+        to_x, to_y = Taps(self.x.to_frame()), Taps(self.y.to_frame())
         result = np.zeros((FRAME, FRAME, voxels.shape[2]))
         for z in range(voxels.shape[2]):
             plane = voxels[:, :, z].astype(np.float64)
@@ -135,7 +135,7 @@ class Geometry:
 
     def classes_of_probabilities(self, frames: npt.NDArray[np.float32]) -> ClassMap:
         """Class probabilities of frames [N, 240, 240, 4], interpolated at the volume's pixels and then argmaxed: [N, X, Y]."""
-        from_x, from_y = _Taps(self.x.from_frame()), _Taps(self.y.from_frame())
+        from_x, from_y = Taps(self.x.from_frame()), Taps(self.y.from_frame())
         result = np.empty((len(frames), self.x.size, self.y.size), dtype=np.uint8)
         for n, frame in enumerate(frames):
             classes = [from_y.along_second(from_x.along_first(frame[:, :, index])) for index in range(N_CLASSES)]
@@ -240,40 +240,3 @@ def _shifted(voxels: npt.NDArray[Any], shift: tuple[int, int], size: tuple[int, 
         target.append(slice(first - begin, max(first, end) - begin))
     result[tuple(target)] = voxels[tuple(source)]
     return result
-
-
-class _Taps:
-    """A matrix of weights [targets, sources] by the few of each row that are not 0.
-
-    As products of matrices these would have BLAS start threads of its own inside those that read the four modalities.
-    """
-
-    def __init__(self, weights: FloatArray) -> None:
-        n_taps = int(np.count_nonzero(weights, axis=1).max(initial=1))
-        self._sources = np.argsort(-weights, axis=1, kind="stable")[:, :n_taps]
-        self._weights = np.take_along_axis(weights, self._sources, axis=1)
-
-    def along_first(self, plane: FloatArray) -> FloatArray:
-        """[sources, M] to [targets, M]."""
-        taps = zip(self._weights.T, self._sources.T, strict=True)
-        return np.asarray(np.sum([weight[:, None] * plane[source] for weight, source in taps], axis=0))
-
-    def along_second(self, plane: FloatArray) -> FloatArray:
-        """[M, sources] to [M, targets]."""
-        return np.asarray(self.along_first(plane.T).T)
-
-
-def _weights(targets: FloatArray, target_size: float, sources: FloatArray, source_size: float) -> FloatArray:
-    """Weights [targets, sources]: the mean over what a coarser target covers, linear interpolation at a finer one.
-
-    All positions and sizes in mm, positions of centres. A row sums to 1 inside the sources' extent and is 0 outside it.
-    """
-    distance = np.abs(targets[:, None] - sources[None, :])
-    if target_size > source_size:
-        weights = np.clip((target_size + source_size) / 2 - distance, 0.0, source_size)  # overlap of the two intervals
-    else:
-        weights = np.clip(1.0 - distance / source_size, 0.0, None)
-    inside = (targets > sources[0] - source_size / 2) & (targets < sources[-1] + source_size / 2)
-    weights[~inside] = 0.0
-    sums = weights.sum(axis=1, keepdims=True)
-    return np.asarray(np.divide(weights, sums, out=weights, where=sums > 0))
