@@ -82,17 +82,23 @@ def class_indices(label_map: npt.NDArray[Any]) -> ClassMap:
     """
     if label_map.dtype.kind == "f":
         whole = np.rint(label_map)
-        if not (np.abs(label_map - whole) <= _WHOLE).all():  # also where it is not finite
+        with np.errstate(invalid="ignore"):
+            near = np.abs(label_map - whole) <= _WHOLE  # not where it is not finite
+        if not near.all():
             raise CaseError("holds fractions or values that are not finite, where a label map has whole numbers")
         label_map = whole
     if label_map.size and (label_map.min() < 0 or label_map.max() >= len(_CLASS_INDICES)):
-        strange = [int(value) for value in np.unique(label_map) if value not in range(len(_CLASS_INDICES))]
-        named = ", ".join(map(str, strange[:_NAMED])) + (", ..." if len(strange) > _NAMED else "")
+        strange = [value for value in np.unique(label_map) if value not in range(len(_CLASS_INDICES))]
+        named = ", ".join(_in_words(value) for value in strange[:_NAMED]) + (", ..." if len(strange) > _NAMED else "")
         raise CaseError(f"holds label {named}; a BraTS label map has 0, 1, 2 and 4 (or 3)")
     small = label_map.astype(np.uint8)
     if np.bincount(small.ravel(), minlength=len(_CLASS_INDICES))[3:].all():
         raise CaseError("holds labels 3 and 4; enhancing tumour is 4 until BraTS 2022 and 3 from 2023 on, never both")
     return _CLASS_INDICES[small]
+
+
+def _in_words(value: np.number[Any]) -> str:
+    return str(value) if isinstance(value, np.integer) else f"{value:.20g}"
 
 
 def label_value(tumour_class: TumourClass, labels: Labels) -> int:

@@ -17,6 +17,7 @@ from typing import BinaryIO
 
 from drunet_cli.errors import OutputError
 
+_TEMPORARY = ".tmp"
 _ABANDONED_AFTER_S = 24 * 3600.0
 
 
@@ -61,6 +62,26 @@ def written(target: Path, *, overwrite: bool) -> Iterator[BinaryIO]:
         raise OutputError(f"{target}: cannot be written: {error.strerror or error}") from error
 
 
+def put(target: Path, content: bytes) -> None:
+    """Write one of many small files that make sense together, replacing what is there; the folder exists.
+
+    Complete or absent as all others, but not flushed to the disk: a file that is written after them, which tells what they
+    must hold, says that they are complete. Whoever writes many calls `remove_stale_in` once before.
+    Raises OutputError.
+    """
+    temporary = _temporary(target)
+    try:
+        try:
+            temporary.unlink(missing_ok=True)  # nobody else's: it bears this process' number
+            with _exclusive(temporary) as stream:
+                stream.write(content)
+            temporary.replace(target)
+        finally:
+            temporary.unlink(missing_ok=True)
+    except OSError as error:
+        raise OutputError(f"{target}: cannot be written: {error.strerror or error}") from error
+
+
 def check_writable(target: Path, *, overwrite: bool) -> None:
     """Raise OutputError now for what would stop `written(target)` later: an existing file, or a folder that refuses."""
     if os.path.isdir(target):  # noqa: PTH112  # unlike Path.is_dir it raises for no name
@@ -70,7 +91,8 @@ def check_writable(target: Path, *, overwrite: bool) -> None:
     folder = next(parent for parent in target.absolute().parents if os.path.lexists(parent))
     if not folder.is_dir():
         raise OutputError(f"{target}: cannot be written: {folder} is not a folder")
-    if len(os.fsencode(_temporary(target).name)) > _longest_name(folder):
+    missing = target.absolute().parent.parts[len(folder.parts) :]
+    if max(len(os.fsencode(name)) for name in (_temporary(target).name, *missing)) > _longest_name(folder):
         raise OutputError(f"{target}: cannot be written: the name is too long; shorten it")
     if not os.access(folder, os.W_OK | os.X_OK):
         raise OutputError(f"{target}: cannot be written: no permission to write in {folder}")
@@ -78,21 +100,36 @@ def check_writable(target: Path, *, overwrite: bool) -> None:
 
 def remove_stale(target: Path) -> None:
     """Remove temporaries of `target` whose writer is gone: a dead process of this host, or any older than a day."""
-    paths: list[Path] = []
-    prefix, host = f".{target.name}.", f".{socket.gethostname()}."
-    with suppress(OSError):  # a folder that may not be listed keeps them
-        paths = list(target.parent.iterdir())
-    for path in paths:
-        if not (path.name.startswith(prefix) and path.name.endswith(".tmp")):
-            continue
-        writer = path.name[len(prefix) - 1 : -len(".tmp")]
-        if writer.startswith(host) and (pid := writer[len(host) :]).isdecimal():
-            stale = not _alive(int(pid))
-        else:
-            stale = _age_s(path) > _ABANDONED_AFTER_S
-        if stale:
-            with suppress(OSError):  # another user's, in a folder such as /tmp
-                path.unlink()
+    prefix = f".{target.name}."
+    for path in _temporaries_in(target.parent):
+        if path.name.startswith(prefix):
+            _remove_if_stale(path, writer=path.name[len(prefix) : -len(_TEMPORARY)])
+
+
+def remove_stale_in(folder: Path, *, suffix: str) -> None:
+    """The same for temporaries of every file in a folder whose name ends in `suffix`, with one look at the folder."""
+    for path in _temporaries_in(folder):
+        _, found, writer = path.name.removesuffix(_TEMPORARY).rpartition(f"{suffix}.")
+        if found:
+            _remove_if_stale(path, writer=writer)
+
+
+def _temporaries_in(folder: Path) -> list[Path]:
+    try:
+        return [folder / name for name in os.listdir(folder) if name.startswith(".") and name.endswith(_TEMPORARY)]  # noqa: PTH208
+    except OSError:  # a folder that may not be listed keeps them
+        return []
+
+
+def _remove_if_stale(path: Path, *, writer: str) -> None:
+    """writer: host and process id, as they stand in the name."""
+    host, _, pid = writer.rpartition(".")
+    if not host or not pid.isdecimal():  # none of drunet's
+        return
+    here = host == socket.gethostname()
+    if not _alive(int(pid)) if here else _age_s(path) > _ABANDONED_AFTER_S:
+        with suppress(OSError):  # another user's, in a folder such as /tmp
+            path.unlink()
 
 
 def _longest_name(folder: Path) -> float:
@@ -105,7 +142,7 @@ def _longest_name(folder: Path) -> float:
 
 
 def _temporary(target: Path) -> Path:
-    return target.with_name(f".{target.name}.{socket.gethostname()}.{os.getpid()}.tmp")
+    return target.with_name(f".{target.name}.{socket.gethostname()}.{os.getpid()}{_TEMPORARY}")
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from drunet_cli.brats import CHANNELS, Modality
 from drunet_cli.errors import CaseError
-from drunet_cli.io.naming import WORDS, common_stem, stem, with_a_name, words
+from drunet_cli.io.naming import WORDS, common_stem, may_name_a_file, stem, with_a_name, words
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,8 @@ class BrokenCase:
 def case_of(images: Mapping[Modality, Path], *, name: str | None = None, segmentation: Path | None = None) -> Case:
     """The case that four files make. Without a name, the stem that all four share, else their folder's name, else FLAIR's stem.
 
-    Raises CaseError when a file is missing, or one file is given for two modalities or for one and the segmentation.
+    Raises CaseError when a file is missing, one file is given for two modalities or for one and the segmentation, or the name
+    cannot be that of a file.
     """
     given = {modality.display: images[modality] for modality in CHANNELS}
     if segmentation is not None:
@@ -45,7 +46,10 @@ def case_of(images: Mapping[Modality, Path], *, name: str | None = None, segment
     for one, other in itertools.combinations(given, 2):
         if os.path.samestat(found[one], found[other]):
             raise CaseError(f"{given[one]}: given as {one} and as {other}; give each its own file")
-    return Case(name or _name_of([images[modality] for modality in CHANNELS]), images, segmentation)
+    name = name or _name_of([images[modality] for modality in CHANNELS])
+    if not may_name_a_file(name):
+        raise CaseError(f"{name!r}: cannot be part of a file name; rename the case")
+    return Case(name, images, segmentation)
 
 
 def why_unreadable(path: Path, error: OSError | ValueError, *, kind: str = "file") -> str:

@@ -2,7 +2,6 @@
 
 import csv
 import io
-import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,12 +10,11 @@ from typing import Final
 from drunet_cli.brats import CHANNELS, Modality
 from drunet_cli.errors import CaseError
 from drunet_cli.io.case import BrokenCase, Case, case_of
-from drunet_cli.io.naming import SEGMENTATION
+from drunet_cli.io.naming import SEGMENTATION, may_name_a_file
 
 DELIMITERS: Final[Mapping[str, str]] = {".csv": ",", ".tsv": "\t"}
 HEADER: Final = "case,t1,t1ce,t2,flair[,seg]"
 _NAME: Final = "case"
-_NO_FILE_NAME: Final = re.compile(r"\.*|.*[/\x00-\x1f\x7f-\x9f\u2028\u2029].*", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -83,7 +81,7 @@ def _row(table: Path, line: int, columns: list[str], cells: list[str]) -> Row:
     place = place_of(table, line)
     values = dict(zip(columns, cells, strict=False))
     name = values.get(_NAME, "")
-    if _NO_FILE_NAME.fullmatch(name):
+    if not may_name_a_file(name):
         return Row(BrokenCase(place, CaseError(f"{place}: {name!r} cannot be part of a file name; rename the case")), line)
     try:
         return Row(_case(table, name, values, surplus=cells[len(columns) :]), line)

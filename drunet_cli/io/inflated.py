@@ -44,6 +44,8 @@ class Inflated:
                     compressed = self._file.read(_CHUNK_BYTES)
                     if not compressed:
                         return b""
+                if len(compressed) < _CHUNK_BYTES:  # ISA-L misreads a header that comes in two pieces
+                    compressed += self._file.read(_CHUNK_BYTES)
                 if not compressed.startswith(GZIP_SIGNATURE[: len(compressed)]):
                     raise zlib.error("something else follows a complete stream")
                 self._member = isal_zlib.decompressobj(wbits=_WITH_GZIP_HEADER)

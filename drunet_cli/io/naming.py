@@ -25,6 +25,7 @@ CHANNEL_NUMBERS: Final = ("0000", "0001", "0002", "0003")  # nnU-Net's
 _ANY_NUMBER: Final = re.compile(r"[0-9]{4}")
 _NIFTI_SUFFIXES: Final = (".nii.gz", ".nii")
 _SEPARATORS: Final = "_-. "
+_NO_FILE_NAME: Final = re.compile(r"\.*|.*[/\x00-\x1f\x7f-\x9f\u2028\u2029].*", re.DOTALL)
 
 Channels: TypeAlias = tuple[Modality, ...]
 
@@ -132,6 +133,11 @@ def common_stem(paths: Sequence[Path]) -> str:
     # Cut back to a whole word: a_t1, a_t1ce, a_t2 and a_flair share "a"; T1w and T1wce share nothing worth a name.
     shared = os.path.commonprefix(stems)  # noqa: RUF071  # of names, not of paths
     return (shared if shared in stems else shared[: _end_of_words(shared)]).strip(_SEPARATORS)
+
+
+def may_name_a_file(case: str) -> bool:
+    """Whether a case of this name can have files: no folder, and no line break, which scripts that read paths would split."""
+    return not _NO_FILE_NAME.fullmatch(case)
 
 
 def with_a_name(folder: Path) -> Path:

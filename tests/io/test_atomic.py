@@ -6,14 +6,15 @@ import stat
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from drunet_cli.errors import OutputError
-from drunet_cli.io.atomic import check_writable, remove_stale, written
+from drunet_cli.errors import OutputError, Terminated
+from drunet_cli.io.atomic import check_writable, put, remove_stale, remove_stale_in, written
 from tests.support import unprivileged
 
 WRITE_HALF_AND_DIE = """
@@ -343,3 +344,189 @@ def test_a_name_of_the_greatest_length_is_either_written_or_refused_before_the_w
         return
     write(target)
     assert target.read_bytes() == b"all"
+
+
+# --- many small files
+
+
+def test_a_small_file_appears_whole_and_leaves_nothing_beside_it(target: Path) -> None:
+    for content in (b"", b"all", b"x" * 10**6):
+        put(target, content)
+        assert target.read_bytes() == content
+        assert names_in(target.parent) == [target.name]
+
+
+def test_a_reader_meets_the_earlier_small_file_or_the_new_one_and_no_part(target: Path) -> None:
+    contents = [bytes([value]) * 2**20 for value in range(2)]
+    put(target, contents[0])
+    met: list[bytes] = []
+    stop = threading.Event()
+
+    def read() -> None:
+        while not stop.is_set():
+            met.append(target.read_bytes())
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    for n in range(60):
+        put(target, contents[n % 2])
+    stop.set()
+    reader.join()
+    assert met
+    assert set(met) <= set(contents)
+
+
+def test_the_earlier_small_file_stays_where_the_new_one_cannot_be_written(closed_folder: Path) -> None:
+    target = closed_folder / "seg.nii.gz"
+    closed_folder.chmod(0o755)
+    target.write_bytes(b"earlier")
+    closed_folder.chmod(0o555)
+    with unprivileged(), pytest.raises(OutputError) as caught:
+        put(target, b"new")
+    assert str(caught.value) == f"{target}: cannot be written: Permission denied"
+    assert target.read_bytes() == b"earlier"
+    assert names_in(closed_folder) == [target.name]
+
+
+def test_a_small_file_that_can_only_be_begun_leaves_nothing(target: Path) -> None:
+    target.write_bytes(b"earlier")
+    script = (
+        "import resource, signal, sys\n"
+        "from pathlib import Path\n"
+        "from drunet_cli.errors import OutputError\n"
+        "from drunet_cli.io.atomic import put\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n"  # as a full disk: a part is written, then an error comes
+        "try:\n"
+        "    put(Path(sys.argv[1]), bytes(100_000))\n"
+        "except OutputError as error:\n"
+        "    print(error)\n"
+    )
+    said = subprocess.run([sys.executable, "-c", script, str(target)], capture_output=True, text=True, check=True).stdout
+    assert said == f"{target}: cannot be written: File too large\n"
+    assert target.read_bytes() == b"earlier"
+    assert names_in(target.parent) == [target.name]
+
+
+@pytest.mark.parametrize("failure", [KeyboardInterrupt(), Terminated()])
+def test_an_interruption_leaves_no_temporary_of_a_small_file(
+    target: Path, failure: BaseException, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*arguments: object) -> None:
+        raise failure
+
+    monkeypatch.setattr(os, "replace", interrupt)
+    monkeypatch.setattr(Path, "replace", interrupt)
+    with pytest.raises(type(failure)):
+        put(target, b"all")
+    assert names_in(target.parent) == []
+
+
+def test_a_killed_writer_of_a_small_file_leaves_no_half_and_the_next_one_cleans_up(target: Path) -> None:
+    script = (
+        "import os, pathlib, signal, sys\n"
+        "from drunet_cli.io.atomic import put\n"
+        "pathlib.Path.replace = lambda *_: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "put(pathlib.Path(sys.argv[1]), b'half')\n"
+    )
+    assert subprocess.run([sys.executable, "-c", script, str(target)], check=False).returncode == -9
+    assert [name for name in names_in(target.parent) if not name.endswith(".tmp")] == []
+    assert len(names_in(target.parent)) == 1
+    remove_stale_in(target.parent, suffix=".nii.gz")
+    assert names_in(target.parent) == []
+
+
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o077, 0o600), (0o002, 0o664)])
+def test_permissions_of_a_small_file_follow_the_umask(target: Path, umask: int, mode: int) -> None:
+    before = os.umask(umask)
+    try:
+        put(target, b"all")
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE(target.stat().st_mode) == mode
+
+
+def test_a_link_in_the_place_of_a_small_file_is_replaced_and_not_followed(target: Path) -> None:
+    elsewhere = target.with_name("elsewhere")
+    elsewhere.write_bytes(b"theirs")
+    target.symlink_to(elsewhere)
+    put(target, b"all")
+    assert elsewhere.read_bytes() == b"theirs"
+    assert not target.is_symlink()
+    assert target.read_bytes() == b"all"
+
+
+@pytest.mark.parametrize("name", ["missing/seg.png", "folder", "x" * 250, "x" * 5000])
+def test_a_small_file_that_has_no_place_is_an_output_error(tmp_path: Path, name: str) -> None:
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(OutputError) as caught:
+        put(tmp_path / name, b"all")
+    assert str(caught.value).startswith(f"{tmp_path / name}: cannot be written: ")
+    assert names_in(tmp_path) == ["folder"]
+
+
+def test_stale_temporaries_of_every_file_with_the_suffix_are_removed_at_once(tmp_path: Path, dead_pid: int) -> None:
+    host = socket.gethostname()
+    (tmp_path / "case_0.png").touch()
+    for name in (
+        "case_0.png",
+        "case_1.png",
+        ".png",
+        "a b.png",
+        "x.png.png",
+        "x.png.y.png",
+        "\N{LATIN SMALL LETTER E WITH ACUTE}.png",
+    ):
+        temporary_of(tmp_path / name, host, dead_pid)
+        temporary_of(tmp_path / f"2{name}", "another-host", dead_pid, age_s=25 * 3600)
+        temporary_of(tmp_path / f"3{name}", host, os.getpid())  # of an earlier container
+    remove_stale_in(tmp_path, suffix=".png")
+    assert names_in(tmp_path) == ["case_0.png"]
+
+
+def test_temporaries_of_living_writers_and_of_other_files_are_kept(tmp_path: Path, dead_pid: int) -> None:
+    host = socket.gethostname()
+    temporary_of(tmp_path / "case_0.png", host, os.getppid(), age_s=48 * 3600)
+    temporary_of(tmp_path / "case_0.png", "another-host", dead_pid, age_s=23 * 3600)
+    temporary_of(tmp_path / "case_0.json", host, dead_pid)
+    temporary_of(tmp_path / "case_0.pngx", host, dead_pid)
+    for name in (
+        "case_0.png",
+        ".case_0.png.tmp",
+        ".case_0.png",
+        f"case_0.png.{host}.{dead_pid}.tmp",
+        f".case_0.png.{host}.{dead_pid}",
+    ):
+        (tmp_path / name).touch()
+    before = names_in(tmp_path)
+    remove_stale_in(tmp_path, suffix=".png")
+    assert names_in(tmp_path) == before
+
+
+@pytest.mark.parametrize("middle", ["note", "old.x", f"{socket.gethostname()}.x"])
+def test_an_old_file_of_the_user_that_only_looks_alike_is_kept(target: Path, middle: str) -> None:
+    path = target.with_name(f".{target.name}.{middle}.tmp")
+    path.touch()
+    os.utime(path, (0, 0))
+    remove_stale(target)
+    assert path.exists()
+    remove_stale_in(target.parent, suffix=".nii.gz")
+    assert path.exists()
+
+
+def test_a_folder_that_is_not_there_or_may_not_be_listed_has_no_stale_temporaries(tmp_path: Path) -> None:
+    remove_stale_in(tmp_path / "missing", suffix=".png")
+    (tmp_path / "file").touch()
+    remove_stale_in(tmp_path / "file", suffix=".png")
+    with tempfile.TemporaryDirectory() as name:
+        Path(name).chmod(0o333)
+        with unprivileged():
+            remove_stale_in(Path(name), suffix=".png")
+        Path(name).chmod(0o700)
+
+
+def test_a_folder_with_the_name_of_a_stale_temporary_stops_nothing(tmp_path: Path, dead_pid: int) -> None:
+    (tmp_path / f".case_0.png.{socket.gethostname()}.{dead_pid}.tmp").mkdir()
+    temporary_of(tmp_path / "case_1.png", socket.gethostname(), dead_pid)
+    remove_stale_in(tmp_path, suffix=".png")
+    assert len(names_in(tmp_path)) == 1

@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from drunet_cli.io.geometry import FRAME, AxisFit, Geometry, fit, orientation_to_network
+from drunet_cli.io.geometry import FRAME, AxisFit, Geometry, at_1_mm, box_of, fit, laid_out, orientation_to_network
 
 LPS: Final = np.diag([-1.0, -1.0, 1.0, 1.0])
 # Every order of the three stored axes, each with every choice of axes that run backwards: 48.
@@ -341,3 +341,104 @@ def test_slices_are_kept_one_for_one_at_any_spacing() -> None:
     alone = laid(voxels > 0, (2.0, 2.0, 5.0)).frames(voxels[:, :, 3:4])
     assert frames.shape == (FRAME, FRAME, 6)
     np.testing.assert_array_equal(frames[:, :, 3:4], alone)
+
+
+# --- boxes, and where consecutive voxels lie on the frame
+
+
+def test_the_box_of_a_mask_is_the_smallest_that_holds_all_of_it() -> None:
+    rng = np.random.default_rng(6)
+    for n_voxels in (1, 2, 3, 10, 200):
+        for _ in range(20):
+            mask = np.zeros((13, 11, 7), dtype=bool)
+            mask.flat[rng.choice(mask.size, n_voxels, replace=False)] = True
+            found = box_of(mask)
+            inside = np.argwhere(mask)
+            assert found == tuple(
+                slice(low, high + 1) for low, high in zip(inside.min(axis=0), inside.max(axis=0), strict=True)
+            )
+            assert mask[found].sum() == n_voxels
+
+
+@pytest.mark.parametrize("shape", [(13, 11, 7), (1, 1, 1), (0, 11, 7), (13, 11, 0)])
+def test_an_empty_mask_has_no_box(shape: tuple[int, int, int]) -> None:
+    assert box_of(np.zeros(shape, dtype=bool)) is None
+
+
+def test_a_full_mask_is_its_own_box() -> None:
+    assert box_of(np.ones((13, 11, 7), dtype=bool)) == (slice(0, 13), slice(0, 11), slice(0, 7))
+
+
+def test_the_box_does_not_depend_on_the_order_of_the_memory() -> None:
+    mask = np.zeros((13, 11, 7), dtype=bool)
+    mask[2:5, 4, 1:7] = True
+    expected = (slice(2, 5), slice(4, 5), slice(1, 7))
+    for stored in (np.asfortranarray(mask), np.ascontiguousarray(mask.transpose(2, 0, 1)).transpose(1, 2, 0)):
+        assert box_of(stored) == expected
+    assert box_of(mask[::-1]) == (slice(8, 11), *expected[1:])
+
+
+@pytest.mark.parametrize("size", [1, 100, 239, 240, 241, 300, 600])
+@pytest.mark.parametrize("shift", [-500, -240, -239, -70, -1, 0, 1, 30, 60, 239, 240, 599])
+def test_consecutive_voxels_lie_on_the_frame_where_the_whole_axis_puts_them(size: int, shift: int) -> None:
+    axis = AxisFit(size, 1.0, float(shift), 0.0)
+    voxels = np.arange(1, size + 1)
+    whole = np.zeros(FRAME, dtype=int)  # the frame's pixel p shows voxel p + shift
+    for pixel in range(max(0, -shift), min(FRAME, size - shift)):
+        whole[pixel] = voxels[pixel + shift]
+    for start, stop in [(0, size), (0, 1), (size - 1, size), (size // 3, size // 2 + 1), (size // 2, size // 2)]:
+        on_frame, of_planes = axis.on_frame(slice(start, stop))
+        frame = np.zeros(FRAME, dtype=int)
+        part = voxels[start:stop]
+        assert len(frame[on_frame]) == len(part[of_planes])
+        frame[on_frame] = part[of_planes]
+        np.testing.assert_array_equal(frame, np.where((whole > start) & (whole <= stop), whole, 0))
+        for found, length in ((on_frame, FRAME), (of_planes, stop - start)):
+            if found.stop > found.start:  # a slice below 0 would count from the end
+                assert 0 <= found.start < found.stop <= length
+
+
+def test_boxes_laid_on_the_frame_are_what_the_frames_show() -> None:
+    for shape in [(160, 300, 3), (240, 241, 2), (300, 90, 2)]:
+        voxels = random_volume(shape, box(shape, (shape[0] // 5, shape[0] - 3), (4, shape[1] // 2)))
+        geometry = laid(voxels > 0)
+        found = box_of(voxels > 0)
+        assert found is not None
+        (frame_x, of_x), (frame_y, of_y) = geometry.x.on_frame(found[0]), geometry.y.on_frame(found[1])
+        frames = np.zeros((FRAME, FRAME, shape[2]), dtype=np.uint8)
+        frames[frame_x, frame_y, found[2]] = voxels[found][of_x, of_y]
+        np.testing.assert_array_equal(frames, geometry.frames(voxels))
+
+
+# --- a geometry whose axes are given
+
+
+@pytest.mark.parametrize(("order", "backwards"), ORIENTATIONS)
+def test_a_geometry_laid_out_again_is_the_one_that_was_fitted(order: tuple[int, ...], backwards: tuple[bool, ...]) -> None:
+    spacing = (0.8, 1.25, 3.0)
+    stored, affine = stored_otherwise(random_volume((13, 11, 7)), LPS @ np.diag([*spacing, 1]), order, backwards)
+    fitted = fit(stored > 0, affine=affine)
+    again = laid_out(stored.shape, affine, fitted.x, fitted.y)
+    assert (again.shape, again.axcodes, again.x, again.y) == (fitted.shape, fitted.axcodes, fitted.x, fitted.y)
+    assert again.slice_spacing_mm == fitted.slice_spacing_mm == 3.0
+    assert again.n_slices == 7
+    np.testing.assert_array_equal(again.turned(stored), fitted.turned(stored))
+    np.testing.assert_array_equal(again.turned_back(again.turned(stored)), stored)
+
+
+@pytest.mark.parametrize(
+    ("spacing", "at_one"),
+    [
+        ((1.0, 1.0, 1.0), True),
+        ((0.9991, 1.0, 1.0009), True),
+        ((1.0, 1.0, 1.0011), False),
+        ((1.0, 0.9989, 1.0), False),
+        ((2.0, 1.0, 1.0), False),
+        ((1.0, 1.0, -1.0), False),
+        ((np.nan, 1.0, 1.0), False),
+        ((), True),
+    ],
+)
+def test_voxels_within_a_thousandth_of_1_mm_along_every_axis_are_at_1_mm(spacing: tuple[float, ...], at_one: bool) -> None:
+    assert at_1_mm(spacing) is at_one
+    assert at_1_mm(iter(spacing)) is at_one

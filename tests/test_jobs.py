@@ -1,0 +1,266 @@
+"""Tasks in worker processes: what comes back, what goes wrong, and that no process is left."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import closing, suppress
+from pathlib import Path
+from typing import Final
+
+import psutil
+import pytest
+
+from drunet_cli.errors import CaseError, DeviceError, DrunetError, MisuseError, OutputError, WeightsError
+from drunet_cli.jobs import each
+from tests import job_functions
+from tests.job_functions import Wait
+
+ROOT: Final = Path(__file__).parents[1]
+PATIENCE_S: Final = 20.0  # a worker starts in about half a second; a busy machine takes longer
+ERRORS: Final = [DrunetError, MisuseError, CaseError, WeightsError, DeviceError, OutputError]
+
+# Two workers for so many tasks that wait for so many seconds each.
+WAIT_IN_WORKERS: Final = """
+import sys
+from contextlib import closing
+from pathlib import Path
+from drunet_cli.jobs import each
+from tests.job_functions import Wait, waited
+try:
+    tasks = [Wait(Path(sys.argv[1]), n, float(sys.argv[3])) for n in range(int(sys.argv[2]))]
+    with closing(each(waited, tasks, n_processes=2)) as outcomes:
+        for _ in outcomes:
+            pass
+except KeyboardInterrupt:
+    sys.exit(130)
+"""
+
+
+def workers_of(process: psutil.Process) -> list[psutil.Process]:
+    """Those below it that live; not multiprocessing's tracker of resources, which lives as long as its parent."""
+    found = []
+    for child in process.children(recursive=True):
+        try:
+            if "--multiprocessing-fork" in child.cmdline() and child.status() != psutil.STATUS_ZOMBIE:
+                found.append(child)
+        except psutil.NoSuchProcess:
+            continue
+    return found
+
+
+def is_gone(pid: int) -> bool:
+    try:
+        return bool(psutil.Process(pid).status() == psutil.STATUS_ZOMBIE)  # ended, where nobody asks for its exit code
+    except psutil.NoSuchProcess:
+        return True
+
+
+def wait_until(happened: Callable[[], bool], what: str) -> None:
+    end = time.monotonic() + PATIENCE_S
+    while not happened():
+        assert time.monotonic() < end, what
+        time.sleep(0.005)
+
+
+@pytest.fixture
+def no_worker_stays() -> Iterator[None]:
+    """Whatever a test does, every worker of this process has ended when it ends."""
+    yield
+    assert workers_of(psutil.Process()) == []
+
+
+pytestmark = pytest.mark.usefixtures("no_worker_stays")
+
+
+# --- results
+
+
+@pytest.mark.parametrize("n_processes", [2, 3, 8])
+def test_several_processes_give_what_one_gives(n_processes: int) -> None:
+    tasks = list(range(7))
+    alone = list(each(job_functions.doubled, tasks, n_processes=1))
+    assert alone == [(task, 2 * task) for task in tasks]
+    together = list(each(job_functions.doubled, tasks, n_processes=n_processes))
+    assert sorted(together) == alone
+
+
+@pytest.mark.parametrize(("n_processes", "n_tasks"), [(1, 3), (0, 3), (4, 1)])
+def test_one_process_or_one_task_stays_in_this_process(n_processes: int, n_tasks: int) -> None:
+    outcomes = list(each(job_functions.process_id, range(n_tasks), n_processes=n_processes))
+    assert outcomes == [(task, os.getpid()) for task in range(n_tasks)]
+
+
+def test_several_processes_are_others_and_no_more_than_asked_for() -> None:
+    pids = {pid for _, pid in each(job_functions.process_id, range(12), n_processes=2)}
+    assert os.getpid() not in pids
+    assert len(pids) <= 2
+
+
+@pytest.mark.parametrize("n_processes", [1, 2])
+def test_no_tasks_give_no_outcomes(n_processes: int) -> None:
+    assert list(each(job_functions.doubled, [], n_processes=n_processes)) == []
+
+
+def test_nothing_is_done_before_the_first_outcome_is_asked_for(tmp_path: Path) -> None:
+    with closing(each(job_functions.waited, [Wait(tmp_path, n, 0) for n in range(2)], n_processes=2)):
+        assert workers_of(psutil.Process()) == []
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_outcomes_come_in_the_order_in_which_they_end(tmp_path: Path) -> None:
+    tasks = [Wait(tmp_path, 0, 1.0), *(Wait(tmp_path, n, 0) for n in range(1, 5))]
+    outcomes = [outcome for _, outcome in each(job_functions.waited, tasks, n_processes=2)]
+    assert outcomes[-1] == 0
+    assert len(outcomes) == 5
+
+
+# --- errors
+
+
+@pytest.mark.parametrize("n_processes", [1, 2])
+def test_an_expected_error_comes_back_beside_its_task_and_stops_no_other(n_processes: int) -> None:
+    outcomes = dict(each(job_functions.refused_if_odd, range(5), n_processes=n_processes))
+    assert [outcomes[task] for task in (0, 2, 4)] == [0, 2, 4]
+    for task in (1, 3):
+        error = outcomes[task]
+        assert isinstance(error, CaseError)
+        assert str(error) == f"task {task} is odd"
+        assert error.exit_code == 3
+        assert error.details == ("first line", "second line")
+
+
+@pytest.mark.parametrize("n_processes", [1, 2])
+def test_expected_errors_of_every_kind_keep_their_kind_and_details(n_processes: int) -> None:
+    outcomes = list(each(job_functions.raised, ERRORS, n_processes=n_processes))
+    assert len(outcomes) == len(ERRORS)
+    for kind, error in outcomes:
+        assert type(error) is kind
+        assert error.exit_code == kind.exit_code
+        assert (str(error), error.details) == (f"as {kind.__name__}", ("more",))
+
+
+@pytest.mark.parametrize("n_processes", [1, 2])
+def test_another_exception_ends_the_whole_with_its_traceback(n_processes: int) -> None:
+    with pytest.raises(ZeroDivisionError) as caught:
+        list(each(job_functions.inverse, [1, 0, 2], n_processes=n_processes))
+    shown = "".join(traceback.format_exception(caught.value))
+    assert "job_functions.py" in shown
+    assert "in inverse" in shown
+
+
+def test_an_exception_that_cannot_come_back_is_not_taken_for_a_killed_worker() -> None:
+    with pytest.raises(Exception) as caught:  # noqa: PT011  # of whatever kind, so that the command ends with a traceback
+        list(each(job_functions.broken_in_two, range(2), n_processes=2))
+    assert not isinstance(caught.value, DrunetError)
+    assert "TwoPartError" in "".join(traceback.format_exception(caught.value))
+
+
+@pytest.mark.parametrize("function", [job_functions.killed_at_3, job_functions.left_at_3])
+def test_a_worker_that_is_killed_is_a_device_error(function: Callable[[int], int]) -> None:
+    with pytest.raises(DeviceError, match="a worker process was killed, perhaps for want of memory; try fewer --jobs"):
+        list(each(function, range(8), n_processes=2))
+
+
+# --- ends that come early
+
+
+def test_a_generator_that_is_closed_half_way_does_not_wait_for_the_remaining_tasks(tmp_path: Path) -> None:
+    tasks = [Wait(tmp_path, n, 0.2) for n in range(60)]
+    with closing(each(job_functions.waited, tasks, n_processes=2)) as outcomes:
+        next(outcomes)
+    # One has ended, two are in hand, the pool hands out one beyond, and while this process pauses a few more may begin: not 60.
+    assert len(list(tmp_path.iterdir())) <= 12
+
+
+def test_the_tasks_that_are_left_out_never_begin_later(tmp_path: Path) -> None:
+    with closing(each(job_functions.waited, [Wait(tmp_path, n, 0.05) for n in range(40)], n_processes=2)) as outcomes:
+        next(outcomes)
+    begun = len(list(tmp_path.iterdir()))
+    time.sleep(0.3)
+    assert len(list(tmp_path.iterdir())) == begun
+
+
+def test_an_error_of_the_caller_ends_the_workers_too(tmp_path: Path) -> None:
+    tasks = [Wait(tmp_path, n, 0.1) for n in range(60)]
+
+    def interrupted_at_the_first() -> None:
+        with closing(each(job_functions.waited, tasks, n_processes=2)) as outcomes:
+            for _ in outcomes:
+                raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted_at_the_first()
+    assert len(list(tmp_path.iterdir())) <= 12  # as above
+
+
+@pytest.fixture
+def parent(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator["subprocess.Popen[str]"]:
+    """A process, leader of its own group, whose two workers wait: many tasks, of so many seconds each."""
+    arguments = [str(tmp_path), "40", str(request.param)]
+    process = subprocess.Popen(
+        [sys.executable, "-c", WAIT_IN_WORKERS, *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+        start_new_session=True,
+    )
+    yield process
+    with suppress(ProcessLookupError):  # the group is gone
+        os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+
+
+def wait_for(moment: str, process: "subprocess.Popen[str]", folder: Path) -> list[int]:
+    """Until the first worker is there, or both are at work; the process ids of all that the process has started."""
+    below = psutil.Process(process.pid)
+    if moment == "at work":
+        wait_until(lambda: len([path for path in folder.iterdir() if not path.suffix]) >= 2, "no task has begun")
+    else:
+        wait_until(lambda: bool(workers_of(below)), "no worker has appeared")
+    return [child.pid for child in below.children(recursive=True)]
+
+
+@pytest.mark.parametrize("parent", [600], indirect=True)
+@pytest.mark.parametrize("moment", ["starting", "at work"])
+def test_no_worker_survives_a_parent_that_is_killed(parent: "subprocess.Popen[str]", moment: str, tmp_path: Path) -> None:
+    pids = wait_for(moment, parent, tmp_path)
+    parent.kill()
+    parent.wait()
+    wait_until(lambda: all(map(is_gone, pids)), "a worker has survived its parent")
+
+
+def test_workers_hold_ctrl_c_back_and_this_process_does_not() -> None:
+    outcomes = list(each(job_functions.blocked_signals, range(8), n_processes=2))
+    assert all(isinstance(blocked, set) and signal.SIGINT in blocked for _, blocked in outcomes)
+    assert signal.SIGINT not in job_functions.blocked_signals(0)
+
+
+@pytest.mark.parametrize("parent", [0.5], indirect=True)
+@pytest.mark.parametrize("moment", ["starting", "at work"])
+def test_ctrl_c_is_the_parents_to_answer(parent: "subprocess.Popen[str]", moment: str, tmp_path: Path) -> None:
+    pids = wait_for(moment, parent, tmp_path)
+    os.killpg(parent.pid, signal.SIGINT)
+    output, messages = parent.communicate(timeout=PATIENCE_S)
+    assert (parent.returncode, output, messages) == (130, "", "")
+    wait_until(lambda: all(map(is_gone, pids)), "a process has been left")
+    assert len(list(tmp_path.iterdir())) <= 12  # of 40: only the tasks in hand are waited for
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("parent", [0.05], indirect=True)
+@pytest.mark.parametrize("delay_s", [n / 50 for n in range(20)])  # a run takes 1.5 s, of which the first half is starting
+def test_ctrl_c_at_any_moment_prints_nothing_and_leaves_nobody(
+    parent: "subprocess.Popen[str]", delay_s: float, tmp_path: Path
+) -> None:
+    wait_until(lambda: bool(psutil.Process(parent.pid).children()), "nothing has been started")
+    time.sleep(delay_s)
+    pids = [child.pid for child in psutil.Process(parent.pid).children(recursive=True)]
+    os.killpg(parent.pid, signal.SIGINT)
+    output, messages = parent.communicate(timeout=PATIENCE_S)
+    assert (parent.returncode, output, messages) in [(130, "", ""), (0, "", "")]
+    wait_until(lambda: all(map(is_gone, pids)), "a process has been left")
