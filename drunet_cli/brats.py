@@ -53,10 +53,19 @@ REGIONS: Final = {
 
 
 class Labels(StrEnum):
-    """Which label value a file gives enhancing tumour."""
+    """Which label value the files that drunet writes give enhancing tumour."""
 
     BRATS2020 = "brats2020"  # 4: BraTS 2012 to 2022
     BRATS2023 = "brats2023"  # 3: BraTS 2023 on
+
+
+class ReadLabels(StrEnum):
+    """What the label values of a file are taken for."""
+
+    AUTO = "auto"  # brats2020 or brats2023, by whether 4 or 3 occurs
+    BRATS2020 = "brats2020"  # 1 NCR, 2 ED, 4 ET
+    BRATS2023 = "brats2023"  # 1 NCR, 2 ED, 3 ET
+    BRATS2024 = "brats2024"  # after treatment: the same, and 4 resection cavity, which is no tumour
 
 
 _LABEL_VALUES: Final = {
@@ -64,7 +73,13 @@ _LABEL_VALUES: Final = {
     Labels.BRATS2023: np.array([0, 1, 2, 3], dtype=np.uint8),
 }
 
-_CLASS_INDICES: Final = np.array([0, 1, 2, 3, 3], dtype=np.uint8)  # by label value, of either convention
+_NO_LABEL: Final = 255
+_CLASS_INDICES: Final = {  # by label value
+    ReadLabels.AUTO: np.array([0, 1, 2, 3, 3], dtype=np.uint8),
+    ReadLabels.BRATS2020: np.array([0, 1, 2, _NO_LABEL, 3], dtype=np.uint8),
+    ReadLabels.BRATS2023: np.array([0, 1, 2, 3, _NO_LABEL], dtype=np.uint8),
+    ReadLabels.BRATS2024: np.array([0, 1, 2, 3, 0], dtype=np.uint8),
+}
 _WHOLE: Final = 1e-3
 _NAMED: Final = 5
 
@@ -74,8 +89,8 @@ def label_values(class_map: ClassMap, labels: Labels) -> LabelMap:
     return _LABEL_VALUES[labels][class_map]
 
 
-def class_indices(label_map: npt.NDArray[Any]) -> ClassMap:
-    """Label values of a file, any shape and type, as class indices 0-3; enhancing tumour may be 3 or 4, but not both.
+def class_indices(label_map: npt.NDArray[Any], labels: ReadLabels = ReadLabels.AUTO) -> ClassMap:
+    """Label values of a file, any shape and type, as class indices 0-3; by default ET may be 3 or 4, but not both.
 
     Values that lie within 0.001 of a whole number count as that: the published png-to-nii script writes 1.000015 for 1.
     Raises CaseError, without a file name, that names the values which are no labels of BraTS.
@@ -87,14 +102,21 @@ def class_indices(label_map: npt.NDArray[Any]) -> ClassMap:
         if not near.all():
             raise CaseError("holds fractions or values that are not finite, where a label map has whole numbers")
         label_map = whole
-    if label_map.size and (label_map.min() < 0 or label_map.max() >= len(_CLASS_INDICES)):
-        strange = [value for value in np.unique(label_map) if value not in range(len(_CLASS_INDICES))]
+    table = _CLASS_INDICES[labels]
+    if label_map.size and (label_map.min() < 0 or label_map.max() >= len(table)):
+        strange = [value for value in np.unique(label_map) if value not in range(len(table))]
         named = ", ".join(_in_words(value) for value in strange[:_NAMED]) + (", ..." if len(strange) > _NAMED else "")
         raise CaseError(f"holds label {named}; a BraTS label map has 0, 1, 2 and 4 (or 3)")
     small = label_map.astype(np.uint8)
-    if np.bincount(small.ravel(), minlength=len(_CLASS_INDICES))[3:].all():
-        raise CaseError("holds labels 3 and 4; enhancing tumour is 4 until BraTS 2022 and 3 from 2023 on, never both")
-    return _CLASS_INDICES[small]
+    present = np.bincount(small.ravel(), minlength=len(table)) > 0
+    if labels is ReadLabels.AUTO and present[3] and present[4]:
+        raise CaseError(
+            "holds labels 3 and 4; enhancing tumour is 4 until BraTS 2022 and 3 from 2023 on, never both "
+            "(in BraTS 2024 after treatment 4 is the resection cavity)"
+        )
+    if illegal := [value for value in np.flatnonzero(present) if table[value] == _NO_LABEL]:
+        raise CaseError(f"holds label {illegal[0]}, which {labels} does not have")
+    return table[small]
 
 
 def _in_words(value: np.number[Any]) -> str:

@@ -2,7 +2,6 @@
 
 import errno
 import io
-import itertools
 import os
 import signal
 import sys
@@ -12,7 +11,8 @@ from typing import Annotated, Final
 import typer
 
 import drunet_cli
-from drunet_cli.cli import segment, signals, weights
+from drunet_cli.cli import nii2png, png2nii, segment, signals, weights
+from drunet_cli.cli.console import give_up_stdout, report, why_stdout_was_lost
 from drunet_cli.errors import DeviceError, DrunetError, MisuseError, OutputError, Terminated
 
 EXIT_FAULT: Final = 70
@@ -28,6 +28,10 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command()(segment.segment)
+convert = typer.Typer(no_args_is_help=True, help="Convert cases to PNG slices, and label slices to label maps.")
+convert.command()(nii2png.nii2png)
+convert.command()(png2nii.png2nii)
+app.add_typer(convert, name="convert")
 app.add_typer(weights.app, name="weights")
 
 
@@ -65,11 +69,12 @@ def main(arguments: list[str]) -> int:
 
 
 def _flushed(code: int) -> int:
+    lost = why_stdout_was_lost()
     try:
         sys.stdout.flush()
     except OSError as error:
-        return _report_lost_stdout(error) if code == 0 else code
-    return code
+        lost = error
+    return _report_lost_stdout(lost) if lost is not None and code == 0 else code
 
 
 def _open_closed_streams() -> None:
@@ -109,8 +114,6 @@ def _run(arguments: list[str]) -> int:
 
 def _report_lost_stdout(error: OSError) -> int:
     """A reader who has gone needs no report, and the files are written; any other reason loses a result."""
-    from drunet_cli.cli.console import give_up_stdout
-
     give_up_stdout()
     if isinstance(error, BrokenPipeError):
         return 0
@@ -118,19 +121,26 @@ def _report_lost_stdout(error: OSError) -> int:
 
 
 def _report(error: DrunetError) -> int:
-    from drunet_cli.cli.console import report
-
     report(error)
     return error.exit_code
+
+
+def _command_of(arguments: list[str]) -> str:
+    """The command that a command line calls, as far as there is one of that name."""
+    words, group = ["drunet"], app
+    for word in arguments:
+        if inner := next((info.typer_instance for info in group.registered_groups if info.name == word), None):
+            group = inner
+        elif word not in [info.name or getattr(info.callback, "__name__", "") for info in group.registered_commands]:
+            break
+        words.append(word)
+    return " ".join(words)
 
 
 def _report_misuse(error: typer.TyperException, arguments: list[str]) -> int:
     if type(error).__name__ == "NoArgsIsHelpError":  # its message is the help, printed already
         return error.exit_code
     context = getattr(error, "ctx", None)
-    if context is not None:
-        command = context.command_path
-    else:  # an option that lacks its value
-        command = " ".join(["drunet", *itertools.takewhile(str.isalpha, arguments)])
+    command = _command_of(arguments) if context is None else context.command_path  # none: an option that lacks its value
     message = error.format_message().replace("Value error, ", "")  # pydantic's words for it
     return _report(MisuseError(f"{message} Try: {command} --help"))

@@ -1,7 +1,7 @@
 """Everything that a person sees: the only module that knows rich.
 
 stdout carries results alone; progress, notes, warnings and errors go to stderr. A reader that goes away (a closed pipe) stops
-the output, not the work.
+the output, not the work. rich is imported where something is drawn, since a script's run need not wait for it.
 """
 
 import json
@@ -9,25 +9,18 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    DownloadColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeRemainingColumn,
-    TransferSpeedColumn,
-)
-from rich.table import Table
-from rich.text import Text
-
+from drunet_cli.brats import REGIONS
 from drunet_cli.errors import DrunetError, one_line
-from drunet_cli.network.acquisition import Watcher
-from drunet_cli.network.registry import Entry
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+    from drunet_cli.evaluation.tables import Statistics
+
+_WIDE = 100_000
 
 
 class Screen:
@@ -35,13 +28,27 @@ class Screen:
 
     def __init__(self, *, quiet: bool = False) -> None:
         self.quiet = quiet
-        self._stderr = Console(stderr=True, soft_wrap=True, highlight=False, markup=False, emoji=False)
+        self._console: Console | None = None
+
+    @property
+    def console(self) -> "Console":
+        """rich's way to stderr."""
+        if self._console is None:
+            from rich.console import Console
+
+            self._console = Console(stderr=True, soft_wrap=True, highlight=False, markup=False, emoji=False)
+        return self._console
+
+    @property
+    def draws(self) -> bool:
+        """Whether there is a terminal for bars."""
+        return not self.quiet and _stderr_is_terminal()
 
     def error(self, message: str, details: tuple[str, ...] = ()) -> None:
         """One line, whatever the message holds; details below it as they are."""
         self._line("Error", "bold red", message)
         for line in details:
-            self._print(Text(f"  {line}"))
+            self._print(f"  {line}")
 
     def warning(self, message: str) -> None:
         """One line."""
@@ -51,14 +58,16 @@ class Screen:
     def note(self, message: str) -> None:
         """One line that a person may like to read."""
         if not self.quiet:
-            self._print(Text(message))
+            self._print(message)
 
     @contextmanager
     def slice_bar(self, name: str) -> Iterator[Callable[[int, int], None]]:
         """Yield a function that takes (done, total) and draws a bar; on a terminal only."""
-        if self.quiet or not self._stderr.is_terminal:
+        if not self.draws:
             yield lambda *_: None
             return
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
         columns = (
             TextColumn("{task.description}"),
             BarColumn(),
@@ -66,89 +75,81 @@ class Screen:
             TextColumn("slices"),
             TimeRemainingColumn(),
         )
-        with Progress(*columns, console=self._stderr, transient=True) as progress:
+        with Progress(*columns, console=self.console, transient=True) as progress:
             task = progress.add_task(name, total=None)
             yield lambda done, total: progress.update(task, completed=done, total=total)
 
-    def table(self, table: Table) -> None:
+    @contextmanager
+    def case_bar(self, n_cases: int) -> Iterator[Callable[[], None]]:
+        """Yield a function that counts one case more; draws a bar on a terminal only."""
+        if not self.draws or n_cases == 1:
+            yield lambda: None
+            return
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        columns = (BarColumn(), MofNCompleteColumn(), TextColumn("cases"), TimeRemainingColumn())
+        # Redirected, results would go to stderr with the bar.
+        with Progress(*columns, console=self.console, transient=True, redirect_stdout=False, redirect_stderr=False) as progress:
+            task = progress.add_task("", total=n_cases)
+            yield lambda: progress.advance(task)
+
+    def table(self, table: "Table") -> None:
         """A table on stdout, which is the result of the command."""
-        Console(highlight=False).print(table)
+        from rich.console import Console
+
+        console = Console(highlight=False)
+        if not console.is_terminal:
+            console = Console(highlight=False, width=_WIDE)  # a program reads it: nothing is folded
+        console.print(table)
 
     def _line(self, label: str, style: str, message: str) -> None:
-        self._print(Text.assemble((f"{label}: ", style), one_line(message)))
+        self._print(one_line(message), f"{label}: ", style)
 
-    def _print(self, text: Text) -> None:
+    def _print(self, text: str, label: str = "", style: str = "") -> None:
         try:
-            self._stderr.print(text)
+            if _stderr_is_terminal():
+                from rich.text import Text
+
+                self.console.print(Text.assemble((label, style), text))
+            else:
+                sys.stderr.write(f"{label}{text}\n")
+                sys.stderr.flush()
         except (OSError, SystemExit):  # rich exits where a pipe is closed; a lost line is no reason to stop the work
             _discard(sys.stderr.fileno())
 
 
-class DownloadWatcher(Watcher):
-    """Announces a download and draws its bar."""
+class DownloadBar:
+    """The bar of one download, on a terminal that is there."""
 
-    def __init__(self, screen: Screen) -> None:
-        self._screen = screen
-        self._progress: Progress | None = None
-        self._task: Any = None
+    def __init__(self, screen: Screen, name: str, n_bytes: float) -> None:
+        from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
-    @contextmanager
-    def shown(self) -> Iterator["DownloadWatcher"]:
-        """End the bar when the block ends, however it ends."""
-        try:
-            yield self
-        finally:
-            self._stop()
+        columns = (TextColumn(name), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+        self._progress = Progress(*columns, console=screen.console, transient=True)
+        self._task = self._progress.add_task(name, total=n_bytes)
+        self._progress.start()
 
-    def announce_download(self, entry: Entry, url: str, cache: Path) -> None:
-        """Say what will be fetched, how much, from where, to where, on what terms; then draw the bar, on a terminal only."""
-        self._screen.note(
-            f"Weights {entry.name} are not in the cache: downloading about {entry.megabytes} MB from {url} into {cache}. "
-            f"Licence: {entry.licence}."
-        )
-        console = self._screen._stderr
-        if not self._screen.quiet and console.is_terminal:
-            columns = (TextColumn(entry.name), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
-            self._progress = Progress(*columns, console=console, transient=True)
-            self._task = self._progress.add_task(entry.name, total=entry.megabytes * 1e6)
-            self._progress.start()
+    def move(self, n_bytes: int, n_total: int | None) -> None:
+        """So many bytes are there."""
+        self._progress.update(self._task, completed=n_bytes, total=n_total)
 
-    def downloaded(self, n_bytes: int, n_total: int | None) -> None:
-        """Move the bar."""
-        if self._progress is not None:
-            self._progress.update(self._task, completed=n_bytes, total=n_total)
-
-    def retrying(self, reason: str, delay_s: float) -> None:
-        """Why the bar stands still."""
-        self._screen.note(f"Download: {reason}; trying again in {delay_s:.0f} s")
-
-    def importing(self, path: Path) -> None:
-        """The last step, which takes some seconds."""
-        self._stop()
-        self._screen.note(f"Verifying and converting {path.name.lstrip('.')}")
-
-    def waiting_for_other(self, name: str) -> None:
-        """Why nothing seems to happen."""
-        self._screen.note(f"Another process is downloading the weights {name}: waiting for it")
-
-    def _stop(self) -> None:
-        if self._progress is not None:
-            self._progress.stop()
-            self._progress = None
+    def stop(self) -> None:
+        """Take the bar away."""
+        self._progress.stop()
 
 
-def weights_table(rows: Sequence[Mapping[str, Any]]) -> Table:
+def weights_table(rows: Sequence[Mapping[str, Any]]) -> "Table":
     """One row a set of weights."""
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in ("NAME", "CACHED", "DESCRIPTION", "LICENCE"):
-        table.add_column(column, overflow="fold")
+    table = _table("NAME", "CACHED", "DESCRIPTION", "LICENCE")
     for row in rows:
         table.add_row(row["name"], "yes" if row["cached"] else "no", row["description"], row["licence"] or "")
     return table
 
 
-def fields_table(document: Mapping[str, Any]) -> Table:
+def fields_table(document: Mapping[str, Any]) -> "Table":
     """One row a field that has a value."""
+    from rich.table import Table
+
     table = Table(box=None, pad_edge=False, show_header=False)
     table.add_column(style="bold")
     table.add_column(overflow="fold")
@@ -158,10 +159,76 @@ def fields_table(document: Mapping[str, Any]) -> Table:
     return table
 
 
+def regions_in_words(volumes_ml: Mapping[str, float]) -> str:
+    """Volumes of the three regions, for a note."""
+    return ", ".join(f"{region} {_millilitres(volumes_ml[region])}" for region in REGIONS)
+
+
+def _millilitres(volume_ml: float) -> str:
+    return "<0.1 mL" if 0 < volume_ml < 0.1 else f"{volume_ml:.1f} mL"
+
+
+def plan_table(rows: Sequence[tuple[str, ...]]) -> "Table":
+    """What a dry run has found: a case, what is there of it, what would be done, and where it is or what is wrong."""
+    from rich.text import Text
+
+    table = _table("CASE", "STATE", "WOULD", "SEG", "FOLDER")
+    for row in rows:
+        table.add_row(*(Text(one_line(cell)) for cell in row))
+    return table
+
+
+def statistics_table(title: str, summary: Mapping[str, Mapping[str, "Statistics"]], labels: Mapping[str, str]) -> "Table":
+    """One row a region and score. summary: by region and score; labels: of the scores."""
+    table = _table("REGION", "SCORE", "MEAN", "SD", "MEDIAN", "Q1", "Q3", "95 % OF MEAN", numbers_from=2)
+    table.title, table.title_justify, table.title_style = title, "left", ""
+    for region, scores in summary.items():
+        for score, found in scores.items():
+            numbers = (found.mean, found.sd, found.median, found.lower_quartile, found.upper_quartile)
+            interval = f"{found.low:.3f} to {found.high:.3f}"
+            table.add_row(region, labels[score], *(f"{number:.3f}" for number in numbers), interval)
+    return table
+
+
+def worst_table(documents: Sequence[Mapping[str, Any]]) -> "Table":
+    """One row a case: Dice of the regions."""
+    from rich.text import Text
+
+    table = _table("WORST CASES, DICE OF", *REGIONS, numbers_from=1)
+    for document in documents:
+        dice = (f"{document['regions'][region]['dice']:.3f}" for region in REGIONS)
+        table.add_row(Text(one_line(document["case"])), *dice)
+    return table
+
+
+def _table(*columns: str, numbers_from: int = _WIDE) -> "Table":
+    """numbers_from: the first column that holds numbers."""
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for n, column in enumerate(columns):
+        table.add_column(column, overflow="fold", justify="right" if n >= numbers_from else "left")
+    return table
+
+
+_lost: list[OSError] = []
+
+
 def result(line: str) -> None:
-    """A result on stdout, at once: a script may be reading."""
-    sys.stdout.write(f"{line}\n")
-    sys.stdout.flush()
+    """A result on stdout, at once: a script may be reading. Where it cannot be written, the work goes on without."""
+    try:
+        sys.stdout.write(f"{line}\n")
+        sys.stdout.flush()
+    except OSError as error:
+        _lost.append(error)
+        give_up_stdout()
+
+
+def why_stdout_was_lost() -> OSError | None:
+    """The first reason since this was asked last."""
+    first = _lost[0] if _lost else None
+    _lost.clear()
+    return first
 
 
 def result_json(document: Mapping[str, Any]) -> None:
@@ -177,6 +244,11 @@ def report(error: DrunetError) -> None:
 def give_up_stdout() -> None:
     """Point stdout nowhere after its reader has gone, so that the interpreter's last flush does not complain."""
     _discard(sys.stdout.fileno())
+
+
+def _stderr_is_terminal() -> bool:
+    """Or is to be treated as one, as rich has it."""
+    return sys.stderr.isatty() or any(os.environ.get(name) not in (None, "", "0") for name in ("FORCE_COLOR", "TTY_COMPATIBLE"))
 
 
 def _discard(descriptor: int) -> None:

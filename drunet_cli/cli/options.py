@@ -1,9 +1,12 @@
 """Options that mean the same in every command. Typer reads these annotations when it runs."""
 
 import re
+from pathlib import Path
 from typing import Annotated, Final
 
 import typer
+
+from drunet_cli.errors import MisuseError
 
 _DEVICE: Final = re.compile(r"auto|cpu|mps|cuda(:(0|[1-9]\d?))?")
 
@@ -61,15 +64,89 @@ Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace outputs th
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout instead, one object a line.", rich_help_panel=OUTPUT)]
 Quiet = Annotated[
     bool,
+    typer.Option("--quiet", help="No bar, no notes, no warnings; errors stay.", rich_help_panel=OUTPUT),
+]
+
+
+Cases = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="CASES",
+        help="Case folders, folders that hold case folders at any depth, tables (.csv or .tsv with the columns case, t1, t1ce, "
+        "t2, flair and, if there is one, seg), or - for such paths on stdin, one a line.",
+        show_default=False,
+    ),
+]
+CaseName = Annotated[
+    str | None,
     typer.Option(
-        "--quiet", help="No bar, no notes, no warnings (the sidecar keeps them); errors stay.", rich_help_panel=OUTPUT
+        "--case",
+        metavar="NAME",
+        help="Name of the case.",
+        show_default="what the file names share, else their folder",
+        rich_help_panel=IMAGES,
+    ),
+]
+Pattern = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="MODALITY=GLOB",
+        help="File name of t1, t1ce, t2, flair or seg, where it is not as in BraTS (NAME_t1ce.nii.gz, NAME-t1c.nii.gz); may be "
+        "given again for each. A folder is then one case.",
+        show_default=False,
+        rich_help_panel=IMAGES,
+    ),
+]
+Channels = Annotated[
+    str | None,
+    typer.Option(
+        metavar="A,B,C,D",
+        help="What nnU-Net's _0000 to _0003 are, such as t1,t1ce,t2,flair.",
+        show_default="what its dataset.json says",
+        rich_help_panel=IMAGES,
+    ),
+]
+SkipExisting = Annotated[
+    bool,
+    typer.Option(
+        "--skip-existing", help="Leave out cases whose outputs are complete and of the same inputs.", rich_help_panel=OUTPUT
+    ),
+]
+DryRun = Annotated[
+    bool, typer.Option("--dry-run", help="Write nothing; print what was found and would be done.", rich_help_panel=OUTPUT)
+]
+Jobs = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        max=1024,
+        metavar="N",
+        help="Worker processes; of one case, threads.",
+        show_default="what Slurm, cgroup and affinity grant",
+        rich_help_panel=OUTPUT,
     ),
 ]
 
 
-def modality(name: str) -> typer.models.OptionInfo:
+def path(text: str) -> Path:
+    """For options where the current folder, which Path makes of nothing, is a mistake."""
+    if not text:
+        raise typer.BadParameter("an empty path; an unset variable?")
+    return Path(text)
+
+
+def modality(name: str, *, required: bool = True) -> typer.models.OptionInfo:
     """An option that names the image of one modality."""
     option: typer.models.OptionInfo = typer.Option(
-        metavar="FILE", help=f"{name} image, .nii or .nii.gz. Required.", show_default=False, rich_help_panel=IMAGES
+        metavar="FILE",
+        help=f"{name} image, .nii or .nii.gz." + (" Required." if required else ""),
+        show_default=False,
+        rich_help_panel=IMAGES,
     )
     return option
+
+
+def check_exclusive(*, skip_existing: bool, overwrite: bool) -> None:
+    """Raise MisuseError where both are given."""
+    if skip_existing and overwrite:
+        raise MisuseError("--skip-existing and --overwrite exclude one another")

@@ -2,7 +2,7 @@
 
 import time
 from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import Annotated, Any
 
 import typer
 
@@ -13,8 +13,6 @@ from drunet_cli.errors import MisuseError
 from drunet_cli.network.engine import Precision
 from drunet_cli.network.registry import DEFAULT, ENTRIES, PUBLISHED_BASE_WIDTH
 
-_OTHER_FORMATS: Final = (".gz", ".mgz", ".mgh", ".mha", ".mhd", ".nrrd", ".img", ".hdr", ".png", ".json", ".h5", ".zip")
-
 
 def segment(
     *,
@@ -22,19 +20,12 @@ def segment(
     t1ce: Annotated[Path | None, options.modality("T1 with contrast agent (T1ce, T1Gd)")] = None,
     t2: Annotated[Path | None, options.modality("T2")] = None,
     flair: Annotated[Path | None, options.modality("T2-FLAIR")] = None,
-    case: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME",
-            help="Name of the case.",
-            show_default="what the file names share, else their folder",
-            rich_help_panel=options.IMAGES,
-        ),
-    ] = None,
+    case: options.CaseName = None,
     output: Annotated[
         Path | None,
         typer.Option(
             "-o",
+            parser=options.path,
             metavar="OUT",
             help="Label map to write, .nii.gz or .nii; anything else is a folder that gets {case}.nii.gz. Required.",
             show_default=False,
@@ -78,30 +69,25 @@ def segment(
     """
     begin = time.perf_counter()
     given = {Modality.FLAIR: flair, Modality.T1CE: t1ce, Modality.T1: t1, Modality.T2: t2}
-    images = {modality: path for modality, path in given.items() if path is not None}
-    missing = [f"--{modality}" for modality in given if modality not in images]
-    if missing:
-        raise MisuseError(f"missing {', '.join(missing)}: a case needs all four of --t1 --t1ce --t2 --flair, and -o")
     if output is None:
         raise MisuseError("missing -o: name the label map to write, or a folder for it")
-    if case is not None and (not case.strip(". ") or "/" in case):
-        raise MisuseError(f"--case {case!r}: a case's name is part of a file name")
 
-    from drunet_cli.cli.console import DownloadWatcher, Screen, result, result_json
+    from drunet_cli.cli.cases import case_of_files, label_map_path
+    from drunet_cli.cli.console import Screen, result, result_json
+    from drunet_cli.cli.downloads import DownloadWatcher
     from drunet_cli.host import granted_cpus, wait_considerately
-    from drunet_cli.io.case import case_of
     from drunet_cli.network.acquisition import open_weights
     from drunet_cli.network.registry import check_available
     from drunet_cli.segmentation import pipeline
 
     screen = Screen(quiet=quiet)
     # Cheap checks first: nothing is read, and nothing imported that takes time, for a run that cannot end well.
-    patient = case_of(images, name=case)
+    patient = case_of_files(given, name=case)
     target = pipeline.Target(
-        label_map=_label_map(output, patient.name), labels=labels, sidecar=not no_sidecar, overwrite=overwrite
+        label_map=label_map_path(output, patient.name), labels=labels, sidecar=not no_sidecar, overwrite=overwrite
     )
     target.remove_stale()
-    target.check(images)
+    target.check(patient.images)
     check_available(weights)
     prepared = pipeline.prepare(patient)
     for warning in prepared.warnings:
@@ -142,20 +128,8 @@ def segment(
         result(str(target.label_map))
 
 
-def _label_map(output: Path, case: str) -> Path:
-    name = output.name.lower()
-    stem = name.removesuffix(".gz").removesuffix(".nii")
-    if name.endswith((".nii.gz", ".nii")) and stem:
-        return output
-    if ".nii" in name or name.endswith(_OTHER_FORMATS):
-        raise MisuseError(f"-o {output}: drunet writes NAME.nii.gz or NAME.nii; without such an ending OUT is a folder")
-    return output / f"{case}.nii.gz"
-
-
 def _summary(document: dict[str, Any], seconds: float) -> str:
-    volumes = ", ".join(f"{region} {_millilitres(document['volumes_ml'][region])}" for region in ("WT", "TC", "ET"))
+    from drunet_cli.cli.console import regions_in_words
+
+    volumes = regions_in_words(document["volumes_ml"])
     return f"{document['case']}: {volumes} ({seconds:.1f} s on {document['device']}, weights {document['weights']['name']})"
-
-
-def _millilitres(volume_ml: float) -> str:
-    return "<0.1 mL" if 0 < volume_ml < 0.1 else f"{volume_ml:.1f} mL"

@@ -57,7 +57,8 @@ def _row(name: str, *, cached: bool) -> dict[str, str | bool | None]:
 @app.command()
 def download(name: _Name = DEFAULT, quiet: options.Quiet = False) -> None:
     """Download weights into the cache, if they are not there, and print their path."""
-    from drunet_cli.cli.console import DownloadWatcher, Screen, result
+    from drunet_cli.cli.console import Screen, result
+    from drunet_cli.cli.downloads import DownloadWatcher
     from drunet_cli.network.acquisition import obtain
 
     with DownloadWatcher(Screen(quiet=quiet)).shown() as watcher:

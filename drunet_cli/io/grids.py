@@ -1,6 +1,6 @@
 """Whether volumes lie on one grid of voxels."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from drunet_cli.brats import CHANNELS, Modality
 from drunet_cli.errors import CaseError
@@ -17,15 +17,18 @@ def check_grids(volumes: Mapping[Modality, Volume]) -> None:
     reference = flair
     if different == others and all(same_grid(volumes[modality], volumes[others[0]]) for modality in others):
         reference, different = others[0], [flair]  # three agree: the fourth is the odd one
-    rows = [("", "shape", "spacing mm", "voxel 0 at mm (R, A, S)", "axes")]
-    rows += [(modality.display, *_grid_in_words(volumes[modality])) for modality in (reference, *different)]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    table = tuple("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows)
     raise CaseError(
         f"{volumes[different[0]].path}: {', '.join(modality.display for modality in different)} not on the grid of "
         f"{reference.display} ({volumes[reference].path}); register and resample the four images to one grid first",
-        details=table,
+        details=_grids_table([(modality.display, volumes[modality]) for modality in (reference, *different)]),
     )
+
+
+def _grids_table(volumes: Sequence[tuple[str, Volume]]) -> tuple[str, ...]:
+    rows = [("", "shape", "spacing mm", "voxel 0 at mm (R, A, S)", "axes")]
+    rows += [(name, *_grid_in_words(volume)) for name, volume in volumes]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    return tuple("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows)
 
 
 def _grid_in_words(volume: Volume) -> tuple[str, str, str, str]:
@@ -37,6 +40,17 @@ def _grid_in_words(volume: Volume) -> tuple[str, str, str, str]:
         for column in (volume.affine[:3, :3] / volume.spacing_mm).T
     )
     return shape, spacing, origin, axes
+
+
+def grids_differ(volume: Volume, other: Volume, *, names: tuple[str, str]) -> CaseError | None:
+    """What is to be said of two volumes that are not on one grid; None where they are. names: what they are."""
+    if same_grid(volume, other):
+        return None
+    return CaseError(
+        f"{volume.path}: {names[0]} not on the grid of {names[1]} ({other.path}); resample it to that grid by nearest "
+        "neighbour first",
+        details=_grids_table(list(zip(names, (volume, other), strict=True))),
+    )
 
 
 def same_grid(volume: Volume, other: Volume) -> bool:

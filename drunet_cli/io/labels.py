@@ -2,13 +2,13 @@
 
 import numpy as np
 
-from drunet_cli.brats import ClassMap, Labels, TumourClass, class_indices
+from drunet_cli.brats import ClassMap, Labels, ReadLabels, TumourClass, class_indices
 from drunet_cli.errors import CaseError
 from drunet_cli.io.geometry import box_of
 from drunet_cli.io.nifti import Volume
 
 
-def class_map_of(volume: Volume) -> tuple[ClassMap, Labels]:
+def class_map_of(volume: Volume, labels: ReadLabels = ReadLabels.AUTO) -> tuple[ClassMap, Labels]:
     """Class indices [I, J, K] of a label map, and its convention: brats2023 where it holds a 3, else brats2020.
 
     Raises CaseError when a value is no label of BraTS, or 3 and 4 both occur.
@@ -19,7 +19,7 @@ def class_map_of(volume: Volume) -> tuple[ClassMap, Labels]:
         return classes, Labels.BRATS2020
     inner = volume.voxels[box]
     try:
-        classes[box] = class_indices(inner)
+        classes[box] = class_indices(inner, labels)
     except CaseError as error:
         raise CaseError(f"{volume.path}: {error}") from error
     return classes, Labels.BRATS2023 if round(float(inner.max())) == TumourClass.ET else Labels.BRATS2020

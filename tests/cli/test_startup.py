@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from drunet_cli.brats import Modality
+from tests.cli.small_cohort import write_case
 from tests.mutations import with_fields
 from tests.support import GOLDEN_IMAGES, GOLDEN_WEIGHTS, image_options
 
@@ -46,6 +47,9 @@ def changed(modality: Modality, *changes: tuple[str, int, float], folder: Path) 
         ["--help"],
         ["--version"],
         ["segment", "--help"],
+        ["convert", "--help"],
+        ["convert", "nii2png", "--help"],
+        ["convert", "png2nii", "--help"],
         ["weights", "--help"],
         ["weights", "import", "--help"],
         ["weights", "list"],
@@ -71,6 +75,15 @@ def test_answer_that_needs_no_network_imports_nothing_heavy(arguments: list[str]
         ["segment", *image_options(), "-o", "seg.nii.gz", "--batch-size", "0"],
         ["segment", *image_options(), "-o", "seg.nii.gz", "--case", "../elsewhere"],
         ["segment", *image_options(), "-o", "seg.mgz"],
+        ["convert", "no-such-command"],
+        ["convert", "nii2png", "-o", "slices"],
+        ["convert", "nii2png", "cases"],
+        ["convert", "nii2png", *image_options(), "cases", "-o", "slices"],
+        ["convert", "nii2png", "cases", "-o", "slices", "--jobs", "0"],
+        ["convert", "nii2png", "cases", "-o", "slices", "--channels", "t1,t2"],
+        ["convert", "png2nii", "slices", "-o", "label_maps"],
+        ["convert", "png2nii", "slices", "--like", "cases"],
+        ["convert", "png2nii", "slices", "--like", "cases", "-o", "label_maps", "--labels", "brats2024"],
         ["weights", "import"],
         ["weights", "import", "weights.h5", "--epsilon", "2"],
     ],
@@ -145,3 +158,9 @@ def test_program_that_segments_is_seen_to_import_the_heavy_packages(tmp_path: Pa
     """Else the tests above could not fail."""
     code, heavy = outcome("segment", *image_options(), "-o", "seg.nii.gz", *WEIGHTS, folder=tmp_path)
     assert (code, heavy) == (0, ["torch", "h5py"])
+
+
+def test_conversion_there_and_back_imports_nothing_heavy(tmp_path: Path) -> None:
+    write_case(tmp_path / "case")
+    assert outcome("convert", "nii2png", "case", "-o", "slices", folder=tmp_path) == (0, [])
+    assert outcome("convert", "png2nii", "slices", "--like", "case", "-o", "label_maps", folder=tmp_path) == (0, [])

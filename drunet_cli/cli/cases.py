@@ -1,0 +1,60 @@
+"""The cases that a command line names: four files, folders, tables, or a list on stdin."""
+
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Final
+
+from drunet_cli.brats import Modality
+from drunet_cli.errors import CaseError, MisuseError
+from drunet_cli.io.case import Case, case_of
+from drunet_cli.io.discovery import Cohort, find_cases
+from drunet_cli.io.naming import Naming, may_name_a_file, parse_channels, parse_patterns
+
+STDIN: Final = "-"
+_OTHER_FORMATS: Final = (".gz", ".mgz", ".mgh", ".mha", ".mhd", ".nrrd", ".img", ".hdr", ".png", ".json", ".h5", ".zip")
+
+
+def case_of_files(given: Mapping[Modality, Path | None], *, name: str | None, segmentation: Path | None = None) -> Case:
+    """The case that --t1 --t1ce --t2 --flair (--seg, --case) name. Raises MisuseError, CaseError."""
+    images = {modality: path for modality, path in given.items() if path is not None}
+    missing = [f"--{modality}" for modality in given if modality not in images]
+    if missing:
+        raise MisuseError(f"missing {', '.join(missing)}: a case needs all four of --t1 --t1ce --t2 --flair, and -o")
+    if name is not None and not (name.strip() and may_name_a_file(name)):
+        raise MisuseError(f"--case {name!r}: a case's name is part of a file name")
+    return case_of(images, name=name, segmentation=segmentation)
+
+
+def cohort_of(sources: Sequence[str], *, patterns: Sequence[str] = (), channels: str | None = None) -> Cohort:
+    """The cases in folders and tables; `-` stands for such paths on stdin, one a line. Raises MisuseError."""
+    naming = Naming(parse_patterns(patterns), None if channels is None else parse_channels(channels))
+    if "" in sources:
+        raise MisuseError("CASES: an empty path; an unset variable?")
+    paths = [path for source in sources for path in (_lines() if source == STDIN else [Path(source)])]
+    if not paths:
+        raise CaseError("stdin: no case: give paths of case folders, folders of cases or tables, one a line")
+    cohort = find_cases(paths, naming)
+    only_source_fails = len(sources) == len(cohort.broken) == 1 and not cohort.cases
+    return replace(cohort, alone=STDIN not in sources and (cohort.alone or only_source_fails))
+
+
+def label_map_path(output: Path, case: str) -> Path:
+    """What -o stands for: a NIfTI file, or a folder that gets {case}.nii.gz. Raises MisuseError."""
+    name = output.name.lower()
+    stem = name.removesuffix(".gz").removesuffix(".nii")
+    if name.endswith((".nii.gz", ".nii")) and stem:
+        return output
+    if ".nii" in name or name.endswith(_OTHER_FORMATS):
+        raise MisuseError(f"-o {output}: drunet writes NAME.nii.gz or NAME.nii; without such an ending OUT is a folder")
+    return output / f"{case}.nii.gz"
+
+
+def names_a_file(output: Path) -> bool:
+    """Whether -o is one NIfTI file and not a folder."""
+    return label_map_path(output, "any") == output
+
+
+def _lines() -> list[Path]:
+    return [Path(line.rstrip("\r\n")) for line in sys.stdin if line.strip()]

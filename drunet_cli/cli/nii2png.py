@@ -1,0 +1,217 @@
+"""`drunet convert nii2png`."""
+
+from collections.abc import Sequence
+from contextlib import closing
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from drunet_cli.brats import Modality
+from drunet_cli.cli import options
+from drunet_cli.cli.signals import raise_lost
+from drunet_cli.errors import DrunetError, MisuseError, OutputError
+
+if TYPE_CHECKING:
+    from drunet_cli.cli.console import Screen
+    from drunet_cli.conversion.dataset import Surveyed
+    from drunet_cli.conversion.layout import Layout
+    from drunet_cli.conversion.nii2png import CaseTask, ConvertedCase
+    from drunet_cli.io.discovery import Cohort
+
+
+def nii2png(
+    cases: options.Cases = None,
+    *,
+    t1: Annotated[Path | None, options.modality("T1", required=False)] = None,
+    t1ce: Annotated[Path | None, options.modality("T1 with contrast agent (T1ce, T1Gd)", required=False)] = None,
+    t2: Annotated[Path | None, options.modality("T2", required=False)] = None,
+    flair: Annotated[Path | None, options.modality("T2-FLAIR", required=False)] = None,
+    seg: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Segmentation, if there is one; enhancing tumour is 3 or 4.",
+            show_default=False,
+            rich_help_panel=options.IMAGES,
+        ),
+    ] = None,
+    case: options.CaseName = None,
+    pattern: options.Pattern = None,
+    channels: options.Channels = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "-o",
+            parser=options.path,
+            metavar="DIR",
+            help="Folder of the slices. Required.",
+            show_default=False,
+            rich_help_panel=options.OUTPUT,
+        ),
+    ] = None,
+    skip_blank: Annotated[
+        bool,
+        typer.Option("--skip-blank", help="Leave out slices without brain and label.", rich_help_panel=options.OUTPUT),
+    ] = False,
+    skip_existing: options.SkipExisting = False,
+    overwrite: options.Overwrite = False,
+    dry_run: options.DryRun = False,
+    json: options.Json = False,
+    quiet: options.Quiet = False,
+    jobs: options.Jobs = None,
+) -> None:
+    """Write the axial slices of cases as PNG, pixel for pixel as the published code.
+
+    DIR/images gets CASE_slice_Z.png: red FLAIR, green T1ce, blue T1, alpha T2.
+    DIR/masks gets label slices of the same names, where there is a segmentation:
+    class index 0 background, 1 NCR, 2 ED, 3 ET. DIR/slices.csv has a row a slice.
+    DIR/cases has a JSON file a case, whose path is printed on stdout.
+    Volumes are turned to the BraTS orientation and padded or cropped to
+    240 x 240 pixels; their voxels must be 1 mm.
+
+    drunet convert nii2png BraTS2021_TrainingData -o slices
+    """
+    given = {Modality.FLAIR: flair, Modality.T1CE: t1ce, Modality.T1: t1, Modality.T2: t2}
+    one_case = any(value is not None for value in (*given.values(), seg, case))
+    if output is None:
+        raise MisuseError("missing -o: name a folder for the slices")
+    if not cases and not one_case:
+        raise MisuseError("missing CASES: name folders or tables of cases, or give --t1 --t1ce --t2 --flair")
+    if one_case and (cases or pattern or channels):
+        raise MisuseError("CASES (--pattern, --channels) and --t1 --t1ce --t2 --flair --seg --case exclude one another")
+    options.check_exclusive(skip_existing=skip_existing, overwrite=overwrite)
+
+    from drunet_cli.cli.cases import case_of_files, cohort_of
+    from drunet_cli.cli.console import Screen
+    from drunet_cli.conversion.dataset import check_folders, check_may_write, survey
+    from drunet_cli.conversion.layout import Layout
+    from drunet_cli.conversion.nii2png import CaseTask
+    from drunet_cli.host import granted_cpus
+    from drunet_cli.io.discovery import Cohort
+
+    if cases:
+        cohort = cohort_of(cases, patterns=pattern or (), channels=channels)
+    else:
+        cohort = Cohort((case_of_files(given, name=case, segmentation=seg),), (), alone=True)
+    layout = Layout(output)
+    check_folders(layout)
+    surveyed = survey(cohort.cases, layout)
+    if dry_run:
+        _print_plan(surveyed, cohort, skip_existing=skip_existing, overwrite=overwrite, json=json)
+    check_may_write(surveyed, layout, skip_existing=skip_existing, overwrite=overwrite)
+    if dry_run:
+        return
+    n_jobs = jobs or granted_cpus()
+    tasks = [
+        CaseTask(
+            case=found.case,
+            layout=layout,
+            skip_blank=skip_blank,
+            skip_existing=skip_existing,
+            overwrite=overwrite,
+            leftovers=found.slices,
+            threads=max(1, n_jobs // len(surveyed)),
+        )
+        for found in surveyed
+    ]
+    _convert(tasks, cohort, layout, n_jobs=n_jobs, screen=Screen(quiet=quiet), json=json)
+
+
+def _convert(
+    tasks: Sequence["CaseTask"], cohort: "Cohort", layout: "Layout", *, n_jobs: int, screen: "Screen", json: bool
+) -> None:
+    from drunet_cli.cli.batch import Batch, counted
+    from drunet_cli.conversion.dataset import remove_stale_slices, write_manifest
+    from drunet_cli.conversion.nii2png import convert_case
+    from drunet_cli.jobs import each
+
+    batch = Batch(screen, n_cases=len(tasks) + len(cohort.broken), alone=cohort.alone, json=json)
+    for broken in cohort.broken:
+        batch.failed(broken.name, broken.error)
+    remove_stale_slices(layout)
+    n_skipped = n_labelled = 0
+    with batch.bar(), closing(each(convert_case, tasks, n_processes=n_jobs)) as outcomes:
+        for task, outcome in outcomes:
+            raise_lost()
+            if isinstance(outcome, DrunetError):
+                batch.failed(task.case.name, outcome)
+                continue
+            n_skipped += outcome.skipped
+            n_labelled += outcome.description.has_masks
+            batch.done(
+                str(outcome.path),
+                _document(outcome),
+                note=_note(outcome),
+                warnings=[] if outcome.skipped else [warning.message for warning in outcome.description.warnings],
+            )
+    unwritten = None
+    if batch.n_done:
+        try:
+            for error in write_manifest(layout):
+                screen.warning(f"{error}; left out of {layout.manifest}")
+        except OutputError as error:
+            unwritten = error
+    left_out = f"; {n_skipped} were complete and left out" if n_skipped else ""
+    batch.finish(f"{counted(batch.n_done, 'case')} in {layout.root}, {n_labelled} with label slices{left_out}", unwritten)
+
+
+def _document(converted: "ConvertedCase") -> dict[str, Any]:
+    description = converted.description
+    return {
+        "case": description.case,
+        "description": str(converted.path),
+        "slices": len(description.rows),
+        "masks": len(description.rows) if description.has_masks else 0,
+        "skipped": converted.skipped,
+        "warnings": [asdict(warning) for warning in description.warnings],
+        "seconds": round(converted.seconds, 3),
+    }
+
+
+def _note(converted: "ConvertedCase") -> str:
+    from drunet_cli.cli.batch import counted
+
+    description = converted.description
+    what = counted(len(description.rows), "slice") + (" and their label slices" if description.has_masks else "")
+    done = "complete, left out" if converted.skipped else f"{converted.seconds:.1f} s"
+    return f"{description.case}: {what} ({done})"
+
+
+def _print_plan(surveyed: Sequence["Surveyed"], cohort: "Cohort", *, skip_existing: bool, overwrite: bool, json: bool) -> None:
+    """What a dry run tells: every case, what is there of it, and what would be done. Raises where a case is broken."""
+    from drunet_cli.cli.console import Screen, plan_table, result_json
+    from drunet_cli.conversion.dataset import State
+    from drunet_cli.conversion.nii2png import files_of
+
+    if cohort.alone and cohort.broken:
+        raise cohort.broken[0].error
+    refusal = "convert again" if overwrite else "refuse"
+    would = {
+        State.NEW: "convert",
+        State.UNFINISHED: "convert",
+        State.COMPLETE: "verify and leave out" if skip_existing else refusal,
+        State.FOREIGN: refusal,
+    }
+    if json:
+        for found in surveyed:
+            files = {name: str(path) for name, path in files_of(found.case).items()}
+            result_json({"case": found.case.name, "state": found.state, "would": would[found.state], "files": files})
+        for item in cohort.broken:
+            result_json({"case": item.name, "error": str(item.error), "exit_code": item.error.exit_code})
+    else:
+        rows = [
+            (
+                found.case.name,
+                found.state.value,
+                would[found.state],
+                "no" if found.case.segmentation is None else "yes",
+                str(found.case.images[Modality.FLAIR].parent),
+            )
+            for found in surveyed
+        ]
+        rows += [(item.name, "unusable", "fail", "", str(item.error)) for item in cohort.broken]
+        Screen().table(plan_table(rows))
+    if cohort.broken:
+        raise typer.Exit(1)

@@ -1,0 +1,200 @@
+"""`drunet convert png2nii`."""
+
+import os
+from collections.abc import Sequence
+from contextlib import closing
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from drunet_cli.brats import Labels, Modality
+from drunet_cli.cli import options
+from drunet_cli.cli.signals import raise_lost
+from drunet_cli.errors import CaseError, DrunetError, MisuseError
+
+if TYPE_CHECKING:
+    from drunet_cli.cli.batch import Batch
+    from drunet_cli.conversion.layout import SliceFile
+    from drunet_cli.conversion.png2nii import LabelTask
+
+_NAMED = 3
+
+
+def png2nii(
+    folder: Annotated[
+        Path,
+        typer.Argument(
+            metavar="DIR",
+            help="Folder of label slices named CASE_slice_Z.png, or one that nii2png wrote (its masks are read).",
+            show_default=False,
+        ),
+    ],
+    *,
+    like: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="FILE_OR_CASES",
+            help="NIfTI image of the case, whose geometry the label map gets; or CASES as for nii2png (FLAIR gives the "
+            "geometry), for slices of several cases. May be given again. Required.",
+            show_default=False,
+            rich_help_panel=options.IMAGES,
+        ),
+    ] = None,
+    case: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="Convert the slices of this case alone.",
+            show_default="all that DIR holds",
+            rich_help_panel=options.IMAGES,
+        ),
+    ] = None,
+    pattern: options.Pattern = None,
+    channels: options.Channels = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "-o",
+            parser=options.path,
+            metavar="OUT",
+            help="Label map to write, .nii.gz or .nii; anything else is a folder that gets {case}.nii.gz. Required.",
+            show_default=False,
+            rich_help_panel=options.OUTPUT,
+        ),
+    ] = None,
+    labels: Annotated[
+        Labels | None,
+        typer.Option(
+            help="Label value of enhancing tumour: brats2020 is 4, brats2023 is 3.",
+            show_default="as in the segmentation that nii2png read, else brats2020",
+            rich_help_panel=options.OUTPUT,
+        ),
+    ] = None,
+    skip_existing: options.SkipExisting = False,
+    overwrite: options.Overwrite = False,
+    json: options.Json = False,
+    quiet: options.Quiet = False,
+    jobs: options.Jobs = None,
+) -> None:
+    """Put label slices together to label maps in the geometry of a reference image.
+
+    Read are slices with the class index 0-3 in every channel, as nii2png writes
+    them, and with 50 times the index in red, as the published prediction does.
+    Each must be there once. What nii2png turned, padded or cropped is undone, as
+    DIR/cases, or cases beside the folder of the slices, says; without it slices
+    are taken for those of the BraTS grid. Paths of label maps go to stdout.
+
+    drunet convert png2nii slices --like BraTS2021_TrainingData -o label_maps
+    """
+    if not like:
+        raise MisuseError("missing --like: name the image whose geometry the label map gets, or CASES")
+    if output is None:
+        raise MisuseError("missing -o: name the label map to write, or a folder for them")
+    options.check_exclusive(skip_existing=skip_existing, overwrite=overwrite)
+
+    from drunet_cli.cli.batch import Batch, counted
+    from drunet_cli.cli.cases import label_map_path, names_a_file
+    from drunet_cli.cli.console import Screen
+    from drunet_cli.conversion.png2nii import LabelTask, check_outputs, description_of, masks_folder
+    from drunet_cli.host import granted_cpus
+
+    masks = masks_folder(folder)
+    sets = _slice_sets(masks, case)
+    references, alone = _references(like, list(sets), pattern or (), channels)
+    if len(sets) > 1 and names_a_file(output):
+        raise MisuseError(f"-o {output}: {masks} holds slices of {len(sets)} cases; name a folder")
+    n_jobs = jobs or granted_cpus()
+    batch = Batch(Screen(quiet=quiet), n_cases=len(sets), alone=alone, json=json)
+    tasks = []
+    for name, slices in sets.items():
+        found = references[name]
+        if isinstance(found, CaseError):
+            batch.failed(name, found)
+            continue
+        reference, *inputs = found
+        task = LabelTask(
+            case=name,
+            folder=masks,
+            slices=tuple(slices),
+            reference=reference,
+            inputs=tuple(inputs),
+            description=description_of(name, masks),
+            output=label_map_path(output, name),
+            labels=labels,
+            overwrite=overwrite,
+            skip_existing=skip_existing,
+            threads=max(1, n_jobs // len(sets)),
+        )
+        tasks.append(task)
+    check_outputs(tasks)
+    _convert(tasks, batch, n_jobs=n_jobs)
+    batch.finish(f"{counted(batch.n_done, 'label map')} in {output}")
+
+
+def _convert(tasks: Sequence["LabelTask"], batch: "Batch", *, n_jobs: int) -> None:
+    from drunet_cli.cli.console import regions_in_words
+    from drunet_cli.conversion.png2nii import convert_labels
+    from drunet_cli.jobs import each
+
+    with batch.bar(), closing(each(convert_labels, tasks, n_processes=n_jobs)) as outcomes:
+        for task, outcome in outcomes:
+            raise_lost()
+            if isinstance(outcome, DrunetError):
+                batch.failed(task.case, outcome)
+                continue
+            done = "there already, left as it is" if outcome.skipped else f"{outcome.seconds:.1f} s"
+            note = f"{task.case}: {regions_in_words(outcome.document['volumes_ml'])} ({done})"
+            batch.done(str(task.output), outcome.document, note=note, warnings=outcome.warnings)
+
+
+def _slice_sets(masks: Path, case: str | None) -> dict[str, list["SliceFile"]]:
+    """The slices to convert, by case. Raises CaseError where there are none."""
+    from drunet_cli.conversion.layout import Layout, slice_files
+
+    sets = slice_files(masks)
+    if not sets:
+        if slice_files(Layout(masks).images):
+            raise CaseError(f"{masks}: holds image slices but no label slices; its cases had no segmentation")
+        there = "holds no slice named CASE_slice_Z.png" if os.path.isdir(masks) else "no such folder"  # noqa: PTH112
+        raise CaseError(f"{masks}: {there}; name the folder of the label slices")
+    if case is None:
+        return sets
+    if case not in sets:
+        raise CaseError(f"{masks}: holds no slice of {case}; there are those of {_some(sets)}")
+    return {case: sets[case]}
+
+
+def _references(
+    like: Sequence[str], names: Sequence[str], pattern: Sequence[str], channels: str | None
+) -> tuple[dict[str, list[Path] | CaseError], bool]:
+    """Of each case the image that gives the geometry, followed by its others, or why there is none; and whether it is alone."""
+    from drunet_cli.cli.cases import cohort_of
+    from drunet_cli.conversion.nii2png import files_of
+    from drunet_cli.io.naming import is_nifti
+
+    images = [name for name in like if is_nifti(name) and not os.path.isdir(name)]  # noqa: PTH112  # raises for no path
+    if images and len(like) > 1:
+        raise MisuseError(f"--like {images[0]}: give one image, or CASES")
+    if images and len(names) > 1:
+        raise MisuseError(
+            f"--like {images[0]}: is one image, but there are slices of {len(names)} cases ({_some(names)}); "
+            "give --case NAME, or --like CASES"
+        )
+    if images:
+        return {names[0]: [Path(images[0])]}, True
+    cohort = cohort_of(like, patterns=pattern, channels=channels)
+    if not cohort.cases and len(cohort.broken) == 1:
+        raise cohort.broken[0].error
+    found: dict[str, list[Path] | CaseError] = {item.name: item.error for item in cohort.broken}
+    for item in cohort.cases:
+        reference = item.images[Modality.FLAIR]
+        found[item.name] = [reference, *(path for path in files_of(item).values() if path != reference)]
+    sources = " ".join(like)
+    unusable = "".join(f"; {item.error}" for item in cohort.broken if item.name in like)
+    unpaired = f"--like {sources}: holds no case of that name{unusable}"
+    return {name: found.get(name) or CaseError(unpaired) for name in names}, cohort.alone and len(names) == 1
+
+
+def _some(names: Sequence[str] | dict[str, list["SliceFile"]]) -> str:
+    return ", ".join(list(names)[:_NAMED]) + (", ..." if len(names) > _NAMED else "")

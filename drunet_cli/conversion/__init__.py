@@ -1,0 +1,1 @@
+"""Datasets of cases to PNG slices, and PNG slices to label maps."""

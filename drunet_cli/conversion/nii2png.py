@@ -1,0 +1,257 @@
+"""A case to PNG slices, as the published conversion makes them."""
+
+import itertools
+import os
+import time
+import zlib
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+
+from drunet_cli.brats import CHANNELS, TUMOUR_CLASSES, ClassMap, Labels
+from drunet_cli.conversion.description import Description, InputFile, SliceRow, read_description
+from drunet_cli.conversion.layout import Layout, slice_name
+from drunet_cli.errors import CaseError, OutputError
+from drunet_cli.io.atomic import put
+from drunet_cli.io.case import Case
+from drunet_cli.io.geometry import FRAME, at_1_mm
+from drunet_cli.io.grids import grids_differ
+from drunet_cli.io.images import CaseImages, read_images
+from drunet_cli.io.labels import class_map_of
+from drunet_cli.io.nifti import Volume, load_volume
+from drunet_cli.io.png import decode_png, encode_label_slices, encode_slices
+from drunet_cli.io.slices import SliceStack
+
+_SEGMENTATION: Final = "seg"
+_SLICES_AT_ONCE: Final = 16  # encoded by one thread, in a few steps of numpy
+
+
+@dataclass(frozen=True, kw_only=True)
+class CaseTask:
+    """One case to convert. leftovers: files of an earlier conversion of the case; threads: that encode."""
+
+    case: Case
+    layout: Layout
+    skip_blank: bool = False
+    skip_existing: bool = False
+    overwrite: bool = False
+    leftovers: tuple[Path, ...] = ()
+    threads: int = 1
+
+
+@dataclass(frozen=True)
+class ConvertedCase:
+    """A case whose slices are complete; skipped: they were so before."""
+
+    description: Description
+    path: Path
+    seconds: float
+    skipped: bool = False
+
+
+def convert_case(task: CaseTask) -> ConvertedCase:
+    """Write image and label slices of one case, then its description, whose presence says that they are complete.
+
+    Raises CaseError for images or labels that cannot be converted, OutputError for slices that exist or cannot be written.
+    """
+    begin = time.perf_counter()
+    path = task.layout.description(task.case.name)
+    finished = None if task.overwrite else _finished(path)
+    if finished is not None:
+        if not task.skip_existing:
+            raise OutputError(f"{path}: exists already; give --skip-existing or --overwrite")
+        _check_made_of(finished, task)
+        if _slices_are_there(finished, task.layout):
+            task.layout.unfinished(task.case.name).unlink(missing_ok=True)  # a run was killed just before it did
+            return ConvertedCase(finished, path, time.perf_counter() - begin, skipped=True)
+        task = replace(task, leftovers=())  # what is there beyond the description is not ours to remove
+    stamps = {name: _stamp(file) for name, file in files_of(task.case).items()}
+    with ThreadPoolExecutor(1) as thread:
+        loaded = task.case.segmentation and thread.submit(load_volume, task.case.segmentation)
+        images = read_images(task.case)
+        _check_spacing(images)
+        seg = _segmentation(loaded.result(), images) if loaded else None
+    inputs = {
+        name: InputFile(str(volume.path), stamps[name].st_size, stamps[name].st_mtime_ns, volume.sha256)
+        for name, volume in [*images.volumes.items(), *([(_SEGMENTATION, seg.volume)] if seg else [])]
+    }
+    files, rows = _encoded(task, images.slices(), None if seg is None else seg.frames)
+    description = Description(
+        case=task.case.name,
+        inputs=inputs,
+        skip_blank=task.skip_blank,
+        labels=None if seg is None else seg.labels,
+        shape=images.geometry.shape,
+        affine=tuple(tuple(row) for row in images.reference.affine.tolist()),
+        x=images.geometry.x,
+        y=images.geometry.y,
+        rows=rows,
+        warnings=images.warnings,
+    )
+    _publish(task, files, description)
+    return ConvertedCase(description, path, time.perf_counter() - begin)
+
+
+def _finished(path: Path) -> Description | None:
+    """The description, if there is one. An empty one is what a machine that lost its power may leave."""
+    try:
+        return read_description(path) if path.stat().st_size else None
+    except OSError:  # absent; what cannot be read cannot be written either, which is told then
+        return None
+    except CaseError as error:
+        raise OutputError(f"{error}; give --overwrite") from error
+
+
+def files_of(case: Case) -> dict[str, Path]:
+    """Every file of a case by modality, and "seg"."""
+    files: dict[str, Path] = {modality: case.images[modality] for modality in CHANNELS}
+    return files if case.segmentation is None else {**files, _SEGMENTATION: case.segmentation}
+
+
+@dataclass(frozen=True)
+class _Segmentation:
+    """frames: class indices [240, 240, Z]."""
+
+    volume: Volume
+    labels: Labels
+    frames: ClassMap
+
+
+def _segmentation(volume: Volume, images: CaseImages) -> _Segmentation:
+    path = volume.path
+    if (error := grids_differ(volume, images.reference, names=("segmentation", "FLAIR"))) is not None:
+        raise error
+    class_map, labels = class_map_of(volume)
+    turned = images.geometry.turned(class_map)
+    frames = images.geometry.frames(turned)
+    if n_lost := np.count_nonzero(turned) - np.count_nonzero(frames):
+        raise CaseError(
+            f"{path}: {n_lost} labelled voxels lie outside the {FRAME} mm frame that is centred on the brain, and would be "
+            "lost; crop the images to the brain first"
+        )
+    return _Segmentation(volume, labels, frames)
+
+
+def _check_spacing(images: CaseImages) -> None:
+    spacing = images.reference.spacing_mm
+    if not at_1_mm(spacing):
+        raise CaseError(
+            f"{images.reference.path}: voxels of {' x '.join(f'{size:g}' for size in spacing)} mm; slices for this network "
+            "have 1 x 1 x 1 mm: resample the four images to it first, and the segmentation by nearest neighbour"
+        )
+
+
+def _encoded(task: CaseTask, stack: SliceStack, frames: ClassMap | None) -> tuple[dict[Path, bytes], tuple[SliceRow, ...]]:
+    """Every file with its content, and the rows that describe them. stack: [Z, 240, 240, 4]; frames: [240, 240, Z]."""
+    classes = None if frames is None else np.moveaxis(frames, 2, 0)
+
+    def encode(part: slice) -> list[tuple[SliceRow, bytes, bytes | None]]:
+        return _encoded_part(part.start, stack[part], None if classes is None else classes[part])
+
+    with ThreadPoolExecutor(task.threads) as threads:  # deflate runs outside the interpreter's lock
+        parts = threads.map(encode, (slice(z, z + _SLICES_AT_ONCE) for z in range(0, len(stack), _SLICES_AT_ONCE)))
+        encoded = list(itertools.chain.from_iterable(parts))
+    files, rows = {}, []
+    for row, image, mask in encoded:
+        if task.skip_blank and row.is_blank:
+            continue
+        name = slice_name(task.case.name, row.z)
+        files[task.layout.images / name] = image
+        if mask is not None:
+            files[task.layout.masks / name] = mask
+        rows.append(row)
+    return files, tuple(rows)
+
+
+def _encoded_part(first: int, stack: SliceStack, classes: ClassMap | None) -> list[tuple[SliceRow, bytes, bytes | None]]:
+    """Consecutive slices from index `first` on: their rows, image files and label files."""
+    images = encode_slices(stack)
+    brain = np.count_nonzero(stack.view(np.uint32), axis=(1, 2, 3)).tolist()  # a pixel's four channels are one number so
+    if classes is None:
+        return [(SliceRow(first + n, zlib.crc32(image), brain[n]), image, None) for n, image in enumerate(images)]
+    masks = encode_label_slices(classes)
+    counts = [np.count_nonzero(classes == index, axis=(1, 2)).tolist() for index in TUMOUR_CLASSES]
+    return [
+        (SliceRow(first + n, zlib.crc32(image), brain[n], zlib.crc32(mask), *(of_class[n] for of_class in counts)), image, mask)
+        for n, (image, mask) in enumerate(zip(images, masks, strict=True))
+    ]
+
+
+def _publish(task: CaseTask, files: Mapping[Path, bytes], description: Description) -> None:
+    """Slices first, the description last; a case that was complete is marked as unfinished meanwhile."""
+    path, unfinished = task.layout.description(task.case.name), task.layout.unfinished(task.case.name)
+    try:
+        for folder in {file.parent for file in files} | {path.parent}:
+            folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"{error.filename}: cannot be made: {error.strerror}") from error
+    put(unfinished, b"")
+    try:
+        path.unlink(missing_ok=True)
+        for leftover in task.leftovers:
+            if leftover not in files:
+                leftover.unlink(missing_ok=True)
+    except OSError as error:
+        raise OutputError(f"{error.filename}: cannot be removed: {error.strerror}") from error
+    for file, content in files.items():
+        put(file, content)
+    put(path, description.encoded())
+    with suppress(FileNotFoundError):  # another process has converted the same case
+        unfinished.unlink()
+
+
+def _stamp(file: Path) -> os.stat_result:
+    try:
+        return file.stat()
+    except OSError as error:
+        raise CaseError(f"{file}: cannot be read: {error.strerror}") from error
+
+
+def _check_made_of(finished: Description, task: CaseTask) -> None:
+    """Raise OutputError where the existing slices are those of other files or settings."""
+    path = task.layout.description(task.case.name)
+    remedy = "give --overwrite to convert it again"
+    files = files_of(task.case)
+    if finished.skip_blank != task.skip_blank:
+        raise OutputError(f"{path}: was converted {'with' if finished.skip_blank else 'without'} --skip-blank; {remedy}")
+    if set(files) != set(finished.inputs):
+        raise OutputError(f"{path}: was converted {'with' if finished.has_masks else 'without'} a segmentation; {remedy}")
+    for name, file in files.items():
+        before, now = finished.inputs[name], _stamp(file)
+        if (before.path, before.n_bytes, before.mtime_ns) == (str(file), now.st_size, now.st_mtime_ns):
+            continue
+        if before.n_bytes != now.st_size or load_volume(file).sha256 != before.sha256:
+            raise OutputError(f"{file}: is not the file from which {path} was converted; {remedy}")
+
+
+def _slices_are_there(finished: Description, layout: Layout) -> bool:
+    """Whether every slice is as it was written; False where some are missing or damaged, and none has been changed.
+
+    Raises OutputError for one that somebody has changed: it is not ours to replace.
+    """
+    complete = True
+    for row in finished.rows:
+        expected = [(layout.images, row.image_crc), *([(layout.masks, row.mask_crc)] if finished.has_masks else [])]
+        for folder, crc in expected:
+            path = folder / slice_name(finished.case, row.z)
+            try:
+                content = path.read_bytes()
+            except FileNotFoundError:
+                complete = False
+                continue
+            except OSError as error:
+                raise OutputError(f"{path}: cannot be read: {error.strerror}") from error
+            if zlib.crc32(content) == crc:
+                continue
+            try:
+                decode_png(content, (FRAME, FRAME))
+            except CaseError:  # what a machine that lost its power may leave
+                complete = False
+                continue
+            raise OutputError(f"{path}: has been changed since it was converted; give --overwrite to convert the case again")
+    return complete

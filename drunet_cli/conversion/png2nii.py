@@ -1,0 +1,244 @@
+"""Label slices of a case back to a label map in the geometry of a reference image."""
+
+import hashlib
+import os
+import time
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+
+from drunet_cli.brats import ClassMap, Labels, describe_labels, label_values, volumes_ml, voxel_counts
+from drunet_cli.conversion.description import Description, read_description
+from drunet_cli.conversion.layout import Layout, SliceFile
+from drunet_cli.errors import CaseError, OutputError
+from drunet_cli.io.atomic import check_writable, remove_stale, written
+from drunet_cli.io.checks import voxel_litres
+from drunet_cli.io.geometry import FRAME, SAME_PLACE_MM, AxisFit, Geometry, at_1_mm, farthest_corner_mm, laid_out
+from drunet_cli.io.naming import with_a_name
+from drunet_cli.io.nifti import Volume, encode_label_map, load_volume
+from drunet_cli.io.png import decode_png, label_slice
+
+# A frame of RGBA that does not compress at all takes 231 kB.
+_LARGEST_FILE_BYTES: Final = 2**22
+_NAMED: Final = 5
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelTask:
+    """The label slices of one case, and where they go.
+
+    folder: that holds the slices. reference: image that gives the geometry. description: how nii2png made the case, if known.
+    inputs: files that no output may replace, the reference among them.
+    labels: None for the convention of the case's segmentation, else brats2020.
+    """
+
+    case: str
+    folder: Path
+    slices: tuple[SliceFile, ...]
+    reference: Path
+    inputs: tuple[Path, ...] = ()
+    description: Path | None
+    output: Path
+    labels: Labels | None = None
+    overwrite: bool = False
+    skip_existing: bool = False
+    threads: int = 1
+
+
+@dataclass(frozen=True)
+class WrittenLabelMap:
+    """A label map that was written; skipped: it was there already, to the byte."""
+
+    document: Mapping[str, Any]
+    warnings: tuple[str, ...]
+    seconds: float
+    skipped: bool = False
+
+
+def masks_folder(folder: Path) -> Path:
+    """The folder that holds the label slices: `masks` of a dataset that nii2png wrote, else the folder itself."""
+    masks = Layout(folder).masks
+    return masks if os.path.isdir(masks) else folder  # noqa: PTH112  # unlike Path.is_dir it raises for no folder
+
+
+def description_of(case: str, folder: Path) -> Path | None:
+    """The description that belongs to a folder of label slices: of the dataset in which it lies, or copied into it.
+
+    Raises CaseError where it may not be read.
+    """
+    for layout in _layouts(folder):
+        if os.path.isdir(layout.cases) and not os.access(layout.cases, os.R_OK | os.X_OK):  # noqa: PTH112
+            raise CaseError(f"{layout.cases}: no permission to read what is kept of the cases")
+        if os.path.lexists(path := layout.description(case)):
+            return path
+    return None
+
+
+def _layouts(folder: Path) -> tuple[Layout, Layout]:
+    return Layout(with_a_name(folder).absolute().parent), Layout(folder)
+
+
+def check_outputs(tasks: Iterable[LabelTask]) -> None:
+    """Raise OutputError before any work for label maps that are there already or cannot be written."""
+    for task in tasks:
+        if any(_is_same_file(task.output, path) for path in (task.reference, *task.inputs)):
+            raise OutputError(f"{task.output}: is an image of {task.case}; name another output")
+        check_writable(task.output, overwrite=task.overwrite or task.skip_existing)
+        remove_stale(task.output)
+
+
+def convert_labels(task: LabelTask) -> WrittenLabelMap:
+    """Read every slice of a case, put them together on the reference's grid, and write the label map.
+
+    Raises CaseError for slices that are missing, doubled, of another size, damaged or not label slices, and for a reference
+    that is not the grid they come from; OutputError.
+    """
+    begin = time.perf_counter()
+    description = _checked_description(task)
+    reference = load_volume(task.reference)
+    geometry = _brats_geometry(reference) if description is None else _described_geometry(description, reference)
+    files = _files_by_z(task, geometry, blank=frozenset() if description is None else _left_out(description, geometry))
+    frames = _read_frames(files, geometry.n_slices, threads=task.threads)
+    class_map = geometry.turned_back(np.moveaxis(geometry.classes(frames), 0, 2))
+    warnings = _warnings(task, frames, class_map)
+    labels = task.labels or (description and description.labels) or Labels.BRATS2020
+    compress = task.output.name.lower().endswith(".gz")
+    content = encode_label_map(label_values(class_map, labels), reference.header, compress=compress)
+    skipped = task.skip_existing and _holds(task.output, content)
+    if not skipped:
+        with written(task.output, overwrite=task.overwrite) as stream:
+            stream.write(content)
+    counts = voxel_counts(class_map)
+    document = {
+        "case": task.case,
+        "output": str(task.output),
+        "output_sha256": hashlib.sha256(content).hexdigest(),
+        "labels": describe_labels(labels),
+        "volumes_ml": volumes_ml(counts, voxel_litres(reference.affine) * 1000),
+        "voxels": counts,
+        "reference": str(reference.path),
+        "description": None if task.description is None else str(task.description),
+        "warnings": list(warnings),
+        "skipped": skipped,
+    }
+    return WrittenLabelMap(document, warnings, time.perf_counter() - begin, skipped)
+
+
+def _checked_description(task: LabelTask) -> Description | None:
+    if task.description is None:
+        if unfinished := [path for layout in _layouts(task.folder) if os.path.lexists(path := layout.unfinished(task.case))]:
+            raise CaseError(f"{unfinished[0]}: the slices of {task.case} are not complete; convert the case again")
+        return None
+    description = read_description(task.description)
+    if description.case != task.case:
+        raise CaseError(f"{task.description}: describes the case {description.case}, not {task.case}")
+    return description
+
+
+def _brats_geometry(reference: Volume) -> Geometry:
+    """Without a description the slices are taken for those of a volume on the BraTS grid, untouched."""
+    frame = AxisFit(FRAME, 1.0, 0.0, float(FRAME))
+    geometry = laid_out(reference.voxels.shape, reference.affine, frame, frame)
+    i, j, k = reference.voxels.shape
+    if geometry.axcodes != "LPS" or (i, j) != (FRAME, FRAME) or not at_1_mm(reference.spacing_mm):
+        spacing = " x ".join(f"{size:g}" for size in reference.spacing_mm)
+        raise CaseError(
+            f"{reference.path}: has axes {geometry.axcodes}, {i} x {j} x {k} voxels of {spacing} mm; slices without drunet's "
+            f"description are taken for those of the BraTS grid (LPS, {FRAME} x {FRAME} x n voxels of 1 mm): keep the folder "
+            "cases/ that convert nii2png wrote beside the folder of the slices"
+        )
+    return geometry
+
+
+def _described_geometry(description: Description, reference: Volume) -> Geometry:
+    affine = description.affine_array()
+    shape = reference.voxels.shape
+    if shape != description.shape or farthest_corner_mm(affine, reference.affine, shape) > SAME_PLACE_MM:
+        raise CaseError(
+            f"{reference.path}: is not the grid from which the slices of {description.case} were made "
+            f"({' x '.join(map(str, description.shape))} voxels, not {' x '.join(map(str, shape))}, or another affine); "
+            "give an image of that case"
+        )
+    return description.geometry()
+
+
+def _left_out(description: Description, geometry: Geometry) -> frozenset[int]:
+    """Slices that --skip-blank has left out."""
+    if not description.skip_blank:
+        return frozenset()
+    return frozenset(range(geometry.n_slices)) - {row.z for row in description.rows}
+
+
+def _files_by_z(task: LabelTask, geometry: Geometry, *, blank: frozenset[int]) -> dict[int, Path]:
+    """Every slice once, from 0 to Z - 1, but for those that are known to be blank."""
+    files: dict[int, Path] = {}
+    last = geometry.n_slices - 1
+    for file in task.slices:
+        if file.z in files:
+            raise CaseError(f"{file.path}: slice {file.z} is there twice, also as {files[file.z].name}; remove one")
+        if file.z > last:
+            raise CaseError(f"{file.path}: slice {file.z} lies beyond {task.reference}, whose slices are 0 to {last}")
+        files[file.z] = file.path
+    if missing := sorted(set(range(last + 1)) - files.keys() - blank):
+        named = ", ".join(map(str, missing[:_NAMED])) + (f" and {len(missing) - _NAMED} more" if len(missing) > _NAMED else "")
+        raise CaseError(f"{task.folder}: slice {named} of {task.case} is missing; {task.reference} has slices 0 to {last}")
+    return files
+
+
+def _read_frames(files: Mapping[int, Path], n_slices: int, *, threads: int) -> ClassMap:
+    """[Z, 240, 240]."""
+    frames = np.zeros((n_slices, FRAME, FRAME), dtype=np.uint8)
+
+    def read(z: int) -> None:
+        frames[z] = _read_label_slice(files[z])
+
+    with ThreadPoolExecutor(threads) as pool:
+        list(pool.map(read, sorted(files)))
+    return frames
+
+
+def _read_label_slice(path: Path) -> ClassMap:
+    try:
+        with path.open("rb") as stream:
+            content = stream.read(_LARGEST_FILE_BYTES + 1)
+    except OSError as error:
+        raise CaseError(f"{path}: cannot be read: {error.strerror}") from error
+    if len(content) > _LARGEST_FILE_BYTES:
+        raise CaseError(f"{path}: is larger than any slice of {FRAME} x {FRAME} pixels")
+    try:
+        return label_slice(decode_png(content, (FRAME, FRAME)))
+    except CaseError as error:
+        raise CaseError(f"{path}: {error}") from error
+
+
+def _warnings(task: LabelTask, frames: ClassMap, class_map: ClassMap) -> tuple[str, ...]:
+    outside = int(np.count_nonzero(frames)) - int(np.count_nonzero(class_map))
+    if not outside:
+        return ()
+    return (
+        f"{task.folder}: {outside} labelled pixels of {task.case} lie outside the image, where slices were padded; dropped",
+    )
+
+
+def _is_same_file(path: Path, other: Path) -> bool:
+    try:
+        return path.samefile(other)
+    except OSError:  # one of them is not there
+        return False
+
+
+def _holds(path: Path, content: bytes) -> bool:
+    """Whether the file is there with just this content. Raises OutputError where it holds something else."""
+    try:
+        existing = path.read_bytes()
+    except FileNotFoundError:
+        return False
+    except OSError as error:
+        raise OutputError(f"{path}: cannot be read: {error.strerror}") from error
+    if existing != content:
+        raise OutputError(f"{path}: exists already and is not what these slices give; give --overwrite to replace it")
+    return True

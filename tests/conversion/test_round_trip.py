@@ -1,0 +1,228 @@
+"""nii -> png -> nii of a label map is the identity, in the geometry of the reference."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Final
+
+import nibabel as nib
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from drunet_cli.brats import CHANNELS, Labels, Modality
+from drunet_cli.conversion.png2nii import convert_labels
+from drunet_cli.io.case import Case
+from drunet_cli.io.images import read_images
+from tests.conversion.small_cases import (
+    BLANK,
+    BRATS_AFFINE,
+    NAME,
+    PLAIN,
+    SHAPE,
+    Affine,
+    Shape,
+    Storage,
+    brain_in,
+    convert,
+    image_slice,
+    images_in,
+    label_task,
+    labels_in,
+    mask_slice,
+    saved_case,
+    small_case,
+)
+from tests.io.test_geometry import ORIENTATIONS, stored_otherwise
+from tests.support import GOLDEN_IMAGES, GOLDEN_LABELS, open_image
+
+# What places the voxels: sform, qform, zooms and units.
+GEOMETRY_FIELDS: Final = (
+    *("sform_code", "srow_x", "srow_y", "srow_z", "xyzt_units"),
+    *("qform_code", "quatern_b", "quatern_c", "quatern_d", "qoffset_x", "qoffset_y", "qoffset_z"),
+)
+
+
+def rotated(axis: int, degrees: float = 10) -> Affine:
+    """The BraTS grid, turned around one of R, A, S."""
+    cosine, sine = np.cos(np.radians(degrees)), np.sin(np.radians(degrees))
+    turn = np.eye(4)
+    one, other = (n for n in range(3) if n != axis)
+    turn[one, one] = turn[other, other] = cosine
+    turn[one, other], turn[other, one] = -sine, sine
+    return np.asarray(turn @ BRATS_AFFINE)
+
+
+def assert_comes_back(case: Case, tmp_path: Path, *, skip_blank: bool = False, suffix: str = ".nii") -> None:
+    """Voxel for voxel, as uint8, and with every header field that places the voxels as FLAIR has it."""
+    reference = case.images[Modality.FLAIR]
+    convert(case, tmp_path / "out", skip_blank=skip_blank)
+    result = convert_labels(label_task(tmp_path / "out", reference, tmp_path / f"back{suffix}", case=case.name))
+    assert not result.warnings
+    back, like, given = (open_image(path) for path in (tmp_path / f"back{suffix}", reference, case.segmentation or reference))
+    assert back.get_data_dtype() == np.uint8
+    np.testing.assert_array_equal(np.asarray(back.dataobj), np.asarray(given.dataobj))
+    assert type(back) is type(like)
+    np.testing.assert_array_equal(back.affine, like.affine)
+    np.testing.assert_array_equal(back.header.get_zooms(), like.header.get_zooms())
+    for field in GEOMETRY_FIELDS:
+        np.testing.assert_array_equal(back.header[field], like.header[field], err_msg=field)
+
+
+def case_with(
+    tmp_path: Path,
+    brain: npt.NDArray[np.bool_],
+    *,
+    affine: Affine = BRATS_AFFINE,
+    storage: Storage = PLAIN,
+    enhancing: int = 4,
+) -> Case:
+    labels = labels_in(brain, enhancing=enhancing)
+    assert set(np.unique(labels)) == {0, 1, 2, enhancing}
+    return saved_case(tmp_path, images_in(brain), labels, affine=affine, storage=storage)
+
+
+def assert_comes_back_from(tmp_path: Path, shape: Shape, order: tuple[int, ...], backwards: tuple[bool, ...]) -> None:
+    brain = brain_in(shape)
+    images = {m: stored_otherwise(voxels, BRATS_AFFINE, order, backwards)[0] for m, voxels in images_in(brain).items()}
+    labels, affine = stored_otherwise(labels_in(brain), BRATS_AFFINE, order, backwards)
+    assert_comes_back(saved_case(tmp_path, images, labels, affine=affine), tmp_path)
+
+
+@pytest.mark.parametrize(("order", "backwards"), ORIENTATIONS)
+def test_a_label_map_comes_back_in_all_48_orientations(
+    tmp_path: Path, order: tuple[int, ...], backwards: tuple[bool, ...]
+) -> None:
+    assert_comes_back_from(tmp_path, SHAPE, order, backwards)
+
+
+@pytest.mark.parametrize(("order", "backwards"), ORIENTATIONS[::5])
+@pytest.mark.parametrize("shape", [(251, 22, 4), (21, 246, 4), (240, 23, 4)])
+def test_a_cropped_or_odd_label_map_comes_back_from_other_orientations(
+    tmp_path: Path, shape: Shape, order: tuple[int, ...], backwards: tuple[bool, ...]
+) -> None:
+    assert_comes_back_from(tmp_path, shape, order, backwards)
+
+
+@pytest.mark.parametrize(("order", "backwards"), ORIENTATIONS[::5])
+def test_every_orientation_gives_the_same_slices(tmp_path: Path, order: tuple[int, ...], backwards: tuple[bool, ...]) -> None:
+    brain = brain_in()
+    convert(saved_case(tmp_path / "lps", images_in(brain), labels_in(brain)), tmp_path / "lps" / "out")
+    images = {m: stored_otherwise(voxels, BRATS_AFFINE, order, backwards)[0] for m, voxels in images_in(brain).items()}
+    labels, affine = stored_otherwise(labels_in(brain), BRATS_AFFINE, order, backwards)
+    convert(saved_case(tmp_path, images, labels, affine=affine), tmp_path / "out")
+    for z in range(SHAPE[2]):
+        for slice_of in (image_slice, mask_slice):
+            assert slice_of(tmp_path / "out", z).read_bytes() == slice_of(tmp_path / "lps" / "out", z).read_bytes()
+
+
+@pytest.mark.parametrize("shape", [(240, 240, 3), (240, 21, 3), (21, 240, 3), (241, 239, 3), (239, 241, 3), (480, 500, 3)])
+@pytest.mark.parametrize("at", [(0.5, 0.5), (0.1, 0.9), (0.0, 0.0)])
+def test_a_label_map_of_any_size_comes_back(tmp_path: Path, shape: Shape, at: tuple[float, float]) -> None:
+    assert_comes_back(case_with(tmp_path, brain_in(shape, at=at, radius=15)), tmp_path)
+
+
+def test_a_volume_of_the_frames_size_is_neither_padded_nor_shifted(tmp_path: Path) -> None:
+    case = case_with(tmp_path, brain_in((240, 240, 3), at=(0.1, 0.8)))
+    description = convert(case, tmp_path / "out").description
+    assert (description.x.shift, description.y.shift) == (0, 0)
+    assert description.geometry().untouched
+
+
+@pytest.mark.parametrize("axis", range(3))
+@pytest.mark.parametrize("forms", [(1, 1), (1, 0), (0, 1), (4, 2)])
+def test_a_label_map_of_an_oblique_volume_comes_back(tmp_path: Path, axis: int, forms: tuple[int, int]) -> None:
+    assert_comes_back(case_with(tmp_path, brain_in(), affine=rotated(axis), storage=Storage(forms=forms)), tmp_path)
+
+
+@pytest.mark.parametrize("image_class", [nib.Nifti1Image, nib.Nifti2Image])
+@pytest.mark.parametrize("order", ["<", ">"])
+@pytest.mark.parametrize("suffix", [".nii", ".nii.gz"])
+def test_a_label_map_comes_back_from_every_kind_of_file(
+    tmp_path: Path, image_class: type[nib.Nifti1Image], order: str, suffix: str
+) -> None:
+    storage = Storage(suffix=suffix, image_class=image_class, order=order)
+    assert_comes_back(case_with(tmp_path, brain_in(), storage=storage), tmp_path, suffix=suffix)
+
+
+def test_a_label_map_without_orientation_comes_back(tmp_path: Path) -> None:
+    # nibabel takes such a header for axes L, A, S with the origin in the middle: the codes 0 must stay.
+    assert_comes_back(case_with(tmp_path, brain_in(), storage=Storage(forms=(0, 0))), tmp_path)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.float32, np.float64])
+def test_a_label_map_of_any_type_comes_back_as_bytes(tmp_path: Path, dtype: npt.DTypeLike) -> None:
+    brain = brain_in()
+    assert_comes_back(saved_case(tmp_path, images_in(brain), labels_in(brain).astype(dtype)), tmp_path)
+
+
+@pytest.mark.parametrize("enhancing", [3, 4])
+def test_enhancing_tumour_gets_the_value_that_it_had(tmp_path: Path, enhancing: int) -> None:
+    assert_comes_back(case_with(tmp_path, brain_in(), enhancing=enhancing), tmp_path)
+
+
+@pytest.mark.parametrize(("labels", "value"), [(Labels.BRATS2020, 4), (Labels.BRATS2023, 3)])
+@pytest.mark.parametrize("enhancing", [3, 4])
+def test_enhancing_tumour_gets_the_value_that_was_asked_for(tmp_path: Path, enhancing: int, labels: Labels, value: int) -> None:
+    case = case_with(tmp_path, brain_in(), enhancing=enhancing)
+    convert(case, tmp_path / "out")
+    task = replace(label_task(tmp_path / "out", case.images[Modality.FLAIR], tmp_path / "back.nii"), labels=labels)
+    assert convert_labels(task).document["labels"]["values"]["ET"] == value
+    expected = labels_in(brain_in(), enhancing=value)
+    np.testing.assert_array_equal(np.asarray(open_image(task.output).dataobj), expected)
+
+
+def test_a_label_map_comes_back_without_its_blank_slices(tmp_path: Path) -> None:
+    case = small_case(tmp_path)
+    assert_comes_back(case, tmp_path, skip_blank=True)
+    assert not any(mask_slice(tmp_path / "out", z).exists() for z in BLANK)
+
+
+def test_labels_outside_the_brain_and_in_blank_slices_come_back(tmp_path: Path) -> None:
+    labels = labels_in(np.ones(SHAPE, dtype=bool))
+    labels[..., BLANK[0]] = 0
+    assert_comes_back(saved_case(tmp_path, images_in(brain_in()), labels), tmp_path, skip_blank=True)
+
+
+def test_an_empty_label_map_comes_back(tmp_path: Path) -> None:
+    case = saved_case(tmp_path, images_in(brain_in()), np.zeros(SHAPE, dtype=np.uint8))
+    assert_comes_back(case, tmp_path, skip_blank=True)
+
+
+def test_the_golden_label_map_comes_back(tmp_path: Path) -> None:
+    assert_comes_back(Case("golden", GOLDEN_IMAGES, GOLDEN_LABELS), tmp_path, suffix=".nii.gz")
+
+
+@pytest.mark.parametrize("modality", CHANNELS)
+def test_every_image_of_the_case_serves_as_reference(tmp_path: Path, modality: Modality) -> None:
+    case = small_case(tmp_path)
+    convert(case, tmp_path / "out")
+    convert_labels(label_task(tmp_path / "out", case.images[modality], tmp_path / "back.nii"))
+    np.testing.assert_array_equal(np.asarray(open_image(tmp_path / "back.nii").dataobj), labels_in(brain_in()))
+
+
+@pytest.mark.parametrize("affine", [BRATS_AFFINE, rotated(0), rotated(2, 100)])
+def test_the_description_gives_the_geometry_that_the_images_have(tmp_path: Path, affine: Affine) -> None:
+    case = case_with(tmp_path, brain_in(), affine=affine)
+    geometry = convert(case, tmp_path / "out").description.geometry()
+    expected = read_images(case).geometry
+    np.testing.assert_array_equal(geometry.orientation, expected.orientation)
+    assert replace(geometry, orientation=expected.orientation) == expected
+
+
+def test_the_document_tells_what_was_written(tmp_path: Path) -> None:
+    case = small_case(tmp_path)
+    convert(case, tmp_path / "out")
+    task = label_task(tmp_path / "out", case.images[Modality.FLAIR], tmp_path / "back.nii")
+    document = convert_labels(task).document
+    labels = labels_in(brain_in())
+    counts = {label: np.count_nonzero(labels == label) for label in (1, 2, 4)}
+    assert document["case"] == NAME
+    assert document["voxels"] == {
+        "NCR": counts[1],
+        "ED": counts[2],
+        "ET": counts[4],
+        "WT": counts[1] + counts[2] + counts[4],
+        "TC": counts[1] + counts[4],
+    }
+    assert document["volumes_ml"]["WT"] == pytest.approx(document["voxels"]["WT"] / 1000)  # voxels of 1 mm
+    assert document["description"] == str(tmp_path / "out" / "cases" / f"{NAME}.json")
