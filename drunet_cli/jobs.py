@@ -3,10 +3,11 @@
 Workers ignore Ctrl-C, which is the parent's to answer, and end when the parent has gone, however it went.
 """
 
+import itertools
 import os
 import signal
 import threading
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from typing import TYPE_CHECKING, TypeVar
 
 from drunet_cli.errors import DeviceError, DrunetError
@@ -34,32 +35,42 @@ def each(
         return
 
     import multiprocessing  # a run of one process does without
-    from concurrent.futures import ProcessPoolExecutor, as_completed
+    from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
     from concurrent.futures.process import BrokenProcessPool
 
     executor = ProcessPoolExecutor(n_workers, multiprocessing.get_context("spawn"), initializer=_follow_parent)
+    waiting = iter(tasks)
+    futures: dict[Future[Result | DrunetError], Task] = {}
     try:
-        futures = _submitted(executor, function, tasks)
-        for future in as_completed(futures):
-            yield futures[future], future.result()
+        # No more at once than there are workers, and one to begin with next: what is handed over can no longer be taken back.
+        _submit(executor, function, itertools.islice(waiting, n_workers + 1), futures)
+        while futures:
+            done, _ = wait(futures, return_when=FIRST_COMPLETED)
+            _submit(executor, function, itertools.islice(waiting, len(done)), futures)
+            for future in done:
+                yield futures.pop(future), future.result()
     except BrokenProcessPool as error:
         if error.__cause__ is not None:  # no worker is gone: what it sent could not be read, which is a fault of ours
             raise
         raise DeviceError("a worker process was killed, perhaps for want of memory; try fewer --jobs") from error
-    finally:  # an interrupted run waits for the tasks in hand, at most
+    finally:  # an interrupted run waits for the tasks in hand
         executor.shutdown(cancel_futures=True)
 
 
-def _submitted(
-    executor: "ProcessPoolExecutor", function: Callable[[Task], Result], tasks: Sequence[Task]
-) -> "dict[Future[Result | DrunetError], Task]":
+def _submit(
+    executor: "ProcessPoolExecutor",
+    function: Callable[[Task], Result],
+    tasks: Iterable[Task],
+    futures: "dict[Future[Result | DrunetError], Task]",
+) -> None:
     """Submit with SIGINT blocked, which the workers that this starts inherit; one that comes meanwhile is delivered after."""
     from multiprocessing import resource_tracker
 
     resource_tracker.ensure_running()  # else it would be started between, and unblock
     blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
-        return {executor.submit(_outcome, function, task): task for task in tasks}
+        for task in tasks:
+            futures[executor.submit(_outcome, function, task)] = task
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
 

@@ -60,7 +60,7 @@ class Batch:
         if self._alone:
             raise error
         self._failed.append(name)
-        self._screen.error(str(error) if str(error).startswith(name) else f"{name}: {error}", error.details)
+        self._screen.error(str(error) if str(error).startswith(f"{name}:") else f"{name}: {error}", error.details)
         if self._json:
             self._print({"case": name, "error": str(error), "exit_code": error.exit_code})
         self._advance()

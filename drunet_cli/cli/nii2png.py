@@ -183,7 +183,6 @@ def _print_plan(surveyed: Sequence["Surveyed"], cohort: "Cohort", *, skip_existi
     """What a dry run tells: every case, what is there of it, and what would be done. Raises where a case is broken."""
     from drunet_cli.cli.console import Screen, plan_table, result_json
     from drunet_cli.conversion.dataset import State
-    from drunet_cli.conversion.nii2png import files_of
 
     if cohort.alone and cohort.broken:
         raise cohort.broken[0].error
@@ -196,7 +195,7 @@ def _print_plan(surveyed: Sequence["Surveyed"], cohort: "Cohort", *, skip_existi
     }
     if json:
         for found in surveyed:
-            files = {name: str(path) for name, path in files_of(found.case).items()}
+            files = {name: str(path) for name, path in found.case.files.items()}
             result_json({"case": found.case.name, "state": found.state, "would": would[found.state], "files": files})
         for item in cohort.broken:
             result_json({"case": item.name, "error": str(item.error), "exit_code": item.error.exit_code})

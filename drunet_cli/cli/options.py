@@ -21,6 +21,24 @@ def _device(value: str) -> str:
     return value
 
 
+def path(text: str) -> Path:
+    """For options where the current folder, which Path makes of nothing, is a mistake."""
+    if not text:
+        raise typer.BadParameter("an empty path; an unset variable?")
+    return Path(text)
+
+
+LabelMapOutput = Annotated[
+    Path | None,
+    typer.Option(
+        "-o",
+        parser=path,
+        metavar="OUT",
+        help="Label map to write, .nii.gz or .nii; anything else is a folder that gets {case}.nii.gz. Required.",
+        show_default=False,
+        rich_help_panel=OUTPUT,
+    ),
+]
 Weights = Annotated[
     str,
     typer.Option(
@@ -126,13 +144,6 @@ Jobs = Annotated[
         rich_help_panel=OUTPUT,
     ),
 ]
-
-
-def path(text: str) -> Path:
-    """For options where the current folder, which Path makes of nothing, is a mistake."""
-    if not text:
-        raise typer.BadParameter("an empty path; an unset variable?")
-    return Path(text)
 
 
 def modality(name: str, *, required: bool = True) -> typer.models.OptionInfo:

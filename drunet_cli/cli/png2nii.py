@@ -2,7 +2,8 @@
 
 import os
 from collections.abc import Sequence
-from contextlib import closing
+from contextlib import closing, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -15,6 +16,7 @@ from drunet_cli.errors import CaseError, DrunetError, MisuseError
 
 if TYPE_CHECKING:
     from drunet_cli.cli.batch import Batch
+    from drunet_cli.cli.console import Screen
     from drunet_cli.conversion.layout import SliceFile
     from drunet_cli.conversion.png2nii import LabelTask
 
@@ -52,22 +54,12 @@ def png2nii(
     ] = None,
     pattern: options.Pattern = None,
     channels: options.Channels = None,
-    output: Annotated[
-        Path | None,
-        typer.Option(
-            "-o",
-            parser=options.path,
-            metavar="OUT",
-            help="Label map to write, .nii.gz or .nii; anything else is a folder that gets {case}.nii.gz. Required.",
-            show_default=False,
-            rich_help_panel=options.OUTPUT,
-        ),
-    ] = None,
+    output: options.LabelMapOutput = None,
     labels: Annotated[
         Labels | None,
         typer.Option(
             help="Label value of enhancing tumour: brats2020 is 4, brats2023 is 3.",
-            show_default="as in the segmentation that nii2png read, else brats2020",
+            show_default="as in the segmentations that nii2png read, else brats2020",
             rich_help_panel=options.OUTPUT,
         ),
     ] = None,
@@ -101,11 +93,14 @@ def png2nii(
 
     masks = masks_folder(folder)
     sets = _slice_sets(masks, case)
-    references, alone = _references(like, list(sets), pattern or (), channels)
+    references, without = _references(like, list(sets), pattern or (), channels)
     if len(sets) > 1 and names_a_file(output):
         raise MisuseError(f"-o {output}: {masks} holds slices of {len(sets)} cases; name a folder")
     n_jobs = jobs or granted_cpus()
-    batch = Batch(Screen(quiet=quiet), n_cases=len(sets), alone=alone, json=json)
+    screen = Screen(quiet=quiet)
+    if without:
+        screen.note(f"{counted(without, 'case')} of --like without slices in {masks}")
+    batch = Batch(screen, n_cases=len(sets), alone=len(sets) == 1, json=json)
     tasks = []
     for name, slices in sets.items():
         found = references[name]
@@ -121,12 +116,14 @@ def png2nii(
             inputs=tuple(inputs),
             description=description_of(name, masks),
             output=label_map_path(output, name),
-            labels=labels,
+            labels=labels or Labels.BRATS2020,
             overwrite=overwrite,
             skip_existing=skip_existing,
             threads=max(1, n_jobs // len(sets)),
         )
         tasks.append(task)
+    if labels is None:
+        tasks = _with_labels_of_segmentations(tasks, screen)
     check_outputs(tasks)
     _convert(tasks, batch, n_jobs=n_jobs)
     batch.finish(f"{counted(batch.n_done, 'label map')} in {output}")
@@ -148,6 +145,24 @@ def _convert(tasks: Sequence["LabelTask"], batch: "Batch", *, n_jobs: int) -> No
             batch.done(str(task.output), outcome.document, note=note, warnings=outcome.warnings)
 
 
+def _with_labels_of_segmentations(tasks: Sequence["LabelTask"], screen: "Screen") -> list["LabelTask"]:
+    """In the one convention that the segmentations of all cases tell, also for those whose own does not tell."""
+    from drunet_cli.conversion.description import read_description
+
+    told = set()
+    for task in tasks:
+        if task.description is not None:
+            with suppress(CaseError):  # told when the case is converted
+                told.add(read_description(task.description).labels)
+    told.discard(None)
+    if len(told) > 1:
+        screen.warning(
+            "enhancing tumour was 3 in some segmentations and 4 in others: each case keeps its own; --labels makes them alike"
+        )
+        return list(tasks)
+    return [replace(task, labels=next(iter(told), None)) for task in tasks]
+
+
 def _slice_sets(masks: Path, case: str | None) -> dict[str, list["SliceFile"]]:
     """The slices to convert, by case. Raises CaseError where there are none."""
     from drunet_cli.conversion.layout import Layout, slice_files
@@ -167,10 +182,12 @@ def _slice_sets(masks: Path, case: str | None) -> dict[str, list["SliceFile"]]:
 
 def _references(
     like: Sequence[str], names: Sequence[str], pattern: Sequence[str], channels: str | None
-) -> tuple[dict[str, list[Path] | CaseError], bool]:
-    """Of each case the image that gives the geometry, followed by its others, or why there is none; and whether it is alone."""
+) -> tuple[dict[str, list[Path] | CaseError], int]:
+    """Of each case the image that gives the geometry, followed by its others, or why there is none.
+
+    And the number of cases that have no slices.
+    """
     from drunet_cli.cli.cases import cohort_of
-    from drunet_cli.conversion.nii2png import files_of
     from drunet_cli.io.naming import is_nifti
 
     images = [name for name in like if is_nifti(name) and not os.path.isdir(name)]  # noqa: PTH112  # raises for no path
@@ -182,18 +199,19 @@ def _references(
             "give --case NAME, or --like CASES"
         )
     if images:
-        return {names[0]: [Path(images[0])]}, True
+        return {names[0]: [Path(images[0])]}, 0
     cohort = cohort_of(like, patterns=pattern, channels=channels)
-    if not cohort.cases and len(cohort.broken) == 1:
+    if not cohort.cases and len(cohort.broken) == len(names) == 1:
         raise cohort.broken[0].error
     found: dict[str, list[Path] | CaseError] = {item.name: item.error for item in cohort.broken}
     for item in cohort.cases:
         reference = item.images[Modality.FLAIR]
-        found[item.name] = [reference, *(path for path in files_of(item).values() if path != reference)]
+        found[item.name] = [reference, *(path for path in item.files.values() if path != reference)]
     sources = " ".join(like)
     unusable = "".join(f"; {item.error}" for item in cohort.broken if item.name in like)
     unpaired = f"--like {sources}: holds no case of that name{unusable}"
-    return {name: found.get(name) or CaseError(unpaired) for name in names}, cohort.alone and len(names) == 1
+    without = len({item.name for item in cohort.cases} - set(names))
+    return {name: found.get(name) or CaseError(unpaired) for name in names}, without
 
 
 def _some(names: Sequence[str] | dict[str, list["SliceFile"]]) -> str:

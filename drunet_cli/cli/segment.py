@@ -21,17 +21,7 @@ def segment(
     t2: Annotated[Path | None, options.modality("T2")] = None,
     flair: Annotated[Path | None, options.modality("T2-FLAIR")] = None,
     case: options.CaseName = None,
-    output: Annotated[
-        Path | None,
-        typer.Option(
-            "-o",
-            parser=options.path,
-            metavar="OUT",
-            help="Label map to write, .nii.gz or .nii; anything else is a folder that gets {case}.nii.gz. Required.",
-            show_default=False,
-            rich_help_panel=options.OUTPUT,
-        ),
-    ] = None,
+    output: options.LabelMapOutput = None,
     labels: Annotated[
         Labels,
         typer.Option(help="Label value of enhancing tumour: brats2020 is 4, brats2023 is 3.", rich_help_panel=options.OUTPUT),

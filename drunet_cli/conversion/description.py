@@ -15,6 +15,7 @@ from drunet_cli.brats import Labels
 from drunet_cli.errors import CaseError
 from drunet_cli.io.checks import CaseWarning, WarningCode
 from drunet_cli.io.geometry import AxisFit, Geometry, laid_out, orientation_to_network
+from drunet_cli.io.naming import SEGMENTATION
 
 SCHEMA: Final = "drunet.slices/1"
 _LARGEST_BYTES: Final = 2**22
@@ -55,7 +56,8 @@ class InputFile:
 class Description:
     """A complete case of slices.
 
-    inputs: by modality, and "seg". labels: convention of the segmentation. affine: of FLAIR, voxel indices to RAS mm.
+    inputs: by modality, and "seg". labels: convention of the segmentation, None where that does
+    not tell. affine: of FLAIR, voxel indices to RAS mm.
     shape, x, y: of FLAIR, and how its in-plane axes lie on the frame. rows: the slices that were written, by z.
     warnings: what was unusual about the images.
     """
@@ -74,7 +76,7 @@ class Description:
     @property
     def has_masks(self) -> bool:
         """Whether the case has a segmentation."""
-        return self.labels is not None
+        return SEGMENTATION in self.inputs
 
     def affine_array(self) -> npt.NDArray[np.float64]:
         """[4, 4]."""
@@ -106,6 +108,18 @@ def read_description(path: Path) -> Description:
         raise CaseError(f"{path}: cannot be read: {error.strerror}") from error
     except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError) as error:
         raise CaseError(f"{path}: is damaged, or no description of a case by drunet") from error
+
+
+def is_description(path: Path) -> bool:
+    """Whether a file is there that one of drunet's versions wrote as a description, or that is too damaged to tell."""
+    try:
+        with path.open("rb") as stream:
+            document = json.loads(stream.read(_LARGEST_BYTES))
+    except FileNotFoundError:
+        return False
+    except (OSError, ValueError, RecursionError):
+        return True
+    return isinstance(document, dict) and str(document.get("schema", "")).startswith("drunet.slices/")
 
 
 def _axis_fit(size: int, spacing_mm: float, start_mm: float, brain_mm: float) -> AxisFit:

@@ -14,7 +14,7 @@ from typing import Final
 
 from drunet_cli.errors import CaseError
 
-_SLICE_NAME: Final = re.compile(r"(?P<case>.+)_slice_(?P<z>[0-9]{1,9})\.png", re.DOTALL)
+_SLICE_NAME: Final = re.compile(r"(?P<case>[^.].*)_slice_(?P<z>[0-9]{1,9})\.png", re.DOTALL)
 
 
 @dataclass(frozen=True)

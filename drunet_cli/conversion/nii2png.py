@@ -13,7 +13,7 @@ from typing import Final
 
 import numpy as np
 
-from drunet_cli.brats import CHANNELS, TUMOUR_CLASSES, ClassMap, Labels
+from drunet_cli.brats import TUMOUR_CLASSES, ClassMap, Labels
 from drunet_cli.conversion.description import Description, InputFile, SliceRow, read_description
 from drunet_cli.conversion.layout import Layout, slice_name
 from drunet_cli.errors import CaseError, OutputError
@@ -23,11 +23,12 @@ from drunet_cli.io.geometry import FRAME, at_1_mm
 from drunet_cli.io.grids import grids_differ
 from drunet_cli.io.images import CaseImages, read_images
 from drunet_cli.io.labels import class_map_of
+from drunet_cli.io.naming import SEGMENTATION
 from drunet_cli.io.nifti import Volume, load_volume
-from drunet_cli.io.png import decode_png, encode_label_slices, encode_slices
+from drunet_cli.io.png import DamagedPngError, decode_png, encode_label_slices, encode_slices
 from drunet_cli.io.slices import SliceStack
 
-_SEGMENTATION: Final = "seg"
+_CHANGED: Final = "has been changed since it was converted; give --overwrite to convert the case again"
 _SLICES_AT_ONCE: Final = 16  # encoded by one thread, in a few steps of numpy
 
 
@@ -70,15 +71,15 @@ def convert_case(task: CaseTask) -> ConvertedCase:
             task.layout.unfinished(task.case.name).unlink(missing_ok=True)  # a run was killed just before it did
             return ConvertedCase(finished, path, time.perf_counter() - begin, skipped=True)
         task = replace(task, leftovers=())  # what is there beyond the description is not ours to remove
-    stamps = {name: _stamp(file) for name, file in files_of(task.case).items()}
+    stamps = {name: _stamp(file) for name, file in task.case.files.items()}
     with ThreadPoolExecutor(1) as thread:
-        loaded = task.case.segmentation and thread.submit(load_volume, task.case.segmentation)
+        loaded = None if task.case.segmentation is None else thread.submit(load_volume, task.case.segmentation)
         images = read_images(task.case)
         _check_spacing(images)
-        seg = _segmentation(loaded.result(), images) if loaded else None
+        seg = None if loaded is None else _segmentation(loaded.result(), images)
     inputs = {
         name: InputFile(str(volume.path), stamps[name].st_size, stamps[name].st_mtime_ns, volume.sha256)
-        for name, volume in [*images.volumes.items(), *([(_SEGMENTATION, seg.volume)] if seg else [])]
+        for name, volume in [*images.volumes.items(), *([(SEGMENTATION, seg.volume)] if seg else [])]
     }
     files, rows = _encoded(task, images.slices(), None if seg is None else seg.frames)
     description = Description(
@@ -107,18 +108,12 @@ def _finished(path: Path) -> Description | None:
         raise OutputError(f"{error}; give --overwrite") from error
 
 
-def files_of(case: Case) -> dict[str, Path]:
-    """Every file of a case by modality, and "seg"."""
-    files: dict[str, Path] = {modality: case.images[modality] for modality in CHANNELS}
-    return files if case.segmentation is None else {**files, _SEGMENTATION: case.segmentation}
-
-
 @dataclass(frozen=True)
 class _Segmentation:
     """frames: class indices [240, 240, Z]."""
 
     volume: Volume
-    labels: Labels
+    labels: Labels | None
     frames: ClassMap
 
 
@@ -216,7 +211,7 @@ def _check_made_of(finished: Description, task: CaseTask) -> None:
     """Raise OutputError where the existing slices are those of other files or settings."""
     path = task.layout.description(task.case.name)
     remedy = "give --overwrite to convert it again"
-    files = files_of(task.case)
+    files = task.case.files
     if finished.skip_blank != task.skip_blank:
         raise OutputError(f"{path}: was converted {'with' if finished.skip_blank else 'without'} --skip-blank; {remedy}")
     if set(files) != set(finished.inputs):
@@ -250,8 +245,10 @@ def _slices_are_there(finished: Description, layout: Layout) -> bool:
                 continue
             try:
                 decode_png(content, (FRAME, FRAME))
-            except CaseError:  # what a machine that lost its power may leave
+            except DamagedPngError:  # what a machine that lost its power may leave
                 complete = False
                 continue
-            raise OutputError(f"{path}: has been changed since it was converted; give --overwrite to convert the case again")
+            except CaseError as error:
+                raise OutputError(f"{path}: {error}: {_CHANGED}") from error
+            raise OutputError(f"{path}: {_CHANGED}")
     return complete

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import stat
 import time
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -11,13 +12,14 @@ from typing import Any, Final
 
 import numpy as np
 
-from drunet_cli.brats import ClassMap, Labels, describe_labels, label_values, volumes_ml, voxel_counts
-from drunet_cli.conversion.description import Description, read_description
+from drunet_cli.brats import ClassMap, LabelMap, Labels, describe_labels, label_values, volumes_ml, voxel_counts
+from drunet_cli.conversion.description import Description, is_description, read_description
 from drunet_cli.conversion.layout import Layout, SliceFile
 from drunet_cli.errors import CaseError, OutputError
-from drunet_cli.io.atomic import check_writable, remove_stale, written
+from drunet_cli.io.atomic import check_writable, is_same_file, remove_stale, written
 from drunet_cli.io.checks import voxel_litres
 from drunet_cli.io.geometry import FRAME, SAME_PLACE_MM, AxisFit, Geometry, at_1_mm, farthest_corner_mm, laid_out
+from drunet_cli.io.grids import same_grid
 from drunet_cli.io.naming import with_a_name
 from drunet_cli.io.nifti import Volume, encode_label_map, load_volume
 from drunet_cli.io.png import decode_png, label_slice
@@ -32,8 +34,8 @@ class LabelTask:
     """The label slices of one case, and where they go.
 
     folder: that holds the slices. reference: image that gives the geometry. description: how nii2png made the case, if known.
-    inputs: files that no output may replace, the reference among them.
-    labels: None for the convention of the case's segmentation, else brats2020.
+    inputs: files that no output may replace, the reference among them. labels: None for the convention of the case's
+    segmentation, or where that does not tell brats2020.
     """
 
     case: str
@@ -66,26 +68,27 @@ def masks_folder(folder: Path) -> Path:
 
 
 def description_of(case: str, folder: Path) -> Path | None:
-    """The description that belongs to a folder of label slices: of the dataset in which it lies, or copied into it.
+    """The description that belongs to a folder of label slices: of the dataset in which it lies, at any depth.
 
     Raises CaseError where it may not be read.
     """
     for layout in _layouts(folder):
         if os.path.isdir(layout.cases) and not os.access(layout.cases, os.R_OK | os.X_OK):  # noqa: PTH112
             raise CaseError(f"{layout.cases}: no permission to read what is kept of the cases")
-        if os.path.lexists(path := layout.description(case)):
+        if is_description(path := layout.description(case)):
             return path
     return None
 
 
-def _layouts(folder: Path) -> tuple[Layout, Layout]:
-    return Layout(with_a_name(folder).absolute().parent), Layout(folder)
+def _layouts(folder: Path) -> list[Layout]:
+    """Where `cases` may lie: in the folder of the slices, or above it."""
+    return [Layout(folder), *(Layout(parent) for parent in with_a_name(folder).absolute().parents)]
 
 
 def check_outputs(tasks: Iterable[LabelTask]) -> None:
     """Raise OutputError before any work for label maps that are there already or cannot be written."""
     for task in tasks:
-        if any(_is_same_file(task.output, path) for path in (task.reference, *task.inputs)):
+        if any(is_same_file(task.output, path) for path in (task.reference, *task.inputs)):
             raise OutputError(f"{task.output}: is an image of {task.case}; name another output")
         check_writable(task.output, overwrite=task.overwrite or task.skip_existing)
         remove_stale(task.output)
@@ -104,11 +107,14 @@ def convert_labels(task: LabelTask) -> WrittenLabelMap:
     files = _files_by_z(task, geometry, blank=frozenset() if description is None else _left_out(description, geometry))
     frames = _read_frames(files, geometry.n_slices, threads=task.threads)
     class_map = geometry.turned_back(np.moveaxis(geometry.classes(frames), 0, 2))
-    warnings = _warnings(task, frames, class_map)
-    labels = task.labels or (description and description.labels) or Labels.BRATS2020
+    warnings = _warnings(task, frames, class_map, reference, description)
+    labels = task.labels
+    if labels is None:
+        labels = (None if description is None else description.labels) or Labels.BRATS2020
+    label_map = label_values(class_map, labels)
     compress = task.output.name.lower().endswith(".gz")
-    content = encode_label_map(label_values(class_map, labels), reference.header, compress=compress)
-    skipped = task.skip_existing and _holds(task.output, content)
+    content = encode_label_map(label_map, reference.header, compress=compress)
+    skipped = task.skip_existing and _holds(task.output, label_map, reference)
     if not skipped:
         with written(task.output, overwrite=task.overwrite) as stream:
             stream.write(content)
@@ -203,6 +209,8 @@ def _read_frames(files: Mapping[int, Path], n_slices: int, *, threads: int) -> C
 
 def _read_label_slice(path: Path) -> ClassMap:
     try:
+        if not stat.S_ISREG(path.stat().st_mode):  # opening a named pipe need never end
+            raise CaseError(f"{path}: is not a regular file")
         with path.open("rb") as stream:
             content = stream.read(_LARGEST_FILE_BYTES + 1)
     except OSError as error:
@@ -215,30 +223,30 @@ def _read_label_slice(path: Path) -> ClassMap:
         raise CaseError(f"{path}: {error}") from error
 
 
-def _warnings(task: LabelTask, frames: ClassMap, class_map: ClassMap) -> tuple[str, ...]:
+def _warnings(
+    task: LabelTask, frames: ClassMap, class_map: ClassMap, reference: Volume, description: Description | None
+) -> tuple[str, ...]:
+    warnings = []
+    if description is not None and reference.sha256 not in [file.sha256 for file in description.inputs.values()]:
+        warnings.append(
+            f"{reference.path}: is none of the files from which the slices of {task.case} were made; is it that case?"
+        )
     outside = int(np.count_nonzero(frames)) - int(np.count_nonzero(class_map))
-    if not outside:
-        return ()
-    return (
-        f"{task.folder}: {outside} labelled pixels of {task.case} lie outside the image, where slices were padded; dropped",
-    )
+    if outside:
+        warnings.append(
+            f"{task.folder}: {outside} labelled pixels of {task.case} lie outside its image, in the padding, and were dropped"
+        )
+    return tuple(warnings)
 
 
-def _is_same_file(path: Path, other: Path) -> bool:
-    try:
-        return path.samefile(other)
-    except OSError:  # one of them is not there
+def _holds(path: Path, label_map: LabelMap, reference: Volume) -> bool:
+    """Whether the file is there with just these labels. Raises OutputError where it holds something else."""
+    if not os.path.lexists(path):
         return False
-
-
-def _holds(path: Path, content: bytes) -> bool:
-    """Whether the file is there with just this content. Raises OutputError where it holds something else."""
     try:
-        existing = path.read_bytes()
-    except FileNotFoundError:
-        return False
-    except OSError as error:
-        raise OutputError(f"{path}: cannot be read: {error.strerror}") from error
-    if existing != content:
+        existing = load_volume(path)
+    except CaseError as error:
+        raise OutputError(f"{error}; give --overwrite to replace it") from error
+    if not np.array_equal(existing.voxels, label_map) or not same_grid(existing, reference):
         raise OutputError(f"{path}: exists already and is not what these slices give; give --overwrite to replace it")
     return True

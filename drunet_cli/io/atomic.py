@@ -98,6 +98,14 @@ def check_writable(target: Path, *, overwrite: bool) -> None:
         raise OutputError(f"{target}: cannot be written: no permission to write in {folder}")
 
 
+def is_same_file(path: Path, other: Path) -> bool:
+    """Whether both are there and are one file."""
+    try:
+        return path.samefile(other)
+    except OSError:
+        return False
+
+
 def remove_stale(target: Path) -> None:
     """Remove temporaries of `target` whose writer is gone: a dead process of this host, or any older than a day."""
     prefix = f".{target.name}."

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from drunet_cli.brats import CHANNELS, Modality
 from drunet_cli.errors import CaseError
-from drunet_cli.io.naming import WORDS, common_stem, may_name_a_file, stem, with_a_name, words
+from drunet_cli.io.naming import SEGMENTATION, WORDS, common_stem, may_name_a_file, stem, with_a_name, words
 
 
 @dataclass(frozen=True)
@@ -23,6 +23,12 @@ class Case:
     name: str
     images: Mapping[Modality, Path]
     segmentation: Path | None = None
+
+    @property
+    def files(self) -> dict[str, Path]:
+        """Every file by modality, in the network's channel order, and "seg"."""
+        files: dict[str, Path] = {modality: self.images[modality] for modality in CHANNELS}
+        return files if self.segmentation is None else {**files, SEGMENTATION: self.segmentation}
 
 
 @dataclass(frozen=True)

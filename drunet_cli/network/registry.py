@@ -11,10 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-import platformdirs
-
 from drunet_cli.errors import WeightsError
-from drunet_cli.network.download import shown_url
 
 DEFAULT: Final = "brats2020"
 PAPER: Final = (
@@ -66,6 +63,8 @@ ENTRIES: Final[Mapping[str, Entry]] = {
 
 def cache_folder() -> Path:
     """Folder of the weights: below DRUNET_CACHE_DIR if set, else below the platform's cache folder."""
+    import platformdirs  # not needed by every command that knows the name of the default weights
+
     root = Path(os.environ.get("DRUNET_CACHE_DIR") or platformdirs.user_cache_path("drunet"))
     try:
         return root.expanduser().absolute() / "weights"
@@ -132,6 +131,8 @@ def source_url(entry: Entry) -> str:
 
 def by_hand(entry: Entry) -> str:
     """What to do where a download is not possible, in words for the end of an error message."""
+    from drunet_cli.network.download import shown_url
+
     return (
         f"{cached_path(entry.name)} was not written; fetch {shown_url(source_url(entry))} by hand, "
         f"then run: drunet weights import FILE --name {entry.name}"

@@ -70,6 +70,11 @@ def test_the_name_of_a_slice_is_read_as_it_is_written(tmp_path: Path, z: int) ->
     assert (found.z, found.path) == (z, path)
 
 
+def test_hidden_files_are_no_slices(tmp_path: Path) -> None:
+    empty_file(tmp_path / f"._{slice_name('p1', 3)}")
+    assert slice_files(tmp_path) == {}
+
+
 def test_a_name_with_a_line_break_is_read(tmp_path: Path) -> None:
     empty_file(tmp_path / slice_name("p\n1", 3))
     assert list(slice_files(tmp_path)) == ["p\n1"]

@@ -171,7 +171,7 @@ def test_both_conventions_give_the_same_label_slices(tmp_path: Path) -> None:
 
 def test_a_segmentation_without_any_label_gives_black_label_slices(tmp_path: Path) -> None:
     description = convert(segmented(tmp_path, np.zeros(SHAPE, dtype=np.uint8)), tmp_path / "out").description
-    assert description.labels == "brats2020"
+    assert (description.labels, description.has_masks) == (None, True)
     assert not any(pixels_of(mask_slice(tmp_path / "out", z)).any() for z in range(SHAPE[2]))
 
 

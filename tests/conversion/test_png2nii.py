@@ -1,6 +1,7 @@
 """Label slices to a label map: which are read, what is refused with the file named, and what becomes of the output."""
 
 import hashlib
+import os
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -242,10 +243,33 @@ def test_a_slice_that_has_gone_is_named(dataset: Dataset) -> None:
     assert refusal(dataset.task) == f"{mask_slice(dataset.root, 3)}: cannot be read: No such file or directory"
 
 
+def test_a_pipe_with_the_name_of_a_slice_is_named(dataset: Dataset) -> None:
+    mask_slice(dataset.root, 3).unlink()
+    os.mkfifo(mask_slice(dataset.root, 3))
+    assert refusal(dataset.taken_again()) == f"{mask_slice(dataset.root, 3)}: is not a regular file"
+
+
+def test_a_slice_of_two_layouts_is_refused(dataset: Dataset) -> None:
+    def drawn(pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+        pixels[120, 120], pixels[121, 120] = (1, 1, 1), (50, 0, 0)
+        return pixels
+
+    rewrite(mask_slice(dataset.root, 2), drawn)
+    assert "mixes two layouts" in refusal(dataset.task)
+
+
+def test_an_image_of_another_patient_is_warned_of(dataset: Dataset, tmp_path: Path) -> None:
+    other = small_case(tmp_path / "other", seed=1).images[Modality.FLAIR]
+    result = convert_labels(replace(dataset.task, reference=other))
+    assert [warning.partition(": ")[2] for warning in result.warnings] == [
+        "is none of the files from which the slices of p1 were made; is it that case?"
+    ]
+
+
 def test_a_folder_with_the_name_of_a_slice_is_named(dataset: Dataset) -> None:
     mask_slice(dataset.root, 3).unlink()
     mask_slice(dataset.root, 3).mkdir()
-    assert refusal(dataset.taken_again()) == f"{mask_slice(dataset.root, 3)}: cannot be read: Is a directory"
+    assert refusal(dataset.taken_again()) == f"{mask_slice(dataset.root, 3)}: is not a regular file"
 
 
 @pytest.mark.parametrize("mode", ["L", "RGB", "RGBA"])
@@ -339,16 +363,16 @@ def test_a_folder_without_masks_stands_for_itself(tmp_path: Path) -> None:
     assert masks_folder(tmp_path) == tmp_path
 
 
-@pytest.mark.parametrize("where", ["beside", "within", "nowhere"])
-def test_the_description_is_beside_the_folder_or_in_it(tmp_path: Path, where: str) -> None:
+@pytest.mark.parametrize("where", ["beside", "within", "above", "of another program"])
+def test_the_description_is_above_the_folder_or_in_it(tmp_path: Path, where: str) -> None:
     folder = tmp_path / "a" / "predicted"
     folder.mkdir(parents=True)
-    path = {"beside": tmp_path / "a" / "cases", "within": folder / "cases", "nowhere": tmp_path / "cases"}[
-        where
-    ] / f"{NAME}.json"
-    path.parent.mkdir()
-    path.write_bytes(b"")
-    assert description_of(NAME, folder) == (path if where != "nowhere" else None)
+    cases = {"beside": tmp_path / "a" / "cases", "within": folder / "cases"}.get(where, tmp_path / "cases")
+    cases.mkdir()
+    (path := cases / f"{NAME}.json").write_text(
+        '{"schema": "drunet.%s/1"}' % ("segmentation" if "other" in where else "slices")
+    )
+    assert description_of(NAME, folder) == (None if "other" in where else path)
     assert description_of("p2", folder) is None
 
 
@@ -416,7 +440,7 @@ def test_labels_in_the_padding_are_dropped_with_a_warning(dataset: Dataset) -> N
     rewrite(mask_slice(dataset.root, 2), drawn)
     result = convert_labels(dataset.task)
     (warning,) = result.warnings
-    assert "3 labelled pixels of p1 lie outside the image" in warning
+    assert "3 labelled pixels of p1 lie outside its image" in warning
     assert result.document["warnings"] == [warning]
     np.testing.assert_array_equal(labels_at(dataset.task.output), labels_in(brain_in()))
 
@@ -491,7 +515,7 @@ def test_another_output_is_refused_with_skip_existing(dataset: Dataset, what: st
         rewrite(mask_slice(dataset.root, 2), np.zeros_like)
     before = dataset.task.output.read_bytes()
     labels = Labels.BRATS2023 if what == "other labels" else None
-    with pytest.raises(OutputError, match="is not what these slices give; give --overwrite"):
+    with pytest.raises(OutputError, match="give --overwrite to replace it"):
         convert_labels(replace(dataset.task, skip_existing=True, labels=labels))
     assert dataset.task.output.read_bytes() == before
 

@@ -13,6 +13,7 @@ from typing import Final
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from drunet_cli.brats import CHANNELS, Modality
 from drunet_cli.conversion import nii2png
@@ -217,6 +218,22 @@ def test_an_edited_slice_is_not_replaced(converted: Converted, slice_of: Callabl
     save_pixels(path, pixels)
     assert_refused(converted, match=rf"{NAME}_slice_2\.png: has been changed")
     converted.assert_unchanged()
+
+
+@pytest.mark.parametrize("kind", ["palette", "16 bit", "another size", "JPEG"])
+def test_an_edit_that_was_saved_as_another_kind_of_picture_is_not_replaced(converted: Converted, kind: str) -> None:
+    path = mask_slice(converted.root, 2)
+    picture = Image.fromarray(pixels_of(path))
+    match kind:
+        case "palette":
+            picture.convert("P").save(path, "PNG")
+        case "16 bit":
+            Image.fromarray(pixels_of(path)[..., 0].astype(np.uint16)).save(path, "PNG")
+        case "another size":
+            picture.resize((480, 480)).save(path, "PNG")
+        case "JPEG":
+            picture.save(path, "JPEG")
+    assert_refused(converted, match="has been changed since it was converted")
 
 
 def test_a_slice_that_another_program_has_saved_again_is_not_replaced(converted: Converted) -> None:

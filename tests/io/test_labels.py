@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from drunet_cli.brats import Labels, class_indices, label_values
+from drunet_cli.brats import Labels, ReadLabels, class_indices, label_values
 from drunet_cli.errors import CaseError
 from drunet_cli.io.labels import class_map_of
 from drunet_cli.io.nifti import Volume, load_volume
@@ -48,10 +48,10 @@ def test_label_values_of_every_type_and_both_conventions_are_read(dtype: str, la
 
 
 @pytest.mark.parametrize("indices", [(1,), (2,), (1, 2), (0,)])
-def test_labels_without_enhancing_tumour_count_as_those_until_2022(indices: tuple[int, ...]) -> None:
+def test_labels_without_enhancing_tumour_tell_no_convention(indices: tuple[int, ...]) -> None:
     classes = classes_in_a_corner(*indices)
     read, convention = class_map_of(volume_of(classes))
-    assert convention is Labels.BRATS2020
+    assert convention is None
     np.testing.assert_array_equal(read, classes)
 
 
@@ -73,7 +73,7 @@ def test_an_empty_label_map_is_all_background(dtype: str, shape: tuple[int, int,
     assert read.shape == shape
     assert read.dtype == np.uint8
     assert not read.any()
-    assert convention is Labels.BRATS2020
+    assert convention is None
 
 
 def test_an_array_of_no_voxels_has_no_class_indices() -> None:
@@ -192,3 +192,74 @@ def test_a_label_map_in_a_file_is_read_with_its_scaling(
     read, convention = class_map_of(load_volume(tmp_path / "seg.nii.gz"))
     assert convention is labels
     np.testing.assert_array_equal(read, classes)
+
+
+# What label values are taken for
+
+
+@pytest.mark.parametrize(
+    ("labels", "values", "indices"),
+    [
+        (ReadLabels.AUTO, (0, 1, 2, 4), (0, 1, 2, 3)),
+        (ReadLabels.AUTO, (0, 1, 2, 3), (0, 1, 2, 3)),
+        (ReadLabels.BRATS2020, (0, 1, 2, 4), (0, 1, 2, 3)),
+        (ReadLabels.BRATS2023, (0, 1, 2, 3), (0, 1, 2, 3)),
+        (ReadLabels.BRATS2024, (0, 1, 2, 3, 4), (0, 1, 2, 3, 0)),  # 4: resection cavity
+        (ReadLabels.BRATS2024, (0, 4), (0, 0)),
+    ],
+)
+@pytest.mark.parametrize("dtype", ["u1", "i2", "f4", "f8"])
+def test_label_values_mean_what_was_asked_for(
+    labels: ReadLabels, values: tuple[int, ...], indices: tuple[int, ...], dtype: str
+) -> None:
+    found = class_indices(np.array(values, dtype=dtype), labels)
+    assert found.dtype == np.uint8
+    assert found.tolist() == list(indices)
+
+
+@pytest.mark.parametrize(("labels", "value"), [(ReadLabels.BRATS2020, 3), (ReadLabels.BRATS2023, 4)])
+@pytest.mark.parametrize("dtype", ["u1", "f4"])
+def test_a_label_that_the_named_convention_lacks_is_refused(labels: ReadLabels, value: int, dtype: str) -> None:
+    with pytest.raises(CaseError) as caught:
+        class_indices(np.array([0, 1, 2, value], dtype=dtype), labels)
+    assert str(caught.value) == f"holds label {value}, which {labels} does not have"
+
+
+@pytest.mark.parametrize("labels", [ReadLabels.BRATS2020, ReadLabels.BRATS2023])
+def test_labels_3_and_4_together_are_refused_where_a_convention_with_one_of_them_is_named(labels: ReadLabels) -> None:
+    with pytest.raises(CaseError, match=f"which {labels} does not have"):
+        class_indices(np.array([3, 4], dtype=np.uint8), labels)
+
+
+@pytest.mark.parametrize("labels", ReadLabels)
+@pytest.mark.parametrize("value", [-1, 5, 255])
+def test_other_labels_are_refused_in_every_convention(labels: ReadLabels, value: int) -> None:
+    with pytest.raises(CaseError, match=f"holds label {value}; "):
+        class_indices(np.array([0, 1, value], dtype=np.int16), labels)
+
+
+@pytest.mark.parametrize("labels", ReadLabels)
+def test_an_empty_label_map_is_background_in_every_convention(labels: ReadLabels) -> None:
+    read, _ = class_map_of(volume_of(np.zeros(SHAPE, dtype=np.uint8)), labels)
+    assert read.shape == SHAPE
+    assert not read.any()
+
+
+def test_a_resection_cavity_far_from_the_tumour_is_background() -> None:
+    voxels = classes_in_a_corner(1, 2, 3)
+    expected = voxels.copy()
+    voxels[0, 0, 0] = voxels[10, 6, 0] = 4
+    read, _ = class_map_of(volume_of(voxels), ReadLabels.BRATS2024)
+    np.testing.assert_array_equal(read, expected)
+
+
+def test_a_refusal_under_a_named_convention_names_the_file() -> None:
+    with pytest.raises(CaseError) as caught:
+        class_map_of(volume_of(np.full(SHAPE, 3)), ReadLabels.BRATS2020)
+    assert str(caught.value) == "seg.nii: holds label 3, which brats2020 does not have"
+
+
+def test_a_label_map_with_a_3_is_of_brats_2023_though_a_cavity_has_4() -> None:
+    voxels = classes_in_a_corner(1, 2, 3)
+    voxels[0, 0, 0] = 4
+    assert class_map_of(volume_of(voxels), ReadLabels.BRATS2024)[1] is Labels.BRATS2023
