@@ -100,7 +100,9 @@ class Screen:
         console = Console(highlight=False)
         if not console.is_terminal:
             console = Console(highlight=False, width=_WIDE)  # a program reads it: nothing is folded
-        console.print(table)
+        with console.capture() as captured:
+            console.print(table)
+        result("\n".join(line.rstrip() for line in captured.get().splitlines()))
 
     def _line(self, label: str, style: str, message: str) -> None:
         self._print(one_line(message), f"{label}: ", style)
@@ -185,8 +187,9 @@ def statistics_table(title: str, summary: Mapping[str, Mapping[str, "Statistics"
     for region, scores in summary.items():
         for score, found in scores.items():
             numbers = (found.mean, found.sd, found.median, found.lower_quartile, found.upper_quartile)
-            interval = f"{found.low:.3f} to {found.high:.3f}"
-            table.add_row(region, labels[score], *(f"{number:.3f}" for number in numbers), interval)
+            digits = 1 if score.endswith(("_mm", "_ml")) else 3
+            interval = f"{found.low:.{digits}f} to {found.high:.{digits}f}"
+            table.add_row(region, labels[score], *(f"{number:.{digits}f}" for number in numbers), interval)
     return table
 
 

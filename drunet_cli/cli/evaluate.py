@@ -1,0 +1,227 @@
+"""`drunet evaluate`."""
+
+import math
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from contextlib import closing
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Final
+
+import typer
+
+from drunet_cli.brats import ReadLabels
+from drunet_cli.cli import options
+from drunet_cli.cli.signals import raise_lost
+from drunet_cli.errors import CaseError, DrunetError, MisuseError, OutputError
+
+if TYPE_CHECKING:
+    from drunet_cli.cli.batch import Batch
+    from drunet_cli.evaluation.pairs import Pairing
+
+_STDIN: Final = "-"
+_METRICS: Final = "Metrics"
+
+
+def evaluate(
+    prediction: Annotated[
+        str,
+        typer.Argument(
+            metavar="PRED",
+            help="Label map, folder of label maps, or (without REF) a table .csv with the columns case, prediction, reference; "
+            "- reads the table from stdin.",
+            show_default=False,
+        ),
+    ],
+    reference: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="REF", help="Label map or folder to compare with, such as a BraTS data set.", show_default=False
+        ),
+    ] = None,
+    *,
+    convention: Annotated[
+        str,
+        typer.Option(
+            metavar="brats|lesionwise",
+            help="brats: Dice and HD95 of whole regions; lesionwise: means over lesions, as BraTS 2023 ranked.",
+            rich_help_panel=_METRICS,
+        ),
+    ] = "brats",
+    labels: Annotated[
+        ReadLabels,
+        typer.Option(
+            help="What label values mean: auto takes 4 or 3 for enhancing tumour, whichever occurs; in brats2024 4 is the "
+            "resection cavity.",
+            rich_help_panel=_METRICS,
+        ),
+    ] = ReadLabels.AUTO,
+    tolerance: Annotated[
+        float,
+        typer.Option(min=0, metavar="MM", help="Of the surface Dice, in mm.", rich_help_panel=_METRICS),
+    ] = 1.0,
+    seed: Annotated[int, typer.Option(min=0, metavar="N", help="Of the bootstrap over cases.", rich_help_panel=_METRICS)] = 0,
+    allow_missing: Annotated[
+        bool,
+        typer.Option("--allow-missing", help="Cases without a partner are no failure.", rich_help_panel=options.OUTPUT),
+    ] = False,
+    worst: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            metavar="N",
+            help="List the N cases of lowest mean Dice.",
+            show_default=False,
+            rich_help_panel=options.OUTPUT,
+        ),
+    ] = None,
+    csv: Annotated[
+        Path | None,
+        typer.Option(
+            "--csv",
+            parser=options.path,
+            metavar="FILE",
+            help="Write one row a case and region.",
+            show_default=False,
+            rich_help_panel=options.OUTPUT,
+        ),
+    ] = None,
+    plot: Annotated[
+        Path | None,
+        typer.Option(
+            "--plot",
+            parser=options.path,
+            metavar="FILE.png",
+            help="Draw box plots with the cases as points; needs the extra plot.",
+            show_default=False,
+            rich_help_panel=options.OUTPUT,
+        ),
+    ] = None,
+    overwrite: options.Overwrite = False,
+    json: options.Json = False,
+    quiet: options.Quiet = False,
+    jobs: options.Jobs = None,
+) -> None:
+    """Compare label maps with reference segmentations: the metrics of BraTS.
+
+    Regions are WT (whole tumour), TC (tumour core) and ET (enhancing tumour).
+    Folders are paired by case: CASE.nii.gz, CASE_seg.nii.gz, CASE-seg.nii.gz, at
+    any depth. Printed is a table over cases: mean, SD, median, quartiles and the
+    95 % bootstrap interval of the mean. --json prints one object a case instead.
+
+    drunet evaluate results BraTS2021_TrainingData
+    """
+    if convention not in ("brats", "lesionwise"):
+        raise MisuseError(f"--convention {convention}: is neither brats nor lesionwise")
+    if "" in (prediction, reference):
+        raise MisuseError("PRED and REF: an empty path; an unset variable?")
+    if not math.isfinite(tolerance):
+        raise MisuseError(f"--tolerance {tolerance}: must be a length in mm")
+    if plot is not None and (plot.suffix.lower() != ".png" or plot == csv):
+        raise MisuseError(f"--plot {plot}: name a .png file of its own")
+
+    from drunet_cli.cli.batch import Batch, counted
+    from drunet_cli.cli.console import Screen
+    from drunet_cli.evaluation.comparison import Convention
+    from drunet_cli.evaluation.evaluation import EvaluationTask
+    from drunet_cli.host import granted_cpus
+    from drunet_cli.io.atomic import check_writable, is_same_file
+
+    if plot is not None:
+        from drunet_cli.evaluation.plots import check_plottable
+
+        check_plottable()
+    screen = Screen(quiet=quiet)
+    outputs = [path for path in (csv, plot) if path is not None]
+    for path in outputs:
+        check_writable(path, overwrite=overwrite)
+    pairing = _pairing(prediction, reference)
+    inputs = [Path(prediction), *(path for pair in pairing.pairs for path in (pair.prediction, pair.reference))]
+    if used := [path for path in outputs if any(is_same_file(path, given) for given in inputs)]:
+        raise OutputError(f"{used[0]}: is one of the inputs; name another output")
+    if allow_missing:
+        for error in pairing.missing.values():
+            screen.note(f"{error}; left out")
+    failures = pairing.unpaired if allow_missing else {**pairing.unpaired, **pairing.missing}
+    n_cases = len(pairing.pairs) + len(failures)
+    if n_cases == 0:
+        raise CaseError(f"{prediction} and {reference}: have no case in common")
+    two_files = reference is not None and not os.path.isdir(prediction)  # noqa: PTH112  # unlike Path.is_dir it raises for no path
+    batch = Batch(screen, n_cases=n_cases, alone=two_files, json=json)
+    for case, error in failures.items():
+        batch.failed(case, error)
+    tasks = [
+        EvaluationTask(pair=pair, convention=Convention(convention), labels=labels, tolerance_mm=tolerance)
+        for pair in pairing.pairs
+    ]
+    documents = _evaluated(tasks, batch, n_jobs=jobs or granted_cpus())
+    unwritten = None
+    if documents:
+        try:
+            _write(documents, csv=csv, plot=plot, overwrite=overwrite)
+        except OutputError as error:
+            unwritten = error
+        if not json:
+            _print_tables(documents, seed=seed, worst=worst)
+    batch.finish(f"{counted(batch.n_done, 'case')} compared, convention {convention}", unwritten)
+
+
+def _pairing(prediction: str, reference: str | None) -> "Pairing":
+    from drunet_cli.evaluation.pairs import decoded, pair_up, read_pairs, table_of
+
+    if reference is not None:
+        return pair_up(Path(prediction), Path(reference))
+    if prediction == _STDIN:
+        return read_pairs(decoded(sys.stdin.buffer.read(), name="stdin"), folder=Path(), name="stdin")
+    if not prediction.lower().endswith(".csv"):
+        raise MisuseError(f"{prediction}: missing REF; alone it must be a table .csv, or - for one on stdin")
+    return read_pairs(table_of(Path(prediction)), folder=Path(prediction).parent, name=prediction)
+
+
+def _evaluated(tasks: Sequence[Any], batch: "Batch", *, n_jobs: int) -> list[Mapping[str, Any]]:
+    """The objects of all cases that could be compared, by case."""
+    from drunet_cli.evaluation.evaluation import evaluate
+    from drunet_cli.jobs import each
+
+    documents: list[Mapping[str, Any]] = []
+    with batch.bar(), closing(each(evaluate, tasks, n_processes=n_jobs)) as outcomes:
+        for task, outcome in outcomes:
+            raise_lost()
+            if isinstance(outcome, DrunetError):
+                batch.failed(task.pair.case, outcome)
+                continue
+            documents.append(outcome)
+            dice = ", ".join(f"{name} {scores['dice']:.3f}" for name, scores in outcome["regions"].items())
+            batch.done(None, outcome, note=f"{task.pair.case}: Dice {dice}")
+    return sorted(documents, key=lambda document: str(document["case"]))
+
+
+def _print_tables(documents: Sequence[Mapping[str, Any]], *, seed: int, worst: int | None) -> None:
+    from drunet_cli.cli.batch import counted
+    from drunet_cli.cli.console import Screen, statistics_table, worst_table
+    from drunet_cli.evaluation import tables
+
+    first = documents[0]
+    cases = counted(len(documents), "case")
+    title = f"Convention {first['convention']}, surface Dice at {first['tolerance_mm']:g} mm, {cases}"
+    screen = Screen()
+    screen.table(statistics_table(title, tables.summarised(documents, seed=seed), tables.SCORES))
+    if worst is not None:
+        screen.table(worst_table(tables.worst(documents, worst)))
+
+
+def _write(documents: Sequence[Mapping[str, Any]], *, csv: Path | None, plot: Path | None, overwrite: bool) -> None:
+    from drunet_cli.evaluation.tables import as_csv
+    from drunet_cli.io.atomic import remove_stale, written
+
+    for path in (csv, plot):
+        if path is not None:
+            remove_stale(path)
+    if csv is not None:
+        with written(csv, overwrite=overwrite) as stream:
+            stream.write(as_csv(documents).encode(errors="surrogateescape"))
+    if plot is not None:
+        from drunet_cli.evaluation.plots import box_plots
+
+        with written(plot, overwrite=overwrite) as stream:
+            stream.write(box_plots(documents))

@@ -1,0 +1,157 @@
+"""Which prediction is to be compared with which reference. Reads no voxel."""
+
+import csv
+import io
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from drunet_cli.errors import CaseError
+from drunet_cli.io.naming import SEGMENTATION, WORDS, before_and_last_word, is_nifti, stem, with_a_name
+
+COLUMNS: Final = ("case", "prediction", "reference")
+# What drunet and BraTS write beside a label map, by the end of the name.
+_NO_LABEL_MAPS: Final = ("_probabilities", "_entropy", "_unc_whole", "_unc_core", "_unc_enhance")
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One case: a predicted label map and its reference."""
+
+    case: str
+    prediction: Path
+    reference: Path
+
+
+@dataclass(frozen=True)
+class Pairing:
+    """Pairs sorted by case; and of what has no partner, or more than one, by case the reason.
+
+    missing: cases of which one side only is there.
+    """
+
+    pairs: tuple[Pair, ...]
+    unpaired: Mapping[str, CaseError]
+    missing: Mapping[str, CaseError]
+
+
+def pair_up(predictions: Path, references: Path) -> Pairing:
+    """Two label maps, or two folders whose label maps are paired by the names of their cases.
+
+    Raises CaseError when one is a file and the other a folder, or a folder holds no label map.
+    """
+    for path in (predictions, references):
+        if not os.path.exists(path):  # noqa: PTH110  # unlike Path.exists it raises for no path
+            raise CaseError(f"{path}: no such file or folder")
+    if predictions.samefile(references):
+        raise CaseError(f"{predictions}: is given as prediction and as reference")
+    if predictions.is_dir() != references.is_dir():
+        raise CaseError(f"{predictions} and {references}: give two label maps, or two folders")
+    if not predictions.is_dir():
+        return Pairing((Pair(_case_name(references), predictions, references),), {}, {})
+    sides = {folder: label_maps_in(folder) for folder in (predictions, references)}
+    pairs: list[Pair] = []
+    unpaired: dict[str, CaseError] = {}
+    missing: dict[str, CaseError] = {}
+    for case in sorted(set().union(*sides.values())):
+        files = {folder: found[case] for folder, found in sides.items() if case in found}
+        doubled = next((paths for paths in files.values() if len(paths) > 1), None)
+        if doubled is not None:
+            message = f"{doubled[0]} and {doubled[1]}: both are label maps of {case}; keep one, or give a table"
+            unpaired[case] = CaseError(message)
+        elif len(files) == 1:
+            [(folder, [path])] = files.items()
+            other = references if folder == predictions else predictions
+            missing[case] = CaseError(f"{path}: has no partner in {other}")
+        else:
+            pairs.append(Pair(case, files[predictions][0], files[references][0]))
+    return Pairing(tuple(pairs), unpaired, missing)
+
+
+def read_pairs(text: str, *, folder: Path, name: str) -> Pairing:
+    """The rows of a table with the columns case, prediction, reference; relative paths begin at `folder`.
+
+    name: of the table, for messages. Raises CaseError for a table without these columns or without rows.
+    """
+    try:
+        reader = csv.DictReader(io.StringIO(text.removeprefix("\ufeff"), newline=""), strict=True)
+        rows = [(reader.line_num, row) for row in reader]
+    except csv.Error as error:
+        raise CaseError(f"{name}: cannot be read as a table: {error}") from error
+    if not rows or not set(COLUMNS) <= rows[0][1].keys():
+        raise CaseError(f"{name}: needs the header {','.join(COLUMNS)} and a row for each case")
+    pairs: dict[str, Pair] = {}
+    unpaired: dict[str, CaseError] = {}
+    for number, row in rows:
+        case, prediction, reference = (str(row[column] or "").strip() for column in COLUMNS)
+        if not (case and prediction and reference):
+            unpaired[case or f"line {number}"] = CaseError(f"{name}, line {number}: lacks a case, prediction or reference")
+        elif case in pairs:
+            unpaired[case] = CaseError(f"{name}, line {number}: {case} is there twice")
+        else:
+            pairs[case] = Pair(case, folder / prediction, folder / reference)
+    return Pairing(tuple(pairs[case] for case in sorted(pairs.keys() - unpaired.keys())), unpaired, {})
+
+
+def table_of(path: Path) -> str:
+    """The text of a table. Raises CaseError."""
+    try:
+        return decoded(path.read_bytes(), name=str(path))
+    except OSError as error:
+        raise CaseError(f"{path}: cannot be read: {error.strerror}") from error
+
+
+def decoded(table: bytes, *, name: str) -> str:
+    """The bytes of a table as text. Raises CaseError."""
+    try:
+        return table.decode()
+    except UnicodeDecodeError as error:
+        raise CaseError(f"{name}: is not text in UTF-8; save the table as UTF-8") from error
+
+
+def label_maps_in(folder: Path) -> dict[str, list[Path]]:
+    """Label maps at any depth, by case: CASE.nii.gz as drunet and nnU-Net have it, CASE_seg.nii.gz, CASE-seg.nii.gz as BraTS.
+
+    Images that lie beside them are not taken for label maps. Raises CaseError when there is none, or a folder refuses.
+    """
+    found: dict[str, list[Path]] = {}
+    for path in _files(folder):
+        if is_nifti(path.name) and _may_be_label_map(path):
+            found.setdefault(_case_name(path), []).append(path)
+    if not found:
+        raise CaseError(f"{folder}: holds no label map; looked for CASE.nii.gz, CASE_seg.nii.gz and CASE-seg.nii.gz")
+    return found
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    """Every file that is not hidden, in sorted order; a folder to which links lead back is entered once."""
+    entered: set[tuple[int, int]] = set()
+    waiting = [folder]
+    while waiting:
+        path = waiting.pop()
+        try:
+            status = path.stat()
+            if (status.st_dev, status.st_ino) in entered:
+                continue
+            entered.add((status.st_dev, status.st_ino))
+            with os.scandir(path) as entries:
+                listed = sorted((entry.name, entry.is_dir()) for entry in entries if not entry.name.startswith("."))
+        except OSError as error:
+            raise CaseError(f"{path}: cannot be listed: {error.strerror}") from error
+        yield from (path / name for name, is_folder in listed if not is_folder)
+        waiting += [path / name for name, is_folder in reversed(listed) if is_folder]
+
+
+def _may_be_label_map(path: Path) -> bool:
+    name = stem(path)
+    _, word = before_and_last_word(name)
+    return not name.endswith(_NO_LABEL_MAPS) and word.lower() not in WORDS
+
+
+def _case_name(path: Path) -> str:
+    before, word = before_and_last_word(stem(path))
+    if word.lower() != SEGMENTATION:
+        return stem(path)
+    return before or with_a_name(path.parent).name
