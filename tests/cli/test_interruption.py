@@ -197,7 +197,7 @@ def test_signal_ends_the_run_with_its_code_and_without_files_or_traceback(
 @both_signals
 @pytest.mark.parametrize(
     "module",
-    ["drunet_cli.cli.app", "typer", "drunet_cli.cli.console", "rich.progress", "numpy", "nibabel", "torch", "torch.nn", "h5py"],
+    ["drunet_cli.cli.app", "typer", "drunet_cli.cli.console", "isal", "numpy", "nibabel", "torch", "torch.nn", "h5py"],
 )
 def test_signal_while_a_module_is_imported_ends_the_run_without_traceback(
     module: str, number: int, code: int, tmp_path: Path
