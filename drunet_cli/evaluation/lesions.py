@@ -13,6 +13,7 @@ from scipy import ndimage
 
 from drunet_cli.evaluation.metrics import Mask, SpacingMm, dice
 from drunet_cli.evaluation.surfaces import box_of, surface_distances
+from drunet_cli.io.geometry import Box
 
 MISSED_HD95_MM: Final = 374.0  # of a lesion without a match, and of every false positive
 SMALL_MM3: Final = 50.0
@@ -21,7 +22,6 @@ _GROWTH_STEPS: Final = 3
 _CONTACT: Final = ndimage.generate_binary_structure(3, 3)  # and the 8 that share a corner
 
 IntArray = npt.NDArray[np.integer[Any]]
-Box = tuple[slice, ...]
 
 
 @dataclass(frozen=True)
@@ -57,16 +57,18 @@ def lesion_scores(prediction: Mask, reference: Mask, *, spacing_mm: SpacingMm) -
     prediction, reference = prediction[box], reference[box]
     # The box cuts surroundings off, and changes nothing: where two of them meet outside, they also meet at the nearest voxels
     # inside, since these are no farther from either lesion along any axis.
-    near = tuple(slice(max(axis.start - _GROWTH_STEPS, 0), axis.stop + _GROWTH_STEPS) for axis in box_of(reference))
+    i, j, k = (slice(max(axis.start - _GROWTH_STEPS, 0), axis.stop + _GROWTH_STEPS) for axis in box_of(reference))
+    near = i, j, k
     grown = ndimage.binary_dilation(reference[near], _GROWTH, iterations=_GROWTH_STEPS)
-    lesions = np.zeros(reference.shape, dtype=np.int32)
-    lesions[near], n_lesions = ndimage.label(grown, _CONTACT)
+    near_lesions, n_lesions = ndimage.label(grown, _CONTACT)
     components, n_components = ndimage.label(prediction, _CONTACT)
-    lesion, component = _matches(lesions, components, n_components)
-    lesions[~reference] = 0
+    lesion, component = _matches(near_lesions, components[near], n_components)
+    near_lesions[~reference[near]] = 0
+    lesions = np.zeros(reference.shape, dtype=np.int32)
+    lesions[near] = near_lesions
 
-    lesion_boxes, component_boxes = ndimage.find_objects(lesions), ndimage.find_objects(components)
-    voxels = np.bincount(lesions.ravel(), minlength=n_lesions + 1)
+    lesion_boxes, component_boxes = ndimage.find_objects(near_lesions), ndimage.find_objects(components)
+    voxels = np.bincount(near_lesions.ravel(), minlength=n_lesions + 1)
     scores, n_missed = [], 0
     for number in range(1, n_lesions + 1):
         if int(voxels[number]) * spacing_mm[0] * spacing_mm[1] * spacing_mm[2] <= SMALL_MM3:
@@ -75,8 +77,10 @@ def lesion_scores(prediction: Mask, reference: Mask, *, spacing_mm: SpacingMm) -
         if not len(matched):
             n_missed += 1
             continue
-        both = _around([lesion_boxes[number - 1], *(component_boxes[match - 1] for match in matched)])
-        found, sought = np.isin(components[both], matched), lesions[both] == number
+        both = _around([_within(near, lesion_boxes[number - 1]), *(component_boxes[match - 1] for match in matched)])
+        is_matched = np.zeros(n_components + 1, dtype=np.bool_)
+        is_matched[matched] = True
+        found, sought = is_matched[components[both]], lesions[both] == number
         scores.append((dice(found, sought), surface_distances(found, sought, spacing_mm=spacing_mm).hd95_mm))
     n_false = n_components - len(np.unique(component))
     return _mean(scores, LesionCounts(len(scores), n_missed, n_false))
@@ -90,8 +94,15 @@ def _matches(lesions: IntArray, components: IntArray, n_components: int) -> tupl
     return lesion, component
 
 
+def _within(outer: Box, box: Box) -> Box:
+    """A box of a part, in the axes of the whole that the part was cut of."""
+    i, j, k = (slice(of.start + axis.start, of.start + axis.stop) for of, axis in zip(outer, box, strict=True))
+    return i, j, k
+
+
 def _around(boxes: Iterable[Box]) -> Box:
-    return tuple(slice(min(one.start for one in axis), max(one.stop for one in axis)) for axis in zip(*boxes, strict=True))
+    i, j, k = (slice(min(one.start for one in axis), max(one.stop for one in axis)) for axis in zip(*boxes, strict=True))
+    return i, j, k
 
 
 def _mean(scores: list[tuple[float, float]], counts: LesionCounts) -> LesionScores:

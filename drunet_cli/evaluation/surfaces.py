@@ -18,6 +18,8 @@ from scipy import ndimage
 from scipy.spatial import KDTree
 
 from drunet_cli.evaluation.metrics import Mask, SpacingMm
+from drunet_cli.io import geometry
+from drunet_cli.io.geometry import Box
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -81,10 +83,9 @@ def border_hd95_mm(prediction: Mask, reference: Mask, *, spacing_mm: SpacingMm) 
     return float(np.percentile(np.concatenate(distances), PERCENT)) if distances[0].size else 0.0
 
 
-def box_of(mask: Mask) -> tuple[slice, ...]:
+def box_of(mask: Mask) -> Box:
     """The smallest box that holds all of a mask, to crop to; a single voxel where the mask is empty."""
-    boxes = ndimage.find_objects(mask.view(np.uint8))
-    return boxes[0] if boxes else (slice(0, 1),) * mask.ndim
+    return geometry.box_of(mask) or (slice(0, 1), slice(0, 1), slice(0, 1))
 
 
 def _codes(mask: Mask) -> npt.NDArray[np.uint8]:

@@ -13,15 +13,11 @@ import numpy as np
 import numpy.typing as npt
 
 from drunet_cli.brats import CHANNELS, Modality
+from drunet_cli.evaluation.metrics import dice
 from drunet_cli.io.checks import voxel_litres
 from drunet_cli.io.nifti import load_volume
 
 Mask = npt.NDArray[np.bool_]
-
-
-def dice(one: Mask, other: Mask) -> float:
-    """Dice of two masks."""
-    return 2 * np.count_nonzero(one & other) / (np.count_nonzero(one) + np.count_nonzero(other))
 
 
 def main() -> None:
