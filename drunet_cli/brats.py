@@ -128,6 +128,11 @@ def label_value(tumour_class: TumourClass, labels: Labels) -> int:
     return int(_LABEL_VALUES[labels][tumour_class])
 
 
+def dice_of(common: int, of_one: int, of_other: int) -> float:
+    """Dice from voxel counts: of what two masks share, and of each; 1 where both are empty. The package's one definition."""
+    return 2 * common / (of_one + of_other) if of_one + of_other else 1.0
+
+
 def voxel_counts(class_map: ClassMap) -> dict[str, int]:
     """Voxels of every tumour class and region, by name; ET is both."""
     by_class = np.bincount(class_map.ravel(), minlength=len(TUMOUR_CLASSES) + 1)

@@ -1,9 +1,11 @@
-"""Voxel-wise agreement of two masks, and the one definition of Dice in this package."""
+"""Voxel-wise agreement of two masks."""
 
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+
+from drunet_cli.brats import dice_of
 
 Mask = npt.NDArray[np.bool_]
 SpacingMm = tuple[float, float, float]
@@ -35,8 +37,7 @@ class Overlap:
     @property
     def dice(self) -> float:
         """2 TP / (2 TP + FP + FN); 1 where both masks are empty."""
-        named = self.voxels + self.reference_voxels
-        return 2 * self.true_positives / named if named else 1.0
+        return dice_of(self.true_positives, self.voxels, self.reference_voxels)
 
     @property
     def sensitivity(self) -> float:

@@ -10,7 +10,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from drunet_cli.brats import CHANNELS, Modality
+from drunet_cli.brats import CHANNELS, Modality, dice_of
 from drunet_cli.errors import CaseError
 from drunet_cli.io.geometry import FRAME, Geometry
 from drunet_cli.io.grids import check_grids
@@ -184,7 +184,7 @@ def _different_brains(volumes: Mapping[Modality, Volume]) -> list[CaseWarning]:
     warnings = []
     for modality in others:
         other = volumes[modality].brain
-        dice = 2 * np.count_nonzero(brain & other) / (np.count_nonzero(brain) + np.count_nonzero(other))
+        dice = dice_of(*(int(np.count_nonzero(mask)) for mask in (brain & other, brain, other)))
         if dice < _SAME_BRAIN_DICE:
             message = (
                 f"{volumes[modality].path}: the outline of the brain in {modality.display} is not that in {flair.display} "
