@@ -2,6 +2,7 @@
 
 import itertools
 import os
+import stat
 import time
 import zlib
 from collections.abc import Mapping
@@ -235,6 +236,8 @@ def _slices_are_there(finished: Description, layout: Layout) -> bool:
         for folder, crc in expected:
             path = folder / slice_name(finished.case, row.z)
             try:
+                if not stat.S_ISREG(path.stat().st_mode):  # opening a named pipe need never end
+                    raise OutputError(f"{path}: {_CHANGED}")
                 content = path.read_bytes()
             except FileNotFoundError:
                 complete = False

@@ -236,6 +236,14 @@ def test_an_edit_that_was_saved_as_another_kind_of_picture_is_not_replaced(conve
     assert_refused(converted, match="has been changed since it was converted")
 
 
+def test_a_pipe_in_the_place_of_a_slice_is_refused(converted: Converted) -> None:
+    path = mask_slice(converted.root, 2)
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.raises(OutputError, match="has been changed since it was converted"):
+        convert(converted.case, converted.root, skip_existing=True)
+
+
 def test_a_slice_that_another_program_has_saved_again_is_not_replaced(converted: Converted) -> None:
     save_pixels(mask_slice(converted.root, 2), pixels_of(mask_slice(converted.root, 2)))
     assert_refused(converted, match="has been changed")
