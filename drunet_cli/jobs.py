@@ -50,6 +50,8 @@ def each(
             for future in done:
                 yield futures.pop(future), future.result()
     except BrokenProcessPool as error:
+        for worker in multiprocessing.active_children():  # the executor overlooks one that was just starting, and waits for it
+            worker.kill()
         if error.__cause__ is not None:  # no worker is gone: what it sent could not be read, which is a fault of ours
             raise
         raise DeviceError("a worker process was killed, perhaps for want of memory; try fewer --jobs") from error
@@ -63,7 +65,11 @@ def _submit(
     tasks: Iterable[Task],
     futures: "dict[Future[Result | DrunetError], Task]",
 ) -> None:
-    """Submit with SIGINT blocked, which the workers that this starts inherit; one that comes meanwhile is delivered after."""
+    """Submit with SIGINT blocked, which the workers that this starts inherit; one that comes meanwhile is delivered after.
+
+    Raises BrokenProcessPool where a worker is gone.
+    """
+    from concurrent.futures.process import BrokenProcessPool
     from multiprocessing import resource_tracker
 
     resource_tracker.ensure_running()  # else it would be started between, and unblock
@@ -71,6 +77,8 @@ def _submit(
     try:
         for task in tasks:
             futures[executor.submit(_outcome, function, task)] = task
+    except OSError:  # the executor has just closed its pipes for that reason
+        raise BrokenProcessPool from None
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
 
