@@ -1,8 +1,6 @@
 """A case to PNG slices, as the published conversion makes them."""
 
 import itertools
-import os
-import stat
 import time
 import zlib
 from collections.abc import Mapping
@@ -15,7 +13,8 @@ from typing import Final
 import numpy as np
 
 from drunet_cli.brats import TUMOUR_CLASSES, ClassMap, Labels
-from drunet_cli.conversion.description import Description, InputFile, SliceRow, read_description
+from drunet_cli.conversion.description import Description, InputFile, SliceRow
+from drunet_cli.conversion.existing import check_made_of, finished_description, slices_are_there, stamp
 from drunet_cli.conversion.layout import Layout, slice_name
 from drunet_cli.errors import CaseError, OutputError
 from drunet_cli.io.atomic import put
@@ -26,10 +25,9 @@ from drunet_cli.io.images import CaseImages, read_images
 from drunet_cli.io.labels import class_map_of
 from drunet_cli.io.naming import SEGMENTATION
 from drunet_cli.io.nifti import Volume, load_volume
-from drunet_cli.io.png import DamagedPngError, decode_png, encode_label_slices, encode_slices
+from drunet_cli.io.png import encode_label_slices, encode_slices
 from drunet_cli.io.slices import SliceStack
 
-_CHANGED: Final = "has been changed since it was converted; give --overwrite to convert the case again"
 _SLICES_AT_ONCE: Final = 16  # encoded by one thread, in a few steps of numpy
 
 
@@ -63,16 +61,16 @@ def convert_case(task: CaseTask) -> ConvertedCase:
     """
     begin = time.perf_counter()
     path = task.layout.description(task.case.name)
-    finished = None if task.overwrite else _finished(path)
+    finished = None if task.overwrite else finished_description(path)
     if finished is not None:
         if not task.skip_existing:
             raise OutputError(f"{path}: exists already; give --skip-existing or --overwrite")
-        _check_made_of(finished, task)
-        if _slices_are_there(finished, task.layout):
+        check_made_of(path, finished, task.case, skip_blank=task.skip_blank)
+        if slices_are_there(finished, task.layout):
             task.layout.unfinished(task.case.name).unlink(missing_ok=True)  # a run was killed just before it did
             return ConvertedCase(finished, path, time.perf_counter() - begin, skipped=True)
         task = replace(task, leftovers=())  # what is there beyond the description is not ours to remove
-    stamps = {name: _stamp(file) for name, file in task.case.files.items()}
+    stamps = {name: stamp(file) for name, file in task.case.files.items()}
     with ThreadPoolExecutor(1) as thread:
         loaded = None if task.case.segmentation is None else thread.submit(load_volume, task.case.segmentation)
         images = read_images(task.case)
@@ -97,16 +95,6 @@ def convert_case(task: CaseTask) -> ConvertedCase:
     )
     _publish(task, files, description)
     return ConvertedCase(description, path, time.perf_counter() - begin)
-
-
-def _finished(path: Path) -> Description | None:
-    """The description, if there is one. An empty one is what a machine that lost its power may leave."""
-    try:
-        return read_description(path) if path.stat().st_size else None
-    except OSError:  # absent; what cannot be read cannot be written either, which is told then
-        return None
-    except CaseError as error:
-        raise OutputError(f"{error}; give --overwrite") from error
 
 
 @dataclass(frozen=True)
@@ -199,59 +187,3 @@ def _publish(task: CaseTask, files: Mapping[Path, bytes], description: Descripti
     put(path, description.encoded())
     with suppress(FileNotFoundError):  # another process has converted the same case
         unfinished.unlink()
-
-
-def _stamp(file: Path) -> os.stat_result:
-    try:
-        return file.stat()
-    except OSError as error:
-        raise CaseError(f"{file}: cannot be read: {error.strerror}") from error
-
-
-def _check_made_of(finished: Description, task: CaseTask) -> None:
-    """Raise OutputError where the existing slices are those of other files or settings."""
-    path = task.layout.description(task.case.name)
-    remedy = "give --overwrite to convert it again"
-    files = task.case.files
-    if finished.skip_blank != task.skip_blank:
-        raise OutputError(f"{path}: was converted {'with' if finished.skip_blank else 'without'} --skip-blank; {remedy}")
-    if set(files) != set(finished.inputs):
-        raise OutputError(f"{path}: was converted {'with' if finished.has_masks else 'without'} a segmentation; {remedy}")
-    for name, file in files.items():
-        before, now = finished.inputs[name], _stamp(file)
-        if (before.path, before.n_bytes, before.mtime_ns) == (str(file), now.st_size, now.st_mtime_ns):
-            continue
-        if before.n_bytes != now.st_size or load_volume(file).sha256 != before.sha256:
-            raise OutputError(f"{file}: is not the file from which {path} was converted; {remedy}")
-
-
-def _slices_are_there(finished: Description, layout: Layout) -> bool:
-    """Whether every slice is as it was written; False where some are missing or damaged, and none has been changed.
-
-    Raises OutputError for one that somebody has changed: it is not ours to replace.
-    """
-    complete = True
-    for row in finished.rows:
-        expected = [(layout.images, row.image_crc), *([(layout.masks, row.mask_crc)] if finished.has_masks else [])]
-        for folder, crc in expected:
-            path = folder / slice_name(finished.case, row.z)
-            try:
-                if not stat.S_ISREG(path.stat().st_mode):  # opening a named pipe need never end
-                    raise OutputError(f"{path}: {_CHANGED}")
-                content = path.read_bytes()
-            except FileNotFoundError:
-                complete = False
-                continue
-            except OSError as error:
-                raise OutputError(f"{path}: cannot be read: {error.strerror}") from error
-            if zlib.crc32(content) == crc:
-                continue
-            try:
-                decode_png(content, (FRAME, FRAME))
-            except DamagedPngError:  # what a machine that lost its power may leave
-                complete = False
-                continue
-            except CaseError as error:
-                raise OutputError(f"{path}: {error}: {_CHANGED}") from error
-            raise OutputError(f"{path}: {_CHANGED}")
-    return complete
