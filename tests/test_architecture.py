@@ -27,7 +27,7 @@ ROOMS: Final = (
     {"training"},
     {"cli"},
 )
-TORCH_AT_THE_TOP: Final = re.compile(r"network/(model|keras_h5|engine_torch)\.py|training/\w+\.py")
+TORCH_AT_THE_TOP: Final = re.compile(r"network/(model|keras_h5|devices|engine_torch)\.py|training/\w+\.py")
 TORCH_IN_FUNCTIONS: Final = re.compile(r"network/export\.py|segmentation/\w+\.py")
 REQUESTS: Final = re.compile(r"network/(download|network_errors|web_page)\.py")
 PACKAGE_OF: Final = {"pillow": "PIL"}  # where a distribution has another name than what it installs

@@ -84,7 +84,8 @@ def segment(
         screen.warning(warning.message)
 
     wait_considerately()
-    from drunet_cli.network.engine_torch import TorchEngine, resolve_device  # torch: seconds
+    from drunet_cli.network.devices import resolve_device  # torch: seconds
+    from drunet_cli.network.engine_torch import TorchEngine
 
     raise_lost()
 

@@ -1,6 +1,5 @@
 """The network in PyTorch, on CPU, CUDA or MPS."""
 
-import warnings
 from collections.abc import Callable
 from typing import Final
 
@@ -11,52 +10,15 @@ from torch import Tensor
 
 from drunet_cli.brats import ClassMap
 from drunet_cli.errors import DeviceError, WeightsError
-from drunet_cli.host import cpu_name
 from drunet_cli.network.checkpoint import Checkpoint
+from drunet_cli.network.devices import check_device_fault, device_name, forbid_tf32, is_out_of_memory
 from drunet_cli.network.engine import Precision
 from drunet_cli.network.model import DRUNet104
 
 # Measured on 2 cores at base width 16: 0.35 s a slice one by one, 0.36 in twos, 0.47 in fours, 0.55 in eights
 # (tests/benchmarks/cpu.py).
 _BATCH_SIZE: Final = {"cpu": 2, "cuda": 16, "mps": 8}
-# What allocators raise as a plain RuntimeError: the CPU's, MPS, cuBLAS, and cuDNN, which finds no engine that fits.
-_OUT_OF_MEMORY_WORDS: Final = (
-    *("can't allocate memory", "out of memory", "not enough memory", "ALLOC_FAILED"),
-    *("unable to find an engine", "Unable to find a valid cuDNN algorithm"),
-)
-_DEVICE_FAULT_WORDS: Final = ("CUDA error", "cuDNN error", "CUDA driver", "does not support bfloat16")
 _DTYPES: Final = {Precision.BFLOAT16: torch.bfloat16, Precision.FLOAT16: torch.float16}
-
-
-def resolve_device(name: str, *, on_warning: Callable[[str], None] = lambda _: None) -> torch.device:
-    """The device that `auto`, `cpu`, `cuda`, `cuda:N` or `mps` names; `auto` is the first CUDA device, else the CPU.
-
-    on_warning: told why `auto` passes over a GPU that the driver reports as unusable.
-    Raises DeviceError when a device that was named is absent.
-    """
-    with warnings.catch_warnings(record=True) as caught:  # torch warns, for example, of a driver that is too old
-        warnings.simplefilter("always")
-        cuda = torch.cuda.is_available()
-    reports = [str(report.message).split("\n")[0] for report in caught]
-    if name == "auto":
-        for report in reports:
-            on_warning(f"computing on the CPU: {report}")
-        return torch.device("cuda:0" if cuda else "cpu")
-    device = torch.device(name)
-    if device.type == "mps" and not torch.backends.mps.is_available():
-        raise DeviceError("device mps: this machine, or its PyTorch, has none; use --device cpu")
-    if device.type == "cuda" and not cuda:
-        reason = reports[0] if reports else _why_no_cuda()
-        raise DeviceError(f"device {name}: no usable CUDA GPU: {reason}; use --device cpu")
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise DeviceError(f"device {name}: absent; this machine shows {torch.cuda.device_count()} CUDA device(s), from cuda:0")
-    return torch.device("cuda:0") if name == "cuda" else device
-
-
-def _why_no_cuda() -> str:
-    if torch.version.cuda is None:
-        return f"the installed PyTorch {torch.__version__} is built without CUDA"
-    return "PyTorch finds no NVIDIA GPU or driver"
 
 
 def build_model(checkpoint: Checkpoint) -> DRUNet104:
@@ -104,15 +66,15 @@ class TorchEngine:
         self.precision = Precision.FLOAT32 if precision is Precision.AUTO else precision
         self.batch_size = batch_size or _BATCH_SIZE[device.type]
         self._on_halved = on_halved
-        _forbid_tf32()
+        forbid_tf32()
         model = build_model(checkpoint)
         # MPS has given wrong results for views of channels-last tensors (pytorch issue 180984).
         self._memory_format = torch.contiguous_format if device.type == "mps" else torch.channels_last
         try:
             self._model = model.to(device=device, memory_format=self._memory_format)  # type: ignore[call-overload]
         except RuntimeError as error:
-            if not _is_out_of_memory(error):
-                _check_device_fault(device, error)
+            if not is_out_of_memory(error):
+                check_device_fault(device, error)
                 raise
             raise _out_of_memory(device, error) from error
 
@@ -124,9 +86,7 @@ class TorchEngine:
     @property
     def device_name(self) -> str:
         """The hardware in words."""
-        if self._device.type == "cuda":
-            return torch.cuda.get_device_name(self._device)
-        return cpu_name()
+        return device_name(self._device)
 
     @property
     def versions(self) -> dict[str, str]:
@@ -157,8 +117,8 @@ class TorchEngine:
             try:
                 result[done : done + len(batch)] = self._forward(batch, head)
             except RuntimeError as error:
-                if not _is_out_of_memory(error):
-                    _check_device_fault(self._device, error)
+                if not is_out_of_memory(error):
+                    check_device_fault(self._device, error)
                     raise
                 if self.batch_size == 1 or len(batch) == 1:
                     raise _out_of_memory(self._device, error) from error
@@ -184,25 +144,6 @@ class TorchEngine:
                 raise DeviceError(f"the network overflows in {self.precision}; use --precision float32")
             raise WeightsError("the network's output is not finite; these weights are damaged")
         return np.asarray(head(logits).cpu().numpy())
-
-
-def _forbid_tf32() -> None:
-    """Let float32 mean it: cuDNN would otherwise round the inputs of convolutions to TF32's ten bits."""
-    if hasattr(torch.backends.cudnn, "conv"):  # since torch 2.9, where the older switch warns
-        torch.backends.cudnn.conv.fp32_precision = "ieee"
-    else:
-        torch.backends.cudnn.allow_tf32 = False
-
-
-def _is_out_of_memory(error: RuntimeError) -> bool:
-    return isinstance(error, torch.OutOfMemoryError) or any(words in str(error) for words in _OUT_OF_MEMORY_WORDS)
-
-
-def _check_device_fault(device: torch.device, error: RuntimeError) -> None:
-    """Raise DeviceError for what the driver reports, such as a GPU that this PyTorch has no code for; the rest is our bug."""
-    first_line = str(error).split("\n")[0]
-    if device.type == "cuda" and any(words in first_line for words in _DEVICE_FAULT_WORDS):
-        raise DeviceError(f"device {device}: {first_line}; use --device cpu, or --precision float32") from error
 
 
 def _out_of_memory(device: torch.device, error: RuntimeError) -> DeviceError:
