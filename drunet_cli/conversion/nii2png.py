@@ -12,19 +12,15 @@ from typing import Final
 
 import numpy as np
 
-from drunet_cli.brats import TUMOUR_CLASSES, ClassMap, Labels
+from drunet_cli.brats import TUMOUR_CLASSES, ClassMap
 from drunet_cli.conversion.description import Description, InputFile, SliceRow
 from drunet_cli.conversion.existing import check_made_of, finished_description, slices_are_there, stamp
 from drunet_cli.conversion.layout import Layout, slice_name
-from drunet_cli.errors import CaseError, OutputError
+from drunet_cli.errors import OutputError
 from drunet_cli.io.atomic import put
 from drunet_cli.io.case import Case
-from drunet_cli.io.geometry import FRAME, at_1_mm
-from drunet_cli.io.grids import grids_differ
-from drunet_cli.io.images import CaseImages, read_images
-from drunet_cli.io.labels import class_map_of
+from drunet_cli.io.labelled import read_labelled
 from drunet_cli.io.naming import SEGMENTATION
-from drunet_cli.io.nifti import Volume, load_volume
 from drunet_cli.io.png import encode_label_slices, encode_slices
 from drunet_cli.io.slices import SliceStack
 
@@ -71,11 +67,8 @@ def convert_case(task: CaseTask) -> ConvertedCase:
             return ConvertedCase(finished, path, time.perf_counter() - begin, skipped=True)
         task = replace(task, leftovers=())  # what is there beyond the description is not ours to remove
     stamps = {name: stamp(file) for name, file in task.case.files.items()}
-    with ThreadPoolExecutor(1) as thread:
-        loaded = None if task.case.segmentation is None else thread.submit(load_volume, task.case.segmentation)
-        images = read_images(task.case)
-        _check_spacing(images)
-        seg = None if loaded is None else _segmentation(loaded.result(), images)
+    labelled = read_labelled(task.case)
+    images, seg = labelled.images, labelled.segmentation
     inputs = {
         name: InputFile(str(volume.path), stamps[name].st_size, stamps[name].st_mtime_ns, volume.sha256)
         for name, volume in [*images.volumes.items(), *([(SEGMENTATION, seg.volume)] if seg else [])]
@@ -95,39 +88,6 @@ def convert_case(task: CaseTask) -> ConvertedCase:
     )
     _publish(task, files, description)
     return ConvertedCase(description, path, time.perf_counter() - begin)
-
-
-@dataclass(frozen=True)
-class _Segmentation:
-    """frames: class indices [240, 240, Z]."""
-
-    volume: Volume
-    labels: Labels | None
-    frames: ClassMap
-
-
-def _segmentation(volume: Volume, images: CaseImages) -> _Segmentation:
-    path = volume.path
-    if (error := grids_differ(volume, images.reference, names=("segmentation", "FLAIR"))) is not None:
-        raise error
-    class_map, labels = class_map_of(volume)
-    turned = images.geometry.turned(class_map)
-    frames = images.geometry.frames(turned)
-    if n_lost := np.count_nonzero(turned) - np.count_nonzero(frames):
-        raise CaseError(
-            f"{path}: {n_lost} labelled voxels lie outside the {FRAME} mm frame that is centred on the brain, and would be "
-            "lost; crop the images to the brain first"
-        )
-    return _Segmentation(volume, labels, frames)
-
-
-def _check_spacing(images: CaseImages) -> None:
-    spacing = images.reference.spacing_mm
-    if not at_1_mm(spacing):
-        raise CaseError(
-            f"{images.reference.path}: voxels of {' x '.join(f'{size:g}' for size in spacing)} mm; slices for this network "
-            "have 1 x 1 x 1 mm: resample the four images to it first, and the segmentation by nearest neighbour"
-        )
 
 
 def _encoded(task: CaseTask, stack: SliceStack, frames: ClassMap | None) -> tuple[dict[Path, bytes], tuple[SliceRow, ...]]:

@@ -2,7 +2,6 @@
 
 import hashlib
 import os
-import stat
 import time
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -22,10 +21,9 @@ from drunet_cli.io.geometry import FRAME, SAME_PLACE_MM, AxisFit, Geometry, at_1
 from drunet_cli.io.grids import same_grid
 from drunet_cli.io.naming import with_a_name
 from drunet_cli.io.nifti import Volume, encode_label_map, load_volume
-from drunet_cli.io.png import decode_png, label_slice
+from drunet_cli.io.png import label_slice, read_slice_file
 
 # A frame of RGBA that does not compress at all takes 231 kB.
-_LARGEST_FILE_BYTES: Final = 2**22
 _NAMED: Final = 5
 
 
@@ -208,17 +206,9 @@ def _read_frames(files: Mapping[int, Path], n_slices: int, *, threads: int) -> C
 
 
 def _read_label_slice(path: Path) -> ClassMap:
+    pixels = read_slice_file(path, (FRAME, FRAME))
     try:
-        if not stat.S_ISREG(path.stat().st_mode):  # opening a named pipe need never end
-            raise CaseError(f"{path}: is not a regular file")
-        with path.open("rb") as stream:
-            content = stream.read(_LARGEST_FILE_BYTES + 1)
-    except OSError as error:
-        raise CaseError(f"{path}: cannot be read: {error.strerror}") from error
-    if len(content) > _LARGEST_FILE_BYTES:
-        raise CaseError(f"{path}: is larger than any slice of {FRAME} x {FRAME} pixels")
-    try:
-        return label_slice(decode_png(content, (FRAME, FRAME)))
+        return label_slice(pixels)
     except CaseError as error:
         raise CaseError(f"{path}: {error}") from error
 

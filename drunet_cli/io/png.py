@@ -6,9 +6,11 @@ taken as hostile: nothing of a size that the header merely claims is decoded, an
 """
 
 import io
+import stat
 import struct
 import zlib
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Final
 
 import numpy as np
@@ -25,6 +27,7 @@ _COLOUR_TYPES: Final = {channels: colour_type for colour_type, channels in _CHAN
 _OTHER_COLOUR_TYPES: Final = {3: "a palette", 4: "grey with alpha"}
 _FILTER_SUB: Final = 1  # each byte less that of the pixel before it
 _OPAQUE: Final = 255
+_LARGEST_BYTES: Final = 2**22  # a frame of RGBA that does not compress at all takes 231 kB
 PUBLISHED_STEP: Final = 50  # evaluate.py writes the class index x 50 in red
 
 Pixels = npt.NDArray[np.uint8]
@@ -55,6 +58,26 @@ def encode_label_slices(classes: ClassMap) -> list[bytes]:
     for index, file in zip(labelled, encode_slices(np.repeat(classes[labelled, ..., np.newaxis], 3, axis=3)), strict=True):
         files[index] = file
     return files
+
+
+def read_slice_file(path: Path, size: tuple[int, int]) -> Pixels:
+    """The pixels [rows, columns, channels] of a slice, as `decode_png` gives them.
+
+    Raises CaseError that names the file, also for a pipe, whose end might never come.
+    """
+    try:
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise CaseError(f"{path}: is not a regular file")
+        with path.open("rb") as stream:
+            content = stream.read(_LARGEST_BYTES + 1)
+    except OSError as error:
+        raise CaseError(f"{path}: cannot be read: {error.strerror}") from error
+    if len(content) > _LARGEST_BYTES:
+        raise CaseError(f"{path}: is larger than any slice of {size[0]} x {size[1]} pixels")
+    try:
+        return decode_png(content, size)
+    except CaseError as error:
+        raise CaseError(f"{path}: {error}") from error
 
 
 def decode_png(content: bytes, size: tuple[int, int]) -> Pixels:
