@@ -1,0 +1,232 @@
+"""Normalised cases on the disk, ready to be cut into batches: read and checked once, memory-mapped by every run after.
+
+A store is a folder of one safetensors file a case, `{case}.safetensors`, which several runs may fill and read at the same time.
+It is a cache: what is there but was made of other files, by another version or is damaged, is made again.
+"""
+
+import hashlib
+import json
+import stat
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+import safetensors
+import safetensors.numpy
+
+from drunet_cli.brats import CHANNELS, TUMOUR_CLASSES, ClassMap
+from drunet_cli.errors import CaseError
+from drunet_cli.io.geometry import FRAME, box_of
+from drunet_cli.io.slices import SliceStack
+from drunet_cli.training.sources import MOST_SLICES, LabelledSlices
+
+# To be raised also when the same images come to give other pixels: else a store would keep the old ones.
+SCHEMA: Final = "drunet.training-slices/1"
+SUFFIX: Final = ".safetensors"
+SCHEMAS: Final = b"drunet.training-slices/"
+_METADATA_KEY: Final = "drunet"
+_TENSOR: Final = "slices"
+_COLUMNS: Final = (
+    *("brain", "ncr", "ed", "et"),
+    *("brain_x_start", "brain_x_stop", "brain_y_start", "brain_y_stop"),
+    *("tumour_x_start", "tumour_x_stop", "tumour_y_start", "tumour_y_stop"),
+)
+_N_COUNTS: Final = 1 + len(TUMOUR_CLASSES)
+_N_CHANNELS: Final = len(CHANNELS) + 1
+
+_Integers = npt.NDArray[np.int64]
+_Pixels = npt.NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class Input:
+    """What the files of one kind, such as FLAIR or all slices, were when they were read; no path can be told from it.
+
+    name: of the file, or the kind of several. stamp: SHA-256 over the paths, sizes and times of change, which tells without
+    reading that nothing has changed. sha256: of the file, or over names and contents of several.
+    """
+
+    name: str
+    n_bytes: int
+    stamp: str
+    sha256: str
+
+
+def open_store(folder: Path, names: Iterable[str]) -> list["StoredCase"]:
+    """Open cases, in the order of their names as given; no pixel is read.
+
+    Raises CaseError naming the file that is missing, damaged, or not a store's.
+    """
+    cases = []
+    for name in names:
+        case = StoredCase(path := path_in_store(name, folder))
+        if case.name != name:
+            raise CaseError(f"{path}: holds the case {case.name}, not {name}; remove it, and prepare the case again")
+        cases.append(case)
+    return cases
+
+
+class StoredCase:
+    """A case of a store, memory-mapped, for any number of threads. Pickles as its path.
+
+    n_slices: Z. inputs: what it was made from. counts: [Z, 4], pixels of brain (any modality above 0), NCR, ED and ET.
+    brain_boxes, tumour_boxes: [Z, 4], x start, x stop, y start, y stop on the frame; 0 where a slice has none.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Raises CaseError when the file is missing, damaged, of another version, or not a store's."""
+        # Through safetensors and not numpy.memmap, which keeps a file descriptor a case: 1251 cases of BraTS 2021 are more than
+        # the 1024 of most systems. A window of 144 x 176 takes 20 us so, and 12 us there.
+        self.path = path
+        metadata, self._pixels = _opened(path)
+        self._made = digest(metadata)
+        try:
+            document = json.loads(metadata)
+            if document["schema"] != SCHEMA:
+                raise CaseError(f"{path}: is of schema {document['schema']!r}, not {SCHEMA!r}; prepare the case again")
+            self.name = str(document["case"])
+            self.inputs = {str(role): Input(**fields) for role, fields in document["inputs"].items()}
+            self.n_slices, start = _checked_place(document, self._pixels)
+            self._start = start
+            rows = _checked_rows(document, self._pixels)
+        except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError) as error:
+            raise CaseError(f"{path}: is damaged, or no case of drunet's store; prepare the case again") from error
+        table = np.zeros((self.n_slices, len(_COLUMNS)), dtype=np.int64)
+        table[start[0] : start[0] + len(rows)] = rows
+        table.setflags(write=False)
+        self.counts, self.brain_boxes, self.tumour_boxes = np.split(table, [_N_COUNTS, _N_COUNTS + 4], axis=1)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Other processes open the file anew."""
+        return _reopened, (self.path, self._made)
+
+    def window(self, z: int, x: int, y: int, shape: tuple[int, int]) -> _Pixels:
+        """[*shape, 5]: FLAIR, T1ce, T1, T2 and class index of the pixels from (x, y) on, which may lie outside the frame.
+
+        What is not stored, or lies outside, is 0.
+        """
+        assert 0 <= z < self.n_slices
+        pixels = np.zeros((*shape, _N_CHANNELS), dtype=np.uint8)
+        first_z, *starts = self._start
+        n_z, *sizes, _ = self._pixels.get_shape()
+        (x_stored, x_shown), (y_stored, y_shown) = (
+            _overlap(wanted - start, length, size)
+            for wanted, length, start, size in zip((x, y), shape, starts, sizes, strict=True)
+        )
+        row = z - first_z
+        if 0 <= row < n_z and x_stored.start < x_stored.stop and y_stored.start < y_stored.stop:
+            pixels[x_shown, y_shown] = self._pixels[row : row + 1, x_stored, y_stored][0]
+        return pixels
+
+    def slices(self) -> SliceStack:
+        """[Z, 240, 240, 4], as the network takes them."""
+        return self._whole(slice(0, len(CHANNELS)))
+
+    def classes(self) -> ClassMap:
+        """Class indices [Z, 240, 240]."""
+        return self._whole(slice(len(CHANNELS), _N_CHANNELS))[..., 0]
+
+    def _whole(self, channels: slice) -> _Pixels:
+        stored = self._pixels[:][..., channels]
+        whole = np.zeros((self.n_slices, FRAME, FRAME, stored.shape[3]), dtype=np.uint8)
+        z, x, y = (slice(start, start + size) for start, size in zip(self._start, stored.shape[:3], strict=True))
+        whole[z, x, y] = stored
+        return whole
+
+
+def _reopened(path: Path, made: str) -> StoredCase:
+    case = StoredCase(path)
+    if case._made != made:
+        raise CaseError(f"{path}: another run has made it anew, from other files; give each run a store of its own")
+    return case
+
+
+def path_in_store(name: str, folder: Path) -> Path:
+    """The file of a case."""
+    return folder / f"{name}{SUFFIX}"
+
+
+def digest(values: Any) -> str:
+    """SHA-256 over values that JSON can hold."""
+    return hashlib.sha256(json.dumps(values).encode()).hexdigest()
+
+
+def encoded_case(name: str, read: LabelledSlices, inputs: Mapping[str, Input]) -> bytes:
+    """The file of a case, cropped to what is not 0."""
+    brain, tumour = np.asarray(read.images.any(axis=3)), np.asarray(read.classes > 0)
+    box = box_of(brain | tumour)
+    assert box is not None, "every source refuses a case without brain"
+    crop = np.concatenate([read.images[box], read.classes[box][..., np.newaxis]], axis=3)
+    counts = [np.count_nonzero(mask, axis=(1, 2)) for mask in (brain, *(read.classes == index for index in TUMOUR_CLASSES))]
+    rows = np.column_stack([*counts, _boxes(brain), _boxes(tumour)])[box[0]]
+    document = {
+        "schema": SCHEMA,  # first: a damaged file can still be told for ours
+        "case": name,
+        "frame": read.classes.shape,
+        "start": [part.start for part in box],
+        "inputs": {role: asdict(file) for role, file in inputs.items()},
+        "columns": _COLUMNS,
+        "rows": rows.tolist(),
+    }
+    # One key of metadata: safetensors writes several in no fixed order.
+    return safetensors.numpy.save({_TENSOR: crop}, {_METADATA_KEY: json.dumps(document)})
+
+
+def _boxes(mask: npt.NDArray[np.bool_]) -> _Integers:
+    """[Z, 4] of a mask [Z, 240, 240]: the smallest box of each slice, as StoredCase has them."""
+    sides = []
+    for axis in (2, 1):
+        hit = np.asarray(mask.any(axis=axis))
+        stop = hit.shape[1] - np.argmax(hit[:, ::-1], axis=1)
+        sides += [np.argmax(hit, axis=1), np.where(hit.any(axis=1), stop, 0)]
+    return np.column_stack(sides).astype(np.int64)
+
+
+def _overlap(first: int, length: int, size: int) -> tuple[slice, slice]:
+    """Of `length` indices from `first` on, those within 0 to size; and which of the wanted ones they are."""
+    begin, end = max(first, 0), min(first + length, size)
+    return slice(begin, end), slice(begin - first, end - first)
+
+
+def _opened(path: Path) -> tuple[str, Any]:
+    """The metadata as text, and the tensor, of which nothing is read yet."""
+    try:
+        if not stat.S_ISREG(path.stat().st_mode):  # opening a named pipe need never end
+            raise CaseError(f"{path}: is not a regular file; remove it")
+        with safetensors.safe_open(path, framework="numpy") as file:
+            metadata = (file.metadata() or {}).get(_METADATA_KEY)
+            pixels = file.get_slice(_TENSOR) if _TENSOR in file.keys() else None  # noqa: SIM118  # not a dict
+    except FileNotFoundError as error:
+        raise CaseError(f"{path}: is missing from the store; prepare the case first") from error
+    except (OSError, safetensors.SafetensorError) as error:
+        raise CaseError(f"{path}: cannot be read as a case of the store: {error}; prepare the case again") from error
+    if metadata is None or pixels is None:
+        raise CaseError(f"{path}: is no case of drunet's store; remove it, or name another folder")
+    return metadata, pixels
+
+
+def _checked_place(document: Mapping[str, Any], pixels: Any) -> tuple[int, tuple[int, int, int]]:
+    """Z, and where the stored box begins on the frame. Raises ValueError."""
+    frame, start, shape = document["frame"], document["start"], pixels.get_shape()
+    if pixels.get_dtype() != "U8" or len(shape) != 4 or shape[3] != _N_CHANNELS or frame[1:] != [FRAME, FRAME]:
+        raise ValueError
+    z, x, y = start
+    if not all(type(n) is int for n in (*frame, z, x, y)) or frame[0] > MOST_SLICES:
+        raise ValueError
+    if not all(0 <= first <= first + size <= end for first, size, end in zip(start, shape[:3], frame, strict=True)):
+        raise ValueError
+    return frame[0], (z, x, y)
+
+
+def _checked_rows(document: Mapping[str, Any], pixels: Any) -> _Integers:
+    """[Z of the stored box, columns]. Raises ValueError."""
+    rows = np.array(document["rows"])
+    if document["columns"] != list(_COLUMNS) or rows.shape != (pixels.get_shape()[0], len(_COLUMNS)) or rows.dtype.kind != "i":
+        raise ValueError
+    starts, stops = rows[:, _N_COUNTS::2], rows[:, _N_COUNTS + 1 :: 2]
+    if rows.min() < 0 or rows[:, :_N_COUNTS].max() > FRAME * FRAME or (starts > stops).any() or stops.max() > FRAME:
+        raise ValueError
+    return rows
