@@ -1,0 +1,1 @@
+"""A seeded synthetic case: a brain with a glioma, and the truth."""
