@@ -36,6 +36,12 @@ class CaseError(DrunetError):
     exit_code = 3
 
 
+class DivergedError(DrunetError):
+    """A training whose numbers have left the range of numbers."""
+
+    exit_code = 3
+
+
 class WeightsError(DrunetError):
     """Weights that are unknown, cannot be fetched, or are not those of this network."""
 

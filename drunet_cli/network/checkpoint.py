@@ -33,13 +33,15 @@ class Metadata:
 
     name: the registry's, or the file's stem. bn_epsilon: the batch-norm epsilon to run them with.
     dropout: the rate they were trained with, None where it is not known.
-    origin: where the source file came from (URL or file name); source_sha256: of that file.
+    window: "auto" where they were trained on windows of the frame, so that windows serve them; "full" where not.
+    origin: where the source file came from (URL or file name), or how it was trained; source_sha256: of that file.
     """
 
     name: str
     base_width: int
     bn_epsilon: float
     dropout: float | None = None
+    window: str = "full"
     origin: str = ""
     source_sha256: str = ""
     licence: str = ""
@@ -116,6 +118,8 @@ def _metadata(document: dict[str, Any]) -> Metadata:
         raise ValueError(f"epsilon {epsilon!r}")
     if dropout is not None and (type(dropout) not in (int, float) or not 0 <= dropout < 1):
         raise ValueError(f"dropout {dropout!r}")
+    if metadata.window not in ("full", "auto"):
+        raise ValueError(f"window {metadata.window!r}")
     texts = (metadata.name, metadata.origin, metadata.source_sha256, metadata.licence, metadata.citation)
     if not all(type(text) is str for text in texts):
         raise ValueError("a text that is none")

@@ -1,0 +1,120 @@
+"""What changes in a step: the network, its optimiser, and the running average of its weights."""
+
+import math
+from typing import Final
+
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
+
+from drunet_cli.network.engine import Precision
+from drunet_cli.network.model import DRUNet104
+from drunet_cli.training.augmentation import draw, part_of, varied
+from drunet_cli.training.loss import loss_of
+from drunet_cli.training.recipe import Decay, Optimiser, OptimiserSettings, Recipe
+from drunet_cli.training.sampling import Plan, Stream, generator
+
+_DTYPES: Final = {Precision.BFLOAT16: torch.bfloat16, Precision.FLOAT16: torch.float16}
+# The average follows closely at first: after n steps it reaches back over about a ninth of them.
+_AVERAGE_START: Final = 10
+# The backward pass of a strided 1x1 convolution in channels-last order overruns its memory on the CPU when it has fewer than 16
+# channels to take from (torch 2.13); the network's first one has four times its base width.
+_NARROWEST_CHANNELS_LAST: Final = 4
+
+
+def learning_rate(settings: OptimiserSettings, *, step: int, n_steps: int) -> float:
+    """Of a step, counted from 0: a linear rise over the warm-up, then constant or the falling half of a cosine."""
+    warmup_steps = round(settings.warmup * n_steps)
+    if step < warmup_steps:
+        return settings.learning_rate * (step + 1) / (warmup_steps + 1)
+    if settings.decay is Decay.CONSTANT:
+        return settings.learning_rate
+    progress = (step - warmup_steps) / max(1, n_steps - warmup_steps)
+    return settings.learning_rate * (1 + math.cos(math.pi * progress)) / 2
+
+
+class Learner:
+    """A network in training on one device.
+
+    n_steps: of the whole training, which the learning rate depends on. precision: of the network's arithmetic, float32,
+    bfloat16 or float16 (with loss scaling). part: which slices of each batch are this process' own.
+    averages: of parameters and batch-norm statistics, by name.
+    """
+
+    def __init__(
+        self,
+        network: DRUNet104,
+        recipe: Recipe,
+        *,
+        n_steps: int,
+        device: torch.device,
+        precision: Precision = Precision.FLOAT32,
+        part: slice = slice(None),
+    ) -> None:
+        narrow = recipe.network.base_width < _NARROWEST_CHANNELS_LAST
+        usual_order = device.type == "mps" or (device.type == "cpu" and narrow)
+        self.memory_format = torch.contiguous_format if usual_order else torch.channels_last
+        self.network = network.to(device=device, memory_format=self.memory_format)  # type: ignore[call-overload]
+        self.forward: nn.Module = self.network  # DistributedDataParallel takes its place
+        self.recipe, self.n_steps, self.device, self.part = recipe, n_steps, device, part
+        self._dtype = _DTYPES.get(precision)
+        self.optimiser = _optimiser(self.network, recipe.optimiser, fused=device.type == "cuda")
+        self.scaler = torch.amp.GradScaler(device.type, enabled=precision is Precision.FLOAT16)
+        tensors = self.network.state_dict(keep_vars=True)
+        self._averaged = {name: tensor.detach() for name, tensor in tensors.items() if tensor.is_floating_point()}
+        self.averages = {name: tensor.clone() for name, tensor in self._averaged.items()}
+
+    def step(self, pixels: Tensor, plan: Plan) -> Tensor:
+        """Learn from a batch [N, X, Y, 5] uint8 on the device, the part of the plan that is ours; return its loss, a scalar."""
+        recipe = self.recipe
+        torch.manual_seed(self._seed(plan.step))  # of dropout and noise
+        n = len(plan.windows)
+        variation = part_of(draw(recipe.augmentation, seed=recipe.seed, step=plan.step, n=n, shape=plan.shape), self.part)
+        images, classes = varied(pixels, variation)
+        self.network.train()
+        loss = self.loss(images, classes)
+        self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+        self._update(plan.step)
+        return loss.detach()
+
+    def loss(self, images: Tensor, classes: Tensor) -> Tensor:
+        """Of images [N, 4, X, Y] against classes [N, X, Y], a scalar."""
+        with torch.autocast(self.device.type, dtype=self._dtype or torch.bfloat16, enabled=self._dtype is not None):
+            logits = self.forward(images.contiguous(memory_format=self.memory_format))
+        return loss_of(logits, classes, self.recipe.loss)
+
+    def is_finite(self) -> bool:
+        """Whether all weights are. Waits for the device."""
+        return bool(torch.stack([tensor.isfinite().all() for tensor in self._averaged.values()]).all())
+
+    def _update(self, step: int) -> None:
+        settings = self.recipe.optimiser
+        rate = learning_rate(settings, step=step, n_steps=self.n_steps)
+        for group in self.optimiser.param_groups:
+            group["lr"] = rate
+        if settings.clip_norm:
+            self.scaler.unscale_(self.optimiser)
+            nn.utils.clip_grad_norm_(self.network.parameters(), settings.clip_norm)
+        self.scaler.step(self.optimiser)
+        self.scaler.update()
+        self.optimiser.zero_grad()
+        decay = min(self.recipe.average.decay, (step + 1) / (step + _AVERAGE_START))
+        if self.recipe.average.decay:
+            follow = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
+            follow(list(self.averages.values()), list(self._averaged.values()), None)
+        else:
+            torch._foreach_copy_(list(self.averages.values()), list(self._averaged.values()))
+
+    def _seed(self, step: int) -> int:
+        drawn = int(generator(self.recipe.seed, Stream.DEVICE, step).integers(2**62))
+        return drawn + (self.part.start or 0)
+
+
+def _optimiser(network: nn.Module, settings: OptimiserSettings, *, fused: bool) -> torch.optim.Optimizer:
+    """Weight decay is for kernels alone, not for biases and batch norm."""
+    kernels = [parameter for parameter in network.parameters() if parameter.ndim > 1]
+    others = [parameter for parameter in network.parameters() if parameter.ndim <= 1]
+    groups = [{"params": kernels, "weight_decay": settings.weight_decay}, {"params": others, "weight_decay": 0.0}]
+    kind = torch.optim.AdamW if settings.name is Optimiser.ADAMW else torch.optim.Adam
+    betas = settings.beta1, settings.beta2
+    return kind(groups, lr=settings.learning_rate, betas=betas, eps=settings.epsilon, fused=fused or None)
