@@ -29,15 +29,24 @@ def case_of_files(given: Mapping[Modality, Path | None], *, name: str | None, se
 
 def cohort_of(sources: Sequence[str], *, patterns: Sequence[str] = (), channels: str | None = None) -> Cohort:
     """The cases in folders and tables; `-` stands for such paths on stdin, one a line. Raises MisuseError."""
-    naming = Naming(parse_patterns(patterns), None if channels is None else parse_channels(channels))
+    cohort = find_cases(paths_of(sources), naming_of(patterns, channels))
+    only_source_fails = len(sources) == len(cohort.broken) == 1 and not cohort.cases
+    return replace(cohort, alone=STDIN not in sources and (cohort.alone or only_source_fails))
+
+
+def naming_of(patterns: Sequence[str], channels: str | None) -> Naming:
+    """What --pattern and --channels say of file names. Raises MisuseError."""
+    return Naming(parse_patterns(patterns), None if channels is None else parse_channels(channels))
+
+
+def paths_of(sources: Sequence[str]) -> list[Path]:
+    """What CASES names; `-` stands for paths on stdin, one a line. Raises MisuseError, and CaseError for an empty stdin."""
     if "" in sources:
         raise MisuseError("CASES: an empty path; an unset variable?")
     paths = [path for source in sources for path in (_lines() if source == STDIN else [Path(source)])]
-    if not paths:
+    if sources and not paths:
         raise CaseError("stdin: no case: give paths of case folders, folders of cases or tables, one a line")
-    cohort = find_cases(paths, naming)
-    only_source_fails = len(sources) == len(cohort.broken) == 1 and not cohort.cases
-    return replace(cohort, alone=STDIN not in sources and (cohort.alone or only_source_fails))
+    return paths
 
 
 def label_map_path(output: Path, case: str) -> Path:

@@ -16,6 +16,7 @@ from drunet_cli.errors import DrunetError, one_line
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.progress import TaskID
     from rich.table import Table
 
     from drunet_cli.evaluation.tables import Statistics
@@ -140,6 +141,39 @@ class DownloadBar:
         self._progress.stop()
 
 
+class TrainingBar:
+    """One bar, of whatever a training is at."""
+
+    def __init__(self, screen: Screen) -> None:
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=16),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[state]}"),
+            TimeRemainingColumn(compact=True),
+        )
+        self._progress = Progress(
+            *columns, console=screen.console, transient=True, redirect_stdout=False, redirect_stderr=False
+        )
+        self._tasks: dict[str, TaskID] = {}
+        self._progress.start()
+
+    def show(self, what: str, done: int, total: int, state: str = "") -> None:
+        """Show this alone, which keeps its own time."""
+        kind = what.partition(" ")[0]
+        if kind not in self._tasks:
+            self._tasks[kind] = self._progress.add_task(what, total=total, state=state)
+        for other, task in self._tasks.items():
+            self._progress.update(task, visible=other == kind)
+        self._progress.update(self._tasks[kind], description=what, completed=done, total=total, state=state)
+
+    def stop(self) -> None:
+        """Take the bar away."""
+        self._progress.stop()
+
+
 def weights_table(rows: Sequence[Mapping[str, Any]]) -> "Table":
     """One row a set of weights."""
     table = _table("NAME", "CACHED", "DESCRIPTION", "LICENCE")
@@ -177,6 +211,17 @@ def plan_table(rows: Sequence[tuple[str, ...]]) -> "Table":
     table = _table("CASE", "STATE", "WOULD", "SEG", "FOLDER")
     for row in rows:
         table.add_row(*(Text(one_line(cell)) for cell in row))
+    return table
+
+
+def training_plan_table(rows: Sequence[Mapping[str, Any]]) -> "Table":
+    """What a dry run of a training has found: a row a case."""
+    from rich.text import Text
+
+    table = _table("CASE", "FOR", "IN STORE", "SLICES", "WITH TUMOUR", numbers_from=3)
+    for row in rows:
+        stored = "yes" if row["in_store"] else "no"
+        table.add_row(Text(one_line(row["case"])), row["split"], stored, str(row["slices"]), str(row["tumour_slices"]))
     return table
 
 

@@ -5,18 +5,32 @@ gives up, they are swallowed. So they are remembered too, and raised again at th
 """
 
 import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import FrameType
 from typing import NoReturn
 
 from drunet_cli.errors import Terminated
 
 _received: list[int] = []
+_deferred: list[bool] = []  # one entry for each block that runs
 
 
-def on_signal(number: int, _frame: FrameType | None) -> NoReturn:
-    """Remember the signal and raise KeyboardInterrupt or Terminated."""
+def on_signal(number: int, _frame: FrameType | None) -> None:
+    """Remember the signal and raise KeyboardInterrupt or Terminated; in stops_deferred only the second one raises."""
     _received.append(number)
-    _raise(number)
+    if not _deferred or len(_received) > 1:
+        _raise(number)
+
+
+@contextmanager
+def stops_deferred() -> Iterator[Callable[[], bool]]:
+    """Yield a function that says whether to stop, for work that ends at a place of its choice; then call raise_lost."""
+    _deferred.append(True)
+    try:
+        yield lambda: bool(_received)
+    finally:
+        _deferred.pop()
 
 
 def raise_lost() -> None:

@@ -1,0 +1,292 @@
+"""`drunet train`."""
+
+import sys
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from drunet_cli.cli import options
+from drunet_cli.errors import MisuseError
+from drunet_cli.network.engine import Precision
+from drunet_cli.training.recipe import RecipeName
+
+if TYPE_CHECKING:
+    from drunet_cli.cli.console import Screen
+    from drunet_cli.network.checkpoint import Checkpoint
+    from drunet_cli.training.preparation import Request
+
+_DATA = "Data"
+_TRAINING = "Training"
+
+
+def _number(help_text: str, *, panel: str = _TRAINING, default: str | bool = "as the recipe has it", **limits: Any) -> Any:
+    return typer.Option(help=help_text, rich_help_panel=panel, show_default=default, **limits)
+
+
+def train(
+    cases: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="CASES_OR_PNG_DIRS",
+            help="Case folders with segmentations, folders that hold such at any depth, tables, - for such paths on stdin; and "
+            "folders that drunet convert nii2png wrote.",
+            show_default=False,
+        ),
+    ] = None,
+    *,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "-o",
+            parser=options.path,
+            metavar="RUN",
+            help="Folder of the run. Required.",
+            show_default=False,
+            rich_help_panel=options.OUTPUT,
+        ),
+    ] = None,
+    recipe: Annotated[
+        RecipeName | None,
+        _number("modern, or paper: as published.", default="modern"),
+    ] = None,
+    config: Annotated[
+        Path | None,
+        _number("Numbers of the recipe; RUN/config.toml of another run is such a file.", metavar="FILE.toml", default=False),
+    ] = None,
+    base_width: Annotated[int | None, _number("Channels of the first stage.", min=1, metavar="N", default="16")] = None,
+    epochs: Annotated[int | None, _number("Epochs.", min=1, metavar="N")] = None,
+    steps: Annotated[int | None, _number("Steps in all, instead of epochs.", min=1, metavar="N", default=False)] = None,
+    batch_size: Annotated[int | None, _number("Slices a step, of all processes together.", min=1, metavar="N")] = None,
+    learning_rate: Annotated[float | None, _number("Highest learning rate.", metavar="X")] = None,
+    dropout: Annotated[float | None, _number("Rate of dropout.", min=0, max=0.99, metavar="P")] = None,
+    seed: Annotated[int | None, _number("Seed of every draw.", min=0, metavar="N", default="0")] = None,
+    init: Annotated[
+        str | None,
+        _number("Begin with weights: a name (drunet weights list) or a file.", metavar="NAME_OR_FILE", default=False),
+    ] = None,
+    resume: Annotated[
+        bool,
+        typer.Option("--resume", help="Continue the training in RUN; begin it where there is none.", rich_help_panel=_TRAINING),
+    ] = False,
+    val_fraction: Annotated[
+        float | None, _number("Share of the cases to hold out.", panel=_DATA, min=0, max=1, metavar="F", default="0.2")
+    ] = None,
+    folds: Annotated[
+        int | None, _number("Number of folds, one of which is held out.", panel=_DATA, min=2, metavar="K", default=False)
+    ] = None,
+    fold: Annotated[int | None, _number("Which, from 1.", panel=_DATA, min=1, metavar="k", default=False)] = None,
+    split: Annotated[
+        Path | None,
+        _number('Names of the cases: {"train": [...], "validation": [...]}.', panel=_DATA, metavar="FILE.json", default=False),
+    ] = None,
+    slices_dir: Annotated[
+        Path | None,
+        _number(
+            "Where the cases are kept as slices; runs may share it.",
+            panel=_DATA,
+            parser=options.path,
+            metavar="DIR",
+            default="RUN/slices",
+        ),
+    ] = None,
+    pattern: options.Pattern = None,
+    channels: options.Channels = None,
+    overwrite: options.Overwrite = False,
+    dry_run: options.DryRun = False,
+    json: options.Json = False,
+    quiet: options.Quiet = False,
+    device: options.Device = "auto",
+    precision: Annotated[
+        Precision,
+        typer.Option(
+            metavar="FORMAT",
+            help="auto, float32, bfloat16 or float16; auto is bfloat16 on CUDA GPUs, else float32.",
+            rich_help_panel=options.NETWORK,
+        ),
+    ] = Precision.AUTO,
+    deterministic: Annotated[
+        bool,
+        typer.Option("--deterministic", help="Equal bytes from run to run on a GPU too.", rich_help_panel=options.NETWORK),
+    ] = False,
+    threads: options.Threads = None,
+    jobs: options.Jobs = None,
+) -> None:
+    """Train DR-Unet104 on cases with segmentations.
+
+    RUN/best.safetensors is the best epoch by the Dice of held-out cases, for
+    drunet segment --weights. RUN also gets last.safetensors, metrics.csv,
+    curves.png, config.toml with every number, and what --resume needs.
+    SIGTERM saves before it ends the run. Several GPUs: torchrun.
+
+    drunet train BraTS2021_TrainingData -o run
+    """
+    if output is None:
+        raise MisuseError("missing -o: name a folder for the run")
+    if not cases and not resume:
+        raise MisuseError("missing CASES_OR_PNG_DIRS: name folders or tables of cases, or --resume a run")
+    _check_options(
+        {"--val-fraction": val_fraction, "--folds": folds, "--split": split},
+        folds=folds,
+        fold=fold,
+        lengths={"--epochs": epochs, "--steps": steps},
+    )
+    if resume and overwrite:
+        raise MisuseError("--resume and --overwrite exclude one another")
+
+    from drunet_cli.cli.cases import naming_of, paths_of
+    from drunet_cli.cli.console import Screen
+    from drunet_cli.host import granted_cpus, wait_considerately
+    from drunet_cli.training.preparation import Request
+    from drunet_cli.training.run_folder import RunFolder
+
+    run = RunFolder(output)
+    request = Request(
+        run=run,
+        sources=paths_of(cases or []),
+        naming=naming_of(pattern or (), channels),
+        recipe=recipe,
+        config=config,
+        changes=_changes(
+            network={"base_width": base_width, "dropout": dropout},
+            length={"epochs": epochs, "steps": 0 if epochs is not None else steps},
+            batches={"size": batch_size},
+            optimiser={"learning_rate": learning_rate},
+            seed=seed,
+        ),
+        fraction=val_fraction,
+        folds=folds,
+        fold=fold,
+        split=split,
+        slices=run.slices if slices_dir is None else slices_dir,
+        resume=resume,
+        overwrite=overwrite,
+        dry_run=dry_run,
+        n_jobs=jobs or granted_cpus(),
+    )
+    wait_considerately()
+    _train(
+        request,
+        init=init,
+        device=device,
+        precision=precision,
+        deterministic=deterministic,
+        threads=threads or granted_cpus(),
+        screen=Screen(quiet=quiet),
+        json=json,
+    )
+
+
+def _train(
+    request: "Request",
+    *,
+    init: str | None,
+    device: str,
+    precision: Precision,
+    deterministic: bool,
+    threads: int,
+    screen: "Screen",
+    json: bool,
+) -> None:
+    from drunet_cli.cli.console import Screen
+    from drunet_cli.cli.signals import raise_lost, stops_deferred
+    from drunet_cli.cli.training_screen import TrainingScreen, print_plan
+    from drunet_cli.training.preparation import fill, settle
+    from drunet_cli.training.processes import processes
+
+    own = processes()
+    if not own.is_first:
+        screen, json = Screen(quiet=True), False
+    begins = not request.continues
+    checkpoint = _checkpoint(init, request, screen) if init is not None and begins else None
+    if checkpoint is not None:
+        request = replace(request, init=checkpoint.metadata)
+    # The cheap checks come first, then the device; cases are read when nothing else can go wrong any more.
+    plan = settle(request) if own.is_first else None
+
+    from drunet_cli.training.distributed import Team, own_device  # torch: seconds
+    from drunet_cli.training.session import Session, run
+
+    raise_lost()
+    where = own_device(own, device, on_warning=screen.warning)
+    team = Team(own, where)
+    with team.joined():
+        preparation = None
+        if plan is not None:
+            with TrainingScreen(screen, json=json).shown() as watcher:
+                preparation = fill(plan, watcher)
+            if request.dry_run:
+                print_plan(preparation, request, json=json)
+        preparation = team.told(preparation)
+        if request.dry_run or preparation is None:
+            return
+        with TrainingScreen(screen, json=json).shown() as progress, stops_deferred() as should_stop:
+            is_done = run(
+                Session(
+                    preparation=preparation,
+                    run=request.run,
+                    slices=request.slices,
+                    team=team,
+                    device=where,
+                    precision=precision,
+                    threads=threads,
+                    deterministic=deterministic,
+                    init=checkpoint,
+                    arguments=sys.argv[1:],
+                    watcher=progress,
+                    should_stop=should_stop,
+                )
+            )
+    if own.is_first:
+        _finish(request, is_done=is_done, screen=screen, json=json)
+    raise_lost()
+
+
+def _finish(request: "Request", *, is_done: bool, screen: "Screen", json: bool) -> None:
+    from drunet_cli.cli.console import result, result_json
+
+    if not is_done:
+        screen.note(f"Stopped; the state is saved. To continue: drunet train --resume -o {request.run.root}")
+        return
+    if json:
+        result_json({"best": str(request.run.best), "last": str(request.run.last)})
+        return
+    for path in (request.run.best, request.run.last):
+        result(str(path))
+
+
+def _checkpoint(init: str, request: "Request", screen: "Screen") -> "Checkpoint | None":
+    """The weights to begin with; a dry run does without those that it would have to download."""
+    from drunet_cli.cli.downloads import DownloadWatcher
+    from drunet_cli.network.acquisition import open_weights
+    from drunet_cli.network.registry import cached_path, check_available, is_file, is_file_name
+
+    check_available(init)
+    if request.dry_run and not is_file_name(init) and not is_file(cached_path(init)):
+        return None
+    with DownloadWatcher(screen).shown() as watcher:
+        return open_weights(init, watcher=watcher)
+
+
+def _changes(**sections: Any) -> dict[str, Any]:
+    """What was given of the recipe's settings, nested as its file."""
+    changes: dict[str, Any] = {}
+    for name, value in sections.items():
+        given = {key: item for key, item in value.items() if item is not None} if isinstance(value, Mapping) else value
+        if given not in (None, {}):
+            changes[name] = given
+    return changes
+
+
+def _check_options(splits: Mapping[str, object], *, folds: int | None, fold: int | None, lengths: Mapping[str, object]) -> None:
+    """Raise MisuseError for options that exclude one another, or lack another."""
+    for options_of_one_kind in (splits, lengths):
+        given = [name for name, value in options_of_one_kind.items() if value is not None]
+        if len(given) > 1:
+            raise MisuseError(f"{' and '.join(given)} exclude one another")
+    if (folds is None) != (fold is None):
+        raise MisuseError("--folds and --fold belong together: how many folds, and which of them is held out")
+    if folds is not None and fold is not None and fold > folds:
+        raise MisuseError(f"--fold {fold}: there are {folds} folds, counted from 1")

@@ -1,0 +1,120 @@
+"""Everything that the next step depends on, in one file: a run that continues from it does what it would have done."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from drunet_cli.errors import WeightsError
+from drunet_cli.io.atomic import written
+from drunet_cli.training.history import History, history_of
+from drunet_cli.training.learner import Learner
+
+SCHEMA: Final = "drunet.training-state/1"
+_METADATA_KEY: Final = "drunet"
+
+
+@dataclass(kw_only=True)
+class Progress:
+    """Where a training is. step: the next one. losses: sum over the n_losses steps of the running epoch.
+
+    seconds, waited_s: that the running epoch has taken, and of these, waited for slices. n_steps: of the whole training.
+    """
+
+    n_steps: int
+    step: int = 0
+    losses: float = 0.0
+    n_losses: int = 0
+    seconds: float = 0.0
+    waited_s: float = 0.0
+    history: History = field(default_factory=History)
+
+
+def write_state(path: Path, learner: Learner, progress: Progress) -> None:
+    """Write it, complete or not at all. Raises OutputError."""
+    document = {
+        "schema": SCHEMA,
+        "n_steps": progress.n_steps,
+        "step": progress.step,
+        "losses": progress.losses,
+        "n_losses": progress.n_losses,
+        "seconds": progress.seconds,
+        "waited_s": progress.waited_s,
+        "scaler": learner.scaler.state_dict(),
+        "history": progress.history.as_json(),
+    }
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in _tensors(learner).items()}
+    content = safetensors.torch.save(tensors, {_METADATA_KEY: json.dumps(document)})
+    with written(path, overwrite=True) as stream:
+        stream.write(content)
+
+
+def read_state(path: Path, learner: Learner) -> Progress:
+    """Bring a learner of the same recipe to where the file's was. Raises WeightsError for a file that is not one's of it."""
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            document = json.loads((file.metadata() or {})[_METADATA_KEY])
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  # not a dict
+        if document["schema"] != SCHEMA:
+            raise WeightsError(f"{path}: is of schema {document['schema']!r}; this version reads {SCHEMA!r}")
+        progress = Progress(
+            n_steps=int(document["n_steps"]),
+            step=int(document["step"]),
+            losses=float(document["losses"]),
+            n_losses=int(document["n_losses"]),
+            seconds=float(document["seconds"]),
+            waited_s=float(document["waited_s"]),
+            history=history_of(document["history"]),
+        )
+        _load(learner, tensors, document["scaler"])
+    except FileNotFoundError as error:
+        raise WeightsError(f"{path}: no such file; there is nothing to continue") from error
+    except (OSError, safetensors.SafetensorError, ValueError, TypeError, KeyError, RuntimeError) as error:
+        raise WeightsError(f"{path}: is damaged, or the state of another training: {error}") from error
+    return progress
+
+
+def _tensors(learner: Learner) -> dict[str, Tensor]:
+    network = {f"network.{name}": tensor for name, tensor in learner.network.state_dict().items()}
+    averages = {f"average.{name}": tensor for name, tensor in learner.averages.items()}
+    optimiser = {
+        f"optimiser.{index}.{name}": value
+        for index, of_parameter in learner.optimiser.state_dict()["state"].items()
+        for name, value in of_parameter.items()
+    }
+    return network | averages | optimiser
+
+
+def _load(learner: Learner, tensors: Mapping[str, Tensor], scaler: Mapping[str, Any]) -> None:
+    """Raises KeyError or RuntimeError where a tensor is missing or of another shape."""
+    current: Mapping[str, Tensor] = learner.network.state_dict()
+    with torch.no_grad():
+        for name, tensor in current.items():
+            tensor.copy_(tensors[f"network.{name}"])
+        for name, tensor in learner.averages.items():
+            tensor.copy_(tensors[f"average.{name}"])
+    learner.optimiser.load_state_dict(
+        {"state": _optimiser_state(learner, tensors), "param_groups": learner.optimiser.state_dict()["param_groups"]}
+    )
+    learner.scaler.load_state_dict(dict(scaler))
+
+
+def _optimiser_state(learner: Learner, tensors: Mapping[str, Tensor]) -> dict[int, dict[str, Tensor]]:
+    parameters = [parameter for group in learner.optimiser.param_groups for parameter in group["params"]]
+    state: dict[int, dict[str, Tensor]] = {}
+    for key, tensor in tensors.items():
+        kind, _, rest = key.partition(".")
+        if kind != "optimiser":
+            continue
+        index, _, name = rest.partition(".")
+        like = parameters[int(index)]
+        # In the parameter's own memory format, so that the next step runs the same code as it would have.
+        value = torch.empty_like(like).copy_(tensor) if tensor.shape == like.shape else tensor
+        state.setdefault(int(index), {})[name] = value
+    return state
