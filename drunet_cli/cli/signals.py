@@ -17,9 +17,12 @@ _deferred: list[bool] = []  # one entry for each block that runs
 
 
 def on_signal(number: int, _frame: FrameType | None) -> None:
-    """Remember the signal and raise KeyboardInterrupt or Terminated; in stops_deferred only the second one raises."""
+    """Remember the signal and raise KeyboardInterrupt or Terminated; in stops_deferred only for a second Ctrl-C.
+
+    A second SIGTERM is no impatience: of a job's end, schedulers tell every process, and torchrun tells its own once more.
+    """
     _received.append(number)
-    if not _deferred or len(_received) > 1:
+    if not _deferred or _received.count(signal.SIGINT) > 1:
         _raise(number)
 
 

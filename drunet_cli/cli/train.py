@@ -1,5 +1,6 @@
 """`drunet train`."""
 
+import shlex
 import sys
 from collections.abc import Mapping
 from dataclasses import replace
@@ -204,23 +205,29 @@ def _train(
     if checkpoint is not None:
         request = replace(request, init=checkpoint.metadata)
     # The cheap checks come first, then the device; cases are read when nothing else can go wrong any more.
-    plan = settle(request) if own.is_first else None
+    plan = None if own.several else settle(request)
 
     from drunet_cli.training.distributed import Team, own_device  # torch: seconds
-    from drunet_cli.training.session import Session, run
+    from drunet_cli.training.session import Session, check, run
 
     raise_lost()
     where = own_device(own, device, on_warning=screen.warning)
     team = Team(own, where)
     with team.joined():
         preparation = None
-        if plan is not None:
-            with TrainingScreen(screen, json=json).shown() as watcher:
-                preparation = fill(plan, watcher)
-            if request.dry_run:
-                print_plan(preparation, request, json=json)
-        preparation = team.told(preparation)
-        if request.dry_run or preparation is None:
+        try:
+            if own.is_first:
+                plan = plan or settle(request)
+                check(plan.recipe, own, where, precision)
+                with TrainingScreen(screen, json=json).shown() as watcher:
+                    preparation = fill(plan, watcher)
+        finally:
+            preparation = team.told(preparation)
+        if preparation is None:  # rank 0 has failed, and says why itself
+            return
+        if request.dry_run:
+            if own.is_first:
+                print_plan(preparation, request, screen=screen, json=json)
             return
         with TrainingScreen(screen, json=json).shown() as progress, stops_deferred() as should_stop:
             is_done = run(
@@ -248,7 +255,10 @@ def _finish(request: "Request", *, is_done: bool, screen: "Screen", json: bool) 
     from drunet_cli.cli.console import result, result_json
 
     if not is_done:
-        screen.note(f"Stopped; the state is saved. To continue: drunet train --resume -o {request.run.root}")
+        elsewhere = request.slices != request.run.slices
+        words = ["drunet", "train", "--resume", "-o", str(request.run.root)]
+        words += ["--slices-dir", str(request.slices)] if elsewhere else []
+        screen.note(f"Stopped; the state is saved. To continue: {shlex.join(words)}")
         return
     if json:
         result_json({"best": str(request.run.best), "last": str(request.run.last)})

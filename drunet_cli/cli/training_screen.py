@@ -88,7 +88,7 @@ class TrainingScreen(Watcher):
             )
 
 
-def print_plan(preparation: "Preparation", request: "Request", *, json: bool) -> None:
+def print_plan(preparation: "Preparation", request: "Request", *, screen: Screen, json: bool) -> None:
     """What a dry run has found and what would be done, on stdout."""
     from drunet_cli.cli.batch import counted
     from drunet_cli.training.length import Length
@@ -122,7 +122,6 @@ def print_plan(preparation: "Preparation", request: "Request", *, json: bool) ->
             }
         )
         return
-    screen = Screen()
     if rows:
         screen.table(training_plan_table(rows))
     does = "would go on with" if preparation.continues else "would train"

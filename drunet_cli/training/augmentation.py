@@ -55,7 +55,7 @@ def draw(settings: AugmentationSettings, *, seed: int, step: int, n: int, shape:
         axis=-1,
     )
     return Variation(
-        warp=_warp(np.deg2rad(settings.rotation) * angle, 1 + settings.scale * zoom, settings.shift * shift, shape)
+        warp=_warp(np.deg2rad(settings.rotation) * angle, 1 + settings.scale * zoom, 2 * settings.shift * shift, shape)
         if settings.rotation or settings.scale or settings.shift
         else None,
         intensity=intensity.astype(np.float32) if settings.contrast or settings.brightness or settings.gamma else None,

@@ -22,11 +22,15 @@ _HEAD_BYTES: Final = 4096
 
 @dataclass(frozen=True, kw_only=True)
 class StoreTask:
-    """One case to prepare. write: False to check everything and leave the store as it is."""
+    """One case to prepare. write: False to check everything and leave the store as it is.
+
+    expected: SHA-256 of the files that it must be made of, by role, None for any.
+    """
 
     case: TrainingCase
     folder: Path
     write: bool = True
+    expected: Mapping[str, str] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +58,7 @@ def prepare_case(task: StoreTask) -> PreparedCase:
     stamps = _stamps(task.case.inputs)
     stored = _existing(path, task.case, stamps)
     if stored is not None:
+        _check_expected(task, stored.inputs)
         return _reused(stored, begin)
     check_writable(path, overwrite=True)
     read = read_labelled_slices(task.case)
@@ -63,6 +68,7 @@ def prepare_case(task: StoreTask) -> PreparedCase:
     }
     if _stamps(task.case.inputs) != stamps:
         raise CaseError(f"{task.case.place}: the files of {task.case.name} have changed while they were read; start again")
+    _check_expected(task, inputs)
     content = encoded_case(task.case.name, read, inputs)
     if task.write and _existing(path, task.case, stamps) is None:  # another run may have been faster, and may be reading it
         with written(path, overwrite=True) as stream:
@@ -76,6 +82,13 @@ def prepare_case(task: StoreTask) -> PreparedCase:
         seconds=time.perf_counter() - begin,
         warnings=read.warnings,
     )
+
+
+def _check_expected(task: StoreTask, inputs: Mapping[str, Input]) -> None:
+    if task.expected is not None and {role: found.sha256 for role, found in inputs.items()} != task.expected:
+        raise CaseError(
+            f"{task.case.place}: {task.case.name}: its files are not those that were trained on until now; begin a new run"
+        )
 
 
 def _reused(stored: StoredCase, begin: float) -> PreparedCase:

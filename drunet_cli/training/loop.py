@@ -99,6 +99,8 @@ class _Loop:
             part=t.learner.part,
             threads=t.threads,
         )
+        if progress.history.epochs:  # whoever was killed after an epoch may not have told of it
+            self._tell()
         with closing(feed):
             batches = iter(feed)
             while True:
@@ -252,11 +254,19 @@ class _Loop:
             write_checkpoint(t.run.best, state, metadata, overwrite=True)
         write_checkpoint(t.run.last, state, metadata, overwrite=True)
         write_state(t.run.state, t.learner, progress)
-        write_tables(progress.history, t.run.metrics, t.run.cases)
-        draw_curves(progress.history, t.run.curves)
+        self._tell()
         self._events.add(epoch)
 
+    def _tell(self) -> None:
+        """Write the history for people."""
+        run, history = self._t.run, self._progress.history
+        if self._t.team.processes.is_first:
+            write_tables(history, run.metrics, run.cases)
+            draw_curves(history, run.curves)
+
     def _save_state(self) -> None:
+        if not self._t.learner.is_finite():
+            self._diverged("a weight")
         if self._t.team.processes.is_first:
             write_state(self._t.run.state, self._t.learner, self._progress)
 

@@ -105,7 +105,7 @@ def settle(request: Request) -> Plan:
             raise OutputError(
                 f"{request.run.root}: holds a training already; --resume continues it, --overwrite begins anew in its place"
             )
-        request.run.check(overwrite=request.overwrite)
+        request.run.check(overwrite=request.overwrite or request.run.was_begun_in_vain)
         if not request.sources:
             raise MisuseError(f"{request.run.root}: there is no training to resume; name the cases to learn from")
     sources = find_sources(request.sources, request.naming)
@@ -116,8 +116,11 @@ def settle(request: Request) -> Plan:
     elif missing := sorted({*split.train, *split.validation} - {case.name for case in sources.cases}):
         raise CaseError(f"{request.run.split}: the training to resume has {missing[0]}, which is not among the cases given")
     wanted = {*split.train, *split.validation}
+    earlier = request.run.cases_of_session() if request.continues else {}
     tasks = tuple(
-        StoreTask(case=case, folder=request.slices, write=not request.dry_run) for case in sources.cases if case.name in wanted
+        StoreTask(case=case, folder=request.slices, write=not request.dry_run, expected=earlier.get(case.name))
+        for case in sources.cases
+        if case.name in wanted
     )
     return Plan(recipe=recipe, split=split, tasks=tasks, n_jobs=request.n_jobs, continues=request.continues)
 
@@ -175,14 +178,18 @@ def _recipe(request: Request) -> Recipe:
         recipe = RECIPES[request.recipe or RecipeName.MODERN]
     recipe = changed(recipe, request.changes, where="")
     if request.init is not None:
-        recipe = _adopted(recipe, request.init, width_is_asked_for="base_width" in request.changes.get("network", {}))
+        usual = RECIPES[recipe.recipe].network.base_width
+        asked_for = "base_width" in request.changes.get("network", {}) or recipe.network.base_width != usual
+        recipe = _adopted(recipe, request.init, width_is_asked_for=asked_for)
     return recipe
 
 
 def _adopted(recipe: Recipe, init: Metadata, *, width_is_asked_for: bool) -> Recipe:
     """The recipe with what the weights to begin with settle: base width and epsilon."""
     if width_is_asked_for and recipe.network.base_width != init.base_width:
-        raise WeightsError(f"weights {init.name}: are of base width {init.base_width}; leave out --base-width")
+        raise WeightsError(
+            f"weights {init.name}: are of base width {init.base_width}, not {recipe.network.base_width}; leave that out"
+        )
     return replace(recipe, network=replace(recipe.network, base_width=init.base_width, bn_epsilon=init.bn_epsilon))
 
 

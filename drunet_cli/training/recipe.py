@@ -10,6 +10,7 @@ import json
 import math
 import tomllib
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, fields, replace
 from enum import StrEnum
 from pathlib import Path
@@ -163,7 +164,7 @@ class AugmentationSettings:
     gamma: float = _below_1(0.1)
     bias: float = _below_1(0.05)
     noise: float = _below_1(0.05)
-    blur: float = _not_negative(0.0)
+    blur: float = _share(0.0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -185,7 +186,7 @@ class Recipe:
     """Every number of a training. recipe: which one the others were taken from, before any was changed."""
 
     recipe: RecipeName = RecipeName.MODERN
-    seed: int = _whole(0, 0)
+    seed: int = _number(0, lambda value: 0 <= value < 2**63, "a whole number from 0 to below 2^63")
     network: NetworkSettings = NetworkSettings()
     length: LengthSettings = LengthSettings()
     batches: BatchSettings = BatchSettings()
@@ -260,7 +261,7 @@ def read_recipe(path: Path, *, otherwise: RecipeName = RecipeName.MODERN) -> Rec
         document = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise CaseError(f"{path}: cannot be read: {error.strerror}") from error
-    except ValueError as error:  # of TOML, or of UTF-8
+    except (ValueError, RecursionError) as error:  # of TOML, or of UTF-8
         raise CaseError(f"{path}: is not TOML: {error}") from error
     name = document.get("recipe", otherwise)
     if name not in list(RecipeName):
@@ -344,8 +345,9 @@ def _checked(value: Any, old: Any, limits: Mapping[str, Any], what: str) -> Any:
     elif isinstance(old, int):
         right_type = type(value) is int
     elif isinstance(old, float) and type(value) in (int, float):
-        value = float(value)
-        right_type = math.isfinite(value)
+        with suppress(OverflowError):  # of a whole number beyond all fractions
+            value = float(value)
+        right_type = isinstance(value, float) and math.isfinite(value)
     if not right_type or not limits["allowed"](value):
         raise MisuseError(f"{what} = {value!r}: must be {limits['range']}")
     return value

@@ -94,14 +94,27 @@ class RunFolder:
 
     @property
     def _files(self) -> tuple[Path, ...]:
-        """The configuration last: its presence says that there is a run."""
-        outputs = (self.best, self.last, self.state, self.metrics, self.cases, self.curves)
-        return (*outputs, self.split, self.document, self.config)
+        return (*self._outputs, self.split, self.document, self.config)
+
+    @property
+    def _outputs(self) -> tuple[Path, ...]:
+        """What is there once a training has begun."""
+        return (self.state, self.best, self.last, self.metrics, self.cases, self.curves)
 
     @property
     def exists(self) -> bool:
         """Whether a training was begun here."""
-        return os.path.lexists(self.config)
+        return os.path.lexists(self.config) and not self.was_begun_in_vain
+
+    @property
+    def was_begun_in_vain(self) -> bool:
+        """Whether a training was killed here before there was anything to continue."""
+        try:
+            with self.config.open("rb") as stream:
+                ours = stream.readline() == _CONFIG_HEAD.encode()
+        except OSError:
+            return False
+        return ours and not any(os.path.lexists(path) for path in self._outputs)
 
     def check(self, *, overwrite: bool) -> None:
         """Raise OutputError now for what would stop the writing later."""
@@ -112,7 +125,7 @@ class RunFolder:
     def clear(self) -> None:
         """Take away an earlier training, but for its slices. Raises OutputError."""
         try:
-            for path in reversed(self._files):
+            for path in self._files:
                 path.unlink(missing_ok=True)
             if self.events.is_dir():
                 for path in self.events.glob("events.out.tfevents.*"):
@@ -121,9 +134,9 @@ class RunFolder:
             raise OutputError(f"{error.filename}: cannot be removed: {error.strerror}") from error
 
     def begin(self, recipe: Recipe, split: Split) -> None:
-        """Say that there is a training here; its state lies here already. Raises OutputError."""
-        _write(self.split, split.encoded())
+        """Write what is settled; the state that follows says that there is a training. Raises OutputError."""
         _write(self.config, _CONFIG_HEAD.encode() + encoded(recipe).encode())
+        _write(self.split, split.encoded())
 
     def read(self) -> tuple[Recipe, Split]:
         """The recipe and split of a training that was begun here. Raises CaseError or MisuseError where they are damaged."""
@@ -137,12 +150,19 @@ class RunFolder:
 
     def check_same_cases(self, cases: Mapping[str, Mapping[str, str]]) -> None:
         """Raise CaseError where the session before learnt from other files. cases: SHA-256 of every file, by case and role."""
-        for session in self._sessions()[-1:]:
-            changed = sorted(name for name, files in cases.items() if session["cases"].get(name) != files)
-            if changed:
-                raise CaseError(
-                    f"{changed[0]}: its files are not those that {self.root} was trained on until now; begin a new run"
-                )
+        earlier = self.cases_of_session()
+        if changed := sorted(name for name, files in cases.items() if name in earlier and earlier[name] != files):
+            raise CaseError(f"{changed[0]}: its files are not those that {self.root} was trained on until now; begin a new run")
+
+    def cases_of_session(self) -> Mapping[str, Mapping[str, str]]:
+        """SHA-256 of every file that the session before learnt from, by case and role; empty before the first."""
+        sessions = self._sessions()
+        return dict(sessions[-1]["cases"]) if sessions else {}
+
+    def init_of_first_session(self) -> Mapping[str, str] | None:
+        """Name, SHA-256 and licence of the weights that the training began with; None where it had none."""
+        sessions = self._sessions()
+        return sessions[0]["init"] if sessions else None
 
     def _sessions(self) -> Sequence[Any]:
         try:

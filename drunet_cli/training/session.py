@@ -18,6 +18,8 @@ from drunet_cli.training.learner import Learner
 from drunet_cli.training.length import Length
 from drunet_cli.training.loop import Training, train
 from drunet_cli.training.preparation import Preparation
+from drunet_cli.training.processes import Processes
+from drunet_cli.training.recipe import Recipe
 from drunet_cli.training.run_folder import RunFolder, versions
 from drunet_cli.training.state import Progress, read_state, write_state
 from drunet_cli.training.store import StoredCase, open_store
@@ -73,12 +75,13 @@ def run(session: Session) -> bool:
         progress = read_state(session.run.state, learner)
         if progress.n_steps != n_steps:
             raise CaseError(f"{session.run.state}: is of {progress.n_steps} steps, but the slices make {n_steps}")
-    elif team.processes.is_first:
-        session.run.clear()
-        write_state(session.run.state, learner, progress)
-        session.run.begin(recipe, split)
     if team.processes.is_first:
+        if not preparation.continues:
+            session.run.clear()
+            session.run.begin(recipe, split)
         _record(session, cases, precision, progress)
+        if not preparation.continues:
+            write_state(session.run.state, learner, progress)
     learner.forward = team.parallel(learner.network)
     return train(
         Training(
@@ -95,6 +98,12 @@ def run(session: Session) -> bool:
         ),
         progress,
     )
+
+
+def check(recipe: Recipe, processes: Processes, device: torch.device, precision: Precision) -> None:
+    """Raise MisuseError now for what `run` would raise once all cases are read."""
+    resolve_precision(precision, device)
+    processes.part(recipe.batches.size)
 
 
 def resolve_precision(precision: Precision, device: torch.device) -> Precision:
@@ -130,10 +139,10 @@ def _network(session: Session) -> DRUNet104:
 def _metadata(session: Session) -> Metadata:
     recipe, split = session.preparation.recipe, session.preparation.split
     origin = f"drunet train, recipe {recipe.recipe}, seed {recipe.seed}, cases learnt from: {len(split.train)}"
-    licence = ""
-    if session.init is not None:
-        origin += f", from {session.init.metadata.name} (SHA-256 {session.init.sha256})"
-        licence = session.init.metadata.licence
+    # Of an earlier session too; rank 0 has recorded this one's before.
+    init = session.run.init_of_first_session()
+    if init is not None:
+        origin += f", from {init['name']} (SHA-256 {init['sha256']})"
     return Metadata(
         name=session.run.root.absolute().name,
         base_width=recipe.network.base_width,
@@ -141,7 +150,7 @@ def _metadata(session: Session) -> Metadata:
         dropout=recipe.network.dropout,
         window="auto" if recipe.windowed else "full",
         origin=origin,
-        licence=licence,
+        licence=init["licence"] if init is not None else "",
         citation=_PAPER,
     )
 
@@ -161,7 +170,11 @@ def _record(session: Session, cases: Mapping[str, StoredCase], precision: Precis
         "deterministic": session.deterministic,
         "init": None
         if session.init is None
-        else {"name": session.init.metadata.name, "sha256": session.init.sha256, "origin": session.init.metadata.origin},
+        else {
+            "name": session.init.metadata.name,
+            "sha256": session.init.sha256,
+            "licence": session.init.metadata.licence,
+        },
         "versions": versions(torch.__version__),
         "cases": contents,
     }

@@ -31,9 +31,11 @@ def split_by_fraction(names: Sequence[str], fraction: float, *, seed: int) -> Sp
     """
     shuffled = _shuffled(names, seed)
     n_validation = max(1, round(fraction * len(shuffled))) if fraction > 0 else 0
+    if not shuffled:
+        raise MisuseError("there is no case to learn from")
     if n_validation >= len(shuffled):
         raise MisuseError(
-            f"too few cases to split ({len(names)}): give more, or --val-fraction 0 to learn from all and hold out none"
+            f"a held-out share of {fraction:g} leaves none of {len(names)} to learn from; give more cases, or --val-fraction 0"
         )
     return _split(shuffled, shuffled[:n_validation])
 

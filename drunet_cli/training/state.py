@@ -72,10 +72,10 @@ def read_state(path: Path, learner: Learner) -> Progress:
             waited_s=float(document["waited_s"]),
             history=history_of(document["history"]),
         )
-        _load(learner, tensors, document["scaler"])
+        _load(learner, tensors, document["scaler"], has_stepped=progress.step > 0)
     except FileNotFoundError as error:
         raise WeightsError(f"{path}: no such file; there is nothing to continue") from error
-    except (OSError, safetensors.SafetensorError, ValueError, TypeError, KeyError, RuntimeError) as error:
+    except (OSError, safetensors.SafetensorError, ValueError, TypeError, LookupError, RuntimeError) as error:
         raise WeightsError(f"{path}: is damaged, or the state of another training: {error}") from error
     return progress
 
@@ -91,17 +91,19 @@ def _tensors(learner: Learner) -> dict[str, Tensor]:
     return network | averages | optimiser
 
 
-def _load(learner: Learner, tensors: Mapping[str, Tensor], scaler: Mapping[str, Any]) -> None:
-    """Raises KeyError or RuntimeError where a tensor is missing or of another shape."""
+def _load(learner: Learner, tensors: Mapping[str, Tensor], scaler: Mapping[str, Any], *, has_stepped: bool) -> None:
+    """Raises LookupError, RuntimeError or ValueError where a tensor is missing or of another shape."""
     current: Mapping[str, Tensor] = learner.network.state_dict()
     with torch.no_grad():
         for name, tensor in current.items():
             tensor.copy_(tensors[f"network.{name}"])
         for name, tensor in learner.averages.items():
             tensor.copy_(tensors[f"average.{name}"])
-    learner.optimiser.load_state_dict(
-        {"state": _optimiser_state(learner, tensors), "param_groups": learner.optimiser.state_dict()["param_groups"]}
-    )
+    state = _optimiser_state(learner, tensors)
+    n_parameters = sum(1 for _ in learner.network.parameters())
+    if len(state) != (n_parameters if has_stepped else 0) or len({frozenset(of_one) for of_one in state.values()}) > 1:
+        raise ValueError("the optimiser's numbers are incomplete")
+    learner.optimiser.load_state_dict({"state": state, "param_groups": learner.optimiser.state_dict()["param_groups"]})
     learner.scaler.load_state_dict(dict(scaler))
 
 
