@@ -24,10 +24,9 @@ _PATIENCE: Final = timedelta(days=2)
 _GONE_WORDS: Final = (
     "Connection closed by peer",
     "Connection reset by peer",
-    "Broken pipe",
-    "NCCL",
-    "recv",
     "Connection refused",
+    "Broken pipe",
+    "Socket recv",
 )
 
 
@@ -116,8 +115,7 @@ def _telling_of_the_gone(processes: Processes) -> Iterator[None]:
     except RuntimeError as error:  # torch's DistBackendError and DistNetworkError are such
         if not isinstance(error, dist.DistError) and not any(words in str(error) for words in _GONE_WORDS):
             raise
-        first_line = str(error).split("\n")[0]
         raise DeviceError(
-            f"rank {processes.rank} of {processes.n}: another process of this training has ended, or cannot be reached "
-            f"({first_line}); its own message says why; --resume continues"
+            f"rank {processes.rank} of {processes.n}: another process of this training has ended, or cannot be reached; "
+            "its own message says why; if the training had begun, --resume continues it"
         ) from error

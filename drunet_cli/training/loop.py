@@ -14,6 +14,7 @@ from torch import Tensor
 from drunet_cli.errors import DeviceError, DivergedError
 from drunet_cli.network.checkpoint import Checkpoint, Metadata, State, write_checkpoint
 from drunet_cli.network.devices import check_device_fault, is_out_of_memory
+from drunet_cli.network.engine import Precision
 from drunet_cli.network.engine_torch import TorchEngine
 from drunet_cli.training.distributed import Team
 from drunet_cli.training.feed import Feed
@@ -42,6 +43,7 @@ class _Wish(IntEnum):
     GO_ON = 0
     SAVE = 1
     STOP = 2
+    GIVE_UP = 3
 
 
 class _Stopped(Exception):  # noqa: N818  # not an error
@@ -50,7 +52,7 @@ class _Stopped(Exception):  # noqa: N818  # not an error
 
 @dataclass(frozen=True, kw_only=True)
 class Training:
-    """All that a training is made of.
+    """All that a training is made of. precision: what was trained in; threads: that make batches.
 
     should_stop: asked at every step and between slices of a validation; the training then saves its state and ends.
     """
@@ -63,6 +65,7 @@ class Training:
     validation: Sequence[Case]
     metadata: Metadata
     length: Length
+    precision: Precision = Precision.FLOAT32
     threads: int = 1
     watcher: Watcher = field(default_factory=Watcher)
     should_stop: Callable[[], bool] = lambda: False
@@ -127,7 +130,10 @@ class _Loop:
         while progress.step < end:
             now = time.perf_counter()
             wish = _Wish.STOP if t.should_stop() else _Wish.SAVE if now - saved > _SAVE_EVERY_S else _Wish.GO_ON
-            if (wish := _Wish(t.team.agreed(wish))) is not _Wish.GO_ON:
+            wish = _Wish(t.team.agreed(wish if self._seen.is_finite else _Wish.GIVE_UP))
+            if wish is _Wish.GIVE_UP:
+                self._diverged("the loss")
+            if wish is not _Wish.GO_ON:
                 self._note(seconds_before + now - begin, waited_before + feed.waited_s)
                 self._save_state()
                 saved = time.perf_counter()
@@ -142,7 +148,6 @@ class _Loop:
                 self._seen.look_at(loss)
             rate = (progress.step - first) * t.recipe.batches.size / (time.perf_counter() - begin)
             t.watcher.stepped(progress.step, t.length.n_steps, loss=self._seen.value, slices_per_s=rate)
-            self._check_finite(self._seen.value)
         self._note(seconds_before + time.perf_counter() - begin, waited_before + feed.waited_s)
         return True
 
@@ -154,8 +159,9 @@ class _Loop:
             if not is_out_of_memory(error):
                 check_device_fault(learner.device, error)
                 raise
-            size = self._t.recipe.batches.size
-            smaller = f"try --batch-size {size // 2}" if size > 1 else "take a smaller --base-width"
+            size, n = self._t.recipe.batches.size, self._t.team.processes.n
+            half = size // (2 * n) * n
+            smaller = f"try --batch-size {half}, with --overwrite" if half else "take a smaller --base-width"
             raise DeviceError(f"device {learner.device}: memory does not suffice for a batch of {size}; {smaller}") from error
 
     def _note(self, seconds: float, waited_s: float) -> None:
@@ -163,10 +169,7 @@ class _Loop:
         progress = self._progress
         progress.seconds, progress.waited_s = seconds, waited_s
         progress.losses = self._t.team.mean(float(self._losses))
-        self._check_finite(progress.losses)
-
-    def _check_finite(self, loss: float | None) -> None:
-        if loss is not None and not math.isfinite(loss):
+        if not math.isfinite(progress.losses):
             self._diverged("the loss")
 
     def _diverged(self, what: str) -> NoReturn:
@@ -175,7 +178,8 @@ class _Loop:
             f"{t.run.last} holds the weights of epoch {epochs[-1].epoch}" if epochs else "no epoch was complete, none is kept"
         )
         rate = learning_rate(t.recipe.optimiser, step=max(0, self._progress.step - 1), n_steps=t.length.n_steps)
-        remedy = f"try a --learning-rate below {t.recipe.optimiser.learning_rate:g}, or --precision float32"
+        remedy = f"try a --learning-rate below {t.recipe.optimiser.learning_rate:g}"
+        remedy += "" if t.precision is Precision.FLOAT32 else ", or --precision float32"
         message = f"{what} is no longer finite at step {self._progress.step} (learning rate {rate:.3g}); {kept}; {remedy}"
         raise DivergedError(f"{t.run.root}: {message}")
 
@@ -280,6 +284,11 @@ class _Seen:
         if self._on_gpu:
             self._copy = torch.empty((), pin_memory=True)
             self._copied: torch.cuda.Event | None = None
+
+    @property
+    def is_finite(self) -> bool:
+        """Whether it was a number, as far as is known."""
+        return self.value is None or math.isfinite(self.value)
 
     def look_at(self, loss: Tensor) -> None:
         """Learn of this loss, now or when it is there."""

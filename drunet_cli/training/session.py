@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import torch
 
@@ -25,7 +25,9 @@ from drunet_cli.training.state import Progress, read_state, write_state
 from drunet_cli.training.store import StoredCase, open_store
 from drunet_cli.training.watcher import Watcher
 
-_PAPER = "DR-Unet104: Colman et al. 2020, arXiv:2011.02840"
+# A GPU computes a step while these make the next; on the CPU they would take its cores.
+_FEEDING_THREADS: Final = 4
+_PAPER: Final = "DR-Unet104: Colman et al. 2020, arXiv:2011.02840"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,9 +92,11 @@ def run(session: Session) -> bool:
             learner=learner,
             team=team,
             train=learnt,
+            precision=precision,
             validation=[cases[name] for name in split.validation],
             metadata=_metadata(session),
             length=length,
+            threads=min(_FEEDING_THREADS, session.threads) if session.device.type == "cuda" else 1,
             watcher=session.watcher,
             should_stop=session.should_stop,
         ),

@@ -95,10 +95,12 @@ def _load(learner: Learner, tensors: Mapping[str, Tensor], scaler: Mapping[str, 
     """Raises LookupError, RuntimeError or ValueError where a tensor is missing or of another shape."""
     current: Mapping[str, Tensor] = learner.network.state_dict()
     with torch.no_grad():
-        for name, tensor in current.items():
-            tensor.copy_(tensors[f"network.{name}"])
-        for name, tensor in learner.averages.items():
-            tensor.copy_(tensors[f"average.{name}"])
+        for kind, own in (("network", current), ("average", learner.averages)):
+            for name, tensor in own.items():
+                stored = tensors[f"{kind}.{name}"]
+                if stored.shape != tensor.shape:  # copy_ would repeat a smaller one
+                    raise ValueError(f"tensor {kind}.{name} has shape {tuple(stored.shape)}, not {tuple(tensor.shape)}")
+                tensor.copy_(stored)
     state = _optimiser_state(learner, tensors)
     n_parameters = sum(1 for _ in learner.network.parameters())
     if len(state) != (n_parameters if has_stepped else 0) or len({frozenset(of_one) for of_one in state.values()}) > 1:

@@ -110,6 +110,14 @@ def test_step_changes_every_kernel() -> None:
     assert not [name for name, tensor in before.items() if tensor.ndim == 4 and torch.equal(tensor, after[name])]
 
 
+def test_step_changes_biases_and_batch_norm() -> None:
+    one = learner()
+    before = parameters(one)
+    one.step(batch(), plan(0))
+    after = parameters(one)
+    assert not [name for name in ("head.bias", "head_norm.weight", "head_norm.bias") if torch.equal(before[name], after[name])]
+
+
 def test_steps_on_one_batch_lower_its_loss() -> None:
     one = learner(with_changes(augmentation=NO_AUGMENTATION, optimiser={"learning_rate": 0.03}))
     pixels, shape = batch((48, 48)), (48, 48)
@@ -130,9 +138,9 @@ def test_step_leaves_no_gradient_behind() -> None:
 
 def test_same_steps_give_equal_bytes() -> None:
     ends = []
-    for _ in range(2):
+    for n_other_draws in (0, 5):
         one = learner(with_changes(network={"dropout": 0.3}))
-        torch.rand(1)  # what else has drawn from torch is no matter
+        torch.rand(n_other_draws)
         for step in range(2):
             one.step(batch(), plan(step))
         ends.append(numbers(one))
@@ -140,8 +148,15 @@ def test_same_steps_give_equal_bytes() -> None:
 
 
 def test_another_step_varies_the_same_batch_otherwise() -> None:
-    losses = {float(learner().step(batch(), plan(step))) for step in range(3)}
+    recipe = with_changes(augmentation={"noise": 0.0})  # which has a seed of its own
+    losses = {float(learner(recipe).step(batch(), plan(step))) for step in range(3)}
     assert len(losses) == 3
+
+
+def test_another_step_drops_out_otherwise() -> None:
+    recipe = with_changes(network={"dropout": 0.5}, augmentation=NO_AUGMENTATION)
+    one, other = (learner(recipe).step(batch(), plan(step)) for step in range(2))
+    assert float(one) != float(other)
 
 
 @pytest.mark.parametrize(("name", "kind"), [(RecipeName.PAPER, torch.optim.Adam), (RecipeName.MODERN, torch.optim.AdamW)])
