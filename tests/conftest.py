@@ -1,6 +1,7 @@
 """Fixtures that every room shares: an environment of one's own, and the command line."""
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -9,6 +10,13 @@ from pathlib import Path
 import pytest
 
 from tests.support import Drunet
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _ctrl_c_is_heeded() -> None:
+    """Also where the tests run in the background of a script, whose commands ignore it, and all that these start."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)

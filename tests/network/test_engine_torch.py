@@ -11,8 +11,8 @@ import torch
 from drunet_cli.errors import DeviceError, WeightsError
 from drunet_cli.network.acquisition import open_weights
 from drunet_cli.network.checkpoint import Checkpoint
-from drunet_cli.network.engine import Precision
 from drunet_cli.network.devices import resolve_device
+from drunet_cli.network.engine import Precision
 from drunet_cli.network.engine_torch import TorchEngine, build_model
 from tests.support import GOLDEN, GOLDEN_WEIGHTS
 
