@@ -2,7 +2,6 @@
 
 import io
 import json
-import shutil
 import tomllib
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -32,9 +31,14 @@ def cohort(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_cases(tmp_path_factory.mktemp("cohort") / "cases", N_CASES)
 
 
+def _began(_session: object) -> bool:
+    raise AssertionError("a training begins that should have been refused")
+
+
 @pytest.fixture
 def train(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Captured) -> Train:
-    """`drunet train` in this process, in tmp_path; gives its code, stdout and stderr. For what ends before the first step."""
+    """`drunet train` in this process, in tmp_path, to its first step; gives its code, stdout and stderr."""
+    monkeypatch.setattr("drunet_cli.training.session.run", _began)
     monkeypatch.chdir(tmp_path)
 
     def run(*arguments: str | Path) -> Outcome:
@@ -468,18 +472,23 @@ def test_cases_may_be_named_on_stdin(train: Train, cohort: Path, monkeypatch: py
     assert [json.loads(line).get("case") for line in out.splitlines()] == ["case_0", "case_3", None]
 
 
-def test_folders_of_slices_and_of_cases_may_be_mixed(train: Train, cohort: Path, tmp_path: Path) -> None:
+@pytest.fixture
+def slices(cohort: Path, tmp_path: Path) -> Path:
+    """case_0 and case_1 as convert writes them."""
     for name in ("case_0", "case_1"):
         assert main(["convert", "nii2png", str(cohort / name), "-o", str(tmp_path / "png"), "--jobs", "1", "--quiet"]) == 0
-    code, out, error = train("png", cohort / "case_2", "-o", "run", "--dry-run", "--json")
+    return tmp_path / "png"
+
+
+def test_folders_of_slices_and_of_cases_may_be_mixed(train: Train, cohort: Path, slices: Path) -> None:
+    code, out, error = train(slices, cohort / "case_2", "-o", "run", "--dry-run", "--json")
     assert code == 0, error
     cases = [json.loads(line) for line in out.splitlines() if line.startswith('{"case"')]
     assert [(case["case"], case["slices"], case["tumour_slices"]) for case in cases] == [(f"case_{n}", 6, 2) for n in range(3)]
 
 
-def test_same_case_as_slices_and_as_images_is_refused(train: Train, cohort: Path, tmp_path: Path) -> None:
-    shutil.copytree(cohort / "case_0", tmp_path / "again" / "case_0")
-    code, _, error = train(cohort, "again", "-o", "run", "--dry-run")
+def test_same_case_as_slices_and_as_images_is_refused(train: Train, cohort: Path, slices: Path) -> None:
+    code, _, error = train(slices, cohort / "case_0", "-o", "run", "--dry-run")
     assert (code, error.count("case_0 is also the name of the case in")) == (3, 2)
 
 

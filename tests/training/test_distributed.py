@@ -320,7 +320,7 @@ def test_killed_rank_ends_the_training_with_a_message_and_one_process_can_go_on(
 def test_process_that_loses_another_says_so_in_one_line(cases: Path, tmp_path: Path) -> None:
     done = ended(program(STRUCK, tmp_path), "0", "4", "dies", *arguments_of(cases, tmp_path), folder=tmp_path)
     [error] = errors_in(done.stderr)
-    assert error.startswith("Error: rank 1 of 2: another process of this training has ended, or cannot be reached (")
+    assert error.startswith("Error: rank 1 of 2: another process of this training has ended, or cannot be reached; ")
     assert "This is a fault of drunet" not in done.stderr
 
 
