@@ -49,7 +49,7 @@ class Decay(StrEnum):
     """How the learning rate goes down after the warm-up."""
 
     CONSTANT = "constant"
-    COSINE = "cosine"  # to 0 at the last step
+    COSINE = "cosine"  # towards 0 at the end
 
 
 _Check = Callable[[Any], bool]
@@ -150,7 +150,7 @@ class AugmentationSettings:
 
     flip_x: left and right; flip_y: front and back. rotation: degrees, scale, shift: shares of size (uniform).
     contrast: share of the gain, brightness: of the range 0-1, gamma: exponent's log (all normal, each modality for itself).
-    bias: share that a smooth field varies from edge to edge (normal). noise: largest SD, of the range 0-1. blur: largest
+    bias: share that a smooth field differs at the edge from the centre (normal). noise: largest SD, of the range 0-1. blur: largest
     SD in pixels (both uniform).
     """
 

@@ -252,7 +252,7 @@ def test_dry_run_with_overwrite_takes_nothing_away(train: Train, cohort: Path, t
 
 def test_file_where_the_run_is_to_be_is_refused(train: Train, cohort: Path, tmp_path: Path) -> None:
     (tmp_path / "run").write_text("mine")
-    assert train(cohort, "-o", "run")[0] == 6
+    assert train(cohort, "-o", "run", "--slices-dir", "elsewhere", "--dry-run")[0] == 6
     assert (tmp_path / "run").read_text() == "mine"
 
 
@@ -379,16 +379,16 @@ def test_network_has_the_width_of_the_weights_it_begins_with(train: Train, cohor
     assert (code, "base width 1:" in error) == (0, True)
 
 
-def test_dry_run_prints_a_table_of_the_cases_and_what_would_be_done(drunet: Drunet, cohort: Path, tmp_path: Path) -> None:
-    done = drunet("train", cohort, "-o", "run", "--dry-run", "--jobs", "1", "--recipe", "paper", "--batch-size", "6")
-    assert done.returncode == 0, done.stderr
-    header, *rows = done.stdout.splitlines()
+def test_dry_run_prints_a_table_of_the_cases_and_what_would_be_done(train: Train, cohort: Path, tmp_path: Path) -> None:
+    code, out, error = train(cohort, "-o", "run", "--dry-run", "--recipe", "paper", "--batch-size", "6")
+    assert code == 0, error
+    header, *rows = out.splitlines()
     assert header.split() == ["CASE", "FOR", "IN", "STORE", "SLICES", "WITH", "TUMOUR"]
     # small_cohort.py: six slices, the tumour in two.
     cells = [row.split() for row in rows]
     assert [(case, slices, tumour) for case, _, _, slices, tumour in cells] == [(name, "6", "2") for name in sorted(NAMES)]
     assert sorted(kind for _, kind, *_ in cells) == ["train"] * 3 + ["validation"]
-    assert done.stderr == (
+    assert error == (
         "would train recipe paper, base width 16: 50 epochs, 150 steps of 6 slices; 3 cases to learn from, 1 held out\n"
     )
     assert not list(tmp_path.iterdir())

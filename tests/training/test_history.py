@@ -178,12 +178,16 @@ def test_curves_are_a_picture(history: History, tmp_path: Path) -> None:
         assert (image.format, image.size) == ("PNG", (960, 600))
 
 
-def test_curves_show_the_history(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "other",
+    [replace(LAST, loss=3.0), replace(LAST, scores=FIRST.scores), replace(LAST, step=900), replace(LAST, is_best=True)],
+    ids=["loss", "Dice", "steps", "best"],
+)
+def test_curves_show_what_the_history_holds(other: Epoch, tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     pictures = []
-    for n, history in enumerate((HISTORY, HISTORY, History((FIRST, replace(LAST, loss=3.0))))):
-        path = tmp_path / f"{n}.png"
-        draw_curves(history, path)
+    for n, epoch in enumerate((LAST, LAST, other)):
+        draw_curves(History((FIRST, BLIND, epoch)), path := tmp_path / f"{n}.png")
         pictures.append(path.read_bytes())
     assert pictures[0] == pictures[1]
     assert pictures[0] != pictures[2]
