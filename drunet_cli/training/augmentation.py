@@ -1,7 +1,7 @@
 """Batches varied as scanners and heads vary, on the device that trains.
 
-What is drawn for a slice depends on the seed, the step, the batch's size and shape, and the slice's place in it; the noise of its pixels comes
-from the device's generator.
+What is drawn for a slice depends on the seed, the step, the batch's size and shape, and the slice's place in it; the noise of
+its pixels comes from the device's generator.
 """
 
 from dataclasses import dataclass

@@ -150,8 +150,8 @@ class AugmentationSettings:
 
     flip_x: left and right; flip_y: front and back. rotation: degrees, scale, shift: shares of size (uniform).
     contrast: share of the gain, brightness: of the range 0-1, gamma: exponent's log (all normal, each modality for itself).
-    bias: share that a smooth field differs at the edge from the centre (normal). noise: largest SD, of the range 0-1. blur: largest
-    SD in pixels (both uniform).
+    bias: share by which a smooth field differs between centre and edge (normal). noise: largest SD, of the range 0-1. blur:
+    largest SD in pixels (both uniform).
     """
 
     flip_x: float = _share(0.5)
