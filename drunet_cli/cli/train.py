@@ -12,7 +12,7 @@ import typer
 from drunet_cli.cli import options
 from drunet_cli.errors import MisuseError
 from drunet_cli.network.engine import Precision
-from drunet_cli.training.recipe import RecipeName
+from drunet_cli.training.recipe_name import RecipeName
 
 if TYPE_CHECKING:
     from drunet_cli.cli.console import Screen

@@ -4,22 +4,24 @@ from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from drunet_cli.errors import CaseError, DrunetError, MisuseError, OutputError, WeightsError
 from drunet_cli.io.naming import BUILT_IN, Naming
 from drunet_cli.jobs import each
 from drunet_cli.network.checkpoint import Metadata
 from drunet_cli.training.intake import PreparedCase, StoreTask, prepare_case
-from drunet_cli.training.recipe import RECIPES, Recipe, RecipeName, changed, differences, read_recipe
+from drunet_cli.training.recipe import RECIPES, Recipe
+from drunet_cli.training.recipe_file import changed, differences, read_recipe
+from drunet_cli.training.recipe_name import RecipeName
 from drunet_cli.training.run_folder import RunFolder
 from drunet_cli.training.sources import find_sources
 from drunet_cli.training.split import Split, read_split, split_by_fold, split_by_fraction
 from drunet_cli.training.store import open_store
 from drunet_cli.training.watcher import Watcher
 
-_NAMED = 20
-DEFAULT_FRACTION = 0.2
+_NAMED: Final = 20
+_DEFAULT_FRACTION: Final = 0.2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,11 +79,6 @@ class Preparation:
     continues: bool
 
 
-def prepare(request: Request, watcher: Watcher) -> Preparation:
-    """Check everything, and put the cases into the store. Raises what `settle` and `fill` raise."""
-    return fill(settle(request), watcher)
-
-
 def settle(request: Request) -> Plan:
     """Settle recipe, cases and split; nothing is read of the images, nothing written.
 
@@ -96,7 +93,7 @@ def settle(request: Request) -> Plan:
                 f"{request.run.config}: the training to resume has {'; '.join(changes)}; leave these options as they were, or "
                 "begin another run, with --init of this one's weights"
             )
-        _check_same_split(request, split)
+        _check_same_split(request, split, seed=recipe.seed)
         if not request.sources:
             open_store(request.slices, [*split.train, *split.validation])  # raises for what is missing
             return Plan(recipe=recipe, split=split, tasks=(), n_jobs=request.n_jobs, continues=True)
@@ -198,10 +195,10 @@ def _new_split(request: Request, names: Sequence[str], *, seed: int) -> Split:
         return read_split(request.split, names)
     if request.folds is not None and request.fold is not None:
         return split_by_fold(names, request.folds, request.fold, seed=seed)
-    return split_by_fraction(names, DEFAULT_FRACTION if request.fraction is None else request.fraction, seed=seed)
+    return split_by_fraction(names, _DEFAULT_FRACTION if request.fraction is None else request.fraction, seed=seed)
 
 
-def _check_same_split(request: Request, split: Split) -> None:
+def _check_same_split(request: Request, split: Split, *, seed: int) -> None:
     """Raise MisuseError where another split is asked for than that of the training to resume."""
     names = [*split.train, *split.validation]
     if request.split is not None:
@@ -210,7 +207,7 @@ def _check_same_split(request: Request, split: Split) -> None:
         return
     else:
         # A split of a file leaves cases out, so that the others cannot tell it; of all cases it can be told.
-        same = _new_split(request, names, seed=_recipe(request).seed) == split
+        same = _new_split(request, names, seed=seed) == split
     if not same:
         raise MisuseError(
             f"{request.run.split}: the training to resume was split otherwise; leave out the options of the split"

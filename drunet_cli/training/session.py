@@ -1,5 +1,6 @@
 """One session of a training on one device: from a preparation to weights."""
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -128,6 +129,8 @@ def _set_up(session: Session) -> None:
     if session.device.type == "cuda":
         torch.cuda.set_device(session.device)
         torch.backends.cudnn.benchmark = not session.deterministic
+    if session.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without which PyTorch refuses cuBLAS
     torch.use_deterministic_algorithms(session.deterministic)
 
 

@@ -106,7 +106,8 @@ def _load(learner: Learner, tensors: Mapping[str, Tensor], scaler: Mapping[str, 
     if len(state) != (n_parameters if has_stepped else 0) or len({frozenset(of_one) for of_one in state.values()}) > 1:
         raise ValueError("the optimiser's numbers are incomplete")
     learner.optimiser.load_state_dict({"state": state, "param_groups": learner.optimiser.state_dict()["param_groups"]})
-    learner.scaler.load_state_dict(dict(scaler))
+    if scaler:  # empty where the earlier session did not train in float16
+        learner.scaler.load_state_dict(dict(scaler))
 
 
 def _optimiser_state(learner: Learner, tensors: Mapping[str, Tensor]) -> dict[int, dict[str, Tensor]]:

@@ -30,7 +30,8 @@ from drunet_cli.training.feed import Feed
 from drunet_cli.training.initialisation import new_network
 from drunet_cli.training.intake import StoreTask, prepare_case
 from drunet_cli.training.learner import Learner
-from drunet_cli.training.recipe import RECIPES, Recipe, RecipeName
+from drunet_cli.training.recipe import RECIPES, Recipe
+from drunet_cli.training.recipe_name import RecipeName
 from drunet_cli.training.sampling import Planner
 from drunet_cli.training.sources import find_sources
 from drunet_cli.training.store import StoredCase, open_store

@@ -20,8 +20,9 @@ import safetensors.numpy
 from drunet_cli.network.checkpoint import read_checkpoint
 from drunet_cli.network.engine_torch import build_model
 from drunet_cli.training import loop
-from drunet_cli.training.preparation import Request, prepare
-from drunet_cli.training.recipe import Recipe, changed, encoded
+from drunet_cli.training.preparation import Request, fill, settle
+from drunet_cli.training.recipe import Recipe
+from drunet_cli.training.recipe_file import changed, encoded
 from drunet_cli.training.run_folder import RunFolder
 from drunet_cli.training.watcher import Watcher
 from tests.conversion.small_cases import small_case
@@ -51,7 +52,7 @@ from drunet_cli.training.distributed import Team
 from drunet_cli.training.initialisation import new_network
 from drunet_cli.training.learner import Learner
 from drunet_cli.training.processes import Processes, processes
-from drunet_cli.training.recipe import read_recipe
+from drunet_cli.training.recipe_file import read_recipe
 from drunet_cli.training.sampling import Planner, assembled
 from drunet_cli.training.store import open_store
 
@@ -202,7 +203,7 @@ def as_one(folder: Path, cases: Path) -> Request:
 
 def test_gradients_of_two_processes_are_those_of_one_with_the_whole_batch(cases: Path, tmp_path: Path) -> None:
     request = asked(tmp_path / "run", cases)
-    prepare(request, Watcher())
+    fill(settle(request), Watcher())
     # Without what makes a slice depend on its batch, or on the process: Dice, dropout, noise.
     changes = {
         "network": {"dropout": 0.0, "zero_residual": False},

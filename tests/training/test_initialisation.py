@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from drunet_cli.network.model import Bottleneck, DecoderBlock, DRUNet104, InputBlock
 from drunet_cli.training.initialisation import new_network
-from drunet_cli.training.recipe import RECIPES, NetworkSettings, RecipeName
+from drunet_cli.training.recipe import RECIPES, NetworkSettings
+from drunet_cli.training.recipe_name import RecipeName
 
 PUBLISHED: Final = NetworkSettings(base_width=2, zero_residual=False)
 BLOCKS: Final = (InputBlock, Bottleneck, DecoderBlock)

@@ -14,7 +14,9 @@ from torch import Tensor
 from drunet_cli.network.engine import Precision
 from drunet_cli.training.initialisation import new_network
 from drunet_cli.training.learner import Learner, learning_rate
-from drunet_cli.training.recipe import RECIPES, AugmentationSettings, Decay, OptimiserSettings, Recipe, RecipeName, changed
+from drunet_cli.training.recipe import RECIPES, AugmentationSettings, Decay, OptimiserSettings, Recipe
+from drunet_cli.training.recipe_file import changed
+from drunet_cli.training.recipe_name import RecipeName
 from drunet_cli.training.sampling import Plan, Window
 
 NO_AUGMENTATION: Final = dict.fromkeys((item.name for item in fields(AugmentationSettings)), 0.0)

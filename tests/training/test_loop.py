@@ -29,9 +29,10 @@ from drunet_cli.training.feed import Feed
 from drunet_cli.training.history import Epoch
 from drunet_cli.training.learner import Learner
 from drunet_cli.training.loop import Training
-from drunet_cli.training.preparation import Preparation, Request, prepare
+from drunet_cli.training.preparation import Preparation, Request, fill, settle
 from drunet_cli.training.processes import Processes
-from drunet_cli.training.recipe import RecipeName, encoded, read_recipe
+from drunet_cli.training.recipe_file import encoded, read_recipe
+from drunet_cli.training.recipe_name import RecipeName
 from drunet_cli.training.run_folder import RunFolder
 from drunet_cli.training.sampling import Plan, Planner
 from drunet_cli.training.session import Session
@@ -111,7 +112,7 @@ def resumed(request: Request, **others: Any) -> Request:
 
 def trained(request: Request, watcher: Watcher | None = None, **options: Any) -> Run:
     """What `drunet train` does of it, on the CPU."""
-    preparation = prepare(request, Watcher())
+    preparation = fill(settle(request), Watcher())
     given: dict[str, Any] = {
         "preparation": preparation,
         "run": request.run,
@@ -686,7 +687,7 @@ def test_origin_and_licence_of_the_weights_given_are_passed_on(
 def test_base_width_that_is_not_that_of_the_weights_given_is_refused(earlier: Checkpoint, cases: Path, tmp_path: Path) -> None:
     request = from_earlier(tmp_path / "run", cases, earlier, [{"network": {"base_width": 2}}])
     with pytest.raises(WeightsError, match="earlier: are of base width 1, not 2"):
-        prepare(request, Watcher())
+        fill(settle(request), Watcher())
 
 
 def test_base_width_of_a_configuration_that_is_not_that_of_the_weights_given_is_refused(
@@ -697,4 +698,4 @@ def test_base_width_of_a_configuration_that_is_not_that_of_the_weights_given_is_
     config.write_text(encoded(replace(recipe, network=replace(recipe.network, base_width=2))))
     request = replace(from_earlier(tmp_path / "run", cases, earlier), config=config, changes={})
     with pytest.raises(WeightsError, match="base width"):
-        prepare(request, Watcher())
+        fill(settle(request), Watcher())

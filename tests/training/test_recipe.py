@@ -11,18 +11,10 @@ import pytest
 
 from drunet_cli.errors import CaseError, MisuseError
 from drunet_cli.training.length import Length
-from drunet_cli.training.preparation import Request, prepare
-from drunet_cli.training.recipe import (
-    RECIPES,
-    Decay,
-    Optimiser,
-    Recipe,
-    RecipeName,
-    changed,
-    differences,
-    encoded,
-    read_recipe,
-)
+from drunet_cli.training.preparation import Request, fill, settle
+from drunet_cli.training.recipe import RECIPES, Decay, Optimiser, Recipe
+from drunet_cli.training.recipe_file import changed, differences, encoded, read_recipe
+from drunet_cli.training.recipe_name import RecipeName
 from drunet_cli.training.run_folder import RunFolder
 from drunet_cli.training.watcher import Watcher
 from tests.cli.small_cohort import write_cases
@@ -199,7 +191,7 @@ def _prepared(
         slices=tmp_path / "slices",
         dry_run=True,
     )
-    return prepare(request, Watcher()).recipe
+    return fill(settle(request), Watcher()).recipe
 
 
 WINDOWS: Final = "pairs of multiples of 32 plus 16, from 16 to 240"

@@ -20,8 +20,9 @@ from torch import Tensor
 from drunet_cli.errors import CaseError, MisuseError, OutputError, WeightsError
 from drunet_cli.network.checkpoint import read_checkpoint
 from drunet_cli.training import loop
-from drunet_cli.training.preparation import Request, prepare
-from drunet_cli.training.recipe import RecipeName, encoded
+from drunet_cli.training.preparation import Request, fill, settle
+from drunet_cli.training.recipe_file import encoded
+from drunet_cli.training.recipe_name import RecipeName
 from drunet_cli.training.run_folder import RunFolder
 from drunet_cli.training.watcher import Watcher
 from tests.conversion.small_cases import brain_in, files_in, labels_in, save, small_case
@@ -210,7 +211,7 @@ def test_resume_begins_where_there_is_nothing(whole: Run, cases: Path, tmp_path:
 def test_resume_where_there_is_nothing_and_no_cases_is_refused(cases: Path, tmp_path: Path) -> None:
     request = asked(tmp_path / "run", cases, sources=[], resume=True)
     with pytest.raises(MisuseError, match="there is no training to resume; name the cases"):
-        prepare(request, Watcher())
+        fill(settle(request), Watcher())
 
 
 @pytest.mark.slow
@@ -243,7 +244,7 @@ def test_training_goes_on_without_the_options_of_its_split(cases: Path, tmp_path
     request = asked(tmp_path / "run", cases, fraction=0.7)
     split = stopped(request, 0).preparation.split
     assert len(split.validation) == 2
-    assert prepare(resumed(request, fraction=None), Watcher()).split == split
+    assert fill(settle(resumed(request, fraction=None)), Watcher()).split == split
 
 
 @pytest.mark.slow
@@ -335,7 +336,7 @@ def half(cases: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
 )
 def test_training_does_not_go_on_with_another_number(changes: Mapping[str, Any], said: str, half: Run) -> None:
     with pytest.raises(MisuseError, match=said):
-        prepare(resumed(half.request, changes=changes), Watcher())
+        fill(settle(resumed(half.request, changes=changes)), Watcher())
 
 
 def test_training_does_not_go_on_with_a_configuration_of_another_number(half: Run, tmp_path: Path) -> None:
@@ -343,29 +344,29 @@ def test_training_does_not_go_on_with_a_configuration_of_another_number(half: Ru
     recipe = half.preparation.recipe
     config.write_text(encoded(replace(recipe, loss=replace(recipe.loss, dice=0.25))))
     with pytest.raises(MisuseError, match=r"loss\.dice: 1\.0, not 0\.25"):
-        prepare(resumed(half.request, config=config), Watcher())
+        fill(settle(resumed(half.request, config=config)), Watcher())
 
 
 def test_training_does_not_go_on_with_another_recipe(half: Run) -> None:
     with pytest.raises(MisuseError, match="--recipe paper: the training to resume is of recipe modern"):
-        prepare(resumed(half.request, recipe=RecipeName.PAPER), Watcher())
+        fill(settle(resumed(half.request, recipe=RecipeName.PAPER)), Watcher())
 
 
 @pytest.mark.parametrize("options", [{"fraction": 0.7}, {"fraction": 0}, {"folds": 3, "fold": 1}, {"folds": 3, "fold": 2}])
 def test_training_does_not_go_on_with_another_split(options: Mapping[str, Any], half: Run, cases: Path) -> None:
-    fresh = prepare(asked(half.folder.root.parent / "unused", cases, dry_run=True, **options), Watcher()).split
+    fresh = fill(settle(asked(half.folder.root.parent / "unused", cases, dry_run=True, **options)), Watcher()).split
     if fresh == half.preparation.split:  # one of the folds is
-        prepare(resumed(half.request, **options), Watcher())
+        fill(settle(resumed(half.request, **options)), Watcher())
         return
     with pytest.raises(MisuseError, match=r"split\.json: the training to resume was split otherwise"):
-        prepare(resumed(half.request, **options), Watcher())
+        fill(settle(resumed(half.request, **options)), Watcher())
 
 
 def test_training_does_not_go_on_with_the_split_of_another_file(half: Run, tmp_path: Path) -> None:
     file, split = tmp_path / "split.json", half.preparation.split
     file.write_text(json.dumps({"train": split.validation, "validation": split.train}))
     with pytest.raises(MisuseError, match="was split otherwise"):
-        prepare(resumed(half.request, split=file), Watcher())
+        fill(settle(resumed(half.request, split=file)), Watcher())
 
 
 def test_training_does_not_go_on_without_one_of_its_cases(own_cases: Path, tmp_path: Path) -> None:
@@ -373,7 +374,7 @@ def test_training_does_not_go_on_without_one_of_its_cases(own_cases: Path, tmp_p
     stopped(request, 1)
     shutil.rmtree(own_cases / "case_1")
     with pytest.raises(CaseError, match=r"split\.json: the training to resume has case_1"):
-        prepare(resumed(request, sources=[own_cases]), Watcher())
+        fill(settle(resumed(request, sources=[own_cases])), Watcher())
 
 
 def with_other_labels(cases: Path) -> None:
