@@ -60,7 +60,7 @@ def compare(
     cropped = np.ascontiguousarray(prediction[box]), np.ascontiguousarray(reference[box])
     scores = {}
     for name, classes in REGIONS_AND_CLASSES.items():
-        masks = [_mask(class_map, classes) for class_map in cropped]
+        masks = [mask_of(class_map, classes) for class_map in cropped]
         scores[name] = _scores(*masks, outside=outside, spacing_mm=spacing_mm, convention=convention, tolerance_mm=tolerance_mm)
     return scores
 
@@ -100,7 +100,8 @@ def _scores(
     )
 
 
-def _mask(class_map: ClassMap, classes: Collection[TumourClass]) -> Mask:
+def mask_of(class_map: ClassMap, classes: Collection[TumourClass]) -> Mask:
+    """Where a class map, of any shape, has one of these classes."""
     return np.asarray(np.logical_or.reduce([class_map == index for index in classes]))
 
 

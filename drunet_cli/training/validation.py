@@ -7,6 +7,7 @@ from typing import Final, Protocol
 import numpy as np
 
 from drunet_cli.brats import REGIONS, ClassMap
+from drunet_cli.evaluation.comparison import mask_of
 from drunet_cli.evaluation.metrics import dice
 from drunet_cli.io.geometry import FRAME, AxisFit, Geometry, laid_out
 from drunet_cli.io.slices import SliceStack
@@ -35,18 +36,13 @@ class CaseScore:
     case: str
     dice: Mapping[str, float]
 
-    @property
-    def mean(self) -> float:
-        """Over the regions."""
-        return sum(self.dice.values()) / len(self.dice)
-
 
 def score(case: HeldOut, engine: Engine, *, on_progress: Callable[[int, int], None] = lambda *_: None) -> CaseScore:
     """Segment a case and compare. on_progress: called with (slices done, slices in all)."""
     slices, truth = case.slices(), case.classes()
     predicted = predict(slices, _frames(len(slices)), engine, on_progress=on_progress)
     truth = np.moveaxis(truth, 0, 2)
-    return CaseScore(case.name, {region: dice(np.isin(predicted, of), np.isin(truth, of)) for region, of in REGIONS.items()})
+    return CaseScore(case.name, {region: dice(mask_of(predicted, of), mask_of(truth, of)) for region, of in REGIONS.items()})
 
 
 def mean_scores(scores: Sequence[CaseScore]) -> dict[str, float]:

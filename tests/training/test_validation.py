@@ -126,10 +126,6 @@ def test_progress_counts_every_slice() -> None:
     assert seen == [(2, N_SLICES), (4, N_SLICES), (5, N_SLICES)]  # blank ones first, then batches of two
 
 
-def test_mean_of_a_case_is_that_of_its_regions() -> None:
-    assert CaseScore("a", {"WT": 0.9, "TC": 0.6, "ET": 0.3}).mean == pytest.approx(0.6)
-
-
 def test_means_are_over_the_cases_by_region_and_over_the_regions() -> None:
     scores = [CaseScore("a", {"WT": 1, "TC": 0.5, "ET": 0}), CaseScore("b", {"WT": 0.5, "TC": 0.5, "ET": 0.75})]
     assert mean_scores(scores) == pytest.approx({"WT": 0.75, "TC": 0.5, "ET": 0.375, "mean": 1.625 / 3})
