@@ -9,7 +9,7 @@ import numpy as np
 from drunet_cli.errors import MisuseError
 
 # Regions in colours that a colour-blind reader can tell apart (Okabe and Ito).
-_COLOURS: Final = {"WT": "#0072B2", "TC": "#E69F00", "ET": "#009E73"}
+REGION_COLOURS: Final = {"WT": "#0072B2", "TC": "#E69F00", "ET": "#009E73"}
 _PANELS: Final = {"dice": "Dice", "hd95_mm": "HD95 (mm)"}
 _JITTER: Final = 0.12
 _HD95_TICKS_MM: Final = (0, 1, 3, 10, 30, 100, 373)
@@ -30,13 +30,13 @@ def box_plots(documents: Sequence[Mapping[str, Any]]) -> bytes:
 
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     FigureCanvasAgg(figure)
-    regions = list(_COLOURS)
+    regions = list(REGION_COLOURS)
     jitter = np.random.default_rng(0).uniform(-_JITTER, _JITTER, len(documents))
     for axes, (score, label) in zip(figure.subplots(1, len(_PANELS)), _PANELS.items(), strict=True):
         values = [[document["regions"][region][score] for document in documents] for region in regions]
         axes.boxplot(values, tick_labels=regions, showfliers=False, widths=0.5, medianprops={"color": "black"})
         for position, (region, of_region) in enumerate(zip(regions, values, strict=True), start=1):
-            axes.scatter(position + jitter, of_region, s=26, color=_COLOURS[region], alpha=0.7, linewidths=0, zorder=3)
+            axes.scatter(position + jitter, of_region, s=26, color=REGION_COLOURS[region], alpha=0.7, linewidths=0, zorder=3)
         axes.set_ylabel(label)
         axes.grid(axis="y", linewidth=0.5, alpha=0.5)
         if score == "dice":

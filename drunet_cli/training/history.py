@@ -6,13 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final, Self
+from typing import Any, Self
 
 from drunet_cli.brats import REGIONS
+from drunet_cli.evaluation.plots import REGION_COLOURS
 from drunet_cli.io.atomic import written
 from drunet_cli.training.validation import CaseScore, mean_scores
-
-_COLOURS: Final = {"WT": "tab:green", "TC": "tab:red", "ET": "tab:orange"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,14 +115,14 @@ def draw_curves(history: History, path: Path) -> bool:
     upper.plot(steps, [epoch.loss for epoch in history.epochs], color="tab:blue", marker=".")
     upper.set_ylabel("training loss")
     scored = [epoch for epoch in history.epochs if epoch.scores]
-    for region, colour in _COLOURS.items():
+    for region, colour in REGION_COLOURS.items():
         dice = [epoch.dice[region] for epoch in scored]
         lower.plot([epoch.step for epoch in scored], dice, color=colour, marker=".", label=region)
     if history.best is not None and history.best.scores:
         lower.axvline(history.best.step, color="0.6", linestyle=":", label="best")
     lower.set(xlabel="step", ylabel="Dice of the held-out cases", ylim=(0, 1))
     if scored:
-        lower.legend(loc="lower right", ncols=4)
+        lower.legend(loc="best", ncols=4)
     drawn = io.BytesIO()
     figure.savefig(drawn, format="png", dpi=120, metadata={"Software": None})
     with written(path, overwrite=True) as stream:
