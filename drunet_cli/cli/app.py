@@ -64,7 +64,8 @@ def main(arguments: list[str]) -> int:
         if earlier is not signal.SIG_IGN:  # as a shell leaves them for a command in the background, or nohup
             signal.signal(number, signals.on_signal)
     try:
-        return _flushed(_run(arguments))
+        with signals.lost_in_silence():
+            return _flushed(_run(arguments))
     finally:
         for number, earlier in before.items():  # from here on a signal ends the process, without a traceback
             signal.signal(number, earlier)

@@ -5,6 +5,7 @@ gives up, they are swallowed. So they are remembered too, and raised again at th
 """
 
 import signal
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -34,6 +35,22 @@ def stops_deferred() -> Iterator[Callable[[], bool]]:
         yield lambda: bool(_received)
     finally:
         _deferred.pop()
+
+
+@contextmanager
+def lost_in_silence() -> Iterator[None]:
+    """Print nothing of an exception of ours that a callback of the interpreter swallows; it is raised again later."""
+    before = sys.unraisablehook
+
+    def hook(report: "sys.UnraisableHookArgs", /) -> None:
+        if not (_received and issubclass(report.exc_type, (KeyboardInterrupt, Terminated))):
+            before(report)
+
+    sys.unraisablehook = hook
+    try:
+        yield
+    finally:
+        sys.unraisablehook = before
 
 
 def raise_lost() -> None:

@@ -2,6 +2,7 @@
 
 import contextlib
 import signal
+import weakref
 from collections.abc import Iterator
 
 import pytest
@@ -30,3 +31,30 @@ def test_a_swallowed_signal_is_raised_at_the_next_step(number: int, expected: ty
 
 def test_without_a_signal_nothing_is_raised() -> None:
     signals.raise_lost()
+
+
+class Subject:
+    """Something that a weak reference can point at."""
+
+
+@pytest.mark.parametrize(("number", "expected"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, Terminated)])
+def test_a_signal_within_a_callback_of_the_interpreter_is_raised_later_and_prints_nothing(
+    number: int, expected: type[BaseException], capsys: pytest.CaptureFixture[str]
+) -> None:
+    subject = Subject()
+    reference = weakref.ref(subject, lambda _: signal.raise_signal(number))
+    with signals.lost_in_silence():
+        del subject
+    assert (reference(), capsys.readouterr().err) == (None, "")
+    with pytest.raises(expected):
+        signals.raise_lost()
+
+
+def test_another_exception_within_a_callback_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    reports: list[type[BaseException]] = []
+    monkeypatch.setattr("sys.unraisablehook", lambda report: reports.append(report.exc_type))
+    subject = Subject()
+    reference = weakref.ref(subject, lambda _: int(""))
+    with signals.lost_in_silence():
+        del subject
+    assert (reference(), reports) == (None, [ValueError])
