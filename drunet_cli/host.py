@@ -1,5 +1,6 @@
 """What this machine grants to the process. Standard library only."""
 
+import ctypes
 import math
 import os
 import platform
@@ -74,3 +75,16 @@ def cpu_name() -> str:
         lines = []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.processor() or platform.machine()
+
+
+def sees_cuda_gpu() -> bool:
+    """Whether NVIDIA's driver, if there is one, shows this process a GPU; it heeds CUDA_VISIBLE_DEVICES.
+
+    Source: CUDA driver API, cuInit and cuDeviceGetCount.
+    """
+    try:
+        driver = ctypes.CDLL("nvcuda.dll" if os.name == "nt" else "libcuda.so.1")
+    except OSError:
+        return False
+    count = ctypes.c_int(0)
+    return driver.cuInit(0) == 0 and driver.cuDeviceGetCount(ctypes.byref(count)) == 0 and count.value > 0

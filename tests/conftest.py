@@ -9,7 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from drunet_cli.host import wait_considerately
 from tests.support import Drunet
+
+wait_considerately()  # here, before a test imports torch: beside other work the tests would take twice as long
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -5,10 +5,9 @@ from pathlib import Path
 
 import h5py
 import numpy as np
-import torch
 
 from drunet_cli.network.keras_h5 import keras_layers
-from drunet_cli.network.model import DRUNet104
+from drunet_cli.network.structure import tensor_shapes
 
 
 def write_keras_h5(path: Path, *, base_width: int, seed: int = 0, first_number: int = 0, group: str = "/") -> None:
@@ -18,18 +17,17 @@ def write_keras_h5(path: Path, *, base_width: int, seed: int = 0, first_number: 
     `model.save` has it.
     """
     rng = np.random.default_rng(seed)
-    with torch.device("meta"):
-        model = DRUNet104(base_width, bn_epsilon=1e-3)
+    shapes = tensor_shapes(base_width)
     numbers: dict[str, int] = defaultdict(lambda: first_number)
     with h5py.File(path, "w") as file:
         root = file.require_group(group)
         names = ["input_1"]
         root.create_group("input_1").attrs["weight_names"] = np.array([], dtype="S1")
-        for kind, _, layer in keras_layers(model):
+        for kind, layer in keras_layers():
             name = kind if kind == "output_layer" or numbers[kind] == 0 else f"{kind}_{numbers[kind]}"
             numbers[kind] += 1
-            shape = tuple(layer.weight.shape)
-            if isinstance(layer, torch.nn.BatchNorm2d):
+            shape = shapes[f"{layer}.weight"]
+            if kind == "batch_normalization":
                 arrays = {
                     "gamma:0": rng.uniform(0.5, 1, shape),
                     "beta:0": rng.normal(0, 0.1, shape),
@@ -37,8 +35,8 @@ def write_keras_h5(path: Path, *, base_width: int, seed: int = 0, first_number: 
                     "moving_variance:0": rng.uniform(0.5, 2, shape),
                 }
             else:
-                out, _, height, width = shape if kind != "conv2d_transpose" else (shape[1], shape[0], *shape[2:])
-                fan_in = layer.in_channels * height * width
+                out, channels, height, width = shape if kind != "conv2d_transpose" else (shape[1], shape[0], *shape[2:])
+                fan_in = channels * height * width
                 kernel = rng.standard_normal((height, width, *shape[1::-1]), dtype=np.float32) * (0.5 / np.sqrt(fan_in))
                 arrays = {"kernel:0": kernel, "bias:0": rng.normal(0, 0.1, out)}
             layer_group = root.create_group(name)

@@ -28,10 +28,10 @@ ROOMS: Final = (
     {"cli"},
 )
 TORCH_AT_THE_TOP: Final = re.compile(
-    r"network/(model|keras_h5|devices|engine_torch)\.py"
+    r"network/(model|devices|engine_torch|comparison)\.py"
     r"|training/(augmentation|distributed|feed|initialisation|learner|loop|loss|session|state)\.py"
 )
-TORCH_IN_FUNCTIONS: Final = re.compile(r"network/export\.py|segmentation/\w+\.py|training/history\.py")
+TORCH_IN_FUNCTIONS: Final = re.compile(r"network/(engines|export)\.py|segmentation/\w+\.py|training/history\.py")
 REQUESTS: Final = re.compile(r"network/(download|network_errors|web_page)\.py")
 PACKAGE_OF: Final = {"pillow": "PIL"}  # where a distribution has another name than what it installs
 NIBABEL: Final = re.compile(r"io/\w+\.py|segmentation/sidecar\.py")

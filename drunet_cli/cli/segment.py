@@ -10,7 +10,7 @@ from drunet_cli.brats import Labels, Modality
 from drunet_cli.cli import options
 from drunet_cli.cli.signals import raise_lost
 from drunet_cli.errors import MisuseError
-from drunet_cli.network.engine import Precision
+from drunet_cli.network.engine import EngineName, Precision, WindowMode
 from drunet_cli.network.registry import DEFAULT, ENTRIES, PUBLISHED_BASE_WIDTH
 
 
@@ -43,6 +43,23 @@ def segment(
             rich_help_panel=options.NETWORK,
         ),
     ] = Precision.AUTO,
+    engine: Annotated[
+        EngineName,
+        typer.Option(
+            metavar="NAME",
+            help="auto, torch or onnxruntime; auto is ONNX Runtime on the CPU where it is installed, which is faster.",
+            rich_help_panel=options.NETWORK,
+        ),
+    ] = EngineName.AUTO,
+    window: Annotated[
+        WindowMode | None,
+        typer.Option(
+            metavar="full|auto",
+            help="Whole frames, or of each slice the smallest window with its brain: faster, but not the same labels.",
+            show_default="as the weights were trained; the published ones: full",
+            rich_help_panel=options.NETWORK,
+        ),
+    ] = None,
     batch_size: options.BatchSize = None,
     threads: options.Threads = None,
 ) -> None:
@@ -67,11 +84,13 @@ def segment(
     from drunet_cli.cli.downloads import DownloadWatcher
     from drunet_cli.host import granted_cpus, wait_considerately
     from drunet_cli.network.acquisition import open_weights
+    from drunet_cli.network.engines import choose_engine, open_engine, settle_device
     from drunet_cli.network.registry import check_available
     from drunet_cli.segmentation import pipeline
 
     screen = Screen(quiet=quiet)
     # Cheap checks first: nothing is read, and nothing imported that takes time, for a run that cannot end well.
+    engine = choose_engine(engine, device=device, precision=precision)
     patient = case_of_files(given, name=case)
     target = pipeline.Target(
         label_map=label_map_path(output, patient.name), labels=labels, sidecar=not no_sidecar, overwrite=overwrite
@@ -84,23 +103,20 @@ def segment(
         screen.warning(warning.message)
 
     wait_considerately()
-    from drunet_cli.network.devices import resolve_device  # torch: seconds
-    from drunet_cli.network.engine_torch import TorchEngine
-
+    where = settle_device(engine, device, on_warning=screen.warning)
     raise_lost()
-
-    where = resolve_device(device, on_warning=screen.warning)
     with DownloadWatcher(screen).shown() as watcher:
         checkpoint = open_weights(weights, watcher=watcher)
     if weights in ENTRIES and checkpoint.metadata.base_width != PUBLISHED_BASE_WIDTH:
         screen.warning(f"the weights imported as {weights} have base width {checkpoint.metadata.base_width}; they are others")
-    engine = TorchEngine(
+    running = open_engine(
+        engine,
         checkpoint,
         device=where,
         precision=precision,
         batch_size=batch_size,
         threads=threads or granted_cpus(),
-        on_halved=lambda size: screen.warning(f"memory on {where} did not suffice: now {size} slices at once"),
+        on_warning=screen.warning,
     )
     with screen.slice_bar(patient.name) as draw:
 
@@ -108,8 +124,10 @@ def segment(
             raise_lost()
             draw(done, total)
 
-        segmentation = pipeline.segment(prepared, engine, on_progress=on_progress)
-    document = target.write(segmentation, pipeline.describe(segmentation, engine, checkpoint))
+        segmentation = pipeline.segment(
+            prepared, running, window=window or WindowMode(checkpoint.metadata.window), on_progress=on_progress
+        )
+    document = target.write(segmentation, pipeline.describe(segmentation, running, checkpoint))
     for warning in segmentation.warnings[len(prepared.warnings) :]:
         screen.warning(warning.message)
     screen.note(_summary(document, time.perf_counter() - begin))

@@ -11,7 +11,15 @@ from typing import Final
 
 from drunet_cli.errors import MisuseError, OutputError, WeightsError
 from drunet_cli.io.atomic import check_writable, remove_stale
-from drunet_cli.network.checkpoint import Checkpoint, Metadata, file_sha256, read_checkpoint, read_metadata, write_checkpoint
+from drunet_cli.network.checkpoint import (
+    Checkpoint,
+    Metadata,
+    check_tensors,
+    file_sha256,
+    read_checkpoint,
+    read_metadata,
+    write_checkpoint,
+)
 from drunet_cli.network.download import fetch, shown_url
 from drunet_cli.network.lock import exclusive
 from drunet_cli.network.registry import (
@@ -128,7 +136,8 @@ def read_source(path: Path, *, name: str, bn_epsilon: float, entry: Entry | None
     except OSError as error:
         raise WeightsError(f"{path}: cannot be read: {error.strerror}") from error
     if head[8:] == b"{":  # safetensors: eight bytes of length, then JSON
-        checkpoint = _fitting(read_checkpoint(path))
+        checkpoint = read_checkpoint(path)
+        check_tensors(checkpoint)
         checkpoint = replace(checkpoint, metadata=replace(checkpoint.metadata, name=name))
     elif head[:8] == _HDF5_SIGNATURE:
         checkpoint = _read_keras(path, name, bn_epsilon, entry, origin or path.name)
@@ -167,7 +176,7 @@ def _cached(name: str) -> Iterator[None]:
 
 
 def _read_keras(path: Path, name: str, bn_epsilon: float, entry: Entry | None, origin: str) -> Checkpoint:
-    from drunet_cli.network.keras_h5 import read_keras_h5  # torch
+    from drunet_cli.network.keras_h5 import read_keras_h5  # h5py
 
     base_width, state = read_keras_h5(path)
     sha256 = file_sha256(path)
@@ -182,13 +191,6 @@ def _read_keras(path: Path, name: str, bn_epsilon: float, entry: Entry | None, o
         citation=entry.citation if entry else PAPER,
     )
     return Checkpoint(metadata=metadata, state=state, sha256=sha256)
-
-
-def _fitting(checkpoint: Checkpoint) -> Checkpoint:
-    from drunet_cli.network.engine_torch import build_model  # torch
-
-    build_model(checkpoint)
-    return checkpoint
 
 
 def _download(entry: Entry, url: str, target: Path, watcher: Watcher, *, locked: bool) -> None:

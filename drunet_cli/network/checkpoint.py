@@ -7,6 +7,7 @@ import is to give the same bytes everywhere.
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Final, TypeAlias
@@ -19,6 +20,7 @@ import safetensors.numpy
 from drunet_cli.brats import CHANNELS
 from drunet_cli.errors import WeightsError
 from drunet_cli.io.atomic import written
+from drunet_cli.network.structure import tensor_shapes
 
 State: TypeAlias = dict[str, npt.NDArray[np.float32]]
 
@@ -57,12 +59,31 @@ class Checkpoint:
     sha256: str
 
 
+def check_tensors(checkpoint: Checkpoint) -> None:
+    """Raise WeightsError naming the first tensor that is missing, left over, or of another shape than the network's."""
+    metadata, state = checkpoint.metadata, checkpoint.state
+    expected = tensor_shapes(metadata.base_width)
+    for name in sorted(expected.keys() | state.keys()):
+        if name not in state:
+            raise WeightsError(f"weights {metadata.name}: tensor {name} is missing")
+        if name not in expected:
+            raise WeightsError(f"weights {metadata.name}: tensor {name} is left over; DR-Unet104 has none of that name")
+        if state[name].shape != expected[name]:
+            shapes = f"{state[name].shape}, base width {metadata.base_width} needs {expected[name]}"
+            raise WeightsError(f"weights {metadata.name}: tensor {name} has shape {shapes}")
+
+
 def write_checkpoint(path: Path, state: State, metadata: Metadata, *, overwrite: bool) -> None:
     """Write a checkpoint, complete or not at all. Raises OutputError."""
-    document = {"format": _FORMAT, "channels": list(CHANNELS), **asdict(metadata)}
-    content = safetensors.numpy.save(state, {_METADATA_KEY: json.dumps(document, sort_keys=True)})
+    content = encode_checkpoint(state, metadata)
     with written(path, overwrite=overwrite) as stream:
         stream.write(content)
+
+
+def encode_checkpoint(state: Mapping[str, npt.NDArray[np.float32] | npt.NDArray[np.float16]], metadata: Metadata) -> bytes:
+    """The bytes of a checkpoint's file."""
+    document = {"format": _FORMAT, "channels": list(CHANNELS), **asdict(metadata)}
+    return safetensors.numpy.save(dict(state), {_METADATA_KEY: json.dumps(document, sort_keys=True)})
 
 
 def read_checkpoint(path: Path) -> Checkpoint:

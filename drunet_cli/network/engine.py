@@ -1,6 +1,6 @@
 """What an engine is: axial uint8 slices in, class indices or probabilities out, numpy at both ends."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from enum import StrEnum
 from typing import Protocol
 
@@ -8,6 +8,14 @@ import numpy as np
 import numpy.typing as npt
 
 from drunet_cli.brats import ClassMap
+
+
+class EngineName(StrEnum):
+    """The software that computes. `auto` is ONNX Runtime on a CPU in float32, where it is installed, else PyTorch."""
+
+    AUTO = "auto"
+    TORCH = "torch"
+    ONNXRUNTIME = "onnxruntime"
 
 
 class Precision(StrEnum):
@@ -19,13 +27,31 @@ class Precision(StrEnum):
     FLOAT16 = "float16"
 
 
+class WindowMode(StrEnum):
+    """What the network sees of a slice: whole frames, or the smallest window that holds the brain.
+
+    The metadata of weights say for which they were trained.
+    """
+
+    FULL = "full"
+    AUTO = "auto"
+
+
+def ignore_progress(_n_slices: int) -> None:
+    """For who does not ask how far an engine has come."""
+
+
 class Engine(Protocol):
     """Runs the network on any number of slices [N, X, Y, 4] (channels FLAIR, T1ce, T1, T2; 0-255, background 0).
 
-    batch_size: the most slices that are computed at once; it shrinks when memory runs out.
+    X and Y are multiples of 32 plus 16. on_done is told of slices as they are done, by their number since it was told last.
+    name: torch or onnxruntime. batch_size: the most slices that are computed at once; it shrinks when memory runs out.
     device, device_name: as the engine names it, and the hardware in words. threads: of the CPU.
     versions: of the software that computes.
     """
+
+    @property
+    def name(self) -> EngineName: ...  # noqa: D102
 
     @property
     def batch_size(self) -> int: ...  # noqa: D102
@@ -45,10 +71,12 @@ class Engine(Protocol):
     @property
     def precision(self) -> Precision: ...  # noqa: D102
 
-    def classes(self, slices: npt.NDArray[np.uint8]) -> ClassMap:
+    def classes(self, slices: npt.NDArray[np.uint8], *, on_done: Callable[[int], None] = ignore_progress) -> ClassMap:
         """Most probable class [N, X, Y]."""
         ...
 
-    def probabilities(self, slices: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+    def probabilities(
+        self, slices: npt.NDArray[np.uint8], *, on_done: Callable[[int], None] = ignore_progress
+    ) -> npt.NDArray[np.float32]:
         """Softmax probabilities [N, X, Y, 4]."""
         ...

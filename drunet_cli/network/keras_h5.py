@@ -6,61 +6,45 @@ Source of names, order and layouts: Dr_Unet104_model.py, and files written by Ke
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Final
 
 import h5py
 import numpy as np
 import numpy.typing as npt
-import torch
-from torch import nn
 
 from drunet_cli.errors import WeightsError
 from drunet_cli.network.checkpoint import MAX_BASE_WIDTH, State
-from drunet_cli.network.model import Bottleneck, DecoderBlock, DRUNet104, InputBlock
-
-Layer = nn.Conv2d | nn.ConvTranspose2d | nn.BatchNorm2d
+from drunet_cli.network.structure import Block, Shape, blocks, tensor_shapes
 
 _CONV, _NORM, _UPSAMPLE, _OUTPUT = "conv2d", "batch_normalization", "conv2d_transpose", "output_layer"
 _LAYER_NAME: Final = re.compile(rf"({_UPSAMPLE}|{_CONV}|{_NORM}|{_OUTPUT})(?:_(\d+))?")
-_WEIGHTS: Final = {  # Keras weight name: PyTorch parameter or buffer
-    nn.Conv2d: {"kernel:0": "weight", "bias:0": "bias"},
-    nn.ConvTranspose2d: {"kernel:0": "weight", "bias:0": "bias"},
-    nn.BatchNorm2d: {
-        "gamma:0": "weight",
-        "beta:0": "bias",
-        "moving_mean:0": "running_mean",
-        "moving_variance:0": "running_var",
-    },
+_KERNEL_AND_BIAS: Final = {"kernel:0": "weight", "bias:0": "bias"}
+WEIGHT_NAMES: Final = {  # of the layers of a kind: Keras' name, and that of the state dict
+    _CONV: _KERNEL_AND_BIAS,
+    _UPSAMPLE: _KERNEL_AND_BIAS,
+    _OUTPUT: _KERNEL_AND_BIAS,
+    _NORM: {"gamma:0": "weight", "beta:0": "bias", "moving_mean:0": "running_mean", "moving_variance:0": "running_var"},
+}
+# The input block and the decoder's blocks create their shortcut convolution first, the down block last.
+_CREATED: Final[Mapping[Block, Mapping[str, tuple[str, ...]]]] = {
+    Block.INPUT: {_CONV: ("shortcut", "conv1", "conv2", "conv3"), _NORM: ("norm1", "norm2")},
+    Block.DOWN: {_CONV: ("conv1", "conv2", "conv3", "shortcut"), _NORM: ("norm1", "norm2", "norm3")},
+    Block.BOTTLENECK: {_CONV: ("conv1", "conv2", "conv3"), _NORM: ("norm1", "norm2", "norm3")},
+    Block.DECODER: {_UPSAMPLE: ("upsample",), _CONV: ("shortcut", "conv1", "conv2"), _NORM: ("norm1", "norm2")},
 }
 # What h5py raises for a damaged file or one with another content where a group, a dataset or a string is expected.
 _H5PY_ERRORS: Final = (OSError, KeyError, RuntimeError, ValueError, TypeError, AttributeError)
 
 
-def keras_layers(model: DRUNet104) -> Iterator[tuple[str, str, Layer]]:
-    """Yield (Keras kind, path in the model, layer) in the authors' order of creation.
-
-    The input block and the decoder's blocks create their shortcut convolution first, the down block last.
-    """
-    for path, block in model.named_modules():
-        match block:
-            case InputBlock():
-                convolutions, norms = ["shortcut", "conv1", "conv2", "conv3"], ["norm1", "norm2"]
-            case Bottleneck():
-                down = isinstance(block.shortcut, nn.Conv2d)
-                convolutions = ["conv1", "conv2", "conv3", *(["shortcut"] if down else [])]
-                norms = ["norm1", "norm2", "norm3"]
-            case DecoderBlock():
-                yield _UPSAMPLE, f"{path}.upsample", block.upsample
-                convolutions, norms = ["shortcut", "conv1", "conv2"], ["norm1", "norm2"]
-            case _:
-                continue
-        for kind, names in ((_CONV, convolutions), (_NORM, norms)):
-            for name in names:
-                yield kind, f"{path}.{name}", block.get_submodule(name)
-    yield _NORM, "head_norm", model.head_norm
-    yield _OUTPUT, "head", model.head
+def keras_layers() -> Iterator[tuple[str, str]]:
+    """Yield (Keras kind, path in the model) of every layer with weights, in the authors' order of creation."""
+    for block, path in blocks():
+        for kind, names in _CREATED[block].items():
+            yield from ((kind, f"{path}.{name}") for name in names)
+    yield _NORM, "head_norm"
+    yield _OUTPUT, "head"
 
 
 def read_keras_h5(path: Path) -> tuple[int, State]:
@@ -82,20 +66,16 @@ def _read(file: h5py.File, path: Path) -> tuple[int, State]:
         raise WeightsError(f"{path}: has no layer_names; a Keras 2 save_weights file of DR-Unet104 is needed")
     found = _layers_by_kind(root, path)
     base_width = _base_width(root, found, path)
-    with torch.device("meta"):
-        model = DRUNet104(base_width, bn_epsilon=1.0)
+    shapes = tensor_shapes(base_width)
     state: State = {}
     used: set[str] = set()
-    for kind, layer_path, layer in keras_layers(model):
+    for kind, layer_path in keras_layers():
         if not found[kind]:
             raise WeightsError(f"{path}: a layer {kind} is missing; DR-Unet104 has more of them")
         name = found[kind].pop(0)
-        for keras_name, parameter in _WEIGHTS[type(layer)].items():
-            dataset_name = f"{name}/{name}/{keras_name}"
-            shape = tuple(
-                layer.get_parameter(parameter).shape if "running" not in parameter else layer.get_buffer(parameter).shape
-            )
-            state[f"{layer_path}.{parameter}"] = _tensor(root, dataset_name, shape, path)
+        for keras_name, parameter in WEIGHT_NAMES[kind].items():
+            dataset_name, tensor_name = f"{name}/{name}/{keras_name}", f"{layer_path}.{parameter}"
+            state[tensor_name] = _tensor(root, dataset_name, shapes[tensor_name], path)
             used.add(dataset_name)
     left_over = sorted(name for names in found.values() for name in names) + sorted(_dataset_names(root) - used)
     if left_over:
@@ -132,7 +112,7 @@ def _base_width(root: h5py.Group, found: dict[str, list[str]], path: Path) -> in
     return int(shape[3]) // 4
 
 
-def _tensor(root: h5py.Group, name: str, shape: tuple[int, ...], path: Path) -> npt.NDArray[np.float32]:
+def _tensor(root: h5py.Group, name: str, shape: Shape, path: Path) -> npt.NDArray[np.float32]:
     """One dataset in PyTorch's layout: kernels [h, w, in, out] to [out, in, h, w], transposed kernels likewise."""
     if name not in root:
         raise WeightsError(f"{path}: {name} is missing")

@@ -11,10 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from drunet_cli.brats import CHANNELS, N_CLASSES
+from drunet_cli.brats import N_CLASSES
+from drunet_cli.network.structure import N_CHANNELS, PADDED_STAGE, STAGE_BLOCKS, stage_width
 
-N_CHANNELS: Final = len(CHANNELS)
-STAGE_BLOCKS: Final = (2, 3, 3, 5, 14, 4)  # five encoder stages and the bridge
 _BN_MOMENTUM: Final = 0.01  # Keras' 0.99, counted from the other end
 
 
@@ -99,7 +98,7 @@ class DRUNet104(nn.Module):
     def __init__(self, base_width: int = 16, *, bn_epsilon: float, dropout: float = 0.0) -> None:
         super().__init__()
         self.base_width, self.bn_epsilon = base_width, bn_epsilon
-        widths = [base_width * 2**stage for stage in range(len(STAGE_BLOCKS))]
+        widths = [stage_width(base_width, stage) for stage in range(len(STAGE_BLOCKS))]
         stages: list[nn.Module] = []
         for stage, (width, n_blocks) in enumerate(zip(widths, STAGE_BLOCKS, strict=True)):
             first: nn.Module = (
@@ -113,7 +112,7 @@ class DRUNet104(nn.Module):
         channels = 4 * widths[-1]
         for stage in reversed(range(len(self.encoder))):
             # The skip of stage 4 comes padded (forward), so its level is cropped back to the grid of the others.
-            crop = 1 if stage == _PADDED_STAGE else 0
+            crop = 1 if stage == PADDED_STAGE else 0
             decoder.append(DecoderBlock(channels, 4 * widths[stage], 2 * widths[stage], bn_epsilon, crop=crop))
             channels = 2 * widths[stage]
         self.decoder = nn.ModuleList(decoder)
@@ -131,7 +130,7 @@ class DRUNet104(nn.Module):
             x = blocks(x)
             if stage > 0:
                 x = self.dropout(x)
-            if stage == _PADDED_STAGE:
+            if stage == PADDED_STAGE:
                 x = functional.pad(x, (1, 1, 1, 1))  # 30 x 30 to 32 x 32, which can be halved twice more
             skips.append(x)
         x = self.dropout(self.bridge(x))
@@ -141,6 +140,3 @@ class DRUNet104(nn.Module):
                 x = self.dropout(x)
         logits: Tensor = self.head(functional.relu(self.head_norm(x)))
         return logits
-
-
-_PADDED_STAGE: Final = 3

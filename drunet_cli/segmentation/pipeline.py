@@ -18,7 +18,7 @@ from drunet_cli.io.images import read_images
 from drunet_cli.io.nifti import Header, encode_label_map
 from drunet_cli.io.slices import SliceStack
 from drunet_cli.network.checkpoint import Checkpoint
-from drunet_cli.network.engine import Engine
+from drunet_cli.network.engine import Engine, WindowMode
 from drunet_cli.segmentation import sidecar
 from drunet_cli.segmentation.predict import predict
 
@@ -45,6 +45,7 @@ class Segmentation:
     """A predicted case. class_map: class indices in FLAIR's own axes [I, J, K]. counts: voxels by class and region."""
 
     prepared: PreparedCase
+    window: WindowMode
     class_map: ClassMap
     counts: Mapping[str, int]
     warnings: tuple[CaseWarning, ...]
@@ -131,17 +132,21 @@ def prepare(case: Case) -> PreparedCase:
 
 
 def segment(
-    prepared: PreparedCase, engine: Engine, *, on_progress: Callable[[int, int], None] = lambda *_: None
+    prepared: PreparedCase,
+    engine: Engine,
+    *,
+    window: WindowMode,
+    on_progress: Callable[[int, int], None] = lambda *_: None,
 ) -> Segmentation:
     """Predict one prepared case. Raises DeviceError when not even one slice fits the memory."""
     begin = time.perf_counter()
-    class_map = predict(prepared.slices, prepared.geometry, engine, on_progress=on_progress)
+    class_map = predict(prepared.slices, prepared.geometry, engine, window=window, on_progress=on_progress)
     counts = voxel_counts(class_map)
     warnings = prepared.warnings
     if counts["WT"] == 0:
         empty = CaseWarning(WarningCode.EMPTY_RESULT, "no tumour was found: every voxel is labelled background")
         warnings = (*warnings, empty)
-    return Segmentation(prepared, class_map, counts, warnings, time.perf_counter() - begin)
+    return Segmentation(prepared, window, class_map, counts, warnings, time.perf_counter() - begin)
 
 
 def describe(segmentation: Segmentation, engine: Engine, checkpoint: Checkpoint) -> dict[str, Any]:
@@ -159,10 +164,11 @@ def describe(segmentation: Segmentation, engine: Engine, checkpoint: Checkpoint)
         "device": engine.device,
         "device_name": engine.device_name,
         "settings": {
+            "engine": engine.name,
             "precision": engine.precision,
             "batch_size": engine.batch_size,
             "threads": engine.threads,
-            "window": "full",
+            "window": segmentation.window,
         },
         "versions": sidecar.describe_versions(engine),
         "seconds": {"read": round(prepared.seconds, 3), "network": round(segmentation.seconds, 3)},

@@ -14,7 +14,7 @@ from torch import Tensor
 from drunet_cli.errors import DeviceError, DivergedError
 from drunet_cli.network.checkpoint import Checkpoint, Metadata, State, write_checkpoint
 from drunet_cli.network.devices import check_device_fault, is_out_of_memory
-from drunet_cli.network.engine import Precision
+from drunet_cli.network.engine import Precision, WindowMode
 from drunet_cli.network.engine_torch import TorchEngine
 from drunet_cli.training.distributed import Team
 from drunet_cli.training.feed import Feed
@@ -241,7 +241,7 @@ class _Loop:
                         raise _Stopped
                     t.watcher.validating(name, done, n_slices)
 
-                scores.append(score(case, engine, on_progress=on_progress))
+                scores.append(score(case, engine, window=WindowMode(t.recipe.window), on_progress=on_progress))
         except _Stopped:
             stopped = True
         if t.team.agreed(int(stopped)):

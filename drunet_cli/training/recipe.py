@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from types import MappingProxyType
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from drunet_cli.io.geometry import FRAME
 from drunet_cli.network.checkpoint import MAX_BASE_WIDTH
@@ -183,9 +183,9 @@ class Recipe:
     validation: ValidationSettings = ValidationSettings()
 
     @property
-    def windowed(self) -> bool:
-        """Whether the network learns on windows, so that windows are part of it."""
-        return bool(self.batches.windows)
+    def window(self) -> Literal["auto", "full"]:
+        """`auto` where the network learns on windows of the frame, so that windows are part of it."""
+        return "auto" if self.batches.windows else "full"
 
 
 RECIPES: Final[Mapping[RecipeName, Recipe]] = MappingProxyType(

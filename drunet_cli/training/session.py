@@ -155,7 +155,7 @@ def _metadata(session: Session) -> Metadata:
         base_width=recipe.network.base_width,
         bn_epsilon=recipe.network.bn_epsilon,
         dropout=recipe.network.dropout,
-        window="auto" if recipe.windowed else "full",
+        window=recipe.window,
         origin=origin,
         licence=init["licence"] if init is not None else "",
         citation=_PAPER,

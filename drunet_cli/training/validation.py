@@ -11,7 +11,7 @@ from drunet_cli.evaluation.comparison import mask_of
 from drunet_cli.evaluation.metrics import dice
 from drunet_cli.io.geometry import FRAME, AxisFit, Geometry, laid_out
 from drunet_cli.io.slices import SliceStack
-from drunet_cli.network.engine import Engine
+from drunet_cli.network.engine import Engine, WindowMode
 from drunet_cli.segmentation.predict import predict
 
 _WHOLE_AXIS: Final = AxisFit(size=FRAME, spacing_mm=1.0, start_mm=0.0, brain_mm=float(FRAME))
@@ -37,10 +37,12 @@ class CaseScore:
     dice: Mapping[str, float]
 
 
-def score(case: HeldOut, engine: Engine, *, on_progress: Callable[[int, int], None] = lambda *_: None) -> CaseScore:
+def score(
+    case: HeldOut, engine: Engine, *, window: WindowMode, on_progress: Callable[[int, int], None] = lambda *_: None
+) -> CaseScore:
     """Segment a case and compare. on_progress: called with (slices done, slices in all)."""
     slices, truth = case.slices(), case.classes()
-    predicted = predict(slices, _frames(len(slices)), engine, on_progress=on_progress)
+    predicted = predict(slices, _frames(len(slices)), engine, window=window, on_progress=on_progress)
     truth = np.moveaxis(truth, 0, 2)
     return CaseScore(case.name, {region: dice(mask_of(predicted, of), mask_of(truth, of)) for region, of in REGIONS.items()})
 

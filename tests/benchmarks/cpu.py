@@ -2,10 +2,11 @@
 
     python tests/benchmarks/cpu.py WEIGHTS CASE_FOLDER [--threads N] [--repeats N]
 
-Prints the seconds of whole processes: `drunet segment`, and a loop that feeds all slices of the volume one by one through the
-same network without any of drunet's measures; then the network's seconds a slice for one process and for two that share the
-CPUs, with OpenMP's own way of waiting and with drunet's, and for several batch sizes. CASE_FOLDER holds `*_flair.nii.gz` and
-so on.
+Prints the seconds and the peak memory of whole processes: a loop that feeds all slices of the volume one by one through the
+network in PyTorch without any of drunet's measures, and `drunet segment` with each engine and with windows. Then the network
+alone: seconds a slice by engine and number of slices at once, and the share of the rate of a plain matrix product; and for one
+process and for two that share the CPUs, with OpenMP's own way of waiting and with drunet's. CASE_FOLDER holds `*_flair.nii.gz`
+and so on.
 """
 
 import argparse
@@ -14,12 +15,19 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from drunet_cli.brats import CHANNELS
 from drunet_cli.host import cpu_name, granted_cpus, wait_considerately
+from drunet_cli.network.acquisition import open_weights
+from drunet_cli.network.engine import EngineName, Precision
+from drunet_cli.network.engines import open_engine
+
+GIGAFLOP_A_SLICE = 54.16  # 240 x 240, base width 16, an addition and a multiplication being two
 
 PLAIN_LOOP = """
 import sys
@@ -49,10 +57,14 @@ nib.Nifti1Image(labels, nib.load(files[0]).affine).to_filename(output)
 
 NETWORK_ALONE = """
 import sys, time
-import numpy as np, torch
+import numpy as np
 from drunet_cli.network.acquisition import open_weights
-from drunet_cli.network.engine_torch import TorchEngine
-engine = TorchEngine(open_weights(sys.argv[1]), device=torch.device("cpu"), threads=int(sys.argv[2]))
+from drunet_cli.network.engine import EngineName, Precision
+from drunet_cli.network.engines import open_engine
+engine = open_engine(
+    EngineName(sys.argv[3]), open_weights(sys.argv[1]), device="cpu", precision=Precision.FLOAT32, batch_size=None,
+    threads=int(sys.argv[2]), on_warning=print,
+)
 slices = np.random.default_rng(0).integers(0, 256, (16, 240, 240, 4), dtype=np.uint8)
 engine.classes(slices[:2])
 begin = time.perf_counter()
@@ -72,59 +84,89 @@ def main() -> None:
     # First, while this process is small: Linux counts its memory to that of the processes it starts.
     whole_processes(arguments.weights, arguments.case, arguments.threads, arguments.repeats)
     shared_cpus(arguments.weights, arguments.threads)
-    batch_sizes(arguments.weights, arguments.threads, arguments.repeats)
+    network_alone(arguments.weights, arguments.threads, arguments.repeats)
 
 
-def batch_sizes(weights: str, threads: int, repeats: int) -> None:
-    """Network alone, eight slices; the median of the repeats, which go through the batch sizes in turn."""
+def network_alone(weights: str, threads: int, repeats: int) -> None:
+    """Eight slices; the median of the repeats, which go through engines and batch sizes in turn."""
     import torch
 
-    from drunet_cli.network.acquisition import open_weights
-    from drunet_cli.network.engine_torch import TorchEngine
-
-    engine = TorchEngine(open_weights(weights), device=torch.device("cpu"), threads=threads)
+    checkpoint = open_weights(weights)
+    torch.set_num_threads(threads)
+    factor = torch.rand(2048, 2048)
     slices = np.random.default_rng(0).integers(0, 256, (8, 240, 240, 4), dtype=np.uint8)
-    seconds: dict[int, list[float]] = {1: [], 2: [], 4: [], 8: []}
+    runs: dict[tuple[EngineName, int], Callable[[], object]] = {}
+    for name, batch_sizes in ((EngineName.TORCH, (1, 2, 4)), (EngineName.ONNXRUNTIME, (1, 2, 4))):
+        for batch_size in batch_sizes:
+            engine = open_engine(
+                name,
+                checkpoint,
+                device="cpu",
+                precision=Precision.FLOAT32,
+                batch_size=batch_size,
+                threads=threads,
+                on_warning=print,
+            )
+            runs[name, batch_size] = partial(engine.classes, slices)
+    seconds: dict[tuple[EngineName, int], list[float]] = {key: [] for key in runs}
+    gigaflops = []
     for repeat in range(repeats + 1):
-        for batch_size, times in seconds.items():
-            engine.batch_size = batch_size
+        begin = time.perf_counter()
+        for _ in range(10):
+            factor @ factor
+        gigaflops.append(10 * 2 * 2048**3 / (time.perf_counter() - begin) / 1e9)
+        for key, run in runs.items():
             begin = time.perf_counter()
-            engine.classes(slices)
+            run()
             if repeat:  # the first warms up
-                times.append((time.perf_counter() - begin) / len(slices))
-    print("| batch size | seconds a slice |\n|---|---|")
-    for batch_size, times in seconds.items():
-        print(f"| {batch_size} | {np.median(times):.3f} |", flush=True)
+                seconds[key].append((time.perf_counter() - begin) / len(slices))
+    rate = float(np.median(gigaflops[1:]))
+    print(f"matrix product: {rate:.0f} GFLOP/s")
+    print("| engine | slices at once | seconds a slice | share of that rate |\n|---|---|---|---|")
+    work = GIGAFLOP_A_SLICE * (checkpoint.metadata.base_width / 16) ** 2
+    for (engine_name, batch_size), times in seconds.items():
+        a_slice = float(np.median(times))
+        print(f"| {engine_name} | {batch_size} | {a_slice:.3f} | {work / a_slice / rate:.2f} |", flush=True)
 
 
 def shared_cpus(weights: str, threads: int) -> None:
     """Network alone, sixteen slices, in one process and in two at once."""
-    print("| processes | waiting | seconds a slice |\n|---|---|---|")
+    print("| engine | processes | waiting | seconds a slice |\n|---|---|---|---|")
     considerate: dict[str, str] = {}
     wait_considerately(considerate)
-    for n_processes in (1, 2):
-        for name, variables in (("OpenMP's", {}), ("drunet's", considerate)):
-            command = [sys.executable, "-c", NETWORK_ALONE, weights, str(threads)]
+    runs: list[tuple[EngineName, str, dict[str, str]]] = [
+        (EngineName.TORCH, "OpenMP's", {}),
+        (EngineName.TORCH, "drunet's", considerate),
+        (EngineName.ONNXRUNTIME, "", {}),
+    ]
+    for engine, name, variables in runs:
+        for n_processes in (1, 2):
+            command = [sys.executable, "-c", NETWORK_ALONE, weights, str(threads), engine]
             environment = {**os.environ, **variables}
             processes = [
                 subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) for _ in range(n_processes)
             ]
             seconds = [float(process.communicate()[0]) for process in processes]
-            print(f"| {n_processes} | {name} | {max(seconds):.3f} |", flush=True)
+            print(f"| {engine} | {n_processes} | {name} | {max(seconds):.3f} |", flush=True)
 
 
 def whole_processes(weights: str, case: Path, threads: int, repeats: int) -> None:
     """One case from files to file, in turn."""
     files = {modality: str(next(case.glob(f"*_{modality}.nii.gz"))) for modality in CHANNELS}
-    seconds: dict[str, list[float]] = {"plain loop": [], "drunet segment": []}
-    peaks_gb = dict.fromkeys(seconds, 0.0)
+    options = [word for modality, file in files.items() for word in (f"--{modality}", file)]
     with tempfile.TemporaryDirectory() as scratch:
-        for repeat in range(repeats):
-            output = f"{scratch}/{repeat}.nii.gz"
-            plain = [sys.executable, "-c", PLAIN_LOOP, weights, str(threads), f"{scratch}/plain.nii.gz", *files.values()]
-            options = [word for modality, file in files.items() for word in (f"--{modality}", file)]
-            drunet = [sys.executable, "-m", "drunet_cli", "segment", *options, "--weights", weights, "-o", output]
-            for name, command in (("plain loop", plain), ("drunet segment", [*drunet, "--threads", str(threads), "--quiet"])):
+        drunet = [sys.executable, "-m", "drunet_cli", "segment", *options, "--weights", weights, "-o", f"{scratch}/seg.nii.gz"]
+        drunet += ["--threads", str(threads), "--quiet", "--overwrite", "--device", "cpu"]
+        commands = {
+            "plain loop": [sys.executable, "-c", PLAIN_LOOP, weights, str(threads), f"{scratch}/plain.nii.gz", *files.values()]
+        }
+        for window in ("full", "auto"):
+            for engine in ("torch", "onnxruntime"):
+                commands[f"{engine}, --window {window}"] = [*drunet, "--engine", engine, "--window", window]
+        seconds: dict[str, list[float]] = {name: [] for name in commands}
+        peaks_gb = dict.fromkeys(commands, 0.0)
+        for _ in range(repeats):
+            for name, command in commands.items():
                 begin = time.perf_counter()
                 process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
                 _, status, usage = os.wait4(process.pid, 0)
@@ -132,10 +174,10 @@ def whole_processes(weights: str, case: Path, threads: int, repeats: int) -> Non
                     raise RuntimeError(f"{name} failed")
                 seconds[name].append(time.perf_counter() - begin)
                 peaks_gb[name] = max(peaks_gb[name], usage.ru_maxrss * 1024 / 1e9)
-    print("| one case, whole process | seconds | peak memory GB |\n|---|---|---|")
+    plain = np.median(seconds["plain loop"])
+    print("| one case, whole process | seconds | times as fast | peak memory GB |\n|---|---|---|---|")
     for name, times in seconds.items():
-        print(f"| {name} | {np.median(times):.1f} | {peaks_gb[name]:.2f} |")
-    print(f"ratio {np.median(seconds['plain loop']) / np.median(seconds['drunet segment']):.2f}")
+        print(f"| {name} | {np.median(times):.1f} | {plain / np.median(times):.2f} | {peaks_gb[name]:.2f} |")
 
 
 if __name__ == "__main__":

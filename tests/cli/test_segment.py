@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import nibabel as nib
@@ -12,8 +13,8 @@ import torch
 
 from drunet_cli.brats import CHANNELS, Modality
 from drunet_cli.cli.app import main
-from drunet_cli.network.acquisition import import_weights
-from drunet_cli.network.checkpoint import file_sha256
+from drunet_cli.network.acquisition import import_weights, open_weights
+from drunet_cli.network.checkpoint import file_sha256, write_checkpoint
 from drunet_cli.network.keras_h5 import read_keras_h5
 from drunet_cli.network.model import DRUNet104
 from tests.support import GOLDEN, GOLDEN_IMAGES, GOLDEN_LABELS, GOLDEN_WEIGHTS, Drunet, image_options, open_image
@@ -58,11 +59,12 @@ def clear() -> npt.NDArray[np.bool_]:
     return np.asarray((best[:, 0] - best[:, 1] >= 1e-3).permute(1, 2, 0).numpy())
 
 
+@pytest.mark.parametrize("engine", ["torch", "onnxruntime"])
 @pytest.mark.parametrize("threads", ["1", "2"])
 def test_labels_equal_those_of_the_published_scripts(
-    clear: npt.NDArray[np.bool_], threads: str, drunet: Drunet, tmp_path: Path
+    clear: npt.NDArray[np.bool_], threads: str, engine: str, drunet: Drunet, tmp_path: Path
 ) -> None:
-    result = drunet("segment", *image_options(), *WEIGHTS, "-o", "seg.nii.gz", "--threads", threads)
+    result = drunet("segment", *image_options(), *WEIGHTS, "-o", "seg.nii.gz", "--threads", threads, "--engine", engine)
     assert (result.returncode, result.stdout) == (0, "seg.nii.gz\n"), result.stderr
     ours, published = _labels(tmp_path / "seg.nii.gz"), _labels(GOLDEN_LABELS)
     assert clear.mean() > 0.99
@@ -124,8 +126,44 @@ def test_json_and_sidecar_hold_the_same_complete_object(capsys: pytest.CaptureFi
     assert document["case"] == "golden"
     assert document["device"] == "cpu"
     assert document["geometry"]["frame"] == "untouched"
-    assert document["versions"].keys() == {"drunet", "python", "torch", "numpy", "nibabel"}
+    assert document["versions"].keys() == {"drunet", "python", "onnxruntime", "numpy", "nibabel"}
+    assert (document["settings"]["engine"], document["settings"]["window"]) == ("onnxruntime", "full")
     assert document["warnings"] == []
+
+
+@pytest.fixture
+def trained_on_windows() -> list[str]:
+    """The golden weights, said to have been trained on windows."""
+    checkpoint = open_weights(str(GOLDEN_WEIGHTS))
+    metadata = replace(checkpoint.metadata, window="auto")
+    write_checkpoint(Path("windowed.safetensors"), checkpoint.state, metadata, overwrite=False)
+    return ["--weights", "windowed.safetensors"]
+
+
+def _window_of(*arguments: str, capsys: pytest.CaptureFixture[str]) -> str:
+    assert main(["segment", *image_options(), "--overwrite", "--json", *arguments]) == 0
+    return str(json.loads(capsys.readouterr().out)["settings"]["window"])
+
+
+def test_weights_are_run_as_they_were_trained_unless_asked_otherwise(
+    trained_on_windows: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert _window_of(*WEIGHTS, "-o", "full.nii.gz", capsys=capsys) == "full"
+    assert _window_of(*trained_on_windows, "-o", "trained.nii.gz", capsys=capsys) == "auto"
+    assert _window_of(*WEIGHTS, "-o", "auto.nii.gz", "--window", "auto", capsys=capsys) == "auto"
+    assert _window_of(*trained_on_windows, "-o", "asked.nii.gz", "--window", "full", capsys=capsys) == "full"
+    assert np.array_equal(_labels("trained.nii.gz"), _labels("auto.nii.gz"))
+    assert np.array_equal(_labels("asked.nii.gz"), _labels("full.nii.gz"))
+    assert not np.array_equal(_labels("auto.nii.gz"), _labels("full.nii.gz"))
+
+
+@pytest.mark.parametrize("window", ["full", "auto"])
+def test_engines_agree(window: str) -> None:
+    for engine in ("torch", "onnxruntime"):
+        options = [*WEIGHTS, "-o", f"{engine}.nii.gz", "--engine", engine, "--window", window]
+        assert main(["segment", *image_options(), *options]) == 0
+    # Beyond that, two classes of equal logits but for float32 rounding.
+    assert (_labels("torch.nii.gz") == _labels("onnxruntime.nii.gz")).mean() >= 0.9999
 
 
 def test_a_folder_as_output_gets_a_file_named_after_the_case(capsys: pytest.CaptureFixture[str]) -> None:
@@ -187,6 +225,8 @@ def test_finer_images_are_resampled_with_a_warning_and_return_on_their_grid(
         (["--weights", "nonesuch"], 4, "Error: weights 'nonesuch' are not known; known: brats2020, or give a .h5"),
         (["--weights", "absent.h5"], 4, "Error: absent.h5: no such weights file"),
         (["--device", "gpu"], 2, "Error: Invalid value for '--device': 'gpu' is none of auto, cpu, cuda, cuda:N, mps"),
+        (["--engine", "onnxruntime", "--device", "cuda"], 2, "Error: --engine onnxruntime computes on the CPU in float32"),
+        (["--window", "small"], 2, "Error: Invalid value for '--window': 'small' is not one of 'full', 'auto'"),
         (["--threads", "0"], 2, "Error: Invalid value for '--threads'"),
         (["--case", "a/b"], 2, "Error: --case 'a/b'"),
         (["-o", "seg.mha"], 2, "Error: -o seg.mha: drunet writes NAME.nii.gz or NAME.nii"),

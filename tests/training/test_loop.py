@@ -21,7 +21,7 @@ from torch import Tensor
 from drunet_cli.brats import CHANNELS, REGIONS
 from drunet_cli.errors import DeviceError, DivergedError, MisuseError, WeightsError
 from drunet_cli.network.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
-from drunet_cli.network.engine import Engine, Precision
+from drunet_cli.network.engine import Engine, Precision, WindowMode
 from drunet_cli.network.engine_torch import build_model
 from drunet_cli.training import loop, session
 from drunet_cli.training.distributed import Team
@@ -188,7 +188,7 @@ def scripted_dice(monkeypatch: pytest.MonkeyPatch, *values: float) -> None:
     """These Dice, one after another, for the one held-out case."""
     left = iter(values)
 
-    def scripted(case: HeldOut, engine: Engine, *, on_progress: object) -> CaseScore:
+    def scripted(case: HeldOut, engine: Engine, *, window: WindowMode, on_progress: object) -> CaseScore:
         return CaseScore(case.name, dict.fromkeys(REGIONS, next(left)))
 
     monkeypatch.setattr(loop, "score", scripted)

@@ -396,6 +396,6 @@ def test_differences_of_the_recipes_are_all_that_the_paper_does_otherwise() -> N
     assert differences(PAPER, MODERN) == unlike
 
 
-@pytest.mark.parametrize(("recipe", "windowed"), [(MODERN, True), (PAPER, False)], ids=["modern", "paper"])
-def test_recipe_of_windows_says_that_they_are_part_of_the_network(recipe: Recipe, windowed: bool) -> None:
-    assert recipe.windowed is windowed
+@pytest.mark.parametrize(("recipe", "window"), [(MODERN, "auto"), (PAPER, "full")], ids=["modern", "paper"])
+def test_recipe_of_windows_says_that_they_are_part_of_the_network(recipe: Recipe, window: str) -> None:
+    assert recipe.window == window

@@ -1,6 +1,6 @@
 """Scores of held-out cases, of engines that know the truth and of one that sees nothing."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -11,7 +11,7 @@ import pytest
 from drunet_cli.brats import ClassMap
 from drunet_cli.io.geometry import FRAME
 from drunet_cli.io.slices import SliceStack
-from drunet_cli.network.engine import Precision
+from drunet_cli.network.engine import EngineName, Precision, WindowMode, ignore_progress
 from drunet_cli.training.validation import CaseScore, mean_scores, score
 
 NCR, ED, ET = 1, 2, 3
@@ -39,30 +39,33 @@ class Case:
 class Clairvoyant:
     """An engine that reads the truth off the FLAIR."""
 
+    name = EngineName.TORCH
     device = device_name = "none"
-    threads = 1
-    batch_size = 2
+    threads = batch_size = 1
     precision = Precision.FLOAT32
     versions: Mapping[str, str] = {}
 
-    def classes(self, slices: npt.NDArray[np.uint8]) -> ClassMap:
+    def classes(self, slices: npt.NDArray[np.uint8], *, on_done: Callable[[int], None] = ignore_progress) -> ClassMap:
+        on_done(len(slices))
         return np.where(slices[..., 0] > 0, slices[..., 0] // GREY - 1, 0).astype(np.uint8)
 
-    def probabilities(self, slices: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+    def probabilities(
+        self, slices: npt.NDArray[np.uint8], *, on_done: Callable[[int], None] = ignore_progress
+    ) -> npt.NDArray[np.float32]:
         raise AssertionError("frames of 1 mm need no probabilities")
 
 
 class Blind(Clairvoyant):
     """An engine that sees no tumour."""
 
-    def classes(self, slices: npt.NDArray[np.uint8]) -> ClassMap:
+    def classes(self, slices: npt.NDArray[np.uint8], *, on_done: Callable[[int], None] = ignore_progress) -> ClassMap:
         return np.zeros(slices.shape[:3], dtype=np.uint8)
 
 
 class OedemaOnly(Clairvoyant):
     """An engine that takes all tumour for oedema."""
 
-    def classes(self, slices: npt.NDArray[np.uint8]) -> ClassMap:
+    def classes(self, slices: npt.NDArray[np.uint8], *, on_done: Callable[[int], None] = ignore_progress) -> ClassMap:
         return np.where(super().classes(slices) > 0, ED, 0).astype(np.uint8)
 
 
@@ -76,7 +79,7 @@ def case(*classes: int) -> Case:
 
 @pytest.mark.parametrize("classes", [(), (ED,), (NCR, ED), (NCR, ED, ET)], ids=str)
 def test_prediction_that_is_the_truth_scores_1_everywhere(classes: tuple[int, ...]) -> None:
-    assert score(case(*classes), Clairvoyant()) == CaseScore("case", {"WT": 1, "TC": 1, "ET": 1})
+    assert score(case(*classes), Clairvoyant(), window=WindowMode.FULL) == CaseScore("case", {"WT": 1, "TC": 1, "ET": 1})
 
 
 @pytest.mark.parametrize(
@@ -88,23 +91,21 @@ def test_prediction_that_is_the_truth_scores_1_everywhere(classes: tuple[int, ..
 def test_prediction_without_tumour_scores_0_for_regions_that_are_there_and_1_for_the_others(
     classes: tuple[int, ...], dice: tuple[float, ...]
 ) -> None:
-    assert tuple(score(case(*classes), Blind()).dice.values()) == dice
+    assert tuple(score(case(*classes), Blind(), window=WindowMode.FULL).dice.values()) == dice
 
 
 def test_tumour_where_there_is_none_scores_0() -> None:
     seen = case(ED)
-    assert score(Case(seen.truth * 0), _Constant(seen.truth)).dice == {"WT": 0, "TC": 1, "ET": 1}
+    assert score(Case(seen.truth * 0), _Constant(seen.truth), window=WindowMode.FULL).dice == {"WT": 0, "TC": 1, "ET": 1}
 
 
 class _Constant(Clairvoyant):
     """An engine that answers the same, whatever it is shown; all slices at once."""
 
-    batch_size = 100
-
     def __init__(self, answer: ClassMap) -> None:
         self._answer = answer[1:-1]
 
-    def classes(self, slices: npt.NDArray[np.uint8]) -> ClassMap:
+    def classes(self, slices: npt.NDArray[np.uint8], *, on_done: Callable[[int], None] = ignore_progress) -> ClassMap:
         return self._answer if len(slices) > 1 else np.zeros(slices.shape[:3], dtype=np.uint8)
 
 
@@ -113,17 +114,17 @@ def test_half_of_a_region_scores_two_thirds() -> None:
     half = truth.truth.copy()
     half[3] = 0
     # 2 x n / (n + 2 n), the package's Dice.
-    assert list(score(truth, _Constant(half)).dice.values()) == pytest.approx([2 / 3] * 3)
+    assert list(score(truth, _Constant(half), window=WindowMode.FULL).dice.values()) == pytest.approx([2 / 3] * 3)
 
 
 def test_regions_are_those_of_brats() -> None:
-    assert score(case(NCR, ED, ET), OedemaOnly()).dice == {"WT": 1, "TC": 0, "ET": 0}
+    assert score(case(NCR, ED, ET), OedemaOnly(), window=WindowMode.FULL).dice == {"WT": 1, "TC": 0, "ET": 0}
 
 
 def test_progress_counts_every_slice() -> None:
     seen: list[tuple[int, int]] = []
-    score(case(ED), Clairvoyant(), on_progress=lambda done, n: seen.append((done, n)))
-    assert seen == [(2, N_SLICES), (4, N_SLICES), (5, N_SLICES)]  # blank ones first, then batches of two
+    score(case(ED), Clairvoyant(), window=WindowMode.FULL, on_progress=lambda done, n: seen.append((done, n)))
+    assert seen == [(2, N_SLICES), (5, N_SLICES)]  # blank ones first
 
 
 def test_means_are_over_the_cases_by_region_and_over_the_regions() -> None:

@@ -1,0 +1,91 @@
+"""Which engine computes, settled before anything that takes time is imported."""
+
+from collections.abc import Callable
+from importlib import metadata, util
+from typing import Final
+
+from drunet_cli.errors import MisuseError
+from drunet_cli.host import sees_cuda_gpu
+from drunet_cli.network.checkpoint import Checkpoint
+from drunet_cli.network.engine import Engine, EngineName, Precision
+
+_EXTRA: Final = ("onnx", "onnxruntime")
+_FLOAT32: Final = (Precision.AUTO, Precision.FLOAT32)
+
+
+def choose_engine(name: EngineName, *, device: str, precision: Precision) -> EngineName:
+    """The engine that a name, a device (auto, cpu, cuda, cuda:N, mps) and a precision amount to. No torch.
+
+    Raises MisuseError where ONNX Runtime is asked for and is not installed, or for what it is not used for here.
+    """
+    if name is EngineName.TORCH:
+        return name
+    fits = device in ("auto", "cpu") and precision in _FLOAT32
+    if name is EngineName.ONNXRUNTIME:
+        if not fits:
+            raise MisuseError("--engine onnxruntime computes on the CPU in float32; for others use --engine torch")
+        check_onnx()
+        return name
+    on_cpu = device == "cpu" or (device == "auto" and not _torch_may_find_gpu())
+    return EngineName.ONNXRUNTIME if fits and on_cpu and not _missing() else EngineName.TORCH
+
+
+def check_onnx() -> None:
+    """Raise MisuseError unless the packages of the extra `onnx` are installed."""
+    if missing := _missing():
+        raise MisuseError(f"{' and '.join(missing)} not installed; run: pip install 'drunet-cli[onnx]'")
+
+
+def settle_device(engine: EngineName, device: str, *, on_warning: Callable[[str], None]) -> str:
+    """The device that an engine of choose_engine computes on; for PyTorch, which is asked, this takes seconds.
+
+    Raises DeviceError when a device that was named is absent.
+    """
+    if engine is EngineName.ONNXRUNTIME:
+        return "cpu"
+    from drunet_cli.network.devices import resolve_device
+
+    return str(resolve_device(device, on_warning=on_warning))
+
+
+def open_engine(
+    name: EngineName,
+    checkpoint: Checkpoint,
+    *,
+    device: str,
+    precision: Precision,
+    batch_size: int | None,
+    threads: int,
+    on_warning: Callable[[str], None],
+) -> Engine:
+    """The engine on a settled device, with the weights loaded. on_warning: told when memory does not suffice for a batch."""
+
+    def on_halved(batch_size: int) -> None:
+        on_warning(f"memory on {device} did not suffice: now {batch_size} slices at once")
+
+    if name is EngineName.ONNXRUNTIME:
+        from drunet_cli.network.engine_onnx import OnnxEngine
+
+        return OnnxEngine(checkpoint, batch_size=batch_size, threads=threads, on_halved=on_halved)
+    import torch
+
+    from drunet_cli.network.engine_torch import TorchEngine
+
+    return TorchEngine(
+        checkpoint,
+        device=torch.device(device),
+        precision=precision,
+        batch_size=batch_size,
+        threads=threads,
+        on_halved=on_halved,
+    )
+
+
+def _missing() -> list[str]:
+    return [package for package in _EXTRA if util.find_spec(package) is None]
+
+
+def _torch_may_find_gpu() -> bool:
+    """Whether `auto` may be a GPU, by the build of PyTorch that is installed and by the driver, without importing it."""
+    build = metadata.version("torch").partition("+")[2]
+    return build.startswith("rocm") or (build != "cpu" and sees_cuda_gpu())

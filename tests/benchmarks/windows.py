@@ -1,0 +1,88 @@
+"""Compare windows around the brain with whole frames: labels, Dice against the truth, and the network's time.
+
+    python tests/benchmarks/windows.py WEIGHTS CASE_FOLDER... [--threads N]
+
+Case folders hold a segmentation. Prints for each case the pixels that the network saw, as a share of whole frames of all
+slices; its seconds, as a share of those of whole frames; the Dice of the label map with that of whole frames; and the Dice of
+both with the truth; WT / TC / ET. Regions that are in neither count 1.
+"""
+
+import argparse
+import time
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from drunet_cli.brats import REGIONS, ClassMap
+from drunet_cli.evaluation.comparison import mask_of
+from drunet_cli.evaluation.metrics import dice
+from drunet_cli.host import cpu_name, granted_cpus
+from drunet_cli.io.case import Case
+from drunet_cli.io.discovery import find_cases
+from drunet_cli.io.labelled import read_labelled
+from drunet_cli.io.labels import class_map_of
+from drunet_cli.network.acquisition import open_weights
+from drunet_cli.network.engine import Engine, EngineName, Precision, WindowMode
+from drunet_cli.network.engines import choose_engine, open_engine
+from drunet_cli.segmentation.predict import predict
+from drunet_cli.segmentation.windows import windows_by_shape
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("weights")
+    parser.add_argument("cases", type=Path, nargs="+")
+    parser.add_argument("--threads", type=int, default=granted_cpus())
+    arguments = parser.parse_args()
+    engine = open_engine(
+        choose_engine(EngineName.AUTO, device="cpu", precision=Precision.FLOAT32),
+        open_weights(arguments.weights),
+        device="cpu",
+        precision=Precision.FLOAT32,
+        batch_size=None,
+        threads=arguments.threads,
+        on_warning=print,
+    )
+    print(f"{cpu_name()}, {arguments.threads} threads, {engine.name}, {arguments.weights}")
+    print("| case | pixels | seconds | Dice with whole frames | Dice with truth | of whole frames |\n|---|---|---|---|---|---|")
+    rows = []
+    for case in find_cases(arguments.cases).cases:
+        rows.append(compared(case, engine))
+        print(line(case.name, rows[-1]), flush=True)
+    print(line(f"mean of {len(rows)}", np.mean(rows, axis=0)))
+
+
+def compared(case: Case, engine: Engine) -> npt.NDArray[np.float64]:
+    """Pixels, seconds, and three times the Dice of WT, TC, ET."""
+    labelled = read_labelled(case)
+    if labelled.segmentation is None:
+        raise SystemExit(f"{case.name}: has no segmentation")
+    truth, _ = class_map_of(labelled.segmentation.volume)
+    slices, geometry = labelled.images.slices(), labelled.images.geometry
+
+    def run(mode: WindowMode) -> tuple[ClassMap, float]:
+        begin = time.perf_counter()
+        return predict(slices, geometry, engine, window=mode), time.perf_counter() - begin
+
+    whole, whole_seconds = run(WindowMode.FULL)
+    part, seconds = run(WindowMode.AUTO)
+    groups = windows_by_shape(slices, WindowMode.AUTO)
+    seen = sum(x * y * len(group) for (x, y), group in groups.items())
+    shares = [seen / slices[..., 0].size, seconds / whole_seconds]
+    return np.array([*shares, *dices(part, whole), *dices(part, truth), *dices(whole, truth)])
+
+
+def dices(one: ClassMap, other: ClassMap) -> list[float]:
+    """Of WT, TC, ET."""
+    return [dice(mask_of(one, classes), mask_of(other, classes)) for classes in REGIONS.values()]
+
+
+def line(case: str, row: npt.NDArray[np.float64]) -> str:
+    """One row of the table."""
+    triples = (" / ".join(f"{value:.3f}" for value in row[first : first + 3]) for first in (2, 5, 8))
+    return f"| {case} | {row[0]:.2f} | {row[1]:.2f} | {' | '.join(triples)} |"
+
+
+if __name__ == "__main__":
+    main()

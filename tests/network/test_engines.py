@@ -1,0 +1,102 @@
+"""Which engine computes."""
+
+import ctypes
+from importlib import metadata, util
+from typing import Any
+
+import pytest
+
+from drunet_cli.errors import MisuseError
+from drunet_cli.host import sees_cuda_gpu
+from drunet_cli.network import engines
+from drunet_cli.network.engine import EngineName, Precision
+from drunet_cli.network.engines import choose_engine
+
+AUTO, TORCH, ONNX = EngineName.AUTO, EngineName.TORCH, EngineName.ONNXRUNTIME
+
+
+@pytest.fixture
+def machine(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Set up what is installed: the build of PyTorch, whether the driver shows a GPU, whether the extra is there."""
+
+    def setup(*, build: str = "2.13.0+cpu", gpu: bool = False, missing: str = "") -> None:
+        find = util.find_spec
+        monkeypatch.setattr(metadata, "version", lambda _: build)
+        monkeypatch.setattr(engines, "sees_cuda_gpu", lambda: gpu)
+        monkeypatch.setattr(util, "find_spec", lambda name: None if name == missing else find(name))
+
+    return setup
+
+
+@pytest.mark.parametrize(
+    ("build", "gpu", "device", "precision", "expected"),
+    [
+        ("2.13.0+cpu", False, "auto", "auto", ONNX),
+        ("2.13.0+cpu", True, "auto", "auto", ONNX),  # a GPU that this PyTorch cannot use
+        ("2.13.0", False, "auto", "float32", ONNX),
+        ("2.13.0+cu130", True, "auto", "auto", TORCH),
+        ("2.13.0", True, "auto", "auto", TORCH),
+        ("2.13.0", True, "cpu", "auto", ONNX),
+        ("2.13.0+rocm6.4", False, "auto", "auto", TORCH),
+        ("2.13.0+cpu", False, "cpu", "bfloat16", TORCH),
+        ("2.13.0", False, "cuda:1", "auto", TORCH),
+        ("2.13.0", False, "mps", "auto", TORCH),
+    ],
+)
+def test_auto_is_onnx_runtime_on_a_cpu_in_float32_and_pytorch_elsewhere(
+    machine: Any, build: str, gpu: bool, device: str, precision: str, expected: EngineName
+) -> None:
+    machine(build=build, gpu=gpu)
+    assert choose_engine(AUTO, device=device, precision=Precision(precision)) is expected
+
+
+@pytest.mark.parametrize("package", ["onnx", "onnxruntime"])
+def test_auto_is_pytorch_where_a_package_of_the_extra_is_missing(machine: Any, package: str) -> None:
+    machine(missing=package)
+    assert choose_engine(AUTO, device="cpu", precision=Precision.AUTO) is TORCH
+
+
+def test_onnx_runtime_by_name_where_it_is_missing_says_how_to_install_it(machine: Any) -> None:
+    machine(missing="onnxruntime")
+    with pytest.raises(MisuseError, match=r"onnxruntime not installed; run: pip install 'drunet-cli\[onnx\]'"):
+        choose_engine(ONNX, device="auto", precision=Precision.AUTO)
+
+
+@pytest.mark.parametrize(("device", "precision"), [("cuda", "auto"), ("mps", "auto"), ("cpu", "float16")])
+def test_onnx_runtime_by_name_is_refused_for_what_it_is_not_used_for(machine: Any, device: str, precision: str) -> None:
+    machine()
+    with pytest.raises(MisuseError, match="on the CPU in float32; for others use --engine torch"):
+        choose_engine(ONNX, device=device, precision=Precision(precision))
+
+
+def test_pytorch_by_name_needs_nothing_else(machine: Any) -> None:
+    machine(missing="onnx")
+    assert choose_engine(TORCH, device="cpu", precision=Precision.FLOAT16) is TORCH
+
+
+class _Driver:
+    """NVIDIA's driver library, with so many GPUs, or with none that it can start."""
+
+    def __init__(self, n_gpus: int, code: int = 0) -> None:
+        self._n_gpus, self._code = n_gpus, code
+
+    def cuInit(self, _flags: int) -> int:  # noqa: N802  # the driver's name
+        return self._code
+
+    def cuDeviceGetCount(self, count: Any) -> int:  # noqa: N802  # the driver's name
+        count._obj.value = self._n_gpus
+        return 0
+
+
+@pytest.mark.parametrize(("driver", "seen"), [(_Driver(2), True), (_Driver(0), False), (_Driver(1, code=100), False)])
+def test_gpus_are_those_that_the_driver_counts(monkeypatch: pytest.MonkeyPatch, driver: _Driver, seen: bool) -> None:
+    monkeypatch.setattr(ctypes, "CDLL", lambda _: driver)
+    assert sees_cuda_gpu() is seen
+
+
+def test_without_a_driver_there_is_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(name: str) -> None:
+        raise OSError(name)
+
+    monkeypatch.setattr(ctypes, "CDLL", missing)
+    assert not sees_cuda_gpu()
