@@ -42,6 +42,7 @@ def undisturbed() -> Iterator[None]:
 def written(target: Path, *, overwrite: bool) -> Iterator[BinaryIO]:
     """Yield a stream whose bytes appear under `target` all at once when the block ends, and not at all when it raises.
 
+    Its `name` is the path where the bytes lie until then, for those who read them back after a flush.
     Missing parent folders are made. Permissions follow the umask.
     Raises OutputError when `target` exists (also when it appears meanwhile) without `overwrite`, or cannot be written.
     """
@@ -50,7 +51,7 @@ def written(target: Path, *, overwrite: bool) -> Iterator[BinaryIO]:
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         remove_stale(target)
-        with _exclusive(temporary) as stream:
+        with temporary.open("xb") as stream:
             try:
                 yield stream
                 stream.flush()
@@ -73,7 +74,7 @@ def put(target: Path, content: bytes) -> None:
     try:
         try:
             temporary.unlink(missing_ok=True)  # nobody else's: it bears this process' number
-            with _exclusive(temporary) as stream:
+            with temporary.open("xb") as stream:
                 stream.write(content)
             temporary.replace(target)
         finally:
@@ -151,14 +152,6 @@ def _longest_name(folder: Path) -> float:
 
 def _temporary(target: Path) -> Path:
     return target.with_name(f".{target.name}.{socket.gethostname()}.{os.getpid()}{_TEMPORARY}")
-
-
-@contextmanager
-def _exclusive(path: Path) -> Iterator[BinaryIO]:
-    # Mode 0o666 less the umask, as open() itself would do; tempfile would give 0o600.
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
-    with os.fdopen(descriptor, "wb") as stream:
-        yield stream
 
 
 def _publish(temporary: Path, target: Path, *, overwrite: bool) -> None:

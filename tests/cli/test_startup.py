@@ -47,6 +47,7 @@ def changed(modality: Modality, *changes: tuple[str, int, float], folder: Path) 
         ["--help"],
         ["--version"],
         ["segment", "--help"],
+        ["export", "--help"],
         ["convert", "--help"],
         ["convert", "nii2png", "--help"],
         ["convert", "png2nii", "--help"],
@@ -61,6 +62,7 @@ def test_answer_that_needs_no_network_imports_nothing_heavy(arguments: list[str]
     assert outcome(*arguments, folder=tmp_path) == (0, [])
 
 
+@pytest.mark.parametrize("command", [[], ["segment"], ["train"], ["export"], ["evaluate"]], ids=" ".join)
 def test_help_does_not_even_read_what_reads_files(command: list[str]) -> None:
     """These took a third of the help's time once."""
     program = "import sys\nfrom drunet_cli.cli.app import main\nmain(sys.argv[1:])\nprint(*sys.modules)"
@@ -95,6 +97,14 @@ def test_help_does_not_even_read_what_reads_files(command: list[str]) -> None:
         ["convert", "png2nii", "slices", "-o", "label_maps"],
         ["convert", "png2nii", "slices", "--like", "cases"],
         ["convert", "png2nii", "slices", "--like", "cases", "-o", "label_maps", "--labels", "brats2024"],
+        ["export"],
+        ["export", "-o", "network"],
+        ["export", "-o", "network.pt"],
+        ["export", "-o", "network.onnx", "--format", "tflite"],
+        ["export", "-o", "network.onnx", "--head", "sigmoid"],
+        ["export", "-o", "network.onnx", "--precision", "bfloat16"],
+        ["export", "-o", "network.h5", "--precision", "float16"],
+        ["export", "-o", "network.h5", "--head", "softmax"],
         ["weights", "import"],
         ["weights", "import", "weights.h5", "--epsilon", "2"],
     ],
@@ -157,6 +167,21 @@ def test_uncached_weights_have_no_path_and_nothing_heavy_is_imported(tmp_path: P
 def test_existing_output_is_refused_before_anything_heavy_is_imported(tmp_path: Path) -> None:
     (tmp_path / "seg.nii.gz").touch()
     assert outcome("segment", *image_options(), "-o", "seg.nii.gz", *WEIGHTS, folder=tmp_path) == (6, [])
+
+
+def test_existing_export_is_refused_before_anything_heavy_is_imported(tmp_path: Path) -> None:
+    (tmp_path / "network.onnx").touch()
+    assert outcome("export", "-o", "network.onnx", folder=tmp_path) == (6, [])
+
+
+def test_unknown_weights_are_not_exported_and_nothing_heavy_is_imported(tmp_path: Path) -> None:
+    assert outcome("export", "-o", "network.onnx", "--weights", "no_such_name", folder=tmp_path) == (4, [])
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_folder_without_permission_is_refused_before_anything_heavy_is_imported(tmp_path: Path) -> None:
+    tmp_path.chmod(0o500)
+    assert outcome("segment", *image_options(), "-o", tmp_path / "seg.nii.gz", *WEIGHTS, folder=tmp_path) == (6, [])
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,154 @@
+"""`drunet export`."""
+
+from pathlib import Path
+from typing import Annotated, Final
+
+import typer
+
+from drunet_cli.cli import options
+from drunet_cli.cli.signals import raise_lost
+from drunet_cli.errors import MisuseError, OutputError
+from drunet_cli.network.engine import Precision
+from drunet_cli.network.export import Exported, Format, Variant
+from drunet_cli.network.registry import DEFAULT, PUBLISHED_BN_EPSILON
+
+_SUFFIXES: Final = {".onnx": Format.ONNX, ".h5": Format.KERAS, ".safetensors": Format.SAFETENSORS}
+_TORCHSCRIPT: Final = ("torchscript", ".pt")
+_HEADS: Final = ("logits", "softmax", "argmax")  # graph.Head, whose module imports onnx
+
+
+def export(
+    *,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "-o",
+            parser=options.path,
+            metavar="FILE",
+            help="File to write: .onnx, .h5 or .safetensors. Required.",
+            show_default=False,
+            rich_help_panel=options.OUTPUT,
+        ),
+    ] = None,
+    format_: Annotated[
+        str | None,
+        typer.Option(
+            "--format",
+            metavar="onnx|keras|safetensors",
+            help="Kind of file.",
+            show_default="by the suffix of FILE",
+            rich_help_panel=options.OUTPUT,
+        ),
+    ] = None,
+    overwrite: options.Overwrite = False,
+    json: options.Json = False,
+    quiet: options.Quiet = False,
+    weights: options.Weights = DEFAULT,
+    precision: Annotated[
+        Precision,
+        typer.Option(
+            metavar="float32|float16",
+            help="Number format of the weights, and of ONNX arithmetic; Keras files are float32.",
+            rich_help_panel=options.NETWORK,
+        ),
+    ] = Precision.FLOAT32,
+    head: Annotated[
+        str | None,
+        typer.Option(
+            metavar="logits|softmax|argmax",
+            help="What an ONNX network answers: float32 logits or probabilities, or uint8 class indices.",
+            show_default="logits",
+            rich_help_panel=options.NETWORK,
+        ),
+    ] = None,
+) -> None:
+    """Write weights in another format; the file is tried before it counts.
+
+    onnx: for other runtimes, needs the extra onnx. Input slices: float32,
+    batch x 4 x X x Y, the uint8 slices of nii2png divided by 255. Output: logits,
+    probabilities or classes. Its metadata tell what else a user must know.
+    keras: .h5 in the layout of the authors' weights. safetensors: drunet's own.
+    Each file is run or read again and compared with the weights. The difference
+    is printed on stderr, the path on stdout.
+
+    drunet export --weights run/best.safetensors -o network.onnx
+    """
+    if output is None:
+        raise MisuseError("missing -o: name the file to write")
+    variant = _variant(output, format_, precision, head)
+
+    from drunet_cli.cli.console import Screen, result, result_json
+    from drunet_cli.cli.downloads import DownloadWatcher
+    from drunet_cli.host import wait_considerately
+    from drunet_cli.network.acquisition import open_weights
+    from drunet_cli.network.engines import check_onnx
+    from drunet_cli.network.export import export as export_weights
+
+    # Cheap checks first, as in segment.
+    if variant.format is Format.ONNX:
+        check_onnx()
+    _check_output(output, weights, overwrite=overwrite)
+    screen = Screen(quiet=quiet)
+    wait_considerately()
+    with DownloadWatcher(screen).shown() as watcher:
+        checkpoint = open_weights(weights, watcher=watcher)
+    raise_lost()
+    exported = export_weights(checkpoint, output, variant, overwrite=overwrite)
+    epsilon = checkpoint.metadata.bn_epsilon
+    if variant.format is Format.KERAS and epsilon != PUBLISHED_BN_EPSILON:
+        screen.warning(
+            f"{output}: a Keras file does not say with which epsilon it is to be run; these weights need {epsilon:g}"
+        )
+    check = exported.check
+    screen.note(f"{output}: {check.measured} {check.difference:.2g} (allowed {check.tolerance:.2g})")
+    if json:
+        result_json(_document(output, variant, exported, name=checkpoint.metadata.name, sha256=checkpoint.sha256))
+    else:
+        result(str(output))
+
+
+def _variant(output: Path, format_: str | None, precision: Precision, head: str | None) -> Variant:
+    """What is asked for. Raises MisuseError where that makes no sense."""
+    suffix = output.suffix.lower()
+    if (format_ or suffix) in _TORCHSCRIPT:
+        raise MisuseError("TorchScript is not written, as PyTorch gives it up; use --format onnx")
+    if format_ is None and suffix not in _SUFFIXES:
+        raise MisuseError(f"{output}: ends in none of {', '.join(_SUFFIXES)}; give --format")
+    if format_ is not None and format_ not in list(Format):
+        raise MisuseError(f"--format {format_}: is none of {', '.join(Format)}")
+    file_format = _SUFFIXES[suffix] if format_ is None else Format(format_)
+    if precision not in (Precision.FLOAT32, Precision.FLOAT16):
+        raise MisuseError(f"--precision {precision}: an export is float32 or float16")
+    if file_format is Format.KERAS and precision is not Precision.FLOAT32:
+        raise MisuseError("--precision float16: Keras files are float32")
+    if head is None:
+        return Variant(format=file_format, precision=precision)
+    if file_format is not Format.ONNX:
+        raise MisuseError(f"--head {head}: is for ONNX; a {file_format} file holds weights alone")
+    if head not in _HEADS:
+        raise MisuseError(f"--head {head}: is none of {', '.join(_HEADS)}")
+    return Variant(format=file_format, precision=precision, head=head)
+
+
+def _check_output(output: Path, weights: str, *, overwrite: bool) -> None:
+    from drunet_cli.io.atomic import check_writable, is_same_file, remove_stale
+    from drunet_cli.network.registry import cached_path, is_file_name
+
+    remove_stale(output)
+    check_writable(output, overwrite=overwrite)
+    if is_same_file(output, Path(weights) if is_file_name(weights) else cached_path(weights)):
+        raise OutputError(f"{output}: is the file of these weights; name another output")
+
+
+def _document(output: Path, variant: Variant, exported: Exported, *, name: str, sha256: str) -> dict[str, object]:
+    return {
+        "path": str(output),
+        "format": variant.format,
+        "precision": variant.precision,
+        "head": (variant.head or "logits") if variant.format is Format.ONNX else None,
+        "sha256": exported.sha256,
+        "bytes": exported.n_bytes,
+        "difference": exported.check.difference,
+        "tolerance": exported.check.tolerance,
+        "weights": {"name": name, "sha256": sha256},
+    }

@@ -1,0 +1,183 @@
+"""`drunet export`."""
+
+import hashlib
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from drunet_cli.cli.app import main
+from drunet_cli.network import export as exports
+from drunet_cli.network.checkpoint import file_sha256, read_metadata
+from drunet_cli.network.engine import Precision
+from drunet_cli.network.registry import cached_path
+from tests.support import GOLDEN_WEIGHTS
+
+
+def export(target: Path, *arguments: str, weights: Path | str = GOLDEN_WEIGHTS) -> int:
+    return main(["export", "--weights", str(weights), "-o", str(target), *arguments])
+
+
+def complaint(capsys: pytest.CaptureFixture[str]) -> str:
+    """The one line on stderr, with nothing on stdout."""
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith("Error: ")
+    assert captured.err.count("\n") == 1
+    return captured.err
+
+
+def test_path_is_the_result_and_the_difference_a_note(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert export(tmp_path / "golden.onnx") == 0
+    captured = capsys.readouterr()
+    assert captured.out == f"{tmp_path / 'golden.onnx'}\n"
+    assert captured.err.startswith(f"{tmp_path / 'golden.onnx'}: largest difference of a logit from PyTorch's")
+    assert captured.err.endswith("e-06 (allowed 0.0001)\n")  # 3.8e-06 was measured; another processor rounds in its own way
+
+
+def test_json_tells_what_was_written_and_how_it_was_found(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    target = tmp_path / "golden.onnx"
+    assert export(target, "--json", "--head", "argmax", "--precision", "float16") == 0
+    document: dict[str, Any] = json.loads(capsys.readouterr().out)
+    assert 0 <= document.pop("difference") <= document["tolerance"]
+    assert document == {
+        "path": str(target),
+        "format": "onnx",
+        "precision": "float16",
+        "head": "argmax",
+        "sha256": hashlib.sha256(target.read_bytes()).hexdigest(),
+        "bytes": target.stat().st_size,
+        "tolerance": exports.TOLERANCES[Precision.FLOAT16],
+        "weights": {"name": "keras_base1", "sha256": file_sha256(GOLDEN_WEIGHTS)},
+    }
+
+
+def test_quiet_leaves_the_path_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert export(tmp_path / "golden.safetensors", "--quiet") == 0
+    assert capsys.readouterr() == (f"{tmp_path / 'golden.safetensors'}\n", "")
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "expected"),
+    [
+        ("a.H5", [], "keras"),
+        ("a.safetensors", [], "safetensors"),
+        ("a.onnx", ["--format", "keras"], "keras"),
+        ("a", ["--format", "safetensors"], "safetensors"),
+    ],
+)
+def test_suffix_decides_the_format_unless_it_is_named(
+    name: str, options: list[str], expected: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert export(tmp_path / name, "--json", *options) == 0
+    assert json.loads(capsys.readouterr().out)["format"] == expected
+    begin = (tmp_path / name).read_bytes()[:9]
+    assert begin.startswith(b"\x89HDF") if expected == "keras" else begin.endswith(b"{")
+
+
+def test_keras_file_goes_through_and_comes_back_the_same(tmp_path: Path) -> None:
+    assert export(tmp_path / "drunet.safetensors") == 0
+    assert export(tmp_path / "keras.h5", weights=tmp_path / "drunet.safetensors") == 0
+    assert export(tmp_path / "again.h5", weights=tmp_path / "keras.h5") == 0
+    assert (tmp_path / "again.h5").read_bytes() == (tmp_path / "keras.h5").read_bytes()
+
+
+def test_keras_file_of_weights_with_another_epsilon_is_warned_of(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    main(["weights", "import", str(GOLDEN_WEIGHTS), "--name", "tiny", "--epsilon", "1e-5"])
+    capsys.readouterr()
+    assert export(tmp_path / "tiny.h5", weights="tiny") == 0
+    assert "does not say with which epsilon it is to be run; these weights need 1e-05" in capsys.readouterr().err
+
+
+def test_weights_that_are_not_in_the_cache_are_fetched(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("DRUNET_WEIGHTS_URL", GOLDEN_WEIGHTS.as_uri())
+    assert export(tmp_path / "published.safetensors", weights="brats2020") == 0
+    assert GOLDEN_WEIGHTS.as_uri() in capsys.readouterr().err
+    assert read_metadata(tmp_path / "published.safetensors") == read_metadata(cached_path("brats2020"))
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "named"),
+    [
+        ("a.pt", [], "TorchScript is not written, as PyTorch gives it up; use --format onnx"),
+        ("a.onnx", ["--format", "torchscript"], "TorchScript is not written"),
+        ("a.bin", [], "ends in none of .onnx, .h5, .safetensors; give --format"),
+        ("a.onnx", ["--format", "tflite"], "--format tflite: is none of onnx, keras, safetensors"),
+        ("a.onnx", ["--head", "sigmoid"], "--head sigmoid: is none of logits, softmax, argmax"),
+        ("a.h5", ["--head", "logits"], "--head logits: is for ONNX; a keras file holds weights alone"),
+        ("a.safetensors", ["--head", "argmax"], "--head argmax: is for ONNX; a safetensors file holds weights alone"),
+        ("a.h5", ["--precision", "float16"], "--precision float16: Keras files are float32"),
+        ("a.onnx", ["--precision", "auto"], "--precision auto: an export is float32 or float16"),
+    ],
+)
+def test_what_makes_no_sense_is_misuse(
+    name: str, options: list[str], named: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert export(tmp_path / name, *options) == 2
+    assert named in complaint(capsys)
+
+
+@pytest.mark.parametrize("package", ["onnx", "onnxruntime"])
+def test_missing_extra_is_named_before_anything_is_done(
+    package: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, package, None)
+    assert export(tmp_path / "a.onnx", weights="no_such_file.h5") == 2
+    assert "pip install 'drunet-cli[onnx]'" in complaint(capsys)
+
+
+def test_other_formats_need_no_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "onnx", None)
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    assert export(tmp_path / "a.h5") == 0
+
+
+def test_existing_file_is_left_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "a.h5").write_text("mine")
+    assert export(tmp_path / "a.h5") == 6
+    assert "exists already; give --overwrite to replace it" in complaint(capsys)
+    assert (tmp_path / "a.h5").read_text() == "mine"
+
+
+def test_existing_file_is_replaced_with_overwrite(tmp_path: Path) -> None:
+    (tmp_path / "a.safetensors").write_text("mine")
+    assert export(tmp_path / "a.safetensors", "--overwrite") == 0
+    assert read_metadata(tmp_path / "a.safetensors").base_width == 1
+
+
+def test_weights_are_not_replaced_by_what_is_made_from_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    weights = tmp_path / "a.h5"
+    weights.write_bytes(GOLDEN_WEIGHTS.read_bytes())
+    assert export(tmp_path / "." / "a.h5", "--overwrite", weights=weights) == 6
+    assert "is the file of these weights; name another output" in complaint(capsys)
+
+
+def test_weights_in_the_cache_are_not_replaced_either(capsys: pytest.CaptureFixture[str]) -> None:
+    main(["weights", "import", str(GOLDEN_WEIGHTS), "--name", "tiny"])
+    capsys.readouterr()
+    assert export(cached_path("tiny"), "--overwrite", weights="tiny") == 6
+    assert "is the file of these weights" in complaint(capsys)
+
+
+def test_folder_is_no_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "a.onnx").mkdir()
+    assert export(tmp_path / "a.onnx", "--overwrite") == 6
+    assert "is a folder; name a file" in complaint(capsys)
+
+
+def test_unknown_weights_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert export(tmp_path / "a.onnx", weights="nobody") == 4
+    assert "weights 'nobody' are not known" in complaint(capsys)
+
+
+def test_file_that_fails_its_check_is_one_line_and_no_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(exports, "TOLERANCES", dict.fromkeys(Precision, 1e-12))
+    assert export(tmp_path / "a.onnx") == 6
+    assert "a.onnx: not written: it failed its check: largest difference of a logit" in complaint(capsys)
+    assert not list(tmp_path.iterdir())
