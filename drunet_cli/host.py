@@ -9,6 +9,8 @@ from pathlib import Path
 
 _CGROUP_ROOT = Path("/sys/fs/cgroup")
 _OWN_CGROUPS = Path("/proc/self/cgroup")
+_AMD_DRIVER = Path("/dev/kfd")
+_CUDA_ERROR_NO_DEVICE = 100
 
 
 def granted_cpus(
@@ -77,14 +79,17 @@ def cpu_name() -> str:
     return names[0] if names else platform.processor() or platform.machine()
 
 
-def sees_cuda_gpu() -> bool:
-    """Whether NVIDIA's driver, if there is one, shows this process a GPU; it heeds CUDA_VISIBLE_DEVICES.
+def may_have_gpu(kernel_driver: Path = _AMD_DRIVER) -> bool:
+    """Whether a driver, NVIDIA's or AMD's, shows this process a GPU, or reports a fault that somebody must hear of.
 
-    Source: CUDA driver API, cuInit and cuDeviceGetCount.
+    NVIDIA's heeds CUDA_VISIBLE_DEVICES. Source: CUDA driver API, cuInit and cuDeviceGetCount.
     """
+    if kernel_driver.exists():
+        return True
     try:
         driver = ctypes.CDLL("nvcuda.dll" if os.name == "nt" else "libcuda.so.1")
     except OSError:
         return False
     count = ctypes.c_int(0)
-    return driver.cuInit(0) == 0 and driver.cuDeviceGetCount(ctypes.byref(count)) == 0 and count.value > 0
+    code = driver.cuInit(0) or driver.cuDeviceGetCount(ctypes.byref(count))
+    return count.value > 0 if code == 0 else code != _CUDA_ERROR_NO_DEVICE

@@ -68,6 +68,7 @@ def main(arguments: list[str]) -> int:
         with signals.lost_in_silence():
             return _flushed(_run(arguments))
     finally:
+        signals.forget()
         for number, earlier in before.items():  # from here on a signal ends the process, without a traceback
             signal.signal(number, earlier)
 

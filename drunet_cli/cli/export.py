@@ -62,10 +62,11 @@ def export(
         ),
     ] = None,
 ) -> None:
-    """Write weights in another format; the file is tried before it counts.
+    """Write weights in another format, and check the file before it appears.
 
     onnx: for other runtimes, needs the extra onnx. Input slices: float32,
-    batch x 4 x X x Y, the uint8 slices of nii2png divided by 255. Output: logits,
+    batch x 4 x X x Y, channels FLAIR, T1ce, T1, T2: the uint8 slices of nii2png
+    divided by 255; X and Y are multiples of 32 plus 16. Output: logits,
     probabilities or classes. Its metadata tell what else a user must know.
     keras: .h5 in the layout of the authors' weights. safetensors: drunet's own.
     Each file is run or read again and compared with the weights. The difference
@@ -117,6 +118,8 @@ def _variant(output: Path, format_: str | None, precision: Precision, head: str 
     if format_ is not None and format_ not in list(Format):
         raise MisuseError(f"--format {format_}: is none of {', '.join(Format)}")
     file_format = _SUFFIXES[suffix] if format_ is None else Format(format_)
+    if _SUFFIXES.get(suffix, file_format) is not file_format:
+        raise MisuseError(f"{output}: by its name it would be {_SUFFIXES[suffix]}, not {file_format}; name it otherwise")
     if precision not in (Precision.FLOAT32, Precision.FLOAT16):
         raise MisuseError(f"--precision {precision}: an export is float32 or float16")
     if file_format is Format.KERAS and precision is not Precision.FLOAT32:

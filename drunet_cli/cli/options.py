@@ -74,7 +74,7 @@ BatchSize = Annotated[
         max=1024,
         metavar="N",
         help="Slices computed at once; halved when memory runs out.",
-        show_default="by device",
+        show_default="CUDA 16, MPS 8, CPU 2; ONNX Runtime one for each thread up to 4",
         rich_help_panel=NETWORK,
     ),
 ]

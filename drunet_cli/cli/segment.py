@@ -46,8 +46,8 @@ def segment(
     engine: Annotated[
         EngineName,
         typer.Option(
-            metavar="NAME",
-            help="auto, torch or onnxruntime; auto is ONNX Runtime on the CPU where it is installed, which is faster.",
+            metavar="auto|torch|onnxruntime",
+            help="What computes; auto is ONNX Runtime on the CPU, which is faster, where the extra onnx is installed.",
             rich_help_panel=options.NETWORK,
         ),
     ] = EngineName.AUTO,
@@ -55,7 +55,7 @@ def segment(
         WindowMode | None,
         typer.Option(
             metavar="full|auto",
-            help="Whole frames, or of each slice the smallest window with its brain: faster, but not the same labels.",
+            help="Whole frames, or (auto) of each slice the smallest window with its brain: faster, but not the same labels.",
             show_default="as the weights were trained; the published ones: full",
             rich_help_panel=options.NETWORK,
         ),

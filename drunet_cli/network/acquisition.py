@@ -68,10 +68,12 @@ def open_weights(weights: str, *, watcher: Watcher = _UNWATCHED) -> Checkpoint:
     """Weights by name or file, from the cache where they are there, fetched into it where not. Raises WeightsError."""
     check_available(weights)
     if is_file_name(weights):
-        return read_source(Path(weights), name=Path(weights).stem, bn_epsilon=PUBLISHED_BN_EPSILON)
+        return read_source(Path(weights), bn_epsilon=PUBLISHED_BN_EPSILON)
     path = obtain(weights, watcher=watcher)
     with _cached(weights):
-        return read_checkpoint(path)
+        checkpoint = read_checkpoint(path)
+        check_tensors(checkpoint)
+        return checkpoint
 
 
 def obtain(name: str, *, watcher: Watcher = _UNWATCHED) -> Path:
@@ -124,11 +126,14 @@ def import_weights(path: Path, *, name: str = DEFAULT, bn_epsilon: float | None 
     return target
 
 
-def read_source(path: Path, *, name: str, bn_epsilon: float, entry: Entry | None = None, origin: str = "") -> Checkpoint:
+def read_source(
+    path: Path, *, name: str | None = None, bn_epsilon: float, entry: Entry | None = None, origin: str = ""
+) -> Checkpoint:
     """Read weights from a Keras HDF5 file, or from a drunet .safetensors file, which says of itself what it is.
 
-    The content decides which, not the suffix. bn_epsilon: for Keras files, which do not record it. entry: what the registry
-    expects. Raises WeightsError unless every tensor of the network is there once, of its shape, and finite.
+    The content decides which, not the suffix. name: theirs from now on; without it that which is recorded, or the file's.
+    bn_epsilon: for Keras files, which do not record it. entry: what the registry expects. Raises WeightsError unless every
+    tensor of the network is there once, of its shape, and finite.
     """
     try:
         with path.open("rb") as stream:
@@ -138,14 +143,16 @@ def read_source(path: Path, *, name: str, bn_epsilon: float, entry: Entry | None
     if head[8:] == b"{":  # safetensors: eight bytes of length, then JSON
         checkpoint = read_checkpoint(path)
         check_tensors(checkpoint)
-        checkpoint = replace(checkpoint, metadata=replace(checkpoint.metadata, name=name))
+        checkpoint = replace(checkpoint, metadata=replace(checkpoint.metadata, name=name or checkpoint.metadata.name))
     elif head[:8] == _HDF5_SIGNATURE:
-        checkpoint = _read_keras(path, name, bn_epsilon, entry, origin or path.name)
+        checkpoint = _read_keras(path, name or path.stem, bn_epsilon, entry, origin or path.name)
     else:
         raise WeightsError(f"{path}: is neither a Keras HDF5 nor a safetensors file")
     source_sha256 = checkpoint.metadata.source_sha256 or checkpoint.sha256
     if entry is not None and entry.source_sha256 not in (None, source_sha256):
-        raise WeightsError(f"{path}: has SHA-256 {source_sha256}, but {name} has {entry.source_sha256}; it is another file")
+        raise WeightsError(
+            f"{path}: has SHA-256 {source_sha256}, but {entry.name} has {entry.source_sha256}; it is another file"
+        )
     return checkpoint
 
 

@@ -11,16 +11,18 @@ import torch
 from torch import Tensor, nn
 
 from drunet_cli.brats import CHANNELS
-from drunet_cli.errors import WeightsError
+from drunet_cli.errors import DeviceError, WeightsError
 from drunet_cli.host import granted_cpus
 from drunet_cli.io.phantom.phantom import make_phantom
 from drunet_cli.io.slices import normalise
 from drunet_cli.network.checkpoint import Checkpoint
+from drunet_cli.network.devices import is_out_of_memory
 from drunet_cli.network.engine_torch import build_model
 
 Images: TypeAlias = npt.NDArray[np.float32]  # [N, 4, X, Y], 0 to 1
 Answers: TypeAlias = Sequence[npt.NDArray[Any]]  # of each batch of images
 
+NO_MEMORY: Final = "device cpu: memory does not suffice to compare the file with the weights"
 _FRAME: Final = 240
 _WINDOW: Final = (144, 176)  # another legal size; the phantom's brain is made smaller until it fits
 _DEPTH: Final = 93
@@ -65,7 +67,7 @@ def comparison_images() -> list[Images]:
 
 
 def reference_of(checkpoint: Checkpoint, batches: Sequence[Images]) -> Reference:
-    """Ask PyTorch. Raises WeightsError when the answer is not finite."""
+    """Ask PyTorch. Raises WeightsError when the answer is not finite, DeviceError when memory does not suffice."""
     torch.set_num_threads(granted_cpus())
     model = build_model(checkpoint)
     largest = 0.0
@@ -76,8 +78,13 @@ def reference_of(checkpoint: Checkpoint, batches: Sequence[Images]) -> Reference
 
     for module in model.modules():
         module.register_forward_hook(watch)
-    with torch.inference_mode():
-        logits = [np.asarray(model(torch.from_numpy(batch)).numpy()) for batch in batches]
+    try:
+        with torch.inference_mode():
+            logits = [np.asarray(model(torch.from_numpy(batch)).numpy()) for batch in batches]
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        raise DeviceError(NO_MEMORY) from error
     if not all(np.isfinite(array).all() for array in logits):
         raise WeightsError(f"weights {checkpoint.metadata.name}: the network's output is not finite; they are damaged")
     largest_logit = max(float(np.abs(array).max()) for array in logits)

@@ -11,7 +11,7 @@ from drunet_cli.host import cpu_name
 
 # What allocators raise as a plain RuntimeError: the CPU's, MPS, cuBLAS, and cuDNN, which finds no engine that fits.
 _OUT_OF_MEMORY_WORDS: Final = (
-    *("can't allocate memory", "out of memory", "not enough memory", "ALLOC_FAILED"),
+    *("can't allocate memory", "out of memory", "not enough memory", "ALLOC_FAILED", "could not create a primitive"),
     *("unable to find an engine", "Unable to find a valid cuDNN algorithm"),
 )
 _DEVICE_FAULT_WORDS: Final = ("CUDA error", "cuDNN error", "CUDA driver", "does not support bfloat16")

@@ -25,7 +25,9 @@ _OUT_OF_MEMORY_WORDS: Final = ("Failed to allocate memory", "bad allocation", "b
 
 
 class OnnxEngine:
-    """An Engine that computes slices side by side, `batch_size` of them, on threads // batch_size threads each.
+    """An Engine that computes slices side by side: `batch_size` of them, but no more than there are threads.
+
+    Each has a thread of its own; those that are left over help all of them.
 
     on_halved: called with the new batch size whenever memory did not suffice for the old one.
     """
@@ -43,18 +45,21 @@ class OnnxEngine:
         on_halved: Callable[[int], None] = lambda _: None,
     ) -> None:
         self.threads = threads or granted_cpus()
-        self.batch_size = batch_size or min(self.threads, _MOST_AT_ONCE)
+        self.batch_size = min(self.threads, batch_size or _MOST_AT_ONCE)
         self._on_halved = on_halved
-        graph = build_graph(checkpoint)
+        with np.errstate(over="ignore"):  # told when the output is not finite
+            graph = build_graph(checkpoint)
         options = ort.SessionOptions()
-        options.intra_op_num_threads = max(1, self.threads // self.batch_size)
+        # ONNX Runtime's pool belongs to the session: its threads but one, and those that call it, compute.
+        options.intra_op_num_threads = self.threads - self.batch_size + 1
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # other processes want the CPUs too
         options.log_severity_level = 4  # what goes wrong is raised too
         values = [ort.OrtValue.ortvalue_from_numpy(array) for array in graph.weights.values()]
         options.add_external_initializers(list(graph.weights), values)
         try:
             self._session = ort.InferenceSession(graph.model.SerializeToString(), options, providers=["CPUExecutionProvider"])
         except _RUNTIME_ERRORS as error:
-            if not _is_out_of_memory(error):
+            if not is_out_of_memory(error):
                 raise
             raise _out_of_memory(error) from error
 
@@ -85,12 +90,18 @@ class OnnxEngine:
     def _run(self, slices: npt.NDArray[np.uint8], head: Head, result: npt.NDArray[Any], on_done: Callable[[int], None]) -> None:
         remaining = list(range(len(slices)))
         while True:
+            how = ort.RunOptions()
+            runs: dict[int, Future[None]] = {}
             with ThreadPoolExecutor(self.batch_size, thread_name_prefix="drunet-engine") as pool:
-                runs = {index: pool.submit(self._forward, slices[index], head, result[index]) for index in remaining}
                 try:
+                    for index in remaining:
+                        runs[index] = pool.submit(self._forward, slices[index], head, result[index], how)
                     failed = _wait(runs, on_done)
+                except BaseException:  # an interruption, too, waits for no slice
+                    how.terminate = True
+                    raise
                 finally:
-                    _cancel(runs)  # an interrupted run, too, is not to begin another slice
+                    _cancel(runs)
             if not failed:
                 return
             if self.batch_size == 1:
@@ -100,11 +111,11 @@ class OnnxEngine:
             self._on_halved(self.batch_size)
             remaining = [index for index, run in runs.items() if index in failed or run.cancelled()]
 
-    def _forward(self, image: npt.NDArray[np.uint8], head: Head, result: npt.NDArray[Any]) -> None:
+    def _forward(self, image: npt.NDArray[np.uint8], head: Head, result: npt.NDArray[Any], how: "ort.RunOptions") -> None:
         """One slice [X, Y, 4] through the network; the head takes its logits [4, X, Y]."""
         pixels = np.ascontiguousarray(image.transpose(2, 0, 1)[None], dtype=np.float32)
         pixels /= 255
-        (logits,) = self._session.run(None, {INPUT: pixels})
+        (logits,) = self._session.run(None, {INPUT: pixels}, how)
         if not np.isfinite(logits).all():  # else argmax would call it background
             raise WeightsError("the network's output is not finite; these weights are damaged")
         result[...] = head(logits[0])
@@ -119,7 +130,7 @@ def _wait(runs: Mapping[int, Future[None]], on_done: Callable[[int], None]) -> d
         except CancelledError:
             continue
         except _RUNTIME_ERRORS as error:
-            if not _is_out_of_memory(error):
+            if not is_out_of_memory(error):
                 raise
             failed[index] = error
             _cancel(runs)
@@ -139,7 +150,8 @@ def _softmax(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
     return np.moveaxis(exponentials / exponentials.sum(axis=0), 0, 2)
 
 
-def _is_out_of_memory(error: Exception) -> bool:
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether this, of ONNX Runtime or numpy, says that memory did not suffice."""
     return isinstance(error, MemoryError) or any(words in str(error) for words in _OUT_OF_MEMORY_WORDS)
 
 

@@ -5,12 +5,11 @@ from importlib import metadata, util
 from typing import Final
 
 from drunet_cli.errors import MisuseError
-from drunet_cli.host import sees_cuda_gpu
+from drunet_cli.host import may_have_gpu
 from drunet_cli.network.checkpoint import Checkpoint
 from drunet_cli.network.engine import Engine, EngineName, Precision
 
 _EXTRA: Final = ("onnx", "onnxruntime")
-_FLOAT32: Final = (Precision.AUTO, Precision.FLOAT32)
 
 
 def choose_engine(name: EngineName, *, device: str, precision: Precision) -> EngineName:
@@ -20,14 +19,15 @@ def choose_engine(name: EngineName, *, device: str, precision: Precision) -> Eng
     """
     if name is EngineName.TORCH:
         return name
-    fits = device in ("auto", "cpu") and precision in _FLOAT32
+    fits = device in ("auto", "cpu") and precision in (Precision.AUTO, Precision.FLOAT32)
     if name is EngineName.ONNXRUNTIME:
         if not fits:
             raise MisuseError("--engine onnxruntime computes on the CPU in float32; for others use --engine torch")
         check_onnx()
         return name
-    on_cpu = device == "cpu" or (device == "auto" and not _torch_may_find_gpu())
-    return EngineName.ONNXRUNTIME if fits and on_cpu and not _missing() else EngineName.TORCH
+    if not fits or _missing() or (device == "auto" and _torch_may_find_gpu()):
+        return EngineName.TORCH
+    return EngineName.ONNXRUNTIME
 
 
 def check_onnx() -> None:
@@ -64,7 +64,11 @@ def open_engine(
         on_warning(f"memory on {device} did not suffice: now {batch_size} slices at once")
 
     if name is EngineName.ONNXRUNTIME:
-        from drunet_cli.network.engine_onnx import OnnxEngine
+        try:
+            from drunet_cli.network.engine_onnx import OnnxEngine
+        except (ImportError, TypeError) as error:  # as of a protobuf or a C++ library that is too old
+            reason = str(error).split("\n")[0]
+            raise MisuseError(f"ONNX Runtime is installed but cannot be imported ({reason}); use --engine torch") from error
 
         return OnnxEngine(checkpoint, batch_size=batch_size, threads=threads, on_halved=on_halved)
     import torch
@@ -82,10 +86,10 @@ def open_engine(
 
 
 def _missing() -> list[str]:
-    return [package for package in _EXTRA if util.find_spec(package) is None]
+    specs = {package: util.find_spec(package) for package in _EXTRA}
+    return [package for package, spec in specs.items() if spec is None or spec.origin is None]  # a mere folder has no origin
 
 
 def _torch_may_find_gpu() -> bool:
     """Whether `auto` may be a GPU, by the build of PyTorch that is installed and by the driver, without importing it."""
-    build = metadata.version("torch").partition("+")[2]
-    return build.startswith("rocm") or (build != "cpu" and sees_cuda_gpu())
+    return metadata.version("torch").partition("+")[2] != "cpu" and may_have_gpu()

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from drunet_cli.errors import OutputError, WeightsError
+from drunet_cli.errors import DeviceError, OutputError, WeightsError
 from drunet_cli.network.engine import Precision
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ def export(checkpoint: "Checkpoint", target: Path, variant: Variant, *, overwrit
     """Write weights in another format, complete and checked or not at all.
 
     Raises OutputError when the file cannot be written or does not hold what it should, WeightsError for weights that do not fit
-    the network or whose output is not finite.
+    the network or whose output is not finite, DeviceError when memory does not suffice.
     """
     from drunet_cli.io.atomic import written
     from drunet_cli.network.checkpoint import file_sha256
@@ -90,6 +90,8 @@ def export(checkpoint: "Checkpoint", target: Path, variant: Variant, *, overwrit
 
 
 def _onnx(checkpoint: "Checkpoint", variant: Variant) -> bytes:
+    from google.protobuf.message import EncodeError
+
     from drunet_cli.network.graph import Head, build_graph, embedded
 
     with np.errstate(over="ignore"):  # told below
@@ -101,7 +103,10 @@ def _onnx(checkpoint: "Checkpoint", variant: Variant) -> bytes:
         raise OutputError(_OVERFLOW[variant.precision])
     model = embedded(graph)
     del graph  # up to 306 MB of the published network, as are the weights, the model and its bytes
-    content: bytes = model.SerializeToString()
+    try:
+        content: bytes = model.SerializeToString()
+    except EncodeError as error:  # below its limit, protobuf fails for one reason alone
+        raise DeviceError("device cpu: memory does not suffice for the file") from error
     return content
 
 
@@ -136,6 +141,8 @@ def _onnx_answers(path: Path, batches: "list[Images]") -> list[npt.NDArray[Any]]
     from onnxruntime.capi import onnxruntime_pybind11_state as errors
 
     from drunet_cli.host import granted_cpus
+    from drunet_cli.network.comparison import NO_MEMORY
+    from drunet_cli.network.engine_onnx import is_out_of_memory
     from drunet_cli.network.graph import INPUT
 
     options = onnxruntime.SessionOptions()
@@ -145,6 +152,8 @@ def _onnx_answers(path: Path, batches: "list[Images]") -> list[npt.NDArray[Any]]
         session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         return [session.run(None, {INPUT: batch})[0] for batch in batches]
     except (errors.Fail, errors.InvalidGraph, errors.InvalidProtobuf, errors.RuntimeException) as error:
+        if is_out_of_memory(error):
+            raise DeviceError(NO_MEMORY) from error
         raise OutputError(f"ONNX Runtime does not run it: {error}") from error
 
 

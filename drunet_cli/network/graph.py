@@ -105,6 +105,7 @@ def _properties(checkpoint: Checkpoint, head: Head, precision: Precision) -> dic
         "network": "DR-Unet104, Colman et al. 2020, arXiv:2011.02840",
         "channels": json.dumps(list(CHANNELS)),
         "classes": json.dumps([of.name for of in TumourClass]),
+        "labels": "enhancing tumour (ET) is 4 in files of BraTS 2012 to 2022, 3 from 2023 on; the others are as here",
         "normalisation": (
             "by modality over the whole volume, voxels > 0: (v - mean) / (3 SD / 128) + 127, cut to 0-255, truncated to uint8; "
             "voxels <= 0 are 0; then divided by 255"

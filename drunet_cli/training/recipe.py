@@ -119,7 +119,7 @@ class OptimiserSettings:
     weight_decay: float = _not_negative(0.01)
     warmup: float = _share(0.05)
     decay: Decay = Decay.COSINE
-    clip_norm: float = _not_negative(1.0)
+    clip_norm: float = _not_negative(0.0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -207,7 +207,6 @@ RECIPES: Final[Mapping[RecipeName, Recipe]] = MappingProxyType(
                 weight_decay=0.0,
                 warmup=0.0,
                 decay=Decay.CONSTANT,
-                clip_norm=0.0,
             ),
             loss=LossSettings(dice=0.0),
             augmentation=AugmentationSettings(

@@ -64,7 +64,7 @@ def test_quiet_leaves_the_path_alone(tmp_path: Path, capsys: pytest.CaptureFixtu
     [
         ("a.H5", [], "keras"),
         ("a.safetensors", [], "safetensors"),
-        ("a.onnx", ["--format", "keras"], "keras"),
+        ("a.weights", ["--format", "keras"], "keras"),
         ("a", ["--format", "safetensors"], "safetensors"),
     ],
 )
@@ -106,6 +106,7 @@ def test_weights_that_are_not_in_the_cache_are_fetched(
         ("a.pt", [], "TorchScript is not written, as PyTorch gives it up; use --format onnx"),
         ("a.onnx", ["--format", "torchscript"], "TorchScript is not written"),
         ("a.bin", [], "ends in none of .onnx, .h5, .safetensors; give --format"),
+        ("a.h5", ["--format", "onnx"], "a.h5: by its name it would be keras, not onnx"),
         ("a.onnx", ["--format", "tflite"], "--format tflite: is none of onnx, keras, safetensors"),
         ("a.onnx", ["--head", "sigmoid"], "--head sigmoid: is none of logits, softmax, argmax"),
         ("a.h5", ["--head", "logits"], "--head logits: is for ONNX; a keras file holds weights alone"),

@@ -1,9 +1,13 @@
 """A signal whose exception was swallowed is raised again."""
 
 import contextlib
+import importlib
 import signal
+import sys
+import time
 import weakref
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -58,3 +62,33 @@ def test_another_exception_within_a_callback_is_reported(monkeypatch: pytest.Mon
     with signals.lost_in_silence():
         del subject
     assert (reference(), reports) == (None, [ValueError])
+
+
+MODULE = """
+import signal, time
+signal.raise_signal({number})
+time.sleep(0.2)  # longer than a signal is postponed for
+complete = True
+"""
+
+
+@pytest.mark.parametrize(("number", "expected"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, Terminated)])
+def test_a_signal_within_an_import_is_raised_when_the_module_is_whole(
+    number: int, expected: type[BaseException], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "slow_module.py").write_text(MODULE.format(number=int(number)))
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(expected):  # noqa: PT012  # in whichever of the two lines it is
+        importlib.import_module("slow_module")
+        time.sleep(5)
+    assert sys.modules.pop("slow_module").complete
+
+
+def test_a_signal_that_was_postponed_counts_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "slow_module.py").write_text(MODULE.format(number=int(signal.SIGINT)))
+    monkeypatch.syspath_prepend(tmp_path)
+    with signals.stops_deferred() as should_stop:  # a second Ctrl-C would be raised here
+        importlib.import_module("slow_module")
+        time.sleep(0.2)
+        assert should_stop()
+    del sys.modules["slow_module"]

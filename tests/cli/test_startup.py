@@ -101,6 +101,7 @@ def test_help_does_not_even_read_what_reads_files(command: list[str]) -> None:
         ["export", "-o", "network"],
         ["export", "-o", "network.pt"],
         ["export", "-o", "network.onnx", "--format", "tflite"],
+        ["export", "-o", "network.h5", "--format", "onnx"],
         ["export", "-o", "network.onnx", "--head", "sigmoid"],
         ["export", "-o", "network.onnx", "--precision", "bfloat16"],
         ["export", "-o", "network.h5", "--precision", "float16"],

@@ -54,9 +54,10 @@ def test_answers_are_pytorchs_however_the_work_is_shared(
 
 
 @pytest.mark.parametrize(
-    ("threads", "batch_size", "at_once"), [(1, None, 1), (2, None, 2), (4, None, 4), (16, None, 4), (2, 1, 1), (2, 3, 3)]
+    ("threads", "batch_size", "at_once"),
+    [(1, None, 1), (2, None, 2), (4, None, 4), (16, None, 4), (2, 1, 1), (2, 3, 2), (1, 8, 1)],
 )
-def test_each_thread_has_its_slice_up_to_four(
+def test_each_slice_has_a_thread_of_its_own_up_to_four(
     checkpoint: Checkpoint, threads: int, batch_size: int | None, at_once: int
 ) -> None:
     assert OnnxEngine(checkpoint, threads=threads, batch_size=batch_size).batch_size == at_once
@@ -87,7 +88,7 @@ class _SmallMemory:
         self._running = 0
         self._lock = threading.Lock()
 
-    def run(self, names: None, inputs: dict[str, npt.NDArray[np.float32]]) -> Any:
+    def run(self, names: None, inputs: dict[str, npt.NDArray[np.float32]], how: Any) -> Any:
         with self._lock:
             self._running += 1
             fits = self._running <= self._most
@@ -95,7 +96,7 @@ class _SmallMemory:
             time.sleep(0.05)  # so that runs meet
             if not fits:
                 raise self._error
-            return self._session.run(names, inputs)
+            return self._session.run(names, inputs, how)
         finally:
             with self._lock:
                 self._running -= 1
@@ -106,7 +107,7 @@ def test_fewer_slices_at_once_when_memory_runs_out_and_the_result_is_the_same(
     checkpoint: Checkpoint, slices: npt.NDArray[np.uint8], error: Exception
 ) -> None:
     halvings: list[int] = []
-    engine = OnnxEngine(checkpoint, batch_size=4, threads=1, on_halved=halvings.append)
+    engine = OnnxEngine(checkpoint, batch_size=4, threads=4, on_halved=halvings.append)
     classes = engine.classes(slices)
     engine._session = _SmallMemory(engine._session, 1, error)
     told: list[int] = []
@@ -115,7 +116,7 @@ def test_fewer_slices_at_once_when_memory_runs_out_and_the_result_is_the_same(
 
 
 def test_memory_too_small_for_one_slice_is_a_device_error(checkpoint: Checkpoint, slices: npt.NDArray[np.uint8]) -> None:
-    engine = OnnxEngine(checkpoint, batch_size=2)
+    engine = OnnxEngine(checkpoint, batch_size=2, threads=2)
     engine._session = _SmallMemory(engine._session, 0, ort_errors.RuntimeException(OUT_OF_MEMORY))
     with pytest.raises(DeviceError, match="device cpu: memory does not suffice for the network and one slice"):
         engine.classes(slices)

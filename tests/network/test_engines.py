@@ -1,16 +1,20 @@
 """Which engine computes."""
 
 import ctypes
+import sys
 from importlib import metadata, util
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from drunet_cli.errors import MisuseError
-from drunet_cli.host import sees_cuda_gpu
+from drunet_cli.host import may_have_gpu
 from drunet_cli.network import engines
+from drunet_cli.network.acquisition import open_weights
 from drunet_cli.network.engine import EngineName, Precision
-from drunet_cli.network.engines import choose_engine
+from drunet_cli.network.engines import choose_engine, open_engine
+from tests.support import GOLDEN_WEIGHTS
 
 AUTO, TORCH, ONNX = EngineName.AUTO, EngineName.TORCH, EngineName.ONNXRUNTIME
 
@@ -22,7 +26,7 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Any:
     def setup(*, build: str = "2.13.0+cpu", gpu: bool = False, missing: str = "") -> None:
         find = util.find_spec
         monkeypatch.setattr(metadata, "version", lambda _: build)
-        monkeypatch.setattr(engines, "sees_cuda_gpu", lambda: gpu)
+        monkeypatch.setattr(engines, "may_have_gpu", lambda: gpu)
         monkeypatch.setattr(util, "find_spec", lambda name: None if name == missing else find(name))
 
     return setup
@@ -37,7 +41,7 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Any:
         ("2.13.0+cu130", True, "auto", "auto", TORCH),
         ("2.13.0", True, "auto", "auto", TORCH),
         ("2.13.0", True, "cpu", "auto", ONNX),
-        ("2.13.0+rocm6.4", False, "auto", "auto", TORCH),
+        ("2.6.0+git6a3d1f9", True, "auto", "auto", TORCH),
         ("2.13.0+cpu", False, "cpu", "bfloat16", TORCH),
         ("2.13.0", False, "cuda:1", "auto", TORCH),
         ("2.13.0", False, "mps", "auto", TORCH),
@@ -88,15 +92,46 @@ class _Driver:
         return 0
 
 
-@pytest.mark.parametrize(("driver", "seen"), [(_Driver(2), True), (_Driver(0), False), (_Driver(1, code=100), False)])
-def test_gpus_are_those_that_the_driver_counts(monkeypatch: pytest.MonkeyPatch, driver: _Driver, seen: bool) -> None:
+@pytest.mark.parametrize(
+    ("driver", "seen"), [(_Driver(2), True), (_Driver(0), False), (_Driver(1, code=100), False), (_Driver(0, code=803), True)]
+)
+def test_gpus_are_those_that_the_driver_counts_or_cannot_for_a_fault(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, driver: _Driver, seen: bool
+) -> None:
     monkeypatch.setattr(ctypes, "CDLL", lambda _: driver)
-    assert sees_cuda_gpu() is seen
+    assert may_have_gpu(tmp_path / "kfd") is seen
 
 
-def test_without_a_driver_there_is_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_driver_there_is_no_gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     def missing(name: str) -> None:
         raise OSError(name)
 
     monkeypatch.setattr(ctypes, "CDLL", missing)
-    assert not sees_cuda_gpu()
+    assert not may_have_gpu(tmp_path / "kfd")
+
+
+def test_amds_driver_may_have_a_gpu(tmp_path: Path) -> None:
+    (tmp_path / "kfd").touch()
+    assert may_have_gpu(tmp_path / "kfd")
+
+
+def test_onnx_runtime_that_cannot_be_imported_is_told_with_the_way_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "drunet_cli.network.engine_onnx", None)
+    with pytest.raises(MisuseError, match=r"cannot be imported \(.*\); use --engine torch"):
+        open_engine(
+            ONNX,
+            open_weights(str(GOLDEN_WEIGHTS)),
+            device="cpu",
+            precision=Precision.FLOAT32,
+            batch_size=None,
+            threads=1,
+            on_warning=print,
+        )
+
+
+def test_a_folder_that_bears_the_name_of_a_package_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "onnx").mkdir()
+    monkeypatch.setattr(sys, "path", [str(tmp_path)])
+    monkeypatch.delitem(sys.modules, "onnx", raising=False)
+    with pytest.raises(MisuseError, match="onnx"):
+        engines.check_onnx()
