@@ -33,7 +33,7 @@ TORCH_AT_THE_TOP: Final = re.compile(
 )
 TORCH_IN_FUNCTIONS: Final = re.compile(r"network/(engines|export)\.py|segmentation/\w+\.py|training/history\.py")
 REQUESTS: Final = re.compile(r"network/(download|network_errors|web_page)\.py")
-PACKAGE_OF: Final = {"pillow": "PIL"}  # where a distribution has another name than what it installs
+PACKAGE_OF: Final = {"pillow": "PIL", "protobuf": "google"}  # where a distribution has another name than what it installs
 NIBABEL: Final = re.compile(r"io/\w+\.py|segmentation/sidecar\.py")
 
 

@@ -197,12 +197,16 @@ def test_signal_ends_the_run_with_its_code_and_without_files_or_traceback(
 @both_signals
 @pytest.mark.parametrize(
     "module",
-    ["drunet_cli.cli.app", "typer", "drunet_cli.cli.console", "isal", "numpy", "nibabel", "torch", "torch.nn", "h5py"],
+    [
+        *("drunet_cli.cli.app", "typer", "drunet_cli.cli.console", "isal", "numpy", "nibabel", "h5py", "onnx", "onnxruntime"),
+        *("onnxruntime.capi.onnxruntime_pybind11_state", "torch", "torch.nn"),
+    ],
 )
 def test_signal_while_a_module_is_imported_ends_the_run_without_traceback(
     module: str, number: int, code: int, tmp_path: Path
 ) -> None:
-    done = struck(number, "import", module, *SEGMENT, "-o", "seg.nii.gz", folder=tmp_path)
+    engine = ("--engine", "torch" if module.startswith("torch") else "onnxruntime")
+    done = struck(number, "import", module, *SEGMENT, *engine, "-o", "seg.nii.gz", folder=tmp_path)
     # Before drunet has the word, the signal itself ends the process: to a shell that is the same code.
     assert done.returncode in (code, -number)
     assert (done.stdout, done.stderr, names(tmp_path)) == ("", "", [])
