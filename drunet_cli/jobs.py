@@ -65,15 +65,16 @@ def _submit(
     tasks: Iterable[Task],
     futures: "dict[Future[Result | DrunetError], Task]",
 ) -> None:
-    """Submit with SIGINT blocked, which the workers that this starts inherit; one that comes meanwhile is delivered after.
+    """Submit with signals blocked, which the workers that this starts inherit; what comes meanwhile is delivered after.
 
+    An exception between the start of a worker and what is then sent to it would leave it with half a message.
     Raises BrokenProcessPool where a worker is gone.
     """
     from concurrent.futures.process import BrokenProcessPool
     from multiprocessing import resource_tracker
 
     resource_tracker.ensure_running()  # else it would be started between, and unblock
-    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
     try:
         for task in tasks:
             futures[executor.submit(_outcome, function, task)] = task
@@ -95,6 +96,7 @@ def _follow_parent() -> None:
     import multiprocessing
     from multiprocessing import connection
 
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})  # SIGINT stays blocked, as the parent's to answer
     parent = multiprocessing.parent_process()
     assert parent is not None
 
