@@ -18,7 +18,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 import drunet_cli
-from drunet_cli.brats import CHANNELS, TumourClass
+from drunet_cli.brats import CHANNELS, N_CLASSES, TumourClass
 from drunet_cli.network.checkpoint import Checkpoint, check_tensors
 from drunet_cli.network.engine import Precision
 from drunet_cli.network.structure import BRIDGE, N_CHANNELS, PADDED_STAGE, STAGE_BLOCKS, Block, stage_blocks
@@ -66,7 +66,7 @@ def build_graph(checkpoint: Checkpoint, *, head: Head = Head.LOGITS, precision: 
         output = helper.make_tensor_value_info(head.output, TensorProto.UINT8, ["batch", "x", "y"])
         builder.node("Cast", builder.node("ArgMax", logits, axis=1, keepdims=0), output=head.output, to=TensorProto.UINT8)
     else:
-        output = helper.make_tensor_value_info(head.output, TensorProto.FLOAT, ["batch", N_CHANNELS, "x", "y"])
+        output = helper.make_tensor_value_info(head.output, TensorProto.FLOAT, ["batch", N_CLASSES, "x", "y"])
         if head is Head.SOFTMAX:
             builder.node("Softmax", logits, output=head.output, axis=1)
         else:

@@ -14,23 +14,11 @@ import torch
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
 from drunet_cli.errors import DeviceError, WeightsError
-from drunet_cli.network.acquisition import open_weights
 from drunet_cli.network.checkpoint import Checkpoint, write_checkpoint
 from drunet_cli.network.engine_onnx import OnnxEngine
 from drunet_cli.network.engine_torch import TorchEngine
-from tests.support import GOLDEN, GOLDEN_WEIGHTS
 
 OUT_OF_MEMORY = "[ONNXRuntimeError] : 6 : RUNTIME_EXCEPTION : Failed to allocate memory for requested buffer of size 7"
-
-
-@pytest.fixture(scope="module")
-def checkpoint() -> Checkpoint:
-    return open_weights(str(GOLDEN_WEIGHTS))
-
-
-@pytest.fixture(scope="module")
-def slices() -> npt.NDArray[np.uint8]:
-    return np.asarray(np.load(GOLDEN / "slices.npz")["slices"])
 
 
 @pytest.fixture(scope="module")
@@ -145,6 +133,36 @@ def test_an_interruption_ends_the_work(checkpoint: Checkpoint, slices: npt.NDArr
     with pytest.raises(Interrupted):
         engine.classes(many, on_done=stop)
     assert time.perf_counter() - begin < 40 * whole / 4
+
+
+def test_an_interruption_ends_the_slices_in_hand(checkpoint: Checkpoint, slices: npt.NDArray[np.uint8]) -> None:
+    class Interrupted(BaseException):
+        pass
+
+    class Endless:
+        """A session whose first slice is done at once, and the others when they are told to end."""
+
+        def __init__(self, session: Any) -> None:
+            self._session, self._first, self.told = session, threading.Lock(), threading.Event()
+
+        def run(self, names: None, inputs: dict[str, npt.NDArray[np.float32]], how: Any) -> Any:
+            if self._first.acquire(blocking=False):
+                return self._session.run(names, inputs, how)
+            for _ in range(1000):
+                time.sleep(0.01)
+                if how.terminate:
+                    self.told.set()
+                    break
+            raise ort_errors.Fail("Exiting due to terminate flag being set to true.")
+
+    def stop(_: int) -> None:
+        raise Interrupted
+
+    engine = OnnxEngine(checkpoint, threads=2)
+    engine._session = session = Endless(engine._session)
+    with pytest.raises(Interrupted):
+        engine.classes(slices, on_done=stop)
+    assert session.told.is_set()
 
 
 def test_output_that_is_not_finite_is_an_error(checkpoint: Checkpoint, slices: npt.NDArray[np.uint8]) -> None:

@@ -9,7 +9,6 @@ import pytest
 import torch
 
 from drunet_cli.errors import DeviceError, WeightsError
-from drunet_cli.network.acquisition import open_weights
 from drunet_cli.network.checkpoint import Checkpoint
 from drunet_cli.network.devices import resolve_device
 from drunet_cli.network.engine import Precision
@@ -17,16 +16,6 @@ from drunet_cli.network.engine_torch import TorchEngine, build_model
 from tests.support import GOLDEN, GOLDEN_WEIGHTS
 
 CPU = torch.device("cpu")
-
-
-@pytest.fixture(scope="module")
-def checkpoint() -> Checkpoint:
-    return open_weights(str(GOLDEN_WEIGHTS))
-
-
-@pytest.fixture(scope="module")
-def slices() -> npt.NDArray[np.uint8]:
-    return np.asarray(np.load(GOLDEN / "slices.npz")["slices"])
 
 
 def test_classes_are_those_that_keras_finds_most_probable(checkpoint: Checkpoint, slices: npt.NDArray[np.uint8]) -> None:

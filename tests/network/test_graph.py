@@ -11,20 +11,14 @@ import pytest
 import torch
 
 from drunet_cli.errors import WeightsError
-from drunet_cli.network.acquisition import open_weights
 from drunet_cli.network.checkpoint import Checkpoint, Metadata
 from drunet_cli.network.engine import Precision
 from drunet_cli.network.engine_torch import build_model
 from drunet_cli.network.graph import Head, build_graph, embedded
 from drunet_cli.network.structure import tensor_shapes
-from tests.support import GOLDEN, GOLDEN_WEIGHTS
+from tests.support import GOLDEN
 
 SIZES = [(1, 240, 240), (3, 16, 48), (2, 144, 176)]
-
-
-@pytest.fixture(scope="module")
-def checkpoint() -> Checkpoint:
-    return open_weights(str(GOLDEN_WEIGHTS))
 
 
 def random_checkpoint(base_width: int) -> Checkpoint:

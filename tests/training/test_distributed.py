@@ -128,14 +128,6 @@ run()
 """
 
 
-@pytest.fixture(scope="module")
-def cases(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("small") / "cases"
-    for n in range(N_CASES):
-        small_case(folder, name=f"case_{n}", seed=n)
-    return folder
-
-
 def recipe_of(*changes: dict[str, Any]) -> Recipe:
     # Two windows for each process, so that batch norm has something to average over.
     return changed(Recipe(), merged(SMALL, {"batches": {"size": 4}}, *changes), where="")

@@ -41,7 +41,7 @@ from drunet_cli.training.state import Progress
 from drunet_cli.training.store import open_store
 from drunet_cli.training.validation import CaseScore, HeldOut
 from drunet_cli.training.watcher import Watcher
-from tests.conversion.small_cases import SHAPE, small_case
+from tests.conversion.small_cases import SHAPE
 from tests.support import Drunet, image_options
 
 N_CASES: Final = 3  # of which a fifth is held out: one
@@ -184,22 +184,17 @@ def poisoned(monkeypatch: pytest.MonkeyPatch, at_step: int, *, loss_too: bool) -
     monkeypatch.setattr(Learner, "step", poisoned_step)
 
 
-def scripted_dice(monkeypatch: pytest.MonkeyPatch, *values: float) -> None:
-    """These Dice, one after another, for the one held-out case."""
+def scripted_dice(monkeypatch: pytest.MonkeyPatch, *values: float) -> list[WindowMode]:
+    """These Dice, one after another, for the one held-out case; how it was to be segmented is entered in the list."""
     left = iter(values)
+    modes: list[WindowMode] = []
 
     def scripted(case: HeldOut, engine: Engine, *, window: WindowMode, on_progress: object) -> CaseScore:
+        modes.append(window)
         return CaseScore(case.name, dict.fromkeys(REGIONS, next(left)))
 
     monkeypatch.setattr(loop, "score", scripted)
-
-
-@pytest.fixture(scope="module")
-def cases(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("small") / "cases"
-    for n in range(N_CASES):
-        small_case(folder, name=f"case_{n}", seed=n)
-    return folder
+    return modes
 
 
 @pytest.fixture(scope="module")
@@ -349,6 +344,20 @@ def test_segment_takes_the_best_checkpoint(whole: Run, cases: Path, drunet: Drun
     images = {modality: cases / "case_0" / f"case_0_{modality}.nii" for modality in CHANNELS}
     done = drunet("segment", *image_options(images), "--weights", whole.folder.best, "-o", "seg.nii.gz", "--device", "cpu")
     assert (done.returncode, done.stdout) == (0, "seg.nii.gz\n"), done.stderr
+
+
+@pytest.mark.parametrize(("windows", "window"), [([], WindowMode.FULL), ([[48, 48]], WindowMode.AUTO)], ids=["full", "auto"])
+def test_held_out_cases_are_scored_as_the_network_is_trained(
+    windows: list[list[int]],
+    window: WindowMode,
+    uncurved: None,
+    cases: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    seen = scripted_dice(monkeypatch, 0.2)
+    trained(asked(tmp_path / "run", cases, {"length": {"epochs": 1, "steps_per_epoch": 1}, "batches": {"windows": windows}}))
+    assert seen == [window]
 
 
 def test_best_is_the_epoch_of_the_best_mean_dice(

@@ -28,7 +28,6 @@ from drunet_cli.training.watcher import Watcher
 from tests.conversion.small_cases import brain_in, files_in, labels_in, save, small_case
 from tests.support import Drunet
 from tests.training.test_loop import (
-    N_CASES,
     Follower,
     Run,
     asked,
@@ -74,14 +73,6 @@ runpy.run_module("drunet_cli", run_name="__main__", alter_sys=True)
 
 class Killed(BaseException):
     """What no handler of ours catches."""
-
-
-@pytest.fixture(scope="module")
-def cases(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("small") / "cases"
-    for n in range(N_CASES):
-        small_case(folder, name=f"case_{n}", seed=n)
-    return folder
 
 
 @pytest.fixture(scope="module")

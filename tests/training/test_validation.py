@@ -121,6 +121,20 @@ def test_regions_are_those_of_brats() -> None:
     assert score(case(NCR, ED, ET), OedemaOnly(), window=WindowMode.FULL).dice == {"WT": 1, "TC": 0, "ET": 0}
 
 
+@pytest.mark.parametrize("window", list(WindowMode))
+def test_the_network_sees_what_it_was_trained_on(window: WindowMode) -> None:
+    shapes: set[tuple[int, ...]] = set()
+
+    class Looking(Clairvoyant):
+        def classes(self, slices: npt.NDArray[np.uint8], *, on_done: Callable[[int], None] = ignore_progress) -> ClassMap:
+            shapes.add(slices.shape[1:3])
+            return super().classes(slices, on_done=on_done)
+
+    assert score(case(ED), Looking(), window=window).dice == {"WT": 1, "TC": 1, "ET": 1}
+    # The brain of the case lies in x 50 to 190 and y 30 to 200, of the grid 32 to 208 and 0 to 208.
+    assert shapes == ({(240, 240)} if window is WindowMode.FULL else {(176, 208)})
+
+
 def test_progress_counts_every_slice() -> None:
     seen: list[tuple[int, int]] = []
     score(case(ED), Clairvoyant(), window=WindowMode.FULL, on_progress=lambda done, n: seen.append((done, n)))
