@@ -82,8 +82,8 @@ def info(
 ) -> None:
     """Describe weights: base width, epsilon, origin, SHA-256, licence."""
     from drunet_cli.cli.console import Screen, fields_table, result_json
+    from drunet_cli.io.inputs import file_sha256
     from drunet_cli.network.acquisition import metadata_of
-    from drunet_cli.network.checkpoint import file_sha256
 
     file, metadata = metadata_of(weights)
     document = {"path": str(file), "sha256": file_sha256(file), **asdict(metadata)}

@@ -15,6 +15,7 @@ from drunet_cli.brats import Labels
 from drunet_cli.errors import CaseError
 from drunet_cli.io.checks import CaseWarning, WarningCode
 from drunet_cli.io.geometry import AxisFit, Geometry, laid_out, orientation_to_network
+from drunet_cli.io.inputs import InputFile
 from drunet_cli.io.naming import SEGMENTATION
 
 SCHEMA: Final = "drunet.slices/1"
@@ -40,16 +41,6 @@ class SliceRow:
     def is_blank(self) -> bool:
         """Whether there is neither brain nor label."""
         return not (self.brain or self.ncr or self.ed or self.et)
-
-
-@dataclass(frozen=True)
-class InputFile:
-    """What a file was when it was read."""
-
-    path: str
-    n_bytes: int
-    mtime_ns: int
-    sha256: str
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,6 +1,5 @@
 """What is there of a case that was converted before: complete, lost in part, or changed by somebody."""
 
-import os
 import stat
 import zlib
 from pathlib import Path
@@ -11,7 +10,7 @@ from drunet_cli.conversion.layout import Layout, slice_name
 from drunet_cli.errors import CaseError, OutputError
 from drunet_cli.io.case import Case
 from drunet_cli.io.geometry import FRAME
-from drunet_cli.io.nifti import load_volume
+from drunet_cli.io.inputs import changed_files
 from drunet_cli.io.png import DamagedPngError, decode_png
 
 _CHANGED: Final = "has been changed since it was converted; give --overwrite to convert the case again"
@@ -27,14 +26,6 @@ def finished_description(path: Path) -> Description | None:
         raise OutputError(f"{error}; give --overwrite") from error
 
 
-def stamp(file: Path) -> os.stat_result:
-    """Size and time of an input. Raises CaseError."""
-    try:
-        return file.stat()
-    except OSError as error:
-        raise CaseError(f"{file}: cannot be read: {error.strerror}") from error
-
-
 def check_made_of(path: Path, finished: Description, case: Case, *, skip_blank: bool) -> None:
     """Raise OutputError where the existing slices, whose description lies at path, are those of other files or settings."""
     remedy = "give --overwrite to convert it again"
@@ -43,12 +34,8 @@ def check_made_of(path: Path, finished: Description, case: Case, *, skip_blank: 
         raise OutputError(f"{path}: was converted {'with' if finished.skip_blank else 'without'} --skip-blank; {remedy}")
     if set(files) != set(finished.inputs):
         raise OutputError(f"{path}: was converted {'with' if finished.has_masks else 'without'} a segmentation; {remedy}")
-    for name, file in files.items():
-        before, now = finished.inputs[name], stamp(file)
-        if (before.path, before.n_bytes, before.mtime_ns) == (str(file), now.st_size, now.st_mtime_ns):
-            continue
-        if before.n_bytes != now.st_size or load_volume(file).sha256 != before.sha256:
-            raise OutputError(f"{file}: is not the file from which {path} was converted; {remedy}")
+    for file in changed_files(finished.inputs, files):
+        raise OutputError(f"{file}: is not the file from which {path} was converted; {remedy}")
 
 
 def slices_are_there(finished: Description, layout: Layout) -> bool:

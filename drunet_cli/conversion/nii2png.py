@@ -13,12 +13,13 @@ from typing import Final
 import numpy as np
 
 from drunet_cli.brats import TUMOUR_CLASSES, ClassMap
-from drunet_cli.conversion.description import Description, InputFile, SliceRow
-from drunet_cli.conversion.existing import check_made_of, finished_description, slices_are_there, stamp
+from drunet_cli.conversion.description import Description, SliceRow
+from drunet_cli.conversion.existing import check_made_of, finished_description, slices_are_there
 from drunet_cli.conversion.layout import Layout, slice_name
 from drunet_cli.errors import OutputError
 from drunet_cli.io.atomic import put
 from drunet_cli.io.case import Case
+from drunet_cli.io.inputs import input_file, stamp
 from drunet_cli.io.labelled import read_labelled
 from drunet_cli.io.naming import SEGMENTATION
 from drunet_cli.io.png import encode_label_slices, encode_slices
@@ -70,7 +71,7 @@ def convert_case(task: CaseTask) -> ConvertedCase:
     labelled = read_labelled(task.case)
     images, seg = labelled.images, labelled.segmentation
     inputs = {
-        name: InputFile(str(volume.path), stamps[name].st_size, stamps[name].st_mtime_ns, volume.sha256)
+        name: input_file(volume.path, before=stamps[name], sha256=volume.sha256)
         for name, volume in [*images.volumes.items(), *([(SEGMENTATION, seg.volume)] if seg else [])]
     }
     files, rows = _encoded(task, images.slices(), None if seg is None else seg.frames)

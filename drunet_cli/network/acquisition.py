@@ -11,11 +11,11 @@ from typing import Final
 
 from drunet_cli.errors import MisuseError, OutputError, WeightsError
 from drunet_cli.io.atomic import check_writable, remove_stale
+from drunet_cli.io.inputs import file_sha256
 from drunet_cli.network.checkpoint import (
     Checkpoint,
     Metadata,
     check_tensors,
-    file_sha256,
     read_checkpoint,
     read_metadata,
     write_checkpoint,

@@ -5,7 +5,6 @@ one key, `drunet`: the JSON object of Metadata. One key, because safetensors wri
 import is to give the same bytes everywhere.
 """
 
-import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
@@ -20,6 +19,7 @@ import safetensors.numpy
 from drunet_cli.brats import CHANNELS
 from drunet_cli.errors import WeightsError
 from drunet_cli.io.atomic import written
+from drunet_cli.io.inputs import file_sha256
 from drunet_cli.network.structure import tensor_shapes
 
 State: TypeAlias = dict[str, npt.NDArray[np.float32]]
@@ -117,12 +117,6 @@ def read_metadata(path: Path) -> Metadata:
         return _metadata(json.loads(document))
     except (ValueError, TypeError, KeyError) as error:
         raise WeightsError(f"{path}: its drunet metadata cannot be understood: {error}") from error
-
-
-def file_sha256(path: Path) -> str:
-    """SHA-256 of a file's bytes, in hexadecimal."""
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _metadata(document: dict[str, Any]) -> Metadata:

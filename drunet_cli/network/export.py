@@ -72,7 +72,7 @@ def export(checkpoint: "Checkpoint", target: Path, variant: Variant, *, overwrit
     the network or whose output is not finite, DeviceError when memory does not suffice.
     """
     from drunet_cli.io.atomic import written
-    from drunet_cli.network.checkpoint import file_sha256
+    from drunet_cli.io.inputs import file_sha256
 
     encode, check = _KINDS[variant.format]
     with written(target, overwrite=overwrite) as stream:

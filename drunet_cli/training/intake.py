@@ -10,10 +10,9 @@ from typing import Final
 
 import numpy as np
 
-from drunet_cli.conversion.existing import stamp
 from drunet_cli.errors import CaseError, OutputError
 from drunet_cli.io.atomic import check_writable, written
-from drunet_cli.network.checkpoint import file_sha256
+from drunet_cli.io.inputs import file_sha256, stamp
 from drunet_cli.training.sources import TrainingCase, read_labelled_slices
 from drunet_cli.training.store import SCHEMAS, Input, StoredCase, digest, encoded_case, path_in_store
 

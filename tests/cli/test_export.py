@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 
 from drunet_cli.cli.app import main
+from drunet_cli.io.inputs import file_sha256
 from drunet_cli.network import export as exports
-from drunet_cli.network.checkpoint import file_sha256, read_metadata
+from drunet_cli.network.checkpoint import read_metadata
 from drunet_cli.network.engine import Precision
 from drunet_cli.network.registry import cached_path
 from tests.support import GOLDEN_WEIGHTS

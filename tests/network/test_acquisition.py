@@ -18,9 +18,10 @@ import numpy as np
 import pytest
 
 from drunet_cli.errors import MisuseError, OutputError, WeightsError
+from drunet_cli.io.inputs import file_sha256
 from drunet_cli.network import acquisition, download, registry
 from drunet_cli.network.acquisition import import_weights, metadata_of, obtain, open_weights
-from drunet_cli.network.checkpoint import file_sha256, read_checkpoint
+from drunet_cli.network.checkpoint import read_checkpoint
 from drunet_cli.network.registry import DEFAULT, ENTRIES, cache_folder, cached_path
 from tests.network.file_server import Answer, FileServer, serving
 from tests.support import GOLDEN_WEIGHTS

@@ -10,7 +10,8 @@ import torch
 from safetensors.torch import save_file as torch_save_file
 
 from drunet_cli.errors import OutputError, WeightsError
-from drunet_cli.network.checkpoint import Metadata, file_sha256, read_checkpoint, read_metadata, write_checkpoint
+from drunet_cli.io.inputs import file_sha256
+from drunet_cli.network.checkpoint import Metadata, read_checkpoint, read_metadata, write_checkpoint
 
 STATE = {"head.weight": np.arange(8, dtype=np.float32).reshape(4, 2, 1, 1), "head.bias": np.zeros(4, dtype=np.float32)}
 METADATA = Metadata(name="ours", base_width=2, bn_epsilon=1e-5, dropout=0.2, origin="run 1", licence="Apache-2.0")

@@ -14,6 +14,7 @@ import pytest
 import safetensors.numpy
 
 from drunet_cli.errors import OutputError, Terminated
+from drunet_cli.io.inputs import file_sha256
 from drunet_cli.network import checkpoint as checkpoints
 from drunet_cli.network import comparison, graph, keras_writer
 from drunet_cli.network import export as exports
@@ -98,7 +99,7 @@ def test_batch_and_both_sizes_are_free(golden: Checkpoint, tmp_path: Path) -> No
 def test_onnx_file_tells_where_its_weights_come_from(golden: Checkpoint, tmp_path: Path) -> None:
     exported(golden, tmp_path / "golden.onnx", LOGITS)
     properties = {entry.key: entry.value for entry in onnx.load(tmp_path / "golden.onnx").metadata_props}
-    assert properties["sha256"] == checkpoints.file_sha256(GOLDEN_WEIGHTS)
+    assert properties["sha256"] == file_sha256(GOLDEN_WEIGHTS)
     assert json.loads(properties["channels"]) == ["flair", "t1ce", "t1", "t2"]
 
 
@@ -139,7 +140,7 @@ def test_float16_safetensors_hold_the_rounded_weights(golden: Checkpoint, tmp_pa
 
 def test_sha256_and_size_are_those_of_the_file(golden: Checkpoint, tmp_path: Path) -> None:
     found = exported(golden, tmp_path / "again.safetensors", SAFETENSORS)
-    assert found.sha256 == checkpoints.file_sha256(tmp_path / "again.safetensors")
+    assert found.sha256 == file_sha256(tmp_path / "again.safetensors")
     assert found.n_bytes == (tmp_path / "again.safetensors").stat().st_size
 
 
