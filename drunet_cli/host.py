@@ -35,6 +35,15 @@ def wait_considerately(environment: MutableMapping[str, str] = os.environ) -> No
         environment.setdefault("GOMP_SPINCOUNT", "10000")
 
 
+def keep_to_itself(environment: MutableMapping[str, str] = os.environ) -> None:
+    """Let ONNX Runtime tell nobody of its use; to be called before it is imported. What the user has set stays.
+
+    Since 1.29 its builds for Linux and macOS otherwise keep an identifier of the machine and a store of events in the user's
+    cache folder, and send them to Microsoft (github.com/microsoft/onnxruntime, docs/Privacy.md and pull request 27379).
+    """
+    environment.setdefault("ORT_DISABLE_TELEMETRY", "1")
+
+
 def _cgroups(root: Path, own_cgroups: Path) -> Iterator[Path]:
     """Folders of the cgroups that hold this process, each with its ancestors: any of them may set a quota."""
     try:

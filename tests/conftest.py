@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from drunet_cli.host import wait_considerately
+from drunet_cli.host import keep_to_itself, wait_considerately
 from tests.support import Drunet
 
 wait_considerately()  # here, before a test imports torch: beside other work the tests would take twice as long
+keep_to_itself()  # and before one imports onnxruntime
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -5,7 +5,7 @@ from importlib import metadata, util
 from typing import Final
 
 from drunet_cli.errors import MisuseError
-from drunet_cli.host import may_have_gpu
+from drunet_cli.host import keep_to_itself, may_have_gpu
 from drunet_cli.network.checkpoint import Checkpoint
 from drunet_cli.network.engine import Engine, EngineName, Precision
 
@@ -64,6 +64,7 @@ def open_engine(
         on_warning(f"memory on {device} did not suffice: now {batch_size} slices at once")
 
     if name is EngineName.ONNXRUNTIME:
+        keep_to_itself()
         try:
             from drunet_cli.network.engine_onnx import OnnxEngine
         except (ImportError, TypeError) as error:  # as of a protobuf or a C++ library that is too old

@@ -137,10 +137,12 @@ def _check_onnx(checkpoint: "Checkpoint", variant: Variant, path: Path) -> Check
 
 
 def _onnx_answers(path: Path, batches: "list[Images]") -> list[npt.NDArray[Any]]:
+    from drunet_cli.host import granted_cpus, keep_to_itself
+
+    keep_to_itself()
     import onnxruntime
     from onnxruntime.capi import onnxruntime_pybind11_state as errors
 
-    from drunet_cli.host import granted_cpus
     from drunet_cli.network.comparison import NO_MEMORY
     from drunet_cli.network.engine_onnx import is_out_of_memory
     from drunet_cli.network.graph import INPUT

@@ -1,7 +1,9 @@
 """Which engine computes."""
 
 import ctypes
+import os
 import sys
+from collections.abc import Callable
 from importlib import metadata, util
 from pathlib import Path
 from typing import Any
@@ -12,8 +14,10 @@ from drunet_cli.errors import MisuseError
 from drunet_cli.host import may_have_gpu
 from drunet_cli.network import engines
 from drunet_cli.network.acquisition import open_weights
+from drunet_cli.network.checkpoint import Checkpoint
 from drunet_cli.network.engine import EngineName, Precision
 from drunet_cli.network.engines import choose_engine, open_engine
+from drunet_cli.network.export import Format, Variant, export
 from tests.support import GOLDEN_WEIGHTS
 
 AUTO, TORCH, ONNX = EngineName.AUTO, EngineName.TORCH, EngineName.ONNXRUNTIME
@@ -135,3 +139,25 @@ def test_a_folder_that_bears_the_name_of_a_package_is_none(tmp_path: Path, monke
     monkeypatch.delitem(sys.modules, "onnx", raising=False)
     with pytest.raises(MisuseError, match="onnx"):
         engines.check_onnx()
+
+
+def _open(checkpoint: Checkpoint, _folder: Path) -> None:
+    open_engine(ONNX, checkpoint, device="cpu", precision=Precision.AUTO, batch_size=None, threads=1, on_warning=lambda _: None)
+
+
+def _export(checkpoint: Checkpoint, folder: Path) -> None:
+    export(checkpoint, folder / "network.onnx", Variant(format=Format.ONNX), overwrite=False)
+
+
+@pytest.mark.parametrize("use", [_open, _export])
+def test_onnx_runtime_is_kept_to_itself_before_it_is_imported(
+    use: Callable[[Checkpoint, Path], None], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Else it leaves an identifier of the machine in the home folder, and tells its makers of every session."""
+    checkpoint = open_weights(str(GOLDEN_WEIGHTS))
+    monkeypatch.delenv("ORT_DISABLE_TELEMETRY")
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)  # an import fails, and what was to be done before it is done
+    monkeypatch.delitem(sys.modules, "drunet_cli.network.engine_onnx", raising=False)
+    with pytest.raises((ImportError, MisuseError)):
+        use(checkpoint, tmp_path)
+    assert os.environ.pop("ORT_DISABLE_TELEMETRY") == "1"
