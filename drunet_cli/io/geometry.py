@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 from nibabel.orientations import aff2axcodes, apply_orientation, axcodes2ornt, io_orientation, ornt_transform
 
-from drunet_cli.brats import N_CLASSES, ClassMap
+from drunet_cli.brats import ClassMap
 from drunet_cli.io.resampling import FloatArray, Taps, interpolation
 
 FRAME: Final = 240
@@ -133,13 +133,19 @@ class Geometry:
         planes = np.moveaxis(frames, 0, 2)
         return np.moveaxis(_shifted(planes, (-self.x.shift, -self.y.shift), (self.x.size, self.y.size)), 2, 0)
 
-    def classes_of_probabilities(self, frames: npt.NDArray[np.float32]) -> ClassMap:
-        """Class probabilities of frames [N, 240, 240, 4], interpolated at the volume's pixels and then argmaxed: [N, X, Y]."""
+    def probabilities(self, frames: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        """Class probabilities of frames [N, 240, 240, 4] at the volume's pixels [N, X, Y, 4], interpolated if need be.
+
+        Outside the frame all are 0, and along its edge their sum is below 1.
+        """
+        if not self.resampled:
+            planes = np.moveaxis(frames, 0, 2)
+            return np.moveaxis(_shifted(planes, (-self.x.shift, -self.y.shift), (self.x.size, self.y.size)), 2, 0)
         from_x, from_y = Taps(self.x.from_frame()), Taps(self.y.from_frame())
-        result = np.empty((len(frames), self.x.size, self.y.size), dtype=np.uint8)
+        result = np.empty((len(frames), self.x.size, self.y.size, frames.shape[3]), dtype=np.float32)
         for n, frame in enumerate(frames):
-            classes = [from_y.along_second(from_x.along_first(frame[:, :, index])) for index in range(N_CLASSES)]
-            result[n] = np.argmax(classes, axis=0)  # outside the frame all are 0, of which the first is the background
+            for index in range(frames.shape[3]):
+                result[n, :, :, index] = from_y.along_second(from_x.along_first(frame[:, :, index]))
         return result
 
     def turned(self, voxels: npt.NDArray[Any]) -> npt.NDArray[Any]:
@@ -229,10 +235,10 @@ def _axis_fit(brain: npt.NDArray[np.bool_], size: int, spacing: float) -> AxisFi
 
 
 def _shifted(voxels: npt.NDArray[Any], shift: tuple[int, int], size: tuple[int, int]) -> npt.NDArray[Any]:
-    """The first two axes from index `shift` on (it may be below 0), `size` long; 0 where there is nothing."""
+    """The first two axes of [X, Y, ...] from index `shift` on (it may be below 0), `size` long; 0 where there is nothing."""
     if shift == (0, 0) and voxels.shape[:2] == size:
         return voxels
-    result = np.zeros((*size, voxels.shape[2]), dtype=voxels.dtype)
+    result = np.zeros((*size, *voxels.shape[2:]), dtype=voxels.dtype)
     source, target = [], []
     for begin, length, available in zip(shift, size, voxels.shape[:2], strict=True):
         first, end = max(begin, 0), min(begin + length, available)

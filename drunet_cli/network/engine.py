@@ -1,6 +1,6 @@
 """What an engine is: axial uint8 slices in, class indices or probabilities out, numpy at both ends."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from enum import StrEnum
 from typing import Protocol
 
@@ -76,7 +76,15 @@ class Engine(Protocol):
         ...
 
     def probabilities(
-        self, slices: npt.NDArray[np.uint8], *, on_done: Callable[[int], None] = ignore_progress
+        self,
+        slices: npt.NDArray[np.uint8],
+        *,
+        on_done: Callable[[int], None] = ignore_progress,
+        dropout_seeds: Sequence[int] | None = None,
     ) -> npt.NDArray[np.float32]:
-        """Softmax probabilities [N, X, Y, 4]."""
+        """Softmax probabilities [N, X, Y, 4].
+
+        dropout_seeds: one a slice, of a sample with dropout on, which depends on nothing else; for an engine that was opened
+        with a dropout rate.
+        """
         ...

@@ -1,6 +1,6 @@
 """The network in ONNX Runtime, on the CPU in float32. Imports no torch, which takes longer than this whole engine's start."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from typing import Any, Final, TypeAlias
 
@@ -80,9 +80,14 @@ class OnnxEngine:
         return result
 
     def probabilities(
-        self, slices: npt.NDArray[np.uint8], *, on_done: Callable[[int], None] = ignore_progress
+        self,
+        slices: npt.NDArray[np.uint8],
+        *,
+        on_done: Callable[[int], None] = ignore_progress,
+        dropout_seeds: Sequence[int] | None = None,
     ) -> npt.NDArray[np.float32]:
         """Softmax probabilities [N, X, Y, 4] of slices [N, X, Y, 4]. Raises DeviceError when not even one slice fits."""
+        assert dropout_seeds is None, "the graph has no dropout; choose_engine takes PyTorch for samples"
         result = np.empty(slices.shape, dtype=np.float32)
         self._run(slices, _softmax, result, on_done)
         return result

@@ -1,6 +1,6 @@
 """The network in PyTorch, on CPU, CUDA or MPS."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
 import numpy as np
@@ -13,6 +13,7 @@ from drunet_cli.brats import ClassMap
 from drunet_cli.errors import DeviceError, WeightsError
 from drunet_cli.network.checkpoint import Checkpoint, check_tensors
 from drunet_cli.network.devices import check_device_fault, device_name, forbid_tf32, is_out_of_memory
+from drunet_cli.network.dropout import SliceDropout
 from drunet_cli.network.engine import EngineName, Precision, ignore_progress
 from drunet_cli.network.model import Bottleneck, DecoderBlock, DRUNet104, InputBlock
 
@@ -57,6 +58,7 @@ def fold_norms(model: DRUNet104) -> None:
 class TorchEngine:
     """An Engine that holds the weights on one device.
 
+    dropout: rate of the samples that `probabilities` takes with seeds.
     on_halved: called with the new batch size whenever memory did not suffice for the old one.
     """
 
@@ -68,6 +70,7 @@ class TorchEngine:
         precision: Precision = Precision.AUTO,
         batch_size: int | None = None,
         threads: int | None = None,
+        dropout: float = 0.0,
         on_halved: Callable[[int], None] = lambda _: None,
     ) -> None:
         if threads is not None:
@@ -79,6 +82,7 @@ class TorchEngine:
         forbid_tf32()
         model = build_model(checkpoint)
         fold_norms(model)
+        model.dropout = self._dropout = SliceDropout(dropout)
         # MPS has given wrong results for views of channels-last tensors (pytorch issue 180984).
         self._memory_format = torch.contiguous_format if device.type == "mps" else torch.channels_last
         try:
@@ -121,11 +125,17 @@ class TorchEngine:
         return result
 
     def probabilities(
-        self, slices: npt.NDArray[np.uint8], *, on_done: Callable[[int], None] = ignore_progress
+        self,
+        slices: npt.NDArray[np.uint8],
+        *,
+        on_done: Callable[[int], None] = ignore_progress,
+        dropout_seeds: Sequence[int] | None = None,
     ) -> npt.NDArray[np.float32]:
         """Softmax probabilities [N, X, Y, 4] of slices [N, X, Y, 4]. Raises DeviceError when not even one slice fits."""
         result = np.empty(slices.shape, dtype=np.float32)
-        self._run(slices, lambda logits: logits.float().softmax(dim=1).permute(0, 2, 3, 1), result, on_done)
+        self._run(
+            slices, lambda logits: logits.float().softmax(dim=1).permute(0, 2, 3, 1), result, on_done, seeds=dropout_seeds or ()
+        )
         return result
 
     def _run(
@@ -134,12 +144,15 @@ class TorchEngine:
         head: Callable[[Tensor], Tensor],
         result: npt.NDArray[np.generic],
         on_done: Callable[[int], None],
+        *,
+        seeds: Sequence[int] = (),
     ) -> None:
         done = 0
         while done < len(slices):
             batch = slices[done : done + self.batch_size]
             try:
-                result[done : done + len(batch)] = self._forward(batch, head)
+                with self._dropout.sampled(seeds[done : done + len(batch)], self._device):
+                    result[done : done + len(batch)] = self._forward(batch, head)
             except RuntimeError as error:
                 if not is_out_of_memory(error):
                     check_device_fault(self._device, error)

@@ -118,7 +118,7 @@ class DRUNet104(nn.Module):
         self.decoder = nn.ModuleList(decoder)
         self.head_norm = nn.BatchNorm2d(channels, bn_epsilon, _BN_MOMENTUM)
         self.head = nn.Conv2d(channels, N_CLASSES, 1)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout: nn.Module = nn.Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
         """Images [N, 4, X, Y] float in 0-1, channels FLAIR, T1ce, T1, T2, to logits [N, 4, X, Y].

@@ -15,25 +15,26 @@ from drunet_cli.io.case import Case
 from drunet_cli.io.checks import CaseWarning, WarningCode, voxel_litres
 from drunet_cli.io.geometry import Geometry
 from drunet_cli.io.images import read_images
+from drunet_cli.io.inputs import InputFile, input_file, stamp
 from drunet_cli.io.nifti import Header, encode_label_map
 from drunet_cli.io.slices import SliceStack
 from drunet_cli.network.checkpoint import Checkpoint
 from drunet_cli.network.engine import Engine, WindowMode
 from drunet_cli.segmentation import sidecar
-from drunet_cli.segmentation.predict import predict
+from drunet_cli.segmentation.predict import Plan, predict
 
 
 @dataclass(frozen=True)
 class PreparedCase:
     """A case that has passed every check, as the network takes it.
 
-    header, voxel_ml: of FLAIR, whose geometry the label map gets. inputs: path and SHA-256 by modality.
+    header, voxel_ml: of FLAIR, whose geometry the label map gets. inputs: the files by modality.
     """
 
     case: Case
     header: Header
     voxel_ml: float
-    inputs: Mapping[str, Mapping[str, str]]
+    inputs: Mapping[Modality, InputFile]
     geometry: Geometry
     slices: SliceStack
     warnings: tuple[CaseWarning, ...]
@@ -117,13 +118,18 @@ def prepare(case: Case) -> PreparedCase:
     Raises CaseError for whatever cannot be segmented.
     """
     begin = time.perf_counter()
+    stamps = {modality: stamp(path) for modality, path in case.images.items()}
     images = read_images(case)
+    inputs = {
+        modality: input_file(volume.path, before=stamps[modality], sha256=volume.sha256)
+        for modality, volume in images.volumes.items()
+    }
     reference = images.reference
     return PreparedCase(
         case=case,
         header=reference.header,
         voxel_ml=voxel_litres(reference.affine) * 1000,
-        inputs=sidecar.describe_inputs(images.volumes),
+        inputs=inputs,
         geometry=images.geometry,
         slices=images.slices(),
         warnings=images.warnings,
@@ -140,7 +146,8 @@ def segment(
 ) -> Segmentation:
     """Predict one prepared case. Raises DeviceError when not even one slice fits the memory."""
     begin = time.perf_counter()
-    class_map = predict(prepared.slices, prepared.geometry, engine, window=window, on_progress=on_progress)
+    plan = Plan(window=window)
+    class_map = predict(prepared.slices, prepared.geometry, [engine], plan=plan, on_progress=on_progress).class_map
     counts = voxel_counts(class_map)
     warnings = prepared.warnings
     if counts["WT"] == 0:
@@ -159,7 +166,7 @@ def describe(segmentation: Segmentation, engine: Engine, checkpoint: Checkpoint)
         "voxels": segmentation.counts,
         "warnings": sidecar.describe_warnings(segmentation.warnings),
         "weights": sidecar.describe_weights(checkpoint),
-        "inputs": prepared.inputs,
+        "inputs": sidecar.describe_inputs(prepared.inputs),
         "geometry": sidecar.describe_geometry(prepared.geometry),
         "device": engine.device,
         "device_name": engine.device_name,

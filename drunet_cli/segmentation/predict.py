@@ -1,72 +1,216 @@
-"""All slices of a case through the network."""
+"""All slices of a case through the network, or through several passes of it, of which the mean probabilities are taken."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
-from drunet_cli.brats import N_CLASSES, ClassMap, TumourClass
+from drunet_cli.brats import N_CLASSES, REGIONS, ClassMap, TumourClass
 from drunet_cli.io.geometry import FRAME, Geometry
 from drunet_cli.io.slices import SliceStack
 from drunet_cli.network.engine import Engine, WindowMode
 from drunet_cli.segmentation.windows import Window, windows_by_shape
 
+FloatArray = npt.NDArray[np.float32]
+
 _SLICES_OF_PROBABILITIES: Final = 16  # at once: a slice takes a megabyte
+_NO_FLIP: Final = (1, 1)
+_FLIPS: Final = (_NO_FLIP, (-1, 1), (1, -1), (-1, -1))  # steps along X and Y
+_CERTAIN: Final = np.eye(N_CLASSES, dtype=np.float32)[TumourClass.BACKGROUND]
+MOST_UNCERTAIN: Final = 100
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """How a case is predicted.
+
+    window: what the network sees of a slice. flips: take the mean over the four in-plane flips. mc_samples: take the mean over
+    so many samples with dropout on, drawn from `seed`; 0 without. probabilities, uncertainty: keep these maps too.
+    """
+
+    window: WindowMode
+    flips: bool = False
+    mc_samples: int = 0
+    seed: int = 0
+    probabilities: bool = False
+    uncertainty: bool = False
+
+    def n_passes(self, n_engines: int) -> int:
+        """How often every slice goes through a network."""
+        return n_engines * (len(_FLIPS) if self.flips else 1) * max(1, self.mc_samples)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prediction:
+    """What was predicted, in the case's own axes.
+
+    class_map: [I, J, K]. probabilities: float16 [I, J, K, 4], by class index. uncertainty: by region, uint8 [I, J, K], from 0,
+    certain, to 100. entropy: float32 [I, J, K], of the class probabilities, in nats. The last three only where asked for.
+    """
+
+    class_map: ClassMap
+    probabilities: npt.NDArray[np.float16] | None = None
+    uncertainty: Mapping[str, npt.NDArray[np.uint8]] | None = None
+    entropy: FloatArray | None = None
 
 
 def predict(
     slices: SliceStack,
     geometry: Geometry,
-    engine: Engine,
+    engines: Sequence[Engine],
     *,
-    window: WindowMode,
+    plan: Plan,
     on_progress: Callable[[int, int], None] = lambda *_: None,
-) -> ClassMap:
-    """Class indices [I, J, K], in the case's own geometry, of slices [Z, 240, 240, 4].
+) -> Prediction:
+    """Predict slices [Z, 240, 240, 4], each for itself; the batch size changes nothing but float32 rounding.
 
-    Each slice for itself; the batch size changes nothing but float32 rounding. Slices without any brain are all the same: of
-    full frames they are computed once; with windows they, and whatever lies outside a window, are background.
-    on_progress: called with (slices done, slices in all).
+    engines: one for each set of weights, whose mean probabilities are taken. Slices without any brain are all the same: of full
+    frames they are computed once; with windows they, and whatever lies outside a window, are background.
+    on_progress: called with (slices done, slices in all), every pass counted.
     """
-    n_slices, n_done = len(slices), 0
+    n_passes = plan.n_passes(len(engines))
+    n_done, n_all = 0, len(slices) * n_passes
 
     def advance(n_more: int) -> None:
         nonlocal n_done
         n_done += n_more
-        on_progress(n_done, n_slices)
+        on_progress(n_done, n_all)
 
-    planes = np.zeros((n_slices, geometry.x.size, geometry.y.size), dtype=np.uint8)
-    groups = windows_by_shape(slices, window)
-    blank = np.ones(n_slices, dtype=bool)
+    maps = _Maps(len(slices), geometry, plan)
+    groups = windows_by_shape(slices, plan.window)
+    blank = np.ones(len(slices), dtype=bool)
     blank[[index for group in groups.values() for index in group]] = False
-    if blank.any() and window is WindowMode.FULL:
-        planes[blank] = _planes(slices[blank][:1], {0: Window()}, geometry, engine, lambda _: None)
-    advance(int(np.count_nonzero(blank)))
+    run = _Run(slices, engines, plan)
+    if blank.any() and plan.window is WindowMode.FULL:
+        first = int(np.flatnonzero(blank)[0])
+        run.fill(maps, {first: Window()}, np.flatnonzero(blank), lambda _: None)
+    advance(int(np.count_nonzero(blank)) * n_passes)
     for group in groups.values():
-        planes[list(group)] = _planes(slices, group, geometry, engine, advance)
-    return np.asarray(geometry.turned_back(np.moveaxis(planes, 0, 2)))
+        run.fill(maps, group, None, advance)
+    return maps.prediction()
 
 
-def _planes(
-    slices: SliceStack, windows: Mapping[int, Window], geometry: Geometry, engine: Engine, advance: Callable[[int], None]
-) -> ClassMap:
-    """Class indices [N, X, Y] of the slices that have these windows, all of one shape."""
-    if not geometry.resampled:
-        classes = engine.classes(_seen(slices, windows), on_done=advance)
-        return geometry.classes(_framed(classes, windows, outside=np.uint8(TumourClass.BACKGROUND)))
-    planes = []
-    indices = list(windows)
-    for start in range(0, len(indices), _SLICES_OF_PROBABILITIES):
-        some = {index: windows[index] for index in indices[start : start + _SLICES_OF_PROBABILITIES]}
-        probabilities = engine.probabilities(_seen(slices, some), on_done=advance)
-        background = np.eye(N_CLASSES, dtype=np.float32)[TumourClass.BACKGROUND]
-        planes.append(geometry.classes_of_probabilities(_framed(probabilities, some, outside=background)))
-    return np.concatenate(planes)
+class _Run:
+    """Slices, and what they go through."""
+
+    def __init__(self, slices: SliceStack, engines: Sequence[Engine], plan: Plan) -> None:
+        self._slices = slices
+        self._engines = engines
+        self._plan = plan
+
+    def fill(
+        self,
+        maps: "_Maps",
+        windows: Mapping[int, Window],
+        targets: npt.NDArray[np.intp] | None,
+        advance: Callable[[int], None],
+    ) -> None:
+        """Predict the slices that have these windows, all of one shape. targets: places for one slice in place of its own."""
+        if self._plan.n_passes(len(self._engines)) == 1 and self._plan.mc_samples == 0 and maps.take_classes:
+            classes = self._engines[0].classes(self._seen(windows), on_done=advance)
+            framed = _framed(classes, windows, outside=np.uint8(TumourClass.BACKGROUND))
+            maps.put_classes(list(windows) if targets is None else targets, framed)
+            return
+        indices = list(windows)
+        for start in range(0, len(indices), _SLICES_OF_PROBABILITIES):
+            some = {index: windows[index] for index in indices[start : start + _SLICES_OF_PROBABILITIES]}
+            framed = _framed(self._mean(some, advance), some, outside=_CERTAIN)
+            maps.put_probabilities(list(some) if targets is None else targets, framed)
+
+    def _seen(self, windows: Mapping[int, Window]) -> SliceStack:
+        return np.stack([self._slices[index][window.pixels] for index, window in windows.items()])
+
+    def _mean(self, windows: Mapping[int, Window], advance: Callable[[int], None]) -> FloatArray:
+        """Class probabilities [N, x, y, 4] within the windows: the mean over all passes."""
+        seen = self._seen(windows)
+        total = np.zeros((*seen.shape[:3], N_CLASSES), dtype=np.float32)
+        for engine, (step_x, step_y), seeds in self._passes(list(windows)):
+            flipped = np.ascontiguousarray(seen[:, ::step_x, ::step_y])
+            probabilities = engine.probabilities(flipped, on_done=advance, dropout_seeds=seeds)
+            total += probabilities[:, ::step_x, ::step_y]
+        total /= self._plan.n_passes(len(self._engines))
+        return total
+
+    def _passes(self, indices: Sequence[int]) -> Iterator[tuple[Engine, tuple[int, int], list[int] | None]]:
+        for n_engine, engine in enumerate(self._engines):
+            for n_flip, flip in enumerate(_FLIPS if self._plan.flips else (_NO_FLIP,)):
+                if self._plan.mc_samples == 0:
+                    yield engine, flip, None
+                for sample in range(self._plan.mc_samples):
+                    yield engine, flip, [self._seed(n_engine, n_flip, sample, index) for index in indices]
+
+    def _seed(self, *place: int) -> int:
+        """Of the dropout of one pass of one slice, whatever it is computed beside."""
+        return int(np.random.SeedSequence([self._plan.seed, *place]).generate_state(1, np.uint64)[0])
 
 
-def _seen(slices: SliceStack, windows: Mapping[int, Window]) -> SliceStack:
-    return np.stack([slices[index][window.pixels] for index, window in windows.items()])
+class _Maps:
+    """What a plan asks for, slice by slice: arrays [Z, X, Y, ...], background where nothing is put."""
+
+    def __init__(self, n_slices: int, geometry: Geometry, plan: Plan) -> None:
+        self._geometry = geometry
+        shape = (n_slices, geometry.x.size, geometry.y.size)
+        self._classes = np.zeros(shape, dtype=np.uint8)
+        self._probabilities = np.zeros((*shape, N_CLASSES), dtype=np.float16) if plan.probabilities else None
+        if self._probabilities is not None:
+            self._probabilities[...] = _CERTAIN
+        self._uncertainty = {region: np.zeros(shape, dtype=np.uint8) for region in REGIONS} if plan.uncertainty else None
+        self._entropy = np.zeros(shape, dtype=np.float32) if plan.uncertainty else None
+        # Resampled, probabilities and not class indices must come back.
+        self.take_classes = not (plan.probabilities or plan.uncertainty or geometry.resampled)
+
+    def put_classes(self, indices: Sequence[int] | npt.NDArray[np.intp], frames: ClassMap) -> None:
+        """Class indices of frames [N, 240, 240], or one frame for all."""
+        self._classes[indices] = self._geometry.classes(frames)
+
+    def put_probabilities(self, indices: Sequence[int] | npt.NDArray[np.intp], frames: FloatArray) -> None:
+        """Class probabilities of frames [N, 240, 240, 4], or one frame for all."""
+        planes = self._geometry.probabilities(frames)
+        self._classes[indices] = planes.argmax(axis=3)  # outside the frame all are 0, of which the first is the background
+        if self._probabilities is None and self._uncertainty is None:
+            return
+        planes[..., TumourClass.BACKGROUND] += 1 - planes.sum(axis=3)  # what lies outside the frame
+        if self._probabilities is not None:
+            self._probabilities[indices] = planes
+        if self._uncertainty is not None and self._entropy is not None:
+            for region, classes in REGIONS.items():
+                self._uncertainty[region][indices] = region_uncertainty(planes[..., list(classes)].sum(axis=3))
+            self._entropy[indices] = entropy(planes)
+
+    def prediction(self) -> Prediction:
+        """All of it, turned back."""
+
+        def back(planes: npt.NDArray[Any]) -> npt.NDArray[Any]:
+            return np.asarray(self._geometry.turned_back(np.moveaxis(planes, 0, 2)))
+
+        return Prediction(
+            class_map=back(self._classes),
+            probabilities=None if self._probabilities is None else back(self._probabilities),
+            uncertainty=None if self._uncertainty is None else {name: back(map_) for name, map_ in self._uncertainty.items()},
+            entropy=None if self._entropy is None else back(self._entropy),
+        )
+
+
+def region_uncertainty(probability: FloatArray) -> npt.NDArray[np.uint8]:
+    """Of a region's probability, any shape, in whole percent: its entropy in bits, 0 where it is 0 or 1, 100 where it is 1/2.
+
+    0 to 100 is the range of the BraTS 2020 uncertainty task, which leaves the measure open (Mehta et al. 2022, QU-BraTS,
+    arXiv:2112.10074).
+    """
+    inside = np.clip(probability, 0, 1)
+    bits = -(_x_log_x(inside) + _x_log_x(1 - inside)) / np.float32(np.log(2))
+    return np.asarray(np.rint(MOST_UNCERTAIN * np.clip(bits, 0, 1)), dtype=np.uint8)
+
+
+def entropy(probabilities: FloatArray) -> FloatArray:
+    """Of class probabilities [..., 4], in nats: 0 where one is 1, ln 4 where all are equal."""
+    return np.asarray(-_x_log_x(np.clip(probabilities, 0, 1)).sum(axis=-1)).clip(min=0)
+
+
+def _x_log_x(x: FloatArray) -> FloatArray:
+    return np.asarray(x * np.log(np.where(x > 0, x, 1)))
 
 
 def _framed(parts: npt.NDArray[Any], windows: Mapping[int, Window], *, outside: Any) -> npt.NDArray[Any]:

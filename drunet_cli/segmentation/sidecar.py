@@ -6,6 +6,7 @@ One JSON object a case, the same that `--json` prints. Keys are stable within a 
 import json
 import platform
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
 
@@ -16,8 +17,8 @@ import drunet_cli
 from drunet_cli.brats import Modality
 from drunet_cli.io.checks import CaseWarning
 from drunet_cli.io.geometry import Geometry
+from drunet_cli.io.inputs import InputFile
 from drunet_cli.io.naming import stem
-from drunet_cli.io.nifti import Volume
 from drunet_cli.network.checkpoint import Checkpoint
 from drunet_cli.network.engine import Engine
 
@@ -43,9 +44,9 @@ def describe_weights(checkpoint: Checkpoint) -> dict[str, Any]:
     }
 
 
-def describe_inputs(volumes: Mapping[Modality, Volume]) -> dict[str, dict[str, str]]:
-    """Path and SHA-256 of every input file."""
-    return {modality: {"path": str(volume.path), "sha256": volume.sha256} for modality, volume in volumes.items()}
+def describe_inputs(inputs: Mapping[Modality, InputFile]) -> dict[str, dict[str, Any]]:
+    """Path, size, time of the last change and SHA-256 of every input file."""
+    return {modality: asdict(file) for modality, file in inputs.items()}
 
 
 def describe_geometry(geometry: Geometry) -> dict[str, Any]:
@@ -79,9 +80,15 @@ def encode_sidecar(document: Mapping[str, Any]) -> bytes:
 
 def is_sidecar(path: Path) -> bool:
     """Whether a file is one that drunet wrote beside a label map."""
+    return read_sidecar(path) is not None
+
+
+def read_sidecar(path: Path) -> dict[str, Any] | None:
+    """The object of a file that drunet wrote beside a label map; None for any other, and where there is none."""
     try:
         with path.open("rb") as stream:
             document = json.loads(stream.read(_LARGEST_SIDECAR_BYTES))
     except (OSError, ValueError, RecursionError):
-        return False
-    return isinstance(document, dict) and str(document.get("schema", "")).startswith("drunet.segmentation/")
+        return None
+    ours = isinstance(document, dict) and str(document.get("schema", "")).startswith("drunet.segmentation/")
+    return document if ours else None

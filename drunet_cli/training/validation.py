@@ -12,7 +12,7 @@ from drunet_cli.evaluation.metrics import dice
 from drunet_cli.io.geometry import FRAME, AxisFit, Geometry, laid_out
 from drunet_cli.io.slices import SliceStack
 from drunet_cli.network.engine import Engine, WindowMode
-from drunet_cli.segmentation.predict import predict
+from drunet_cli.segmentation.predict import Plan, predict
 
 _WHOLE_AXIS: Final = AxisFit(size=FRAME, spacing_mm=1.0, start_mm=0.0, brain_mm=float(FRAME))
 _LPS: Final = np.diag([-1.0, -1.0, 1.0, 1.0])
@@ -42,7 +42,8 @@ def score(
 ) -> CaseScore:
     """Segment a case and compare. on_progress: called with (slices done, slices in all)."""
     slices, truth = case.slices(), case.classes()
-    predicted = predict(slices, _frames(len(slices)), engine, window=window, on_progress=on_progress)
+    plan = Plan(window=window)
+    predicted = predict(slices, _frames(len(slices)), [engine], plan=plan, on_progress=on_progress).class_map
     truth = np.moveaxis(truth, 0, 2)
     return CaseScore(case.name, {region: dice(mask_of(predicted, of), mask_of(truth, of)) for region, of in REGIONS.items()})
 

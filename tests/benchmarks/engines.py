@@ -19,7 +19,7 @@ from drunet_cli.io.images import read_images
 from drunet_cli.network.acquisition import open_weights
 from drunet_cli.network.engine import EngineName, Precision, WindowMode
 from drunet_cli.network.engines import open_engine
-from drunet_cli.segmentation.predict import predict
+from drunet_cli.segmentation.predict import Plan, predict
 
 
 def main() -> None:
@@ -48,7 +48,9 @@ def main() -> None:
     for case in find_cases(arguments.cases).cases:
         images = read_images(case)
         slices = images.slices()
-        torchs, onnxs = (predict(slices, images.geometry, engine, window=arguments.window) for engine in engines)
+        torchs, onnxs = (
+            predict(slices, images.geometry, [engine], plan=Plan(window=arguments.window)).class_map for engine in engines
+        )
         scores = (dice(mask_of(torchs, classes), mask_of(onnxs, classes)) for classes in REGIONS.values())
         n_differ = int(np.count_nonzero(torchs != onnxs))
         print(

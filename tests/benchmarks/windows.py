@@ -25,7 +25,7 @@ from drunet_cli.io.labels import class_map_of
 from drunet_cli.network.acquisition import open_weights
 from drunet_cli.network.engine import Engine, EngineName, Precision, WindowMode
 from drunet_cli.network.engines import choose_engine, open_engine
-from drunet_cli.segmentation.predict import predict
+from drunet_cli.segmentation.predict import Plan, predict
 from drunet_cli.segmentation.windows import windows_by_shape
 
 
@@ -63,7 +63,7 @@ def compared(case: Case, engine: Engine) -> npt.NDArray[np.float64]:
 
     def run(mode: WindowMode) -> tuple[ClassMap, float]:
         begin = time.perf_counter()
-        return predict(slices, geometry, engine, window=mode), time.perf_counter() - begin
+        return predict(slices, geometry, [engine], plan=Plan(window=mode)).class_map, time.perf_counter() - begin
 
     whole, whole_seconds = run(WindowMode.FULL)
     part, seconds = run(WindowMode.AUTO)

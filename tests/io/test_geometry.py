@@ -250,7 +250,7 @@ def test_a_disc_of_certain_class_comes_back_as_the_disc(spacing: tuple[float, fl
     probabilities = np.zeros((1, FRAME, FRAME, 4), dtype=np.float32)
     probabilities[0, :, :, 2] = in_frame
     probabilities[0, :, :, 0] = ~in_frame
-    classes = geometry.classes_of_probabilities(probabilities)[0]
+    classes = geometry.probabilities(probabilities).argmax(axis=3)[0]
     middle = [n * d / 2 + o for n, d, o in zip(size, spacing, offset, strict=True)]
     expected, from_edge_mm = disc(size, spacing, (middle[0], middle[1]), radius_mm)
     # The disc was cut out of whole pixels, and a coarse voxel averages: the edge is known to a pixel or a voxel.
@@ -265,7 +265,7 @@ def test_a_tumour_keeps_its_place_on_the_way_back(spacing: tuple[float, float]) 
     inside, from_edge_mm = disc((FRAME, FRAME), (1, 1), (FRAME / 2 + offset[0], FRAME / 2 + offset[1]), 40.0)
     tumour = np.clip(0.5 + np.where(inside, from_edge_mm, -from_edge_mm), 0, 1)  # a pixel on the edge has its share
     probabilities = np.stack([1 - tumour, 0 * tumour, tumour, 0 * tumour], axis=-1)[None].astype(np.float32)
-    classes = geometry.classes_of_probabilities(probabilities)[0]
+    classes = geometry.probabilities(probabilities).argmax(axis=3)[0]
     for axis in (0, 1):
         centroid_mm = np.average(pixel_centres_mm(size[axis], spacing[axis]), weights=(classes == 2).sum(axis=1 - axis))
         middle_mm = size[axis] * spacing[axis] / 2 + offset[axis]
@@ -302,7 +302,7 @@ def test_what_lies_outside_the_frame_comes_back_as_background(spacing: tuple[flo
     geometry = laid(np.ones((*size, 1), bool), (*spacing, 1.0))
     tumour = np.zeros((1, FRAME, FRAME, 4), dtype=np.float32)
     tumour[..., 3] = 1
-    classes = geometry.classes_of_probabilities(tumour)[0]
+    classes = geometry.probabilities(tumour).argmax(axis=3)[0]
     x, y = (np.abs(pixel_centres_mm(n, d) - n * d / 2) < FRAME / 2 for n, d in zip(size, spacing, strict=True))
     np.testing.assert_array_equal(classes, 3 * np.outer(x, y))
 
@@ -331,7 +331,7 @@ def test_the_likeliest_class_wins_after_interpolation_and_not_before() -> None:
     probabilities[0, 4] = [0.51, 0.49, 0, 0]
     probabilities[0, 5] = [0.0, 1.0, 0, 0]
     # Voxel 9 (4.75 mm) is three parts pixel 4 and one part pixel 5: 0.62 for class 1, although pixel 4 itself says background.
-    classes = geometry.classes_of_probabilities(probabilities)[0, :, 0]
+    classes = geometry.probabilities(probabilities).argmax(axis=3)[0, :, 0]
     assert classes[7:12].tolist() == [0, 0, 1, 1, 1]
 
 

@@ -114,6 +114,7 @@ def test_batch_norm_begins_as_identity_with_the_recipes_numbers() -> None:
 
 def test_network_has_the_width_and_dropout_of_the_recipe() -> None:
     network = new_network(NetworkSettings(base_width=3, dropout=0.4), seed=0)
+    assert isinstance(network.dropout, nn.Dropout)
     assert (network.base_width, network.bn_epsilon, network.dropout.p) == (3, 1e-5, 0.4)
 
 

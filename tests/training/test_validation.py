@@ -1,6 +1,6 @@
 """Scores of held-out cases, of engines that know the truth and of one that sees nothing."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -50,7 +50,11 @@ class Clairvoyant:
         return np.where(slices[..., 0] > 0, slices[..., 0] // GREY - 1, 0).astype(np.uint8)
 
     def probabilities(
-        self, slices: npt.NDArray[np.uint8], *, on_done: Callable[[int], None] = ignore_progress
+        self,
+        slices: npt.NDArray[np.uint8],
+        *,
+        on_done: Callable[[int], None] = ignore_progress,
+        dropout_seeds: Sequence[int] | None = None,
     ) -> npt.NDArray[np.float32]:
         raise AssertionError("frames of 1 mm need no probabilities")
 
