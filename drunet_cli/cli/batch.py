@@ -23,20 +23,38 @@ class Batch:
         self._alone = alone
         self._json = json
         self._failed: list[str] = []
-        self._advance: Callable[[], None] = lambda: None
+        self._advance: Callable[[str], None] = lambda _: None
         self.n_done = 0
         self._held: list[str | Mapping[str, Any]] | None = None
 
     @contextmanager
     def bar(self) -> Iterator[None]:
         """Draw a bar of cases meanwhile. Results wait until it is gone where they would run into it."""
+        with self._holding(), self._screen.case_bar(self._n_cases) as advance:
+            self._count_by(lambda _: advance())
+            yield
+
+    @contextmanager
+    def slices_bar(self) -> Iterator[Callable[[str, int, int], None]]:
+        """The same of cases and their slices: yield what is to be told the name of a case, its slices done, and in all."""
+        with self._holding(), self._screen.slices_bar(self._n_cases) as bar:
+            if bar is None:
+                yield lambda *_: None
+                return
+            self._count_by(bar.count)
+            yield bar.show
+
+    def _count_by(self, advance: Callable[[str], None]) -> None:
+        self._advance = advance
+        for name in self._failed:
+            advance(name)
+
+    @contextmanager
+    def _holding(self) -> Iterator[None]:
         if self._screen.draws and sys.stdout.isatty():
             self._held = []
         try:
-            with self._screen.case_bar(self._n_cases) as self._advance:
-                for _ in self._failed:
-                    self._advance()
-                yield
+            yield
         finally:
             held, self._held = self._held or [], None
             for line in held:
@@ -53,7 +71,7 @@ class Batch:
             self._print(document)
         elif path is not None:
             self._print(path)
-        self._advance()
+        self._advance(document["case"])
 
     def failed(self, name: str, error: DrunetError) -> None:
         """A case that did not: tell why, and go on; raises the error where there is no other case."""
@@ -63,7 +81,7 @@ class Batch:
         self._screen.error(str(error) if str(error).startswith(f"{name}:") else f"{name}: {error}", error.details)
         if self._json:
             self._print({"case": name, "error": str(error), "exit_code": error.exit_code})
-        self._advance()
+        self._advance(name)
 
     def finish(self, summary: str, error: DrunetError | None = None) -> None:
         """The last lines. Raises typer.Exit where a case failed, else `error`, which concerns all cases."""

@@ -8,7 +8,7 @@ from typing import Final
 
 from drunet_cli.brats import Modality
 from drunet_cli.errors import CaseError, MisuseError
-from drunet_cli.io.case import Case, case_of
+from drunet_cli.io.case import BrokenCase, Case, case_of
 from drunet_cli.io.discovery import Cohort, find_cases
 from drunet_cli.io.naming import Naming, may_name_a_file, parse_channels, parse_patterns
 
@@ -32,6 +32,16 @@ def cohort_of(sources: Sequence[str], *, patterns: Sequence[str] = (), channels:
     cohort = find_cases(paths_of(sources), naming_of(patterns, channels))
     only_source_fails = len(sources) == len(cohort.broken) == 1 and not cohort.cases
     return replace(cohort, alone=STDIN not in sources and (cohort.alone or only_source_fails))
+
+
+def share_of(cohort: Cohort, shard: tuple[int, int]) -> Cohort:
+    """The K-th of N shares of a cohort, K from 1: every N-th case by name, also of those that cannot be used."""
+    k, n = shard
+    found: list[Case | BrokenCase] = [*cohort.cases, *cohort.broken]
+    share = sorted(found, key=lambda item: item.name)[k - 1 :: n]
+    cases = tuple(item for item in share if isinstance(item, Case))
+    broken = tuple(item for item in share if isinstance(item, BrokenCase))
+    return Cohort(cases, broken, alone=False)
 
 
 def naming_of(patterns: Sequence[str], channels: str | None) -> Naming:

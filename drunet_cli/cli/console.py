@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from drunet_cli.evaluation.tables import Statistics
+    from drunet_cli.segmentation.summary import SummaryRow
 
 _WIDE = 100_000
 
@@ -62,23 +63,16 @@ class Screen:
             self._print(message)
 
     @contextmanager
-    def slice_bar(self, name: str) -> Iterator[Callable[[int, int], None]]:
-        """Yield a function that takes (done, total) and draws a bar; on a terminal only."""
+    def slices_bar(self, n_cases: int) -> Iterator["SegmentationBar | None"]:
+        """Yield a bar of slices, of the cases too where there are several; None where there is no terminal."""
         if not self.draws:
-            yield lambda *_: None
+            yield None
             return
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-        columns = (
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("slices"),
-            TimeRemainingColumn(),
-        )
-        with Progress(*columns, console=self.console, transient=True) as progress:
-            task = progress.add_task(name, total=None)
-            yield lambda done, total: progress.update(task, completed=done, total=total)
+        bar = SegmentationBar(self, n_cases)
+        try:
+            yield bar
+        finally:
+            bar.stop()
 
     @contextmanager
     def case_bar(self, n_cases: int) -> Iterator[Callable[[], None]]:
@@ -98,12 +92,15 @@ class Screen:
         """A table on stdout, which is the result of the command."""
         from rich.console import Console
 
-        console = Console(highlight=False)
-        if not console.is_terminal:
-            console = Console(highlight=False, width=_WIDE)  # a program reads it: nothing is folded
-        with console.capture() as captured:
-            console.print(table)
-        result("\n".join(line.rstrip() for line in captured.get().splitlines()))
+        result(_rendered(table, Console(highlight=False)))
+
+    def note_table(self, table: "Table") -> None:
+        """A table that a person may like to read, on stderr."""
+        if not self.quiet:
+            from rich.console import Console
+
+            for line in _rendered(table, Console(stderr=True, highlight=False)).splitlines():
+                self._print(line)
 
     def _line(self, label: str, style: str, message: str) -> None:
         self._print(one_line(message), f"{label}: ", style)
@@ -119,6 +116,56 @@ class Screen:
                 sys.stderr.flush()
         except (OSError, SystemExit):  # rich exits where a pipe is closed; a lost line is no reason to stop the work
             _discard(sys.stderr.fileno())
+
+
+class SegmentationBar:
+    """The bar of a run of cases, on a terminal that is there; it appears with the first slices."""
+
+    def __init__(self, screen: Screen, n_cases: int) -> None:
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        of_one = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("slices"))
+        of_many = (BarColumn(), TextColumn("{task.fields[counted]}/{task.total} cases"), TextColumn("{task.description}"))
+        self._progress = Progress(
+            *(of_one if n_cases == 1 else of_many),
+            TimeRemainingColumn(),
+            console=screen.console,
+            transient=True,
+            redirect_stdout=False,
+            redirect_stderr=False,
+        )
+        self._n_cases = n_cases
+        self._n_ended = 0
+        self._parts: dict[str, float] = {}  # of cases in hand
+        self._task: TaskID | None = None
+
+    def show(self, name: str, done: int, total: int) -> None:
+        """So many slices of a case are done."""
+        if self._task is None:
+            self._task = self._progress.add_task(name, total=total if self._n_cases == 1 else self._n_cases, counted=0)
+            self._progress.start()
+        self._parts[name] = done / total
+        slices = f"{name} {done}/{total} slices"
+        if self._n_cases == 1:
+            self._progress.update(self._task, description=name, completed=done)
+        else:
+            self._draw(slices)
+
+    def count(self, name: str) -> None:
+        """A case has come to its end, whatever it was."""
+        self._n_ended += 1
+        self._parts.pop(name, None)
+        if self._n_cases > 1:
+            self._draw()
+
+    def stop(self) -> None:
+        """Take the bar away."""
+        self._progress.stop()
+
+    def _draw(self, description: str | None = None) -> None:
+        if self._task is not None:
+            completed = self._n_ended + sum(self._parts.values())
+            self._progress.update(self._task, description=description, completed=completed, counted=self._n_ended)
 
 
 class DownloadBar:
@@ -174,6 +221,14 @@ class TrainingBar:
         self._progress.stop()
 
 
+def _rendered(table: "Table", console: "Console") -> str:
+    if not console.is_terminal:
+        console.width = _WIDE  # a program reads it: nothing is folded
+    with console.capture() as captured:
+        console.print(table)
+    return "\n".join(line.rstrip() for line in captured.get().splitlines())
+
+
 def weights_table(rows: Sequence[Mapping[str, Any]]) -> "Table":
     """One row a set of weights."""
     table = _table("NAME", "CACHED", "DESCRIPTION", "LICENCE")
@@ -204,11 +259,27 @@ def _millilitres(volume_ml: float) -> str:
     return "<0.1 mL" if 0 < volume_ml < 0.1 else f"{volume_ml:.1f} mL"
 
 
-def plan_table(rows: Sequence[tuple[str, ...]]) -> "Table":
-    """What a dry run has found: a case, what is there of it, what would be done, and where it is or what is wrong."""
+def cohort_table(rows: Sequence["SummaryRow"]) -> "Table":
+    """What became of cases, a row each: volumes in mL."""
     from rich.text import Text
 
-    table = _table("CASE", "STATE", "WOULD", "SEG", "FOLDER")
+    table = _table("CASE", "STATUS", *(f"{region} mL" for region in REGIONS), "NOTES")
+    for column in table.columns[2:-1]:
+        column.justify = "right"
+    for row in rows:
+        volumes = (f"{row.volumes_ml[region]:.1f}" if region in row.volumes_ml else "" for region in REGIONS)
+        table.add_row(Text(one_line(row.case)), row.status, *volumes, Text(one_line(row.error or ", ".join(row.warnings))))
+    return table
+
+
+def plan_table(rows: Sequence[tuple[str, ...]], *, seg: bool) -> "Table":
+    """What a dry run has found: a case, what is there of it, what would be done, and where it is or what is wrong.
+
+    seg: whether the rows say, before the folder, which cases have a segmentation.
+    """
+    from rich.text import Text
+
+    table = _table("CASE", "STATE", "WOULD", *(["SEG"] if seg else []), "FOLDER")
     for row in rows:
         table.add_row(*(Text(one_line(cell)) for cell in row))
     return table

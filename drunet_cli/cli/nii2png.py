@@ -10,6 +10,7 @@ import typer
 
 from drunet_cli.brats import Modality
 from drunet_cli.cli import options
+from drunet_cli.cli.plans import Planned, print_plan
 from drunet_cli.cli.signals import raise_lost
 from drunet_cli.errors import DrunetError, MisuseError, OutputError
 
@@ -99,7 +100,7 @@ def nii2png(
     check_folders(layout)
     surveyed = survey(cohort.cases, layout)
     if dry_run:
-        _print_plan(surveyed, cohort, skip_existing=skip_existing, overwrite=overwrite, json=json)
+        print_plan(_planned(surveyed, skip_existing=skip_existing, overwrite=overwrite), cohort, seg=True, json=json)
     check_may_write(surveyed, layout, skip_existing=skip_existing, overwrite=overwrite)
     if dry_run:
         return
@@ -179,13 +180,9 @@ def _note(converted: "ConvertedCase") -> str:
     return f"{description.case}: {what} ({done})"
 
 
-def _print_plan(surveyed: Sequence["Surveyed"], cohort: "Cohort", *, skip_existing: bool, overwrite: bool, json: bool) -> None:
-    """What a dry run tells: every case, what is there of it, and what would be done. Raises where a case is broken."""
-    from drunet_cli.cli.console import Screen, plan_table, result_json
+def _planned(surveyed: Sequence["Surveyed"], *, skip_existing: bool, overwrite: bool) -> list[Planned]:
     from drunet_cli.conversion.dataset import State
 
-    if cohort.alone and cohort.broken:
-        raise cohort.broken[0].error
     refusal = "convert again" if overwrite else "refuse"
     would = {
         State.NEW: "convert",
@@ -193,24 +190,4 @@ def _print_plan(surveyed: Sequence["Surveyed"], cohort: "Cohort", *, skip_existi
         State.COMPLETE: "verify and leave out" if skip_existing else refusal,
         State.FOREIGN: refusal,
     }
-    if json:
-        for found in surveyed:
-            files = {name: str(path) for name, path in found.case.files.items()}
-            result_json({"case": found.case.name, "state": found.state, "would": would[found.state], "files": files})
-        for item in cohort.broken:
-            result_json({"case": item.name, "error": str(item.error), "exit_code": item.error.exit_code})
-    else:
-        rows = [
-            (
-                found.case.name,
-                found.state.value,
-                would[found.state],
-                "no" if found.case.segmentation is None else "yes",
-                str(found.case.images[Modality.FLAIR].parent),
-            )
-            for found in surveyed
-        ]
-        rows += [(item.name, "unusable", "fail", "", str(item.error)) for item in cohort.broken]
-        Screen().table(plan_table(rows))
-    if cohort.broken:
-        raise typer.Exit(1)
+    return [Planned(found.case, found.state, would[found.state]) for found in surveyed]

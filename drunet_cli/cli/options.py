@@ -9,6 +9,8 @@ import typer
 from drunet_cli.errors import MisuseError
 
 _DEVICE: Final = re.compile(r"auto|cpu|mps|cuda(:(0|[1-9]\d?))?")
+_CUDA_DEVICE: Final = re.compile(r"cuda:(0|[1-9]\d?)")
+_SHARD: Final = re.compile(r"(\d{1,6})/(\d{1,6})", re.ASCII)
 
 IMAGES: Final = "Images"
 OUTPUT: Final = "Output"
@@ -19,6 +21,29 @@ def _device(value: str) -> str:
     if not _DEVICE.fullmatch(value):
         raise typer.BadParameter(f"{value!r} is none of auto, cpu, cuda, cuda:N, mps")
     return value
+
+
+def _devices(value: str) -> str:
+    names = value.split(",")
+    if len(names) == 1:
+        return _device(value)
+    if not all(_CUDA_DEVICE.fullmatch(name) for name in names) or len(set(names)) < len(names):
+        raise typer.BadParameter(f"{value!r}: several devices are CUDA devices, each named once, as in cuda:0,cuda:1")
+    return value
+
+
+def _shard(value: str | None) -> str | None:
+    if value is not None:
+        found = _SHARD.fullmatch(value)
+        if not found or not 1 <= int(found[1]) <= int(found[2]):
+            raise typer.BadParameter(f"{value!r} is not K/N with K from 1 to N, as 1/16 to 16/16")
+    return value
+
+
+def parsed_shard(value: str) -> tuple[int, int]:
+    """K and N of a --shard that has been accepted. Typer takes an option whose type is a tuple for two values."""
+    k, _, n = value.partition("/")
+    return int(k), int(n)
 
 
 def path(text: str) -> Path:
@@ -54,6 +79,26 @@ Device = Annotated[
         callback=_device,
         help="Where to compute; auto is the first CUDA GPU, else the CPU. A named device that is absent is an error.",
         rich_help_panel=NETWORK,
+    ),
+]
+Devices = Annotated[
+    str,
+    typer.Option(
+        metavar="auto|cpu|cuda|cuda:N|mps",
+        callback=_devices,
+        help="Where to compute; auto is the first CUDA GPU, else the CPU. A named device that is absent is an error. Several "
+        "GPUs, as in cuda:0,cuda:1, share the cases.",
+        rich_help_panel=NETWORK,
+    ),
+]
+Shard = Annotated[
+    str | None,
+    typer.Option(
+        callback=_shard,
+        metavar="K/N",
+        help="Only the K-th of N equal shares of the cases, K from 1, as for a Slurm array.",
+        show_default=False,
+        rich_help_panel=IMAGES,
     ),
 ]
 Threads = Annotated[

@@ -109,10 +109,8 @@ def is_same_file(path: Path, other: Path) -> bool:
 
 def remove_stale(target: Path) -> None:
     """Remove temporaries of `target` whose writer is gone: a dead process of this host, or any older than a day."""
-    prefix = f".{target.name}."
-    for path in _temporaries_in(target.parent):
-        if path.name.startswith(prefix):
-            _remove_if_stale(path, writer=path.name[len(prefix) : -len(_TEMPORARY)])
+    for path in temporaries_of(target):
+        _remove_if_stale(path, writer=path.name[len(f".{target.name}.") : -len(_TEMPORARY)])
 
 
 def remove_stale_in(folder: Path, *, suffix: str) -> None:
@@ -121,6 +119,11 @@ def remove_stale_in(folder: Path, *, suffix: str) -> None:
         _, found, writer = path.name.removesuffix(_TEMPORARY).rpartition(f"{suffix}.")
         if found:
             _remove_if_stale(path, writer=writer)
+
+
+def temporaries_of(target: Path) -> list[Path]:
+    """Temporaries of `target`, be their writers gone or not."""
+    return [path for path in _temporaries_in(target.parent) if path.name.startswith(f".{target.name}.")]
 
 
 def _temporaries_in(folder: Path) -> list[Path]:

@@ -1,0 +1,227 @@
+"""A run of `drunet segment` over the cases that were found."""
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Final
+
+from drunet_cli.brats import Labels
+from drunet_cli.cli.batch import Batch, counted
+from drunet_cli.cli.cases import label_map_path, names_a_file
+from drunet_cli.cli.computing import Opening
+from drunet_cli.cli.console import Screen, cohort_table, regions_in_words
+from drunet_cli.cli.plans import Planned, print_plan
+from drunet_cli.cli.signals import raise_lost
+from drunet_cli.errors import DrunetError, MisuseError, OutputError, Terminated
+from drunet_cli.io.atomic import check_writable, remove_stale_in, written
+from drunet_cli.io.case import Case
+from drunet_cli.io.discovery import Cohort
+from drunet_cli.segmentation import existing
+from drunet_cli.segmentation.cohort import CaseTask, Listener, Network, Outcome, segment_cases
+from drunet_cli.segmentation.existing import State
+from drunet_cli.segmentation.pipeline import PreparedCase, Target
+from drunet_cli.segmentation.summary import Status, SummaryRow, encode_summary, failed_row, is_summary, row_of, summary_name
+
+_MOST_ROWS: Final = 40
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """What is to be written, and where. output: a label map, or the folder of any number. shard: K and N."""
+
+    output: Path
+    labels: Labels = Labels.BRATS2020
+    sidecar: bool = True
+    skip_existing: bool = False
+    overwrite: bool = False
+    shard: tuple[int, int] | None = None
+
+    @property
+    def folder(self) -> Path | None:
+        """None where the output is one file."""
+        return None if names_a_file(self.output) else self.output
+
+    @property
+    def summary(self) -> Path:
+        """Of several cases."""
+        return self.output / summary_name(self.shard)
+
+    def target(self, case: Case) -> Target:
+        """What is written for a case."""
+        label_map = label_map_path(self.output, case.name)
+        return Target(label_map=label_map, labels=self.labels, sidecar=self.sidecar, overwrite=self.overwrite)
+
+
+class Run:
+    """One run. Raises MisuseError where several cases would get one file."""
+
+    def __init__(self, cohort: Cohort, outputs: Outputs, opening: Opening, screen: Screen, *, json: bool) -> None:
+        self._cohort = cohort
+        self._outputs = outputs
+        self._opening = opening
+        self._screen = screen
+        self._json = json
+        self._targets = {case.name: outputs.target(case) for case in cohort.cases}
+        if outputs.folder is None and not cohort.alone:
+            raise MisuseError(f"-o {outputs.output}: is one file; name a folder, which gets a label map of each case")
+
+    def print_plan(self) -> None:
+        """What would be done. Raises what would stop the run before it began."""
+        refusal = "overwrite" if self._outputs.overwrite else "refuse"
+        complete = "verify and leave out" if self._outputs.skip_existing else refusal
+        would = {State.NEW: "segment", State.UNFINISHED: "segment", State.COMPLETE: complete, State.FOREIGN: refusal}
+        if not (self._outputs.skip_existing or self._outputs.overwrite):
+            would[State.UNFINISHED] = "refuse"
+        states = {case.name: self._state(case) for case in self._cohort.cases}
+        planned = [Planned(case, states[case.name], would[states[case.name]]) for case in self._cohort.cases]
+        self._note_if_empty()
+        print_plan(planned, self._cohort, seg=False, json=self._json)
+        self._check()
+
+    def segment(self) -> None:
+        """Segment all cases. Raises the error of a case that was given alone, typer.Exit where one of several failed."""
+        begin = time.perf_counter()
+        self._remove_stale()
+        self._check()
+        self._note_if_empty()
+        tasks = self._tasks()
+        n_cases = len(tasks) + len(self._cohort.broken)
+        batch = Batch(self._screen, n_cases=n_cases, alone=self._cohort.alone, json=self._json)
+        rows = [failed_row(broken.name, broken.error) for broken in self._cohort.broken]
+        for broken in self._cohort.broken:
+            batch.failed(broken.name, broken.error)
+        with batch.slices_bar() as draw:
+
+            def on_progress(name: str, done: int, total: int) -> None:
+                raise_lost()
+                draw(name, done, total)
+
+            listener = Listener(on_read=self._warn, on_progress=on_progress)
+            n_cpus = self._opening.computing.threads
+            with closing(segment_cases(tasks, self._open_network, n_cpus=n_cpus, listener=listener)) as outcomes:
+                for task, outcome in self._noted(outcomes, batch):
+                    rows.append(self._tell(task, outcome, batch, since=begin))
+        self._end(rows, batch, seconds=time.perf_counter() - begin)
+
+    def _note_if_empty(self) -> None:
+        if self._outputs.shard is not None and not (self._cohort.cases or self._cohort.broken):
+            k, n = self._outputs.shard
+            self._screen.note(f"shard {k} of {n} is empty: there are fewer cases than shards")
+
+    def _noted(self, outcomes: Iterator[tuple[CaseTask, Outcome]], batch: Batch) -> Iterator[tuple[CaseTask, Outcome]]:
+        """Say of an interrupted run how far it came."""
+        try:
+            for outcome in outcomes:
+                raise_lost()
+                yield outcome
+        except (KeyboardInterrupt, Terminated):
+            if not self._cohort.alone:
+                n_cases = len(self._cohort.cases)
+                self._screen.note(
+                    f"Stopped: {batch.n_done} of {counted(n_cases, 'case')} done; --skip-existing goes on from there"
+                )
+            raise
+
+    def _state(self, case: Case) -> State:
+        return existing.state_of(self._targets[case.name].label_map, sidecar=self._outputs.sidecar)
+
+    def _remove_stale(self) -> None:
+        """Remove what killed runs have left of these outputs."""
+        targets = self._targets.values()
+        # Sidecars are adopted whatever this run is to do, and at whichever cases: with the rest they would be lost to the next.
+        if self._outputs.folder is None:
+            for target in targets:
+                existing.adopt_sidecar(target.label_map)
+                target.remove_stale()
+        else:
+            existing.adopt_sidecars_in(self._outputs.folder)
+            for suffix in (".nii.gz", ".json", ".csv"):
+                remove_stale_in(self._outputs.folder, suffix=suffix)
+        if self._outputs.skip_existing:
+            for target in targets:
+                existing.remove_orphan(target.label_map)
+
+    def _check(self) -> None:
+        """Raise, before anything is read, what would stop the run later."""
+        cases = self._cohort.cases
+        if not (self._cohort.alone or self._outputs.skip_existing or self._outputs.overwrite):
+            label_maps = [target.label_map for target in self._targets.values()]
+            if refusal := existing.refusal(label_maps, sidecar=self._outputs.sidecar):
+                raise OutputError(refusal)
+        if not self._cohort.alone:
+            check_writable(self._outputs.summary, overwrite=True)
+            if not (self._outputs.overwrite or is_summary(self._outputs.summary)):
+                raise OutputError(f"{self._outputs.summary}: exists already and is not drunet's; name another OUT")
+        for case in cases:
+            if not (self._outputs.skip_existing and self._state(case) in (State.COMPLETE, State.FOREIGN)):
+                self._targets[case.name].check(case.images)
+        if cases:
+            self._opening.check()
+
+    def _tasks(self) -> list[CaseTask]:
+        """A weights file is opened for what is there already, to be compared with; else not before a case has been read."""
+        found = {State.COMPLETE, State.FOREIGN} if self._outputs.skip_existing else set()
+        there = {case.name for case in self._cohort.cases if found and self._state(case) in found}
+        making = self._opening.making(self._outputs.labels) if there else None
+        return [
+            CaseTask(case, self._targets[case.name], skip_if=making if case.name in there else None)
+            for case in self._cohort.cases
+        ]
+
+    def _open_network(self) -> Network:
+        network = self._opening.network()
+        making = self._opening.making(self._outputs.labels) if self._outputs.skip_existing else None
+        return replace(network, making=making)
+
+    def _warn(self, prepared: PreparedCase) -> None:
+        for warning in prepared.warnings:
+            self._screen.warning(self._of_case(prepared.case.name, warning.message))
+
+    def _of_case(self, name: str, message: str) -> str:
+        return message if self._cohort.alone else f"{name}: {message}"
+
+    def _tell(self, task: CaseTask, outcome: Outcome, batch: Batch, *, since: float) -> SummaryRow:
+        if isinstance(outcome, DrunetError):
+            batch.failed(task.case.name, outcome)
+            return failed_row(task.case.name, outcome)
+        # A complete output may have been moved with its sidecar since, or made of the case by another name.
+        document = {**outcome.document, "case": task.case.name, "output": str(task.target.label_map)}
+        for warning in outcome.new_warnings:
+            self._screen.warning(self._of_case(task.case.name, warning.message))
+        seconds = time.perf_counter() - since if self._cohort.alone else sum(document["seconds"].values())
+        batch.done(
+            str(task.target.label_map),
+            {**document, "left_out": True} if outcome.left_out else document,
+            note=_note(document, left_out=outcome.left_out, seconds=seconds),
+        )
+        return row_of(document, Status.LEFT_OUT if outcome.left_out else Status.DONE)
+
+    def _end(self, rows: Sequence[SummaryRow], batch: Batch, *, seconds: float) -> None:
+        """Write the summary, print the last lines, and raise what says that a case failed."""
+        unwritten = None
+        if not self._cohort.alone:
+            try:
+                with written(self._outputs.summary, overwrite=True) as stream:
+                    stream.write(encode_summary(rows))
+            except OutputError as error:
+                unwritten = error
+            self._tabulate(rows)
+        n_left_out = sum(row.status is Status.LEFT_OUT for row in rows)
+        left_out = f"; {n_left_out} were complete and left out" if n_left_out else ""
+        batch.finish(f"{counted(batch.n_done, 'case')} in {self._outputs.output}{left_out} ({seconds:.1f} s)", unwritten)
+
+    def _tabulate(self, rows: Sequence[SummaryRow]) -> None:
+        remarkable = [row for row in rows if row.error or row.warnings]
+        shown = sorted(rows if len(rows) <= _MOST_ROWS else remarkable[:_MOST_ROWS], key=lambda row: row.case)
+        if shown and len(rows) > 1:
+            self._screen.note_table(cohort_table(shown))
+        if len(shown) < len(rows):
+            self._screen.note(f"{counted(len(rows), 'case')}, all of them in {self._outputs.summary}")
+
+
+def _note(document: Mapping[str, Any], *, left_out: bool, seconds: float) -> str:
+    volumes = regions_in_words(document["volumes_ml"])
+    how = "complete, left out" if left_out else f"{seconds:.1f} s on {document['device']}"
+    return f"{document['case']}: {volumes} ({how}, weights {document['weights']['name']})"

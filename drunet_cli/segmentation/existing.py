@@ -1,0 +1,161 @@
+"""What is there of a case that was segmented before: complete, begun, changed by somebody, or made of something else."""
+
+import os
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Any, Final
+
+from drunet_cli.brats import REGIONS, Labels, describe_labels
+from drunet_cli.errors import CaseError, OutputError
+from drunet_cli.io.atomic import temporaries_of
+from drunet_cli.io.case import Case
+from drunet_cli.io.inputs import InputFile, changed_files, file_sha256
+from drunet_cli.io.naming import stem
+from drunet_cli.io.nifti import load_volume
+from drunet_cli.segmentation.sidecar import is_sidecar, read_sidecar, sidecar_path
+
+_SUFFIXES: Final = (".nii.gz", ".nii")
+_REMEDY: Final = "give --overwrite to segment the case again"
+
+
+class State(StrEnum):
+    """What of a case is there before it is segmented."""
+
+    NEW = "new"
+    COMPLETE = "segmented"
+    UNFINISHED = "unfinished"  # a sidecar that describes nothing
+    FOREIGN = "foreign file"  # not described by drunet: never replaced unasked
+
+
+@dataclass(frozen=True, kw_only=True)
+class Making:
+    """What a label map is to be made with, as far as it may change a voxel.
+
+    weights_sha256: of the file. settings: names and values as in the sidecar; what is not in here may be any.
+    """
+
+    weights_sha256: str
+    labels: Labels
+    settings: Mapping[str, Any]
+
+
+def state_of(label_map: Path, *, sidecar: bool) -> State:
+    """What is there of a case. sidecar: whether one is to be written too."""
+    path = sidecar_path(label_map)
+    described = is_sidecar(path)
+    if os.path.lexists(label_map):
+        return State.COMPLETE if described else State.FOREIGN
+    if described:
+        return State.UNFINISHED
+    return State.FOREIGN if sidecar and os.path.lexists(path) else State.NEW
+
+
+def adopt_sidecar(label_map: Path) -> None:
+    """Publish the sidecar of a run that was killed between the label map and it. Nothing where there was none."""
+    path = sidecar_path(label_map)
+    if os.path.lexists(path) or not os.path.isfile(label_map):  # noqa: PTH113  # unlike Path.is_file, no name makes it raise
+        return
+    for temporary in temporaries_of(path):
+        document = read_sidecar(temporary)
+        if document is not None and document.get("output_sha256") == _sha256(label_map):
+            with suppress(OSError):  # its writer lives, and has just done the same
+                path.hardlink_to(temporary)
+                temporary.unlink()
+            return
+
+
+def adopt_sidecars_in(folder: Path) -> None:
+    """The same for every label map in a folder, also those of runs at other cases."""
+    try:
+        names = os.listdir(folder)  # noqa: PTH208
+    except OSError:  # also where there is none yet
+        return
+    for name in names:
+        case, found, _ = name[1:].rpartition(".json.")
+        if found and name.startswith(".") and name.endswith(".tmp"):
+            for suffix in _SUFFIXES:
+                with suppress(OutputError):  # of a label map that cannot be read; where it matters it is met again
+                    adopt_sidecar(folder / f"{case}{suffix}")
+
+
+def remove_orphan(label_map: Path) -> None:
+    """Remove a sidecar whose label map is gone. X.nii.gz and X.nii have one name for it: either keeps it."""
+    path, name = sidecar_path(label_map), stem(label_map)
+    if not any(os.path.lexists(path.with_name(f"{name}{suffix}")) for suffix in _SUFFIXES) and is_sidecar(path):
+        path.unlink(missing_ok=True)
+
+
+def finished_document(label_map: Path, case: Case, making: Making) -> dict[str, Any] | None:
+    """The sidecar's object of a label map that is complete, and of these inputs and this making; None where none is there.
+
+    Raises OutputError where there is another, or one that somebody has changed, and CaseError where an input cannot be read.
+    """
+    if not os.path.lexists(label_map):
+        return None
+    document = read_sidecar(sidecar_path(label_map))
+    if document is None:
+        raise OutputError(f"{label_map}: exists already, without a sidecar that says what it was made of; {_REMEDY}")
+    _check_whole(label_map, document)
+    if different := _differences(document, case, making):
+        raise OutputError(f"{label_map}: was made {different}; {_REMEDY}")
+    return document
+
+
+def _check_whole(label_map: Path, document: Mapping[str, Any]) -> None:
+    if document.get("output_sha256") == _sha256(label_map):
+        return
+    try:
+        load_volume(label_map)
+    except CaseError as error:
+        raise OutputError(f"{error}; {_REMEDY}") from error
+    raise OutputError(f"{label_map}: has been changed since drunet wrote it; {_REMEDY}")
+
+
+def _differences(document: Mapping[str, Any], case: Case, making: Making) -> str:
+    """In words that follow "was made", empty where there are none."""
+    try:
+        weights, settings = document["weights"], document["settings"]
+        inputs = {name: InputFile(**entry) for name, entry in document["inputs"].items()}
+        if weights["sha256"] != making.weights_sha256:
+            return f"with other weights ({weights['name']}, SHA-256 {weights['sha256'][:12]}...)"
+        if document["labels"] != describe_labels(making.labels):
+            return "with other --labels"
+        for name, value in making.settings.items():
+            if settings.get(name) != value:
+                return f"with {name} {settings.get(name)}, now {value}"
+        _check_told(document)
+    except (KeyError, TypeError, AttributeError):
+        return "by another version of drunet, which recorded other things"
+    images = {str(modality): path for modality, path in case.images.items()}
+    if inputs.keys() != images.keys():
+        return "of other images"
+    changed = changed_files(inputs, images)
+    return f"of another file than {changed[0]} is now" if changed else ""
+
+
+def _check_told(document: Mapping[str, Any]) -> None:
+    """Raise KeyError, TypeError or AttributeError where the object lacks what is told of a case that is left out."""
+    words = (document["case"], document["device"], document["weights"]["name"])
+    numbers = (*(document["volumes_ml"][region] for region in REGIONS), *document["seconds"].values())
+    if not (all(isinstance(word, str) for word in words) and all(isinstance(number, int | float) for number in numbers)):
+        raise TypeError
+
+
+def refusal(label_maps: Sequence[Path], *, sidecar: bool) -> str | None:
+    """Why outputs that exist stop a run that may neither skip nor replace them, in one line; None where there are none."""
+    found = [path for path in label_maps if state_of(path, sidecar=sidecar) is not State.NEW]
+    if not found:
+        return None
+    first = found[0] if os.path.lexists(found[0]) else sidecar_path(found[0])
+    others = f", and the outputs of {len(found) - 1} more of {len(label_maps)} cases" if len(found) > 1 else ""
+    return f"{first}: exists already{others}; give --skip-existing to leave out what is complete, or --overwrite"
+
+
+def _sha256(label_map: Path) -> str:
+    try:
+        return file_sha256(label_map)
+    except OSError as error:
+        raise OutputError(f"{label_map}: cannot be read: {error.strerror}") from error

@@ -1,0 +1,732 @@
+"""`drunet segment` of many cases: which are found, what is printed and written, and its exit codes."""
+
+import csv
+import io
+import json
+import os
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from drunet_cli.brats import CHANNELS
+from drunet_cli.cli.app import main
+from drunet_cli.io.inputs import file_sha256
+from drunet_cli.network.acquisition import open_weights
+from drunet_cli.network.checkpoint import write_checkpoint
+from tests.cli.small_cohort import (
+    NAMES_2021,
+    NAMES_2023,
+    NAMES_NNUNET,
+    SHAPE,
+    brain,
+    contents,
+    images,
+    save,
+    segmentation,
+    spoil,
+    write_case,
+    write_cases,
+)
+from tests.support import GOLDEN_WEIGHTS, image_options, open_image
+
+N_CASES: Final = 3
+CASES: Final = [f"case_{n}" for n in range(N_CASES)]
+LABEL_MAPS: Final = [f"out/{case}.nii.gz" for case in CASES]
+OUTPUTS: Final = sorted(f"{case}{suffix}" for case in CASES for suffix in (".json", ".nii.gz"))
+# Windows, since they are fast; how the network sees the slices is no matter here.
+SETTINGS: Final = ("--window", "auto", "--device", "cpu", "--threads", "1")
+WEIGHTS: Final = "../weights.safetensors"
+
+Captured = pytest.CaptureFixture[str]
+
+
+@pytest.fixture(scope="module")
+def cohort(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Cases that no test changes."""
+    return write_cases(tmp_path_factory.mktemp("cohort"), N_CASES)
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The golden weights in drunet's own format, which opens ten times as fast."""
+    golden, path = open_weights(str(GOLDEN_WEIGHTS)), tmp_path_factory.mktemp("weights") / "weights.safetensors"
+    write_checkpoint(path, golden.state, golden.metadata, overwrite=False)
+    return path
+
+
+@pytest.fixture(scope="module")
+def segmented(cohort: Path, weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What is written of them, which no test changes."""
+    out = tmp_path_factory.mktemp("segmented") / "out"
+    assert main(["segment", str(cohort), "-o", str(out), "--weights", str(weights), *SETTINGS, "--quiet"]) == 0
+    return out
+
+
+@pytest.fixture(autouse=True)
+def in_an_empty_folder(weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    Path(WEIGHTS).hardlink_to(weights)
+
+
+def segment(*arguments: str | Path) -> int:
+    return main(["segment", "--weights", WEIGHTS, *SETTINGS, *map(str, arguments)])
+
+
+def outputs(segmented: Path, *cases: str) -> None:
+    """Put outputs that are complete into the folder `out`."""
+    Path("out").mkdir()
+    for case in cases:
+        for suffix in (".nii.gz", ".json"):
+            shutil.copyfile(segmented / f"{case}{suffix}", f"out/{case}{suffix}")
+
+
+def names_in(folder: Path | str) -> list[str]:
+    return sorted(path.name for path in Path(folder).iterdir())
+
+
+def objects(lines: str) -> dict[str, dict[str, Any]]:
+    """JSON Lines by case, none of which may come twice."""
+    found = [json.loads(line) for line in lines.splitlines()]
+    by_case = {str(document["case"]): document for document in found}
+    assert len(by_case) == len(found)
+    return by_case
+
+
+def summary(name: str = "summary.csv") -> dict[str, dict[str, str]]:
+    """The rows of a table by case, none of which may come twice."""
+    rows = list(csv.DictReader(Path("out", name).read_text().splitlines()))
+    by_case = {row["case"]: row for row in rows}
+    assert len(by_case) == len(rows)
+    return by_case
+
+
+def errors(lines: str) -> dict[str, str]:
+    """What was said of each case that failed."""
+    told = (line.removeprefix("Error: ").split(": ", 1) for line in lines.splitlines() if line.startswith("Error: "))
+    return {name: reason for name, reason in told if " cases failed" not in name}
+
+
+# What is written and printed
+
+
+def test_every_case_gets_a_label_map_and_a_sidecar(cohort: Path, segmented: Path) -> None:
+    assert names_in(segmented) == sorted([*OUTPUTS, "summary.csv"])
+    for case in CASES:
+        label_map = open_image(segmented / f"{case}.nii.gz")
+        assert label_map.shape == SHAPE
+        np.testing.assert_array_equal(label_map.affine, open_image(cohort / case / f"{case}_flair.nii.gz").affine)
+        document = json.loads((segmented / f"{case}.json").read_text())
+        assert (document["case"], document["output_sha256"]) == (case, file_sha256(segmented / f"{case}.nii.gz"))
+        assert {Path(entry["path"]).parent.name for entry in document["inputs"].values()} == {case}
+
+
+def test_a_case_of_many_gets_the_label_map_that_it_gets_alone(cohort: Path, segmented: Path, capsys: Captured) -> None:
+    assert segment(cohort / "case_1", "-o", "out", "--quiet") == 0
+    assert names_in("out") == ["case_1.json", "case_1.nii.gz"]
+    assert Path("out/case_1.nii.gz").read_bytes() == (segmented / "case_1.nii.gz").read_bytes()
+    assert capsys.readouterr() == ("out/case_1.nii.gz\n", "")
+
+
+def test_paths_are_printed_on_stdout_and_lines_and_a_table_on_stderr(cohort: Path, capsys: Captured) -> None:
+    assert segment(cohort, "-o", "out") == 0
+    out, err = capsys.readouterr()
+    assert out.splitlines() == LABEL_MAPS
+    lines = err.splitlines()
+    assert [line.split(": WT ")[0] for line in lines[:N_CASES]] == CASES
+    assert lines[N_CASES].split() == ["CASE", "STATUS", "WT", "mL", "TC", "mL", "ET", "mL", "NOTES"]
+    assert [line.split()[:2] for line in lines[N_CASES + 1 : -1]] == [[case, "done"] for case in CASES]
+    assert lines[-1].startswith("3 cases in out (")
+    assert {case: row["status"] for case, row in summary().items()} == dict.fromkeys(CASES, "done")
+    for case, row in summary().items():
+        document = json.loads(Path(f"out/{case}.json").read_text())
+        assert row["output"] == document["output"] == f"out/{case}.nii.gz"
+        assert float(row["wt_ml"]) == document["volumes_ml"]["WT"]
+
+
+def test_quiet_leaves_the_results_and_the_errors_alone(cohort: Path, capsys: Captured) -> None:
+    shutil.copytree(cohort, "cohort")
+    spoil(Path("cohort/case_1"))
+    assert segment("cohort", "-o", "out", "--quiet") == 1
+    out, err = capsys.readouterr()
+    assert out.splitlines() == [LABEL_MAPS[0], LABEL_MAPS[2]]
+    assert len(err.splitlines()) == 2
+    assert errors(err).keys() == {"case_1"}
+    assert err.endswith("Error: 1 of 3 cases failed: case_1\n")
+
+
+def test_json_is_one_object_a_case_and_nothing_else_on_stdout(cohort: Path, segmented: Path, capsys: Captured) -> None:
+    shutil.copytree(cohort, "cohort")
+    spoiled = spoil(Path("cohort/case_1"))
+    (write_case(Path("cohort/case_3"), seed=3) / "case_3_t1.nii.gz").unlink()
+    assert segment("cohort", "-o", "out", "--json") == 1
+    found = objects(capsys.readouterr().out)
+    assert found.keys() == {*CASES, "case_3"}
+    for case in ("case_0", "case_2"):
+        assert found[case] == json.loads(Path(f"out/{case}.json").read_text())
+    assert found["case_1"].keys() == found["case_3"].keys() == {"case", "error", "exit_code"}
+    assert found["case_1"]["error"].startswith(f"{spoiled}: is truncated")
+    assert "has no T1" in found["case_3"]["error"]
+    assert (found["case_1"]["exit_code"], found["case_3"]["exit_code"]) == (3, 3)
+
+
+def test_a_warning_names_its_case_and_stands_in_table_and_summary(cohort: Path, capsys: Captured) -> None:
+    shutil.copytree(cohort, "cohort")
+    t2 = Path("cohort/case_1/case_1_t2.nii.gz")
+    save(np.roll(open_image(t2).get_fdata().astype(np.int16), 2, axis=1), t2)
+    assert segment("cohort", "-o", "out") == 0
+    err = capsys.readouterr().err
+    (warning,) = [line for line in err.splitlines() if line.startswith("Warning: ")]
+    assert warning.startswith(f"Warning: case_1: {t2}: the outline of the brain in T2 is not that in FLAIR")
+    assert {case: row["warnings"] for case, row in summary().items()} == {
+        "case_0": "",
+        "case_1": "different-brains",
+        "case_2": "",
+    }
+    assert any(line.split()[0] == "case_1" and line.endswith("different-brains") for line in err.splitlines())
+
+
+def test_no_sidecar_writes_none_but_the_summary(cohort: Path) -> None:
+    assert segment(cohort, "-o", "out", "--no-sidecar", "--quiet") == 0
+    assert names_in("out") == [*(f"{case}.nii.gz" for case in CASES), "summary.csv"]
+
+
+# Which cases
+
+
+def test_files_of_any_naming_give_the_same_label_map(segmented: Path) -> None:
+    for n, words in enumerate((NAMES_2021, NAMES_2023, NAMES_NNUNET)):
+        write_case(Path(f"any/{words[0]}/case_{n}"), seed=n, words=words)
+    assert segment("any", "-o", "out", "--channels", "t1,t1ce,t2,flair", "--quiet") == 0
+    for case in CASES:
+        assert Path(f"out/{case}.nii.gz").read_bytes() == (segmented / f"{case}.nii.gz").read_bytes()
+
+
+def test_patterns_name_the_files_of_a_folder(segmented: Path) -> None:
+    write_case(Path("any/case_0"), words=("_a", "_b", "_c", "_d"))
+    patterns = "--pattern flair=*_a.* --pattern t1ce=*_b.* --pattern t1=*_c.* --pattern t2=*_d.*"
+    assert segment("any", "-o", "out", "--quiet", *patterns.split()) == 0
+    assert Path("out/case_0.nii.gz").read_bytes() == (segmented / "case_0.nii.gz").read_bytes()
+
+
+def test_dataset_json_says_what_the_channels_of_a_flat_folder_are(segmented: Path, capsys: Captured) -> None:
+    for n in range(2):
+        write_case(Path("flat"), seed=n, name=f"case_{n}", words=NAMES_NNUNET, labelled=False)
+    assert segment("flat", "-o", "out") == 1
+    assert "nothing says which modalities _0000 to _0003 are; give --channels" in capsys.readouterr().err
+    Path("flat/dataset.json").write_text(json.dumps({"channel_names": {"0": "T1", "1": "T1ce", "2": "T2", "3": "FLAIR"}}))
+    assert segment("flat", "-o", "out", "--quiet") == 0
+    for case in ("case_0", "case_1"):
+        assert Path(f"out/{case}.nii.gz").read_bytes() == (segmented / f"{case}.nii.gz").read_bytes()
+
+
+def table_of(cohort: Path, path: str, cases: Sequence[str], *, separator: str = ",") -> None:
+    """Write a table that names each case `patient of CASE`."""
+    rows = [["case", "t1", "t1ce", "t2", "flair"]]
+    rows += [
+        [f"patient of {case}", *(str(cohort / case / f"{case}_{kind}.nii.gz") for kind in ("t1", "t1ce", "t2", "flair"))]
+        for case in cases
+    ]
+    Path(path).write_text("".join(f"{separator.join(row)}\n" for row in rows))
+
+
+def test_tables_name_cases(cohort: Path, segmented: Path, capsys: Captured) -> None:
+    table_of(cohort, "table.csv", ["case_2"])
+    table_of(cohort, "table.tsv", ["case_0"], separator="\t")
+    assert segment("table.csv", "table.tsv", "-o", "out", "--quiet") == 0
+    assert capsys.readouterr().out.splitlines() == ["out/patient of case_0.nii.gz", "out/patient of case_2.nii.gz"]
+    assert Path("out/patient of case_2.nii.gz").read_bytes() == (segmented / "case_2.nii.gz").read_bytes()
+
+
+def test_folders_tables_and_stdin_can_be_mixed(cohort: Path, monkeypatch: pytest.MonkeyPatch, capsys: Captured) -> None:
+    table_of(cohort, "table.csv", ["case_1"])
+    monkeypatch.setattr("sys.stdin", io.StringIO(f"{cohort}/case_2\n\ntable.csv\r\n"))
+    assert segment(cohort / "case_0", "-", "-o", "out", "--dry-run", "--json") == 0
+    assert list(objects(capsys.readouterr().out)) == ["case_0", "case_2", "patient of case_1"]
+
+
+def test_empty_stdin_is_bad_input(monkeypatch: pytest.MonkeyPatch, capsys: Captured) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO(""))
+    assert segment("-", "-o", "out") == 3
+    assert capsys.readouterr().err.startswith("Error: stdin: no case: give paths of case folders")
+    assert not Path("out").exists()
+
+
+# Misuse, and what stops a run before it begins
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["-o", "seg.nii.gz"], "Error: -o seg.nii.gz: is one file; name a folder, which gets a label map of each case"),
+        (["-o", "out", "--dry-run", "--shard", "2"], "Error: Invalid value for '--shard': '2' is not K/N"),
+        ([], "Error: missing -o"),
+        (["-o", "out", "--skip-existing", "--overwrite"], "Error: --skip-existing and --overwrite exclude one another"),
+        (["-o", "out", "--skip-existing", "--no-sidecar"], "Error: --skip-existing needs the sidecars"),
+        (["-o", "out", "--case", "one"], "Error: CASES (--pattern, --channels, --shard) and --t1 --t1ce --t2 --flair --case"),
+        (["-o", "out", "--pattern", "t9=*"], "Error: "),
+        (["-o", "out", "--channels", "t1,t2"], "Error: "),
+        *(
+            (["-o", "out", "--shard", shard], "Error: Invalid value for '--shard'")
+            for shard in ("", "1", "0/3", "4/3", "1/0", "-1/3", "1/2/3", "a/b", "1,3", "1.0/3", "²/3", "1/1000000000")
+        ),
+        (["-o", "out", "--device", "cuda:0,cpu"], "Error: Invalid value for '--device'"),
+        (["-o", "out", "--device", "cuda:0,cuda:0"], "Error: Invalid value for '--device'"),
+    ],
+    ids=str,
+)
+def test_misuse_is_one_line_and_exit_2(arguments: list[str], line: str, cohort: Path, capsys: Captured) -> None:
+    assert segment(cohort, *arguments) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith(line)
+    assert captured.err.count("\n") == 1
+    assert names_in(".") == []
+
+
+def test_a_shard_of_four_files_is_misuse(cohort: Path, capsys: Captured) -> None:
+    files = {modality: cohort / f"case_0/case_0_{modality}.nii.gz" for modality in CHANNELS}
+    assert segment(*image_options(files), "-o", "out", "--shard", "1/2") == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [
+        (["--weights", "absent.h5"], 4),
+        (["--weights", "nonesuch"], 4),
+        (["--threads", "1", "--engine", "onnxruntime", "--device", "mps"], 2),
+    ],
+    ids=str,
+)
+def test_what_concerns_all_cases_stops_the_run_with_its_own_code(
+    arguments: list[str], code: int, cohort: Path, capsys: Captured
+) -> None:
+    assert segment(cohort, "-o", "out", *arguments) == code
+    out, err = capsys.readouterr()
+    assert (out, err.count("\n")) == ("", 1)
+    assert not Path("out").exists()
+
+
+def test_one_case_that_is_given_alone_has_its_own_code(cohort: Path, capsys: Captured) -> None:
+    shutil.copytree(cohort / "case_1", "case_1")
+    spoiled = spoil(Path("case_1"))
+    assert segment("case_1", "-o", "out") == 3
+    assert capsys.readouterr().err.startswith(f"Error: {spoiled}: is truncated")
+    spoiled.unlink()
+    assert segment("case_1", "-o", "out") == 3
+    assert segment("absent", "-o", "out") == 3
+    assert not Path("out").exists()
+
+
+def test_existing_outputs_stop_the_run_before_it_begins(segmented: Path, cohort: Path, capsys: Captured) -> None:
+    outputs(segmented, "case_1", "case_2")
+    before = contents(Path("out"))
+    assert segment(cohort, "-o", "out") == 6
+    assert capsys.readouterr() == (
+        "",
+        "Error: out/case_1.nii.gz: exists already, and the outputs of 1 more of 3 cases; "
+        "give --skip-existing to leave out what is complete, or --overwrite\n",
+    )
+    assert contents(Path("out")) == before
+
+
+@pytest.mark.parametrize("option", [[], ["--skip-existing"]], ids=["plain", "skip-existing"])
+def test_a_summary_of_others_is_not_replaced(option: list[str], cohort: Path, capsys: Captured) -> None:
+    Path("out").mkdir()
+    Path("out/summary.csv").write_text("mine\n")
+    assert segment(cohort, "-o", "out", *option) == 6
+    assert "out/summary.csv: exists already and is not drunet's" in capsys.readouterr().err
+    assert contents(Path("out")) == {"summary.csv": b"mine\n"}
+
+
+def test_an_out_that_is_a_file_stops_the_run(cohort: Path, capsys: Captured) -> None:
+    Path("out").write_text("")
+    assert segment(cohort, "-o", "out") == 6
+    assert capsys.readouterr().out == ""
+
+
+def test_overwrite_replaces_everything(segmented: Path, cohort: Path) -> None:
+    Path("out").mkdir()
+    for name in [*OUTPUTS, "summary.csv"]:
+        Path("out", name).write_text("earlier")
+    assert segment(cohort, "-o", "out", "--overwrite", "--quiet") == 0
+    assert names_in("out") == sorted([*OUTPUTS, "summary.csv"])
+    for case in CASES:
+        assert Path(f"out/{case}.nii.gz").read_bytes() == (segmented / f"{case}.nii.gz").read_bytes()
+
+
+# Again
+
+
+def test_skip_existing_leaves_out_what_is_complete_and_segments_the_rest(
+    segmented: Path, cohort: Path, capsys: Captured
+) -> None:
+    outputs(segmented, "case_0", "case_2")
+    before = {name: Path("out", name).stat().st_mtime_ns for name in names_in("out")}
+    assert segment(cohort, "-o", "out", "--skip-existing") == 0
+    out, err = capsys.readouterr()
+    assert out.splitlines() == LABEL_MAPS
+    assert "case_0: WT" in err
+    assert "(complete, left out, weights keras_base1)" in err
+    assert err.splitlines()[-1].startswith("3 cases in out; 2 were complete and left out (")
+    assert {name: Path("out", name).stat().st_mtime_ns for name in before} == before
+    assert Path("out/case_1.nii.gz").read_bytes() == (segmented / "case_1.nii.gz").read_bytes()
+    rows = summary()
+    assert {case: row["status"] for case, row in rows.items()} == {
+        "case_0": "left out",
+        "case_1": "done",
+        "case_2": "left out",
+    }
+    assert {row["output"] for row in rows.values()} == set(LABEL_MAPS)
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (["--labels", "brats2023"], "was made with other --labels"),
+        (["--window", "full"], "was made with window auto, now full"),
+        (["--engine", "torch"], "was made with engine onnxruntime, now torch"),
+        (["--precision", "bfloat16"], "was made with precision float32, now bfloat16"),
+        (["--weights", str(GOLDEN_WEIGHTS)], "was made with other weights (keras_base1, SHA-256 "),
+    ],
+    ids=lambda change: change[0],
+)
+def test_outputs_of_another_making_fail_and_stay(
+    change: list[str], reason: str, segmented: Path, cohort: Path, capsys: Captured
+) -> None:
+    outputs(segmented, *CASES)
+    before = contents(Path("out"))
+    assert segment(cohort, "-o", "out", "--skip-existing", *change) == 1
+    out, err = capsys.readouterr()
+    said = errors(err)
+    assert (out, sorted(said)) == ("", CASES)
+    for case in CASES:
+        assert said[case].startswith(f"out/{case}.nii.gz: {reason}")
+        assert said[case].endswith("; give --overwrite to segment the case again")
+        assert reason in summary()[case]["error"]
+    assert before.items() <= contents(Path("out")).items()
+
+
+def test_an_output_of_another_making_does_not_stop_the_rest(segmented: Path, cohort: Path, capsys: Captured) -> None:
+    outputs(segmented, "case_1")
+    assert segment(cohort, "-o", "out", "--skip-existing", "--labels", "brats2023") == 1
+    assert capsys.readouterr().out.splitlines() == [LABEL_MAPS[0], LABEL_MAPS[2]]
+    assert {case: row["status"] for case, row in summary().items()} == {"case_0": "done", "case_1": "failed", "case_2": "done"}
+    older, newer = (np.asarray(open_image(f"{folder}/case_2.nii.gz").dataobj) for folder in (segmented, "out"))
+    assert np.array_equal(np.where(older == 4, 3, older), newer)
+
+
+def test_a_label_map_that_was_edited_fails_and_stays(segmented: Path, cohort: Path, capsys: Captured) -> None:
+    outputs(segmented, *CASES)
+    save(segmentation(0), Path("out/case_1.nii.gz"))
+    before = Path("out/case_1.nii.gz").read_bytes()
+    assert segment(cohort, "-o", "out", "--skip-existing") == 1
+    assert "has been changed since drunet wrote it" in errors(capsys.readouterr().err)["case_1"]
+    assert Path("out/case_1.nii.gz").read_bytes() == before
+
+
+def test_another_input_since_then_fails_its_case(segmented: Path, cohort: Path, capsys: Captured) -> None:
+    shutil.copytree(cohort, "cohort")
+    outputs(segmented, *CASES)
+    flair = Path("cohort/case_1/case_1_flair.nii.gz")
+    save(images(9)[CHANNELS[0]], flair)
+    assert segment("cohort", "-o", "out", "--skip-existing") == 1
+    assert errors(capsys.readouterr().err).keys() == {"case_1"}
+    assert f"was made of another file than {flair} is now" in summary()["case_1"]["error"]
+
+
+def test_a_run_again_says_which_cases_it_left_out_and_where_they_are_now(
+    segmented: Path, cohort: Path, capsys: Captured
+) -> None:
+    outputs(segmented, *CASES)
+    assert segment(cohort, "-o", "out", "--skip-existing", "--json", "--quiet") == 0
+    found = objects(capsys.readouterr().out)
+    assert {document["left_out"] for document in found.values()} == {True}
+    assert [document["output"] for document in found.values()] == [row["output"] for row in summary().values()] == LABEL_MAPS
+
+
+def test_a_complete_run_again_reads_no_image(segmented: Path, cohort: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    outputs(segmented, *CASES)
+
+    def prepare(_: object) -> None:
+        raise AssertionError("an image was read")
+
+    monkeypatch.setattr("drunet_cli.segmentation.pipeline.prepare", prepare)
+    assert segment(cohort, "-o", "out", "--skip-existing", "--quiet") == 0
+
+
+def test_what_killed_runs_have_left_is_removed(segmented: Path, cohort: Path) -> None:
+    outputs(segmented, *CASES)
+    Path("out/case_0.nii.gz").unlink()  # a sidecar alone
+    host = os.uname().nodename
+    for name in ("case_0.nii.gz", "case_0.json", "case_1.json", "summary.csv", "summary-1-of-2.csv", "gone.nii.gz"):
+        Path(f"out/.{name}.{host}.999999999.tmp").write_text("{")
+    Path("out/.mine.tmp").write_text("")
+    assert segment(cohort, "-o", "out", "--skip-existing", "--quiet") == 0
+    assert names_in("out") == [".mine.tmp", *OUTPUTS, "summary.csv"]
+
+
+@pytest.mark.parametrize(
+    "before",
+    [[], ["--shard", "1/3"], ["--shard", "1/3", "--skip-existing", "--no-sidecar"], ["--shard", "4/4", "--skip-existing"]],
+    ids=["at once", "after a refused run", "after misuse", "after another shard"],
+)
+def test_the_sidecar_of_a_run_killed_before_it_was_published_is_adopted(
+    before: list[str], segmented: Path, cohort: Path, capsys: Captured
+) -> None:
+    outputs(segmented, *CASES)
+    Path("out/case_1.json").rename(f"out/.case_1.json.{os.uname().nodename}.999999999.tmp")
+    if before:
+        assert segment(cohort, "-o", "out", *before) in (0, 2, 6)
+        Path("out/summary-4-of-4.csv").unlink(missing_ok=True)
+    assert segment(cohort, "-o", "out", "--skip-existing", "--quiet") == 0
+    assert names_in("out") == sorted([*OUTPUTS, "summary.csv"])
+    assert Path("out/case_1.json").read_bytes() == (segmented / "case_1.json").read_bytes()
+
+
+def test_a_sidecar_that_tells_too_little_fails_its_case_alone(segmented: Path, cohort: Path, capsys: Captured) -> None:
+    outputs(segmented, *CASES)
+    document = json.loads(Path("out/case_1.json").read_text())
+    del document["volumes_ml"]
+    Path("out/case_1.json").write_text(json.dumps(document))
+    assert segment(cohort, "-o", "out", "--skip-existing") == 1
+    assert "recorded other things" in errors(capsys.readouterr().err)["case_1"]
+
+
+def test_the_sidecar_of_an_uncompressed_label_map_is_no_leftover(segmented: Path, cohort: Path, capsys: Captured) -> None:
+    outputs(segmented, "case_1")
+    Path("out/case_1.nii.gz").rename("out/case_1.nii")
+    assert segment(cohort, "-o", "out", "--skip-existing") == 6
+    assert "out/case_1.json: exists already" in capsys.readouterr().err
+    assert Path("out/case_1.json").exists()
+
+
+# Shards
+
+
+@pytest.fixture
+def with_broken(cohort: Path) -> Path:
+    """Five cases, of which case_1 has no T1 and case_3's T2 is cut short."""
+    shutil.copytree(cohort, "cohort")
+    write_case(Path("cohort/case_3"), seed=3)
+    write_case(Path("cohort/case_4"), seed=4)
+    Path("cohort/case_1/case_1_t1.nii.gz").unlink()
+    spoil(Path("cohort/case_3"))
+    return Path("cohort")
+
+
+def test_every_case_is_in_exactly_one_shard_and_every_shard_has_its_summary(with_broken: Path, capsys: Captured) -> None:
+    parts = {}
+    for k in (1, 2, 3):
+        failed = segment(with_broken, "-o", "out", "--shard", f"{k}/3", "--json", "--quiet")
+        found = objects(capsys.readouterr().out)
+        assert failed == any("error" in document for document in found.values())
+        rows = summary(f"summary-{k}-of-3.csv")
+        assert {case: row["status"] for case, row in rows.items()} == {
+            case: "failed" if "error" in document else "done" for case, document in found.items()
+        }
+        parts[k] = sorted(found)
+    # Every third by name, also of those that are broken.
+    assert parts == {1: ["case_0", "case_3"], 2: ["case_1", "case_4"], 3: ["case_2"]}
+    label_maps = [f"case_{n}.nii.gz" for n in (0, 2, 4)]
+    assert [name for name in names_in("out") if name.endswith(".nii.gz")] == label_maps
+    assert not Path("out/summary.csv").exists()
+
+
+@pytest.mark.parametrize("n_shards", [1, 2, 5, 7])
+def test_shards_of_any_number_part_the_cases(n_shards: int, with_broken: Path, capsys: Captured) -> None:
+    found: list[str] = []
+    for k in range(1, n_shards + 1):
+        code = segment(with_broken, "-o", "out", "--shard", f"{k}/{n_shards}", "--dry-run", "--json", "--quiet")
+        part = objects(capsys.readouterr().out)
+        assert code == any("error" in document for document in part.values())
+        assert abs(len(part) - 5 / n_shards) < 1
+        found += part
+    assert sorted(found) == [f"case_{n}" for n in range(5)]
+    assert not Path("out").exists()
+
+
+def test_an_empty_shard_says_so_and_is_no_failure(cohort: Path, capsys: Captured) -> None:
+    assert segment(cohort, "-o", "out", "--shard", "4/4") == 0
+    assert capsys.readouterr() == ("", "shard 4 of 4 is empty: there are fewer cases than shards\n")
+    assert names_in("out") == ["summary-4-of-4.csv"]
+    assert summary("summary-4-of-4.csv") == {}
+    assert segment(cohort, "-o", "out", "--shard", "4/4", "--dry-run") == 0
+    assert "shard 4 of 4 is empty" in capsys.readouterr().err
+
+
+def test_a_shard_that_is_resubmitted_keeps_its_share(segmented: Path, cohort: Path, capsys: Captured) -> None:
+    outputs(segmented, "case_0")
+    assert segment(cohort, "-o", "out", "--shard", "01/2", "--skip-existing", "--quiet") == 0
+    assert capsys.readouterr().out.splitlines() == [LABEL_MAPS[0], LABEL_MAPS[2]]
+    assert {case: row["status"] for case, row in summary("summary-1-of-2.csv").items()} == {
+        "case_0": "left out",
+        "case_2": "done",
+    }
+
+
+# Dry runs
+
+
+def test_a_dry_run_prints_what_would_be_done_and_changes_nothing(segmented: Path, with_broken: Path, capsys: Captured) -> None:
+    outputs(segmented, "case_0", "case_2")
+    Path("out/case_2.json").unlink()
+    Path(f"out/.case_4.nii.gz.{os.uname().nodename}.999999999.tmp").write_text("{")
+    before = contents(Path("out"))
+    assert segment(with_broken, "-o", "out", "--dry-run", "--skip-existing") == 1
+    out, err = capsys.readouterr()
+    header, *rows = [line.split() for line in out.splitlines()]
+    assert (header, err) == (["CASE", "STATE", "WOULD", "FOLDER"], "")
+    assert [" ".join(row[:-1]) for row in rows[:4]] == [
+        "case_0 segmented verify and leave out",
+        "case_2 foreign file refuse",
+        "case_3 new segment",  # what is wrong with its voxels is not known yet
+        "case_4 new segment",
+    ]
+    assert rows[4][:3] == ["case_1", "unusable", "fail"]
+    assert "has no T1" in out.splitlines()[5]
+    assert contents(Path("out")) == before
+
+
+def test_a_dry_run_makes_no_folder_and_needs_no_weights(cohort: Path, capsys: Captured) -> None:
+    assert segment(cohort, "-o", "out", "--dry-run", "--json") == 0
+    found = objects(capsys.readouterr().out)
+    assert found["case_1"] == {
+        "case": "case_1",
+        "state": "new",
+        "would": "segment",
+        "files": {modality: str(cohort / "case_1" / f"case_1_{modality}.nii.gz") for modality in CHANNELS},
+    }
+    assert found.keys() == set(CASES)
+    assert names_in(".") == []
+
+
+@pytest.mark.parametrize(
+    ("option", "code", "would"), [([], 6, "refuse"), (["--overwrite"], 0, "overwrite")], ids=["plain", "overwrite"]
+)
+def test_a_dry_run_ends_as_the_run_would(
+    option: list[str], code: int, would: str, segmented: Path, cohort: Path, capsys: Captured
+) -> None:
+    outputs(segmented, "case_1")
+    before = contents(Path("out"))
+    assert segment(cohort, "-o", "out", "--dry-run", "--json", *option) == code
+    assert {case: plan["would"] for case, plan in objects(capsys.readouterr().out).items()} == {
+        "case_0": "segment",
+        "case_1": would,
+        "case_2": "segment",
+    }
+    assert contents(Path("out")) == before
+
+
+# Broken cases of every kind
+
+
+def no_gzip(path: Path) -> None:
+    path.write_bytes(b"no image at all" * 100)
+
+
+def voxels_of(path: Path) -> Any:
+    return open_image(path).get_fdata()
+
+
+def saved(voxels: Any, path: Path) -> None:
+    nib.Nifti1Image(np.asarray(voxels, dtype=np.float32), open_image(path).affine).to_filename(path)
+
+
+def with_nan(path: Path) -> None:
+    voxels = voxels_of(path)
+    voxels[12, 10, 3] = np.nan
+    saved(voxels, path)
+
+
+def z_scored(path: Path) -> None:
+    voxels = voxels_of(path)
+    saved(np.where(brain(), (voxels - voxels[brain()].mean()) / voxels[brain()].std(), 0), path)
+
+
+def linked_nowhere(path: Path) -> None:
+    path.unlink()
+    path.symlink_to("nowhere.nii.gz")
+
+
+def in_a_folder(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+    (path / "dicom").write_text("")
+
+
+def shifted(path: Path) -> None:
+    image = open_image(path)
+    affine = image.affine.copy()
+    affine[0, 3] += 5
+    nib.Nifti1Image(np.asarray(image.dataobj), affine).to_filename(path)
+
+
+def piped(path: Path) -> None:
+    path.unlink()
+    os.mkfifo(path)
+
+
+# How the T2 file of a case is spoilt, and what is then said of the case.
+KINDS: Final[dict[str, tuple[Callable[[Path], object], str]]] = {
+    "missing": (Path.unlink, "has no T2: looked for"),
+    "two candidates": (lambda path: shutil.copyfile(path, path.with_name("two candidates_T2w.nii.gz")), "for T2; keep one"),
+    "truncated": (lambda path: path.write_bytes(path.read_bytes()[:200]), "is truncated"),
+    "empty": (lambda path: path.write_bytes(b""), "is empty"),
+    "not NIfTI": (no_gzip, "is not a NIfTI file"),
+    "corrupt": (lambda path: path.write_bytes(path.read_bytes()[:300] + bytes(40) + path.read_bytes()[340:]), "corrupt"),
+    "another shape": (lambda path: saved(voxels_of(path)[..., :4], path), "T2 not on the grid of FLAIR"),
+    "another place": (shifted, "T2 not on the grid of FLAIR"),
+    "NaN": (with_nan, "1 of 2880 voxels are NaN or infinite"),
+    "all zero": (lambda path: saved(np.zeros(SHAPE), path), "no voxel is above 0"),
+    "4-D": (lambda path: saved(np.stack([voxels_of(path)] * 2, axis=3), path), "4"),
+    "folder": (in_a_folder, "has no T2: looked for"),
+    "broken link": (linked_nowhere, "is a link to a file that is missing"),
+    "pipe": (piped, "is not a regular file"),
+    "z-scored": (z_scored, "as after z-scoring"),
+    "label map": (lambda path: save(segmentation(1), path), "as a label map does"),
+    "mask": (lambda path: saved(brain(), path), "this is a mask"),
+    "same image twice": (lambda path: shutil.copyfile(str(path).replace("_t2", "_t1"), path), "has the same voxels as"),
+}
+
+
+def test_every_good_case_is_done_among_all_kinds_of_broken_ones_which_are_named_with_their_reason(
+    cohort: Path, segmented: Path, capsys: Captured
+) -> None:
+    shutil.copytree(cohort, "cohort")
+    for kind, (damage, _) in KINDS.items():
+        damage(write_case(Path("cohort", kind), seed=7, labelled=False) / f"{kind}_t2.nii.gz")
+    for place in ("a", "b"):
+        write_case(Path("cohort", place, "twice"), seed=ord(place), labelled=False)
+    expected = {kind: reason for kind, (_, reason) in KINDS.items()} | {"twice": "twice is also the name of the case in"}
+    assert segment("cohort", "-o", "out") == 1
+    out, err = capsys.readouterr()
+    assert out.splitlines() == LABEL_MAPS
+    for case in CASES:
+        assert Path(f"out/{case}.nii.gz").read_bytes() == (segmented / f"{case}.nii.gz").read_bytes()
+    said = errors(err)
+    assert said.keys() == expected.keys()
+    for name, reason in expected.items():
+        assert reason in said[name], name
+    n_broken = len(KINDS) + 2
+    assert err.splitlines()[-1].startswith(f"Error: {n_broken} of {n_broken + N_CASES} cases failed: ")
+    assert "Traceback" not in err
+    rows = list(csv.DictReader(Path("out/summary.csv").read_text().splitlines()))
+    assert len(rows) == n_broken + N_CASES  # twice stands there twice
+    assert {row["case"]: row["error"] for row in rows if row["status"] == "failed"}.keys() == expected.keys()
+    assert names_in("out") == sorted([*OUTPUTS, "summary.csv"])
+
+
+def test_only_broken_cases_leave_a_summary_and_need_no_weights(cohort: Path, capsys: Captured) -> None:
+    shutil.copytree(cohort, "cohort")
+    for case in CASES:
+        spoil(Path("cohort", case))
+    assert segment("cohort", "-o", "out") == 1
+    out, err = capsys.readouterr()
+    assert (out, sorted(errors(err))) == ("", CASES)
+    assert names_in("out") == ["summary.csv"]
