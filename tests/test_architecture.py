@@ -34,6 +34,7 @@ TORCH_AT_THE_TOP: Final = re.compile(
 TORCH_IN_FUNCTIONS: Final = re.compile(r"network/(engines|export)\.py|segmentation/\w+\.py|training/history\.py")
 REQUESTS: Final = re.compile(r"network/(download|network_errors|web_page)\.py")
 PACKAGE_OF: Final = {"pillow": "PIL", "protobuf": "google"}  # where a distribution has another name than what it installs
+PILLOW: Final = re.compile(r"io/png\.py|segmentation/(drawing|thumbnails)\.py")
 NIBABEL: Final = re.compile(r"io/\w+\.py|segmentation/sidecar\.py")
 
 
@@ -145,8 +146,8 @@ def test_only_io_knows_nibabel(module: str) -> None:
 
 
 @every_module
-def test_only_one_module_knows_pillow(module: str) -> None:
-    assert module == "io/png.py" or not [found for found in imports_of(module) if found.package == "PIL"]
+def test_only_pictures_know_pillow(module: str) -> None:
+    assert PILLOW.fullmatch(module) or not [found for found in imports_of(module) if found.package == "PIL"]
 
 
 @every_module

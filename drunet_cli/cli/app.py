@@ -12,6 +12,7 @@ import typer
 
 import drunet_cli
 from drunet_cli.cli import evaluate, export, nii2png, png2nii, segment, signals, train, weights
+from drunet_cli.cli import report as report_command
 from drunet_cli.cli.console import give_up_stdout, report, why_stdout_was_lost
 from drunet_cli.errors import DeviceError, DrunetError, MisuseError, OutputError, Terminated
 
@@ -31,6 +32,7 @@ app.command()(segment.segment)
 app.command()(train.train)
 app.command()(export.export)
 app.command()(evaluate.evaluate)
+app.command()(report_command.report)
 convert = typer.Typer(no_args_is_help=True, help="Convert cases to PNG slices, and label slices to label maps.")
 convert.command()(nii2png.nii2png)
 convert.command()(png2nii.png2nii)

@@ -18,7 +18,7 @@ import numpy.typing as npt
 from isal import isal_zlib
 
 from drunet_cli.brats import N_CLASSES, ClassMap
-from drunet_cli.errors import CaseError
+from drunet_cli.errors import CaseError, MisuseError
 
 _SIGNATURE: Final = b"\x89PNG\r\n\x1a\n"
 _HEADER: Final = struct.Struct(">IIBBBBB")
@@ -28,6 +28,10 @@ _OTHER_COLOUR_TYPES: Final = {3: "a palette", 4: "grey with alpha"}
 _FILTER_SUB: Final = 1  # each byte less that of the pixel before it
 _OPAQUE: Final = 255
 _LARGEST_BYTES: Final = 2**22  # a frame of RGBA that does not compress at all takes 231 kB
+_PICTURE_SIZE: Final = struct.Struct(">II")  # columns, rows
+_PICTURE_SIZE_AT: Final = slice(16, 24)
+_LARGEST_PICTURE: Final = 2**24
+_WEBP_QUALITY, _WEBP_EFFORT = 75, 2
 PUBLISHED_STEP: Final = 50  # evaluate.py writes the class index x 50 in red
 
 Pixels = npt.NDArray[np.uint8]
@@ -113,6 +117,28 @@ def decode_png(content: bytes, size: tuple[int, int]) -> Pixels:
     except OSError as error:  # a filter that does not exist
         raise CaseError(f"is damaged: {error}") from error
     return pixels.reshape(rows, columns, channels)
+
+
+def encode_webp(content: bytes, *, width: int) -> tuple[bytes, int, int]:
+    """A PNG picture as WebP, smaller where it is wider than this; with its width and height.
+
+    Raises CaseError as `decode_png` does, MisuseError where Pillow lacks WebP.
+    """
+    from PIL import Image, features
+
+    if not features.check("webp"):
+        raise MisuseError(
+            "a Pillow with WebP is needed, which this one was built without: pip install --force-reinstall pillow"
+        )
+    rows, columns = _PICTURE_SIZE.unpack(content[_PICTURE_SIZE_AT].ljust(_PICTURE_SIZE.size, b"\0"))[::-1]
+    if rows * columns > _LARGEST_PICTURE:
+        raise CaseError(f"has {rows} x {columns} pixels (rows x columns), more than a picture may have")
+    picture = Image.fromarray(decode_png(content, (rows, columns)).squeeze()).convert("RGB")
+    if columns > width:
+        picture = picture.resize((width, max(1, round(rows * width / columns))), Image.Resampling.LANCZOS)
+    stream = io.BytesIO()
+    picture.save(stream, format="WEBP", quality=_WEBP_QUALITY, method=_WEBP_EFFORT)
+    return stream.getvalue(), *picture.size
 
 
 def label_slice(pixels: Pixels) -> ClassMap:

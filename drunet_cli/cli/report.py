@@ -1,0 +1,147 @@
+"""`drunet report`."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from drunet_cli.cli import options
+from drunet_cli.errors import MisuseError, OutputError
+
+if TYPE_CHECKING:
+    from drunet_cli.cli.console import Screen
+    from drunet_cli.segmentation.runs import Record, Runs
+
+
+def report(
+    runs: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="OUT_DIRS",
+            help="Folders that segment has written, looked through at any depth, or sidecars in them.",
+            show_default=False,
+        ),
+    ],
+    *,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "-o",
+            parser=options.path,
+            metavar="FILE.html",
+            help="Write one page with everything in it: table, previews, distribution of volumes, provenance.",
+            show_default=False,
+            rich_help_panel=options.OUTPUT,
+        ),
+    ] = None,
+    csv: Annotated[
+        Path | None,
+        typer.Option(
+            "--csv",
+            parser=options.path,
+            metavar="FILE",
+            help="Write one row a case.",
+            show_default=False,
+            rich_help_panel=options.OUTPUT,
+        ),
+    ] = None,
+    overwrite: options.Overwrite = False,
+    json: options.Json = False,
+    quiet: options.Quiet = False,
+) -> None:
+    """Put the cases of any number of runs or shards into one page or table.
+
+    Volumes in mL, warnings and provenance come from the sidecars beside the label
+    maps, which are checked to be as they were written; cases that failed from the
+    summaries. Previews are shown where segment --preview has made them. Without
+    -o and --csv a table is printed.
+
+    drunet report results -o report.html
+    """
+    if "" in runs:
+        raise MisuseError("OUT_DIRS: an empty path; an unset variable?")
+    if output is not None and output.suffix.lower() not in (".html", ".htm"):
+        raise MisuseError(f"-o {output}: name a .html file, or give --csv for a table")
+    if csv is not None and csv.suffix.lower() in (".html", ".htm", ".json"):
+        raise MisuseError(f"--csv {csv}: name a .csv file")
+
+    from drunet_cli.cli.console import Screen
+    from drunet_cli.segmentation.runs import read_runs
+
+    _check(output, csv, overwrite=overwrite)
+    screen = Screen(quiet=quiet)
+    read = read_runs([Path(run) for run in runs])
+    for record in read.records:
+        if record.problem:
+            screen.warning(f"{record.row.case}: {record.problem}")
+    for notice in read.notices:
+        screen.warning(notice)
+    if csv is not None:
+        _write_table(read.records, csv, overwrite=overwrite)
+    if output is not None:
+        _write_page(read, output, screen, overwrite=overwrite)
+    _print(read.records, [path for path in (csv, output) if path is not None], json=json)
+    screen.note(_counts(read.records))
+
+
+def _check(output: Path | None, csv: Path | None, *, overwrite: bool) -> None:
+    from drunet_cli.io.atomic import check_writable
+    from drunet_cli.segmentation.summary import is_summary
+
+    for path in (output, csv):
+        if path is not None:
+            check_writable(path, overwrite=overwrite)
+    if csv is not None and csv.exists() and is_summary(csv):
+        raise OutputError(f"{csv}: is the summary of a run, which tells of its failed cases; name another file")
+
+
+def _print(records: Sequence["Record"], written: Sequence[Path], *, json: bool) -> None:
+    from drunet_cli.cli.console import Screen, cohort_table, result, result_json
+
+    if json:
+        for record in records:
+            result_json(_columns(record))
+    elif written:
+        for path in written:
+            result(str(path))
+    else:
+        Screen().table(cohort_table([record.row for record in records]))
+
+
+def _columns(record: "Record") -> dict[str, Any]:
+    from drunet_cli.segmentation.summary import columns_of
+
+    return {**columns_of(record.row), "folder": str(record.folder)}
+
+
+def _counts(records: Sequence["Record"]) -> str:
+    from drunet_cli.cli.batch import counted
+    from drunet_cli.segmentation.summary import Status
+
+    n_failed = sum(record.row.status is Status.FAILED for record in records)
+    n_warned = sum(bool(record.row.warnings) for record in records)
+    return f"{counted(len(records), 'case')}: {len(records) - n_failed} segmented, {n_failed} failed; {n_warned} with warnings"
+
+
+def _write_table(records: Sequence["Record"], path: Path, *, overwrite: bool) -> None:
+    from drunet_cli.io.atomic import written
+    from drunet_cli.segmentation.summary import COLUMNS, encode_table
+
+    with written(path, overwrite=overwrite) as stream:
+        # The column more tells this table from a run's summary, should it lie in the folder of one.
+        stream.write(encode_table([*COLUMNS, "folder"], [_columns(record) for record in records]))
+
+
+def _write_page(runs: "Runs", path: Path, screen: "Screen", *, overwrite: bool) -> None:
+    from drunet_cli.host import granted_cpus
+    from drunet_cli.io.atomic import written
+    from drunet_cli.segmentation.page import encode_page
+    from drunet_cli.segmentation.thumbnails import read_thumbnails
+
+    with screen.case_bar(len(runs.records)) as advance:
+        thumbnails = read_thumbnails(runs.records, n_threads=granted_cpus(), on_done=advance)
+    for notice in thumbnails.notices:
+        screen.warning(notice)
+    with written(path, overwrite=overwrite) as stream:
+        stream.write(encode_page(runs, thumbnails, beside=path.parent))

@@ -1,0 +1,209 @@
+"""What runs have left in their folders: a record for each case, from its sidecar, else from the run's summary."""
+
+import os
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from pathlib import Path
+from typing import Any, Final
+
+from drunet_cli.errors import CaseError, OutputError
+from drunet_cli.io.inputs import file_sha256
+from drunet_cli.io.naming import stem
+from drunet_cli.segmentation.sidecar import SCHEMA, read_sidecar
+from drunet_cli.segmentation.summary import Status, SummaryRow, described_warnings, is_summary, read_summary, row_of
+
+_SUMMARY: Final = re.compile(r"summary(-[0-9]+-of-[0-9]+)?\.csv")
+_SCHEMA_BEGINS: Final = SCHEMA.partition("/")[0].encode()
+_LOOKED_AT_BYTES: Final = 1000  # the schema is a sidecar's first key
+_THREADS: Final = 8
+
+
+class LabelMapState(StrEnum):
+    """Codes of further warnings: what has become of a label map since its sidecar was written."""
+
+    MISSING = "label-map-missing"
+    CHANGED = "label-map-changed"
+    UNREADABLE = "label-map-unreadable"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Record:
+    """One case of one run.
+
+    row: with the label map where it lies now. source: the sidecar, or the summary that tells of a case without one.
+    messages: of the row's warnings, one each. problem: what is wrong with the label map; its message is the last of them.
+    document: the sidecar's object.
+    """
+
+    row: SummaryRow
+    source: Path
+    messages: tuple[str, ...] = ()
+    problem: str = ""
+    document: Mapping[str, Any] | None = None
+
+    @property
+    def folder(self) -> Path:
+        """Of the run, or of its shard."""
+        return self.source.parent
+
+    @property
+    def needs_a_look(self) -> bool:
+        """Whether it failed or has warnings."""
+        return self.row.status is Status.FAILED or bool(self.row.warnings)
+
+
+@dataclass(frozen=True)
+class Runs:
+    """records: by case. notices: whoever reads the records must know these, one line each."""
+
+    records: tuple[Record, ...]
+    notices: tuple[str, ...] = ()
+
+
+def read_runs(paths: Sequence[Path]) -> Runs:
+    """Read what runs have left. paths: their folders, looked through at any depth, or sidecars.
+
+    A file that is found twice counts once. Raises CaseError for a folder that cannot be listed or holds nothing of a run, and
+    for a file that is no sidecar.
+    """
+    notices: list[str] = []
+    records: dict[tuple[str, str], Record] = {}
+    for path in paths:
+        is_folder = os.path.isdir(path)  # noqa: PTH112  # unlike Path.is_dir it raises for no path
+        for record in _in_folder(path, notices) if is_folder else [_of_file(path)]:
+            records.setdefault((os.path.realpath(record.source), record.row.case), record)
+    ordered = sorted(records.values(), key=lambda record: (record.row.case, str(record.source)))
+    return Runs(tuple(ordered), (*dict.fromkeys(notices), *_repeated(ordered)))
+
+
+def _of_file(path: Path) -> Record:
+    record = _record_of(path)
+    if isinstance(record, Record):
+        return record
+    raise CaseError(record or f"{path}: is not a sidecar that drunet wrote; name the folder of a run, or a sidecar in it")
+
+
+def _in_folder(folder: Path, notices: list[str]) -> list[Record]:
+    files = _files_in(folder)
+    with ThreadPoolExecutor(_THREADS) as threads:
+        read = list(threads.map(_record_of, [path for path in files if not _SUMMARY.fullmatch(path.name)]))
+    records = [each for each in read if isinstance(each, Record)]
+    damaged = [each for each in read if isinstance(each, str)]
+    records += _without_sidecar([path for path in files if _SUMMARY.fullmatch(path.name)], records, notices)
+    if not records:
+        reason = damaged[0] if damaged else f"{folder}: holds no sidecar of a segmented case"
+        raise CaseError(f"{reason}; name a folder that drunet segment wrote")
+    notices += [f"{each}; left out" for each in damaged]
+    return records
+
+
+def _files_in(folder: Path) -> list[Path]:
+    """Those that may be sidecars or summaries."""
+
+    def refuse(error: OSError) -> None:
+        raise CaseError(f"{error.filename}: cannot be listed: {error.strerror}") from error
+
+    files: list[Path] = []
+    entered = set()
+    for parent, folders, names in os.walk(folder, onerror=refuse, followlinks=True):
+        if (real := os.path.realpath(parent)) in entered:  # a link back
+            folders.clear()
+            continue
+        entered.add(real)
+        folders.sort()
+        files += [Path(parent, name) for name in sorted(names) if name.lower().endswith(".json") or _SUMMARY.fullmatch(name)]
+    return files
+
+
+def _record_of(path: Path) -> Record | str | None:
+    """The case of a sidecar; why it cannot be read; None for any other file."""
+    document = read_sidecar(path)
+    if document is None:
+        try:
+            with path.open("rb") as stream:
+                is_ours = _SCHEMA_BEGINS in stream.read(_LOOKED_AT_BYTES)
+        except OSError as error:
+            return f"{path}: cannot be read: {error.strerror}"
+        return f"{path}: is a damaged sidecar" if is_ours else None
+    if document["schema"] != SCHEMA:
+        return f"{path}: is of schema {document['schema']}, which another version of drunet wrote"
+    if not isinstance(document.get("case"), str):
+        return f"{path}: is a damaged sidecar: names no case"
+    row = row_of(document, Status.DONE)
+    messages = tuple(message for _, message in described_warnings(document))
+    return _looked_up(Record(row=row, source=path, messages=messages, document=document))
+
+
+def _looked_up(record: Record) -> Record:
+    """The same record with its label map where it lies now, and what is wrong with that."""
+    label_map = _label_map_of(record)
+    sha256 = (record.document or {}).get("output_sha256")
+    state, message = None, ""
+    try:
+        if not label_map.exists():
+            state, message = LabelMapState.MISSING, "is gone; the volumes are those that were found"
+        elif sha256 is not None and file_sha256(label_map) != sha256:
+            state, message = LabelMapState.CHANGED, "is not the file that was written; the volumes are those of that file"
+    except OSError as error:
+        state, message = LabelMapState.UNREADABLE, f"cannot be read: {error.strerror}"
+    row = replace(record.row, output=str(label_map))
+    if state is None:
+        return replace(record, row=row)
+    row = replace(row, warnings=(*row.warnings, state))
+    problem = f"{label_map}: {message}"
+    return replace(record, row=row, messages=(*record.messages, problem), problem=problem)
+
+
+def _label_map_of(record: Record) -> Path:
+    """Beside its sidecar, wherever that has been moved to, and also when both have been given another name."""
+    beside = record.folder / (Path(record.row.output).name or f"{record.row.case}.nii.gz")
+    if record.document is None or stem(beside) == record.source.stem:
+        return beside
+    candidates = [record.folder / f"{record.source.stem}{suffix}" for suffix in (".nii.gz", ".nii")]
+    return next((path for path in candidates if os.path.exists(path)), candidates[0])  # noqa: PTH110
+
+
+def _without_sidecar(summaries: Iterable[Path], of_cases: Sequence[Record], notices: list[str]) -> Iterator[Record]:
+    """What summaries tell of cases that have no sidecar beside them; of several that tell of a case the latest."""
+    described = {(os.path.realpath(record.folder), record.row.case) for record in of_cases}
+    told: dict[tuple[str, str], Record] = {}
+    for path in sorted(summaries, key=lambda path: (_mtime_ns(path), path.name)):
+        try:
+            if is_summary(path):
+                rows = {(os.path.realpath(path.parent), row.case): Record(row=row, source=path) for row in read_summary(path)}
+                told |= rows
+        except (CaseError, OutputError) as error:
+            notices.append(f"{error}; left out")
+    records = [record for key, record in told.items() if key not in described]
+    for source, n in Counter(record.source for record in records if record.row.status is not Status.FAILED).items():
+        notices.append(f"{source}: {n} of its cases without a sidecar; taken from the table")
+    for record in records:
+        yield record if record.row.status is Status.FAILED else _looked_up(record)
+
+
+def _mtime_ns(path: Path) -> int:
+    try:
+        return path.stat().st_mtime_ns
+    except OSError:  # it will be told when it is read
+        return 0
+
+
+def _repeated(records: Iterable[Record]) -> list[str]:
+    """Cases that occur more than once, told once for all that lie in the same folders."""
+    sources = defaultdict(list)
+    for record in records:
+        sources[record.row.case].append(record.source)
+    cases = defaultdict(list)
+    for case, files in sources.items():
+        if len(files) > 1:
+            folders = sorted({str(file.parent) for file in files})
+            cases[tuple(folders if len(folders) > 1 else sorted(map(str, files)))].append(case)
+    notices = []
+    for places, names in cases.items():
+        others = f" and {len(names) - 1} more" if len(names) > 1 else ""
+        notices.append(f"{names[0]}{others}: in {' and in '.join(places)}; all are kept")
+    return notices

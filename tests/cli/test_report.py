@@ -1,0 +1,155 @@
+"""`drunet report` from the command line: what it prints, what it writes, and its exit codes."""
+
+import csv
+import io
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from drunet_cli.cli.app import main
+from drunet_cli.errors import CaseError
+from drunet_cli.segmentation.summary import COLUMNS, encode_summary, failed_row
+from tests.segmentation.small_runs import write_case
+from tests.support import GOLDEN_WEIGHTS, image_options
+
+Captured = pytest.CaptureFixture[str]
+
+
+@pytest.fixture(autouse=True)
+def in_tmp_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def runs() -> Path:
+    """Two shards: a and c with a warning, b that failed."""
+    write_case(Path("runs/one"), "a")
+    write_case(Path("runs/two"), "c", warnings=["resampled"])
+    Path("runs/one/summary-1-of-2.csv").write_bytes(encode_summary([failed_row("b", CaseError("b: no such file"))]))
+    return Path("runs")
+
+
+def test_table_is_printed_where_nothing_is_to_be_written(runs: Path, capsys: Captured) -> None:
+    assert main(["report", str(runs)]) == 0
+    out, err = capsys.readouterr()
+    assert [line.split() for line in out.splitlines()] == [
+        ["CASE", "STATUS", "WT", "mL", "TC", "mL", "ET", "mL", "NOTES"],
+        ["a", "done", "3.5", "1.5", "0.5"],
+        ["b", "failed", "b:", "no", "such", "file"],
+        ["c", "done", "3.5", "1.5", "0.5", "resampled"],
+    ]
+    assert err == "3 cases: 2 segmented, 1 failed; 1 with warnings\n"
+
+
+def test_paths_are_printed_of_what_was_written(runs: Path, capsys: Captured) -> None:
+    assert main(["report", str(runs), "--csv", "cases.csv", "-o", "pages/report.html"]) == 0
+    assert capsys.readouterr().out == "cases.csv\npages/report.html\n"
+    assert Path("pages/report.html").read_text().startswith("<!doctype html>")
+
+
+def test_table_file_has_a_row_a_case_and_its_folder(runs: Path) -> None:
+    assert main(["report", str(runs), "--csv", "cases.csv"]) == 0
+    rows = list(csv.DictReader(io.StringIO(Path("cases.csv").read_text())))
+    assert list(rows[0]) == [*COLUMNS, "folder"]
+    assert [(row["case"], row["status"], row["wt_ml"], row["folder"]) for row in rows] == [
+        ("a", "done", "3.5", "runs/one"),
+        ("b", "failed", "", "runs/one"),
+        ("c", "done", "3.5", "runs/two"),
+    ]
+
+
+def test_table_file_is_no_summary_where_it_lies_among_runs(runs: Path, capsys: Captured) -> None:
+    assert main(["report", str(runs), "--csv", "runs/summary.csv"]) == 0
+    capsys.readouterr()
+    assert main(["report", str(runs), "--json"]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 3
+
+
+def test_json_gives_an_object_a_case(runs: Path, capsys: Captured) -> None:
+    assert main(["report", str(runs), "--json", "--csv", "cases.csv"]) == 0
+    documents = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [document["case"] for document in documents] == ["a", "b", "c"]
+    assert (documents[2]["warnings"], documents[2]["network_s"]) == (["resampled"], 1.5)
+    assert documents[1]["error"] == "b: no such file"
+    assert Path("cases.csv").exists()
+
+
+@pytest.mark.parametrize(("option", "name"), [("--csv", "cases.csv"), ("-o", "report.html")])
+def test_file_that_exists_is_replaced_only_when_asked(option: str, name: str, runs: Path, capsys: Captured) -> None:
+    Path(name).write_text("mine")
+    assert main(["report", str(runs), option, name]) == 6
+    assert (Path(name).read_text(), f"{name}: exists already" in capsys.readouterr().err) == ("mine", True)
+    assert main(["report", str(runs), option, name, "--overwrite"]) == 0
+    assert Path(name).read_text() != "mine"
+
+
+def test_file_that_exists_is_refused_before_anything_is_read() -> None:
+    Path("report.html").write_text("mine")
+    assert main(["report", "absent", "-o", "report.html"]) == 6
+
+
+def test_summary_of_a_run_is_never_replaced(runs: Path, capsys: Captured) -> None:
+    summary = runs / "one/summary-1-of-2.csv"
+    before = summary.read_bytes()
+    assert main(["report", str(runs), "--csv", str(summary), "--overwrite"]) == 6
+    assert "is the summary of a run" in capsys.readouterr().err
+    assert summary.read_bytes() == before
+
+
+def test_folder_without_a_sidecar_is_named(runs: Path, capsys: Captured) -> None:
+    Path("none").mkdir()
+    assert main(["report", str(runs), "none", "-o", "report.html"]) == 3
+    out, err = capsys.readouterr()
+    assert (out, err.startswith("Error: none: holds no sidecar")) == ("", True)
+    assert not Path("report.html").exists()
+
+
+@pytest.mark.parametrize("arguments", [["-o", "report.txt"], ["--csv", "report.html"], [""], ["--csv", ""]])
+def test_what_makes_no_sense_is_refused(arguments: list[str], runs: Path) -> None:
+    assert main(["report", str(runs), *arguments]) == 2
+
+
+@pytest.mark.parametrize("quiet", [False, True])
+def test_warnings_are_about_what_became_of_the_files(quiet: bool, runs: Path, capsys: Captured) -> None:
+    (runs / "one/a.nii.gz").write_bytes(b"corrected by hand")
+    Path("runs/two/c_preview.png").write_bytes(b"no picture")
+    write_case(Path("runs/three"), "d").write_text('{"schema": "drunet.segmentation/1"')
+    assert main(["report", str(runs), "-o", "report.html", *(["--quiet"] if quiet else [])]) == 0
+    told = [line for line in capsys.readouterr().err.splitlines() if line.startswith("Warning: ")]
+    assert told == (
+        []
+        if quiet
+        else [
+            "Warning: a: runs/one/a.nii.gz: is not the file that was written; the volumes are those of that file",
+            "Warning: runs/three/d.json: is a damaged sidecar; left out",
+            "Warning: runs/two/c_preview.png: is not a PNG file; not shown",
+        ]
+    )
+
+
+def test_report_imports_no_torch(runs: Path) -> None:
+    program = """
+import sys
+from drunet_cli.cli.app import main
+code = main(["report", "runs", "-o", "report.html", "--csv", "cases.csv"])
+sys.exit(code or "torch" in sys.modules)
+"""
+    assert subprocess.run([sys.executable, "-c", program], check=False, capture_output=True).returncode == 0
+
+
+def test_what_segment_wrote_is_reported(capsys: Captured) -> None:
+    options = ["--case", "golden", "--weights", str(GOLDEN_WEIGHTS), "-o", "out", "--json", "--quiet"]
+    assert main(["segment", *image_options(), *options]) == 0
+    written = json.loads(capsys.readouterr().out)
+    assert main(["report", "out", "--json", "--quiet", "-o", "report.html"]) == 0
+    read = json.loads(capsys.readouterr().out)
+    assert {name: read[f"{name.lower()}_ml"] for name in written["volumes_ml"]} == written["volumes_ml"]
+    assert read["warnings"] == [warning["code"] for warning in written["warnings"]]
+    assert (read["weights"], read["weights_sha256"]) == ([written["weights"]["name"]], [written["weights"]["sha256"]])
+    assert {stage: read[f"{stage}_s"] for stage in ("read", "network")} == written["seconds"]
+    assert (read["device"], read["output"]) == (written["device"], written["output"])
+    page = Path("report.html").read_text()
+    assert all(str(told) in page for told in (written["weights"]["sha256"], *written["versions"].values()))
