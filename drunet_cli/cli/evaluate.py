@@ -60,6 +60,14 @@ def evaluate(
         float,
         typer.Option(min=0, metavar="MM", help="Of the surface Dice, in mm.", rich_help_panel=_METRICS),
     ] = 1.0,
+    uncertainty: Annotated[
+        bool,
+        typer.Option(
+            "--uncertainty",
+            help="Score the uncertainty maps beside PRED too, as the uncertainty task of BraTS 2020 did.",
+            rich_help_panel=_METRICS,
+        ),
+    ] = False,
     seed: Annotated[int, typer.Option(min=0, metavar="N", help="Of the bootstrap over cases.", rich_help_panel=_METRICS)] = 0,
     allow_missing: Annotated[
         bool,
@@ -151,10 +159,17 @@ def evaluate(
     for case, error in failures.items():
         batch.failed(case, error)
     tasks = [
-        EvaluationTask(pair=pair, convention=Convention(convention), labels=labels, tolerance_mm=tolerance)
+        EvaluationTask(
+            pair=pair, convention=Convention(convention), labels=labels, tolerance_mm=tolerance, uncertainty=uncertainty
+        )
         for pair in pairing.pairs
     ]
     documents = _evaluated(tasks, batch, n_jobs=jobs or granted_cpus())
+    if uncertainty and (without := sum(document["brain_image"] is None for document in documents)):
+        screen.warning(
+            f"{without} of {counted(len(documents), 'case')} without a T1 image beside the reference: FTP, FTN and AUROC count "
+            "the air around the head too, unlike those of BraTS 2020"
+        )
     unwritten = None
     if documents:
         try:
@@ -205,7 +220,8 @@ def _print_tables(documents: Sequence[Mapping[str, Any]], *, seed: int, worst: i
     cases = counted(len(documents), "case")
     title = f"Convention {first['convention']}, surface Dice at {first['tolerance_mm']:g} mm, {cases}"
     screen = Screen()
-    screen.table(statistics_table(title, tables.summarised(documents, seed=seed), tables.SCORES))
+    labels = {**tables.SCORES, **tables.UNCERTAINTY_SCORES}
+    screen.table(statistics_table(title, tables.summarised(documents, seed=seed), labels))
     if worst is not None:
         screen.table(worst_table(tables.worst(documents, worst)))
 

@@ -3,17 +3,20 @@
 import csv
 import io
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from drunet_cli.brats import Modality
 from drunet_cli.errors import CaseError
 from drunet_cli.io.naming import SEGMENTATION, WORDS, before_and_last_word, is_nifti, stem, with_a_name
 
 COLUMNS: Final = ("case", "prediction", "reference")
+UNCERTAINTY_MAPS: Final = {"WT": "_unc_whole", "TC": "_unc_core", "ET": "_unc_enhance"}  # by region, as BraTS 2020 names them
 # What drunet and BraTS write beside a label map, by the end of the name.
-_NO_LABEL_MAPS: Final = ("_probabilities", "_entropy", "_unc_whole", "_unc_core", "_unc_enhance")
+_NO_LABEL_MAPS: Final = ("_probabilities", "_entropy", *UNCERTAINTY_MAPS.values())
+_SUFFIXES: Final = (".nii.gz", ".nii")
 
 
 @dataclass(frozen=True)
@@ -123,6 +126,33 @@ def label_maps_in(folder: Path) -> dict[str, list[Path]]:
     if not found:
         raise CaseError(f"{folder}: holds no label map; looked for CASE.nii.gz, CASE_seg.nii.gz and CASE-seg.nii.gz")
     return found
+
+
+def uncertainty_maps_of(label_map: Path) -> dict[str, Path]:
+    """The uncertainty maps beside a label map, by region: NAME_unc_whole.nii.gz, NAME_unc_core and NAME_unc_enhance, or .nii.
+
+    Raises CaseError that names all that are not there.
+    """
+    names = {region: f"{stem(label_map)}{end}" for region, end in UNCERTAINTY_MAPS.items()}
+    found = {region: _beside(label_map, [name]) for region, name in names.items()}
+    if absent := [f"{names[region]}.nii.gz" for region, path in found.items() if path is None]:
+        raise CaseError(
+            f"{label_map}: has no {', '.join(absent)} beside it; segment the case with --uncertainty, or compare it without"
+        )
+    return {region: path for region, path in found.items() if path is not None}
+
+
+def t1_of(label_map: Path) -> Path | None:
+    """The T1 image beside a reference, named as in BraTS: CASE_t1.nii.gz beside CASE_seg.nii.gz, CASE-t1n beside CASE-seg."""
+    before, word = before_and_last_word(stem(label_map))
+    case = before if word.lower() == SEGMENTATION else stem(label_map)
+    words = [word for word, modality in WORDS.items() if modality is Modality.T1]
+    return _beside(label_map, [f"{case}{separator}{word}" for separator in ("_-" if case else ("",)) for word in words])
+
+
+def _beside(label_map: Path, names: Iterable[str]) -> Path | None:
+    paths = (label_map.with_name(f"{name}{suffix}") for name in names for suffix in _SUFFIXES)
+    return next((path for path in paths if os.path.isfile(path)), None)  # noqa: PTH113  # unlike Path.is_file it raises for no path
 
 
 def _files(folder: Path) -> Iterator[Path]:

@@ -18,6 +18,14 @@ SCORES: Final[Mapping[str, str]] = {
     "precision": "precision",
     "volume_error_ml": "volume error mL",
 }
+# And of the uncertainty of a region, where it was asked for; by their names in flat tables.
+UNCERTAINTY_SCORES: Final[Mapping[str, str]] = {
+    "uncertainty_dice_auc": "Dice AUC",
+    "uncertainty_ftp_auc": "FTP AUC",
+    "uncertainty_ftn_auc": "FTN AUC",
+    "uncertainty_score": "uncertainty",
+    "uncertainty_error_auroc": "error AUROC",
+}
 _RESAMPLES: Final = 10_000
 _INTERVAL_PERCENT: Final = (2.5, 97.5)
 
@@ -51,14 +59,18 @@ def statistics(values: Sequence[float], *, seed: int) -> Statistics:
 
 
 def summarised(documents: Sequence[Mapping[str, Any]], *, seed: int) -> dict[str, dict[str, Statistics]]:
-    """Statistics by region and score, over the objects that `evaluation.evaluate` gives, one a case."""
-    regions = documents[0]["regions"]
-    return {
-        region: {
-            score: statistics([document["regions"][region][score] for document in documents], seed=seed) for score in SCORES
-        }
-        for region in regions
-    }
+    """Statistics by region and score, over the objects that `evaluation.evaluate` gives, one a case.
+
+    A score that some cases do not have is of the others, and absent where none has it.
+    """
+    summary: dict[str, dict[str, Statistics]] = {}
+    for region in documents[0]["regions"]:
+        flat = [_flat(document["regions"][region]) for document in documents]
+        summary[region] = {}
+        for score in (*SCORES, *UNCERTAINTY_SCORES):
+            if values := [scores[score] for scores in flat if scores.get(score) is not None]:
+                summary[region][score] = statistics(values, seed=seed)
+    return summary
 
 
 def worst(documents: Iterable[Mapping[str, Any]], n: int) -> list[Mapping[str, Any]]:

@@ -238,6 +238,87 @@ def test_any_number_of_jobs_gives_the_same_scores(jobs: int, folders: tuple[Path
     assert Path("one.csv").read_bytes() == Path("many.csv").read_bytes()
 
 
+# Uncertainty
+
+
+SCORES_OF_UNCERTAINTY: Final = ["Dice AUC", "FTP AUC", "FTN AUC", "uncertainty", "error AUROC"]
+
+
+@pytest.fixture
+def with_maps(own: Path) -> Path:
+    """Uncertainty maps beside the predictions: 0 to 99 at random, others for each case and region."""
+    for n, case in enumerate(CASES):
+        for region, end in enumerate(("whole", "core", "enhance")):
+            noise = np.random.default_rng((n, region)).integers(0, 100, SHAPE)
+            save(noise.astype(np.uint8), own / f"{case}_unc_{end}.nii.gz")
+    return own
+
+
+def test_uncertainty_adds_its_scores_to_every_region_of_the_table(with_maps: Path, cohort: Path, capsys: Captured) -> None:
+    assert evaluate(with_maps, cohort / "ref", "--uncertainty", "--json", "--quiet") == 0
+    documents = objects(capsys.readouterr().out)
+    assert evaluate(with_maps, cohort / "ref", "--uncertainty") == 0
+    out, err = capsys.readouterr()
+    lines = out.splitlines()[2:]
+    assert len(lines) == 3 * (7 + 5)
+    assert [line[8:20].strip() for line in lines[7:12]] == SCORES_OF_UNCERTAINTY
+    mean = np.mean([document["regions"]["WT"]["uncertainty"]["score"] for document in documents])
+    assert lines[10].split()[2] == f"{mean:.3f}"
+    assert "Warning" not in err
+
+
+def test_json_and_csv_hold_the_same_scores_of_uncertainty(with_maps: Path, cohort: Path, capsys: Captured) -> None:
+    assert evaluate(with_maps, cohort / "ref", "--uncertainty", "--json", "--csv", "scores.csv") == 0
+    first, _, last = objects(capsys.readouterr().out)
+    assert first["regions"]["WT"]["uncertainty"]["error_auroc"] is None  # nothing of it is wrong
+    assert first["brain_image"] == str(cohort / "ref" / "case_0" / "case_0_t1.nii.gz")
+    found = {row["region"]: row for row in rows("scores.csv") if row["case"] == "case_2"}
+    for region in ("WT", "TC", "ET"):
+        for name, value in last["regions"][region]["uncertainty"].items():
+            assert found[region][f"uncertainty_{name}"] == ("" if value is None else str(value))
+    assert found["NCR"]["uncertainty_score"] == ""
+
+
+def test_without_t1_images_the_whole_volume_counts_and_a_warning_says_so(
+    with_maps: Path, cohort: Path, capsys: Captured
+) -> None:
+    Path("ref").mkdir()
+    for n, case in enumerate(CASES[:2]):
+        Path(f"ref/{case}_seg.nii.gz").symlink_to(files_of(cohort, n)[1])
+    Path("ref/case_0_t1.nii.gz").symlink_to(cohort / "ref" / "case_0" / "case_0_t1.nii.gz")
+    assert evaluate(with_maps, "ref", "--uncertainty", "--allow-missing") == 0
+    assert (
+        "Warning: 1 of 2 cases without a T1 image beside the reference: FTP, FTN and AUROC count the air around the head too, "
+        "unlike those of BraTS 2020\n"
+    ) in capsys.readouterr().err
+
+
+def test_a_case_without_maps_is_one_error_and_the_others_are_scored(with_maps: Path, cohort: Path, capsys: Captured) -> None:
+    for path in with_maps.glob("case_1_unc_*"):
+        path.unlink()
+    assert evaluate(with_maps, cohort / "ref", "--uncertainty", "--csv", "scores.csv") == 1
+    out, err = capsys.readouterr()
+    assert ", 2 case" in out.splitlines()[0]
+    assert [line for line in err.splitlines() if "unc_" in line] == [
+        "Error: case_1: out/case_1.nii.gz: has no case_1_unc_whole.nii.gz, case_1_unc_core.nii.gz, case_1_unc_enhance.nii.gz "
+        "beside it; segment the case with --uncertainty, or compare it without"
+    ]
+
+
+def test_one_pair_without_maps_is_bad_input(cohort: Path, capsys: Captured) -> None:
+    assert evaluate(*files_of(cohort, 0), "--uncertainty") == 3
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_the_table_with_uncertainty_fits_a_terminal_of_80_columns(
+    with_maps: Path, cohort: Path, capsys: Captured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in {"COLUMNS": "80", "FORCE_COLOR": "1", "NO_COLOR": "1"}.items():
+        monkeypatch.setenv(name, value)
+    assert evaluate(with_maps, cohort / "ref", "--uncertainty", "--quiet") == 0
+    assert len(capsys.readouterr().out.splitlines()) == 2 + 36
+
+
 # Files
 
 

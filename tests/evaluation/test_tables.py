@@ -10,7 +10,16 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from drunet_cli.evaluation.tables import SCORES, Statistics, as_csv, mean_dice, statistics, summarised, worst
+from drunet_cli.evaluation.tables import (
+    SCORES,
+    UNCERTAINTY_SCORES,
+    Statistics,
+    as_csv,
+    mean_dice,
+    statistics,
+    summarised,
+    worst,
+)
 
 DICE: Final = (0.9, 0.5, 0.7, 1.0)
 
@@ -130,6 +139,26 @@ def test_every_region_and_score_is_summarised() -> None:
     assert found["TC"]["hd95_mm"].mean == 0.25
 
 
+def with_uncertainty(case: str, error_auroc: float | None) -> dict[str, Any]:
+    found = document(case)
+    for scores in found["regions"].values():
+        scores["uncertainty"] = {"dice_auc": 0.9, "error_auroc": error_auroc}
+    return found
+
+
+def test_scores_of_uncertainty_follow_the_others_where_cases_have_them() -> None:
+    found = summarised([with_uncertainty("a", 0.8)], seed=0)
+    assert list(found["WT"]) == [*SCORES, "uncertainty_dice_auc", "uncertainty_error_auroc"]
+    assert set(found["WT"]) - set(SCORES) <= set(UNCERTAINTY_SCORES)
+
+
+def test_a_score_is_of_the_cases_that_have_it_and_absent_where_none_has() -> None:
+    found = summarised([with_uncertainty("a", 0.8), with_uncertainty("b", None), with_uncertainty("c", 0.6)], seed=0)["WT"]
+    assert found["uncertainty_error_auroc"] == statistics([0.8, 0.6], seed=0)
+    assert found["uncertainty_dice_auc"].n == 3
+    assert "uncertainty_error_auroc" not in summarised([with_uncertainty("b", None)], seed=0)["WT"]
+
+
 # --- the worst cases
 
 
@@ -177,6 +206,12 @@ def test_counts_of_lesions_have_columns_of_their_own() -> None:
     counts = ("lesions_true_positives", "lesions_false_negatives", "lesions_false_positives")
     assert [first[name] for name in counts] == ["1", "0", "2"]
     assert "lesions" not in first
+
+
+def test_scores_of_uncertainty_have_columns_and_a_cell_is_empty_where_there_is_none() -> None:
+    first, *_, last = rows(as_csv([with_uncertainty("a", None)]))
+    assert (first["uncertainty_dice_auc"], first["uncertainty_error_auroc"]) == ("0.9", "")
+    assert (last["region"], last["uncertainty_dice_auc"]) == ("ED", "")
 
 
 def test_numbers_come_back_from_the_table_bit_for_bit() -> None:
