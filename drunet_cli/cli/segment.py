@@ -37,7 +37,7 @@ def segment(
     ] = False,
     json: options.Json = False,
     quiet: options.Quiet = False,
-    weights: options.Weights = DEFAULT,
+    weights: options.WeightsOfSegment = None,
     device: options.Devices = "auto",
     precision: Annotated[
         Precision,
@@ -66,6 +66,15 @@ def segment(
     ] = None,
     batch_size: options.BatchSize = None,
     threads: options.Threads = None,
+    tta: options.Tta = options.TestTime.NONE,
+    mc_samples: options.McSamples = 0,
+    dropout: options.DropoutRate = None,
+    seed: options.Seed = 0,
+    min_volume: options.MinVolume = 0.0,
+    min_enhancing: options.MinEnhancing = 0.0,
+    preview: options.Preview = False,
+    probabilities: options.Probabilities = False,
+    uncertainty: options.Uncertainty = False,
 ) -> None:
     """Segment brain tumours: four MRI files of a patient in, a 3D label map out.
 
@@ -93,24 +102,40 @@ def segment(
     if skip_existing and no_sidecar:
         raise MisuseError("--skip-existing needs the sidecars; leave --no-sidecar out")
 
+    if (dropout is not None or seed) and mc_samples == 0:
+        raise MisuseError("--dropout and --seed are of the samples; give --mc-samples N too")
+
     from drunet_cli.cli import cases as cases_of
     from drunet_cli.cli.computing import Computing, Opening
     from drunet_cli.cli.console import Screen
     from drunet_cli.cli.segmenting import Outputs, Run
     from drunet_cli.host import granted_cpus
     from drunet_cli.io.discovery import Cohort
+    from drunet_cli.segmentation.outputs import Extra, chosen
+    from drunet_cli.segmentation.postprocess import Postprocessing
+    from drunet_cli.segmentation.predict import Plan
 
     screen = Screen(quiet=quiet)
     # Cheap checks first: nothing is read, and nothing imported that takes time, for a run that cannot end well.
     opening = Opening(
         Computing(
-            weights=weights,
+            weights=tuple(weights or [DEFAULT]),
             devices=tuple(device.split(",")),
             precision=precision,
             engine=engine,
             window=window,
             batch_size=batch_size,
             threads=threads or granted_cpus(),
+            plan=Plan(
+                window=window or WindowMode.FULL,
+                flips=tta is options.TestTime.FLIPS,
+                mc_samples=mc_samples,
+                seed=seed,
+                probabilities=probabilities,
+                uncertainty=uncertainty,
+            ),
+            postprocessing=Postprocessing(min_volume_ml=min_volume, min_enhancing_ml=min_enhancing),
+            dropout=dropout,
         ),
         screen,
     )
@@ -123,6 +148,7 @@ def segment(
         output,
         labels=labels,
         sidecar=not no_sidecar,
+        extras=chosen({Extra.PREVIEW: preview, Extra.PROBABILITIES: probabilities, Extra.UNCERTAINTY: uncertainty}),
         skip_existing=skip_existing,
         overwrite=overwrite,
         shard=share,

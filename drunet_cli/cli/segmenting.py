@@ -21,8 +21,18 @@ from drunet_cli.io.discovery import Cohort
 from drunet_cli.segmentation import existing
 from drunet_cli.segmentation.cohort import CaseTask, Listener, Network, Outcome, segment_cases
 from drunet_cli.segmentation.existing import State
-from drunet_cli.segmentation.pipeline import PreparedCase, Target
-from drunet_cli.segmentation.summary import Status, SummaryRow, encode_summary, failed_row, is_summary, row_of, summary_name
+from drunet_cli.segmentation.outputs import Extra, Target
+from drunet_cli.segmentation.pipeline import PreparedCase
+from drunet_cli.segmentation.summary import (
+    Status,
+    SummaryRow,
+    described_weights,
+    encode_summary,
+    failed_row,
+    is_summary,
+    row_of,
+    summary_name,
+)
 
 _MOST_ROWS: Final = 40
 
@@ -34,6 +44,7 @@ class Outputs:
     output: Path
     labels: Labels = Labels.BRATS2020
     sidecar: bool = True
+    extras: frozenset[Extra] = frozenset()
     skip_existing: bool = False
     overwrite: bool = False
     shard: tuple[int, int] | None = None
@@ -51,7 +62,9 @@ class Outputs:
     def target(self, case: Case) -> Target:
         """What is written for a case."""
         label_map = label_map_path(self.output, case.name)
-        return Target(label_map=label_map, labels=self.labels, sidecar=self.sidecar, overwrite=self.overwrite)
+        return Target(
+            label_map=label_map, labels=self.labels, sidecar=self.sidecar, extras=self.extras, overwrite=self.overwrite
+        )
 
 
 class Run:
@@ -137,7 +150,7 @@ class Run:
                 target.remove_stale()
         else:
             existing.adopt_sidecars_in(self._outputs.folder)
-            for suffix in (".nii.gz", ".json", ".csv"):
+            for suffix in (".nii.gz", ".json", ".png", ".csv"):
                 remove_stale_in(self._outputs.folder, suffix=suffix)
         if self._outputs.skip_existing:
             for target in targets:
@@ -224,4 +237,5 @@ class Run:
 def _note(document: Mapping[str, Any], *, left_out: bool, seconds: float) -> str:
     volumes = regions_in_words(document["volumes_ml"])
     how = "complete, left out" if left_out else f"{seconds:.1f} s on {document['device']}"
-    return f"{document['case']}: {volumes} ({how}, weights {document['weights']['name']})"
+    weights = " and ".join(str(each["name"]) for each in described_weights(document))
+    return f"{document['case']}: {volumes} ({how}, weights {weights})"

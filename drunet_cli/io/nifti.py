@@ -116,9 +116,18 @@ def encode_label_map(label_map: LabelMap, like: Header, *, compress: bool) -> by
 
     compress: as .nii.gz; equal labels give equal bytes. No text and no extension of `like` is taken over.
     """
+    return encode_map(label_map, like, compress=compress)
+
+
+def encode_map(values: npt.NDArray[Any], like: Header, *, compress: bool) -> bytes:
+    """The same of any values [I, J, K] or [I, J, K, N], in their own type; float16, which NIfTI lacks, becomes float32."""
+    if values.dtype == np.float16:
+        values = values.astype(np.float32)
     header = like.as_byteswapped("<") if like.endianness != "<" else like.copy()
-    header.set_data_dtype(np.uint8)
-    header["dim"] = [3, *label_map.shape, 1, 1, 1, 1]
+    header.set_data_dtype(values.dtype)
+    header["dim"] = [values.ndim, *values.shape, *[1] * (_MOST_AXES - values.ndim)]
+    if values.ndim > len("IJK"):
+        header["pixdim"][4:] = 1.0
     header["vox_offset"] = header.single_vox_offset
     header["scl_slope"], header["scl_inter"] = 1, 0
     for field in _OF_THE_IMAGE_ALONE:
@@ -129,7 +138,7 @@ def encode_label_map(label_map: LabelMap, like: Header, *, compress: bool) -> by
     stream = io.BytesIO()
     header.write_to(stream)
     stream.write(b"\0" * (header.single_vox_offset - stream.tell()))  # four bytes: no extension follows
-    content = stream.getvalue() + label_map.tobytes(order="F")
+    content = stream.getvalue() + values.tobytes(order="F")
     return gzip.compress(content, _GZIP_LEVEL, mtime=0) if compress else content
 
 

@@ -12,8 +12,10 @@ from drunet_cli.network.engine import Engine, EngineName, Precision
 _EXTRA: Final = ("onnx", "onnxruntime")
 
 
-def choose_engine(name: EngineName, *, device: str, precision: Precision) -> EngineName:
+def choose_engine(name: EngineName, *, device: str, precision: Precision, sampling: bool = False) -> EngineName:
     """The engine that a name, a device (auto, cpu, cuda, cuda:N, mps) and a precision amount to. No torch.
+
+    sampling: whether samples with dropout on are to be taken.
 
     Raises MisuseError where ONNX Runtime is asked for and is not installed, or for what it is not used for here.
     """
@@ -21,11 +23,13 @@ def choose_engine(name: EngineName, *, device: str, precision: Precision) -> Eng
         return name
     fits = device in ("auto", "cpu") and precision in (Precision.AUTO, Precision.FLOAT32)
     if name is EngineName.ONNXRUNTIME:
+        if sampling:
+            raise MisuseError("--mc-samples needs dropout, which --engine onnxruntime has not; use --engine torch")
         if not fits:
             raise MisuseError("--engine onnxruntime computes on the CPU in float32; for others use --engine torch")
         check_onnx()
         return name
-    if not fits or _missing() or (device == "auto" and _torch_may_find_gpu()):
+    if not fits or sampling or _missing() or (device == "auto" and _torch_may_find_gpu()):
         return EngineName.TORCH
     return EngineName.ONNXRUNTIME
 
@@ -56,9 +60,13 @@ def open_engine(
     precision: Precision,
     batch_size: int | None,
     threads: int,
+    dropout: float = 0.0,
     on_warning: Callable[[str], None],
 ) -> Engine:
-    """The engine on a settled device, with the weights loaded. on_warning: told when memory does not suffice for a batch."""
+    """The engine on a settled device, with the weights loaded.
+
+    dropout: rate of the samples that are taken. on_warning: told when memory does not suffice for a batch.
+    """
 
     def on_halved(batch_size: int) -> None:
         on_warning(f"memory on {device} did not suffice: now {batch_size} slices at once")
@@ -82,6 +90,7 @@ def open_engine(
         precision=precision,
         batch_size=batch_size,
         threads=threads,
+        dropout=dropout,
         on_halved=on_halved,
     )
 

@@ -1,8 +1,8 @@
 """Many cases: the next are read while one is computed, and the last are written.
 
 Reading and writing happen in threads, whose work is done outside the interpreter's lock. What waits between them is bounded:
-one case for each reader and one more, and one for each writer, whatever the cohort's size. One engine computes in the caller's
-thread, which an interruption reaches at once; several compute in a thread each and share the cases.
+one case for each reader and one more, and one for each writer, whatever the cohort's size. One device computes in the
+caller's thread, which an interruption reaches at once; several compute in a thread each and share the cases.
 """
 
 import json
@@ -12,18 +12,21 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final, TypeAlias
 
 from drunet_cli.errors import DeviceError, DrunetError, OutputError
 from drunet_cli.io.case import Case
 from drunet_cli.io.checks import CaseWarning
 from drunet_cli.network.checkpoint import Checkpoint
-from drunet_cli.network.engine import Engine, WindowMode
+from drunet_cli.network.engine import Engine
 from drunet_cli.segmentation import pipeline
 from drunet_cli.segmentation.existing import Making, adopt_sidecar, finished_document
-from drunet_cli.segmentation.pipeline import PreparedCase, Segmentation, Target
-from drunet_cli.segmentation.sidecar import encode_sidecar, read_sidecar
+from drunet_cli.segmentation.outputs import Extra, Target
+from drunet_cli.segmentation.pipeline import PreparedCase, Segmentation
+from drunet_cli.segmentation.postprocess import NO_POSTPROCESSING, Postprocessing
+from drunet_cli.segmentation.predict import Plan
+from drunet_cli.segmentation.sidecar import Dropout, describe_settings, encode_sidecar, read_sidecar
 
 _MOST_READERS: Final = 8
 _CPUS_A_READER: Final = 4  # a case's four files are inflated at once
@@ -57,15 +60,23 @@ _Computed: TypeAlias = tuple[Segmentation, dict[str, Any]] | Outcome
 
 @dataclass(frozen=True, kw_only=True)
 class Network:
-    """What computes: the opened weights, and an engine for each device.
+    """What computes: the opened weights, and for each device an engine for each of them.
 
-    making: where outputs that appear meanwhile are those of another run at the same cases, what they must be made with.
+    plan, postprocessing: what is asked of it. dropout: of the plan's samples. making: where outputs that appear meanwhile are
+    those of another run at the same cases, what they must be made with.
     """
 
-    checkpoint: Checkpoint
-    engines: Sequence[Engine]
-    window: WindowMode
+    checkpoints: Sequence[Checkpoint]
+    engines: Sequence[Sequence[Engine]]
+    plan: Plan
+    postprocessing: Postprocessing = NO_POSTPROCESSING
+    dropout: Dropout | None = None
     making: Making | None = None
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """As the sidecar has them."""
+        return describe_settings(self.plan, self.postprocessing, self.dropout)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,7 +138,7 @@ class _Ahead:
         self._waiting = iter(tasks)
         self._readers = readers
         self._depth = depth
-        self._begun: deque[tuple[CaseTask, Future[PreparedCase | Outcome]]] = deque()
+        self._begun: deque[Future[tuple[CaseTask, PreparedCase | Outcome]]] = deque()
         self._lock = threading.Lock()
         for _ in range(depth):
             self._begin()
@@ -135,57 +146,70 @@ class _Ahead:
     def _begin(self) -> None:
         task = next(self._waiting, None)
         if task is not None:
-            self._begun.append((task, self._readers.submit(_read, task)))
+            self._begun.append(self._readers.submit(_read, task))
 
     def take(self) -> tuple[CaseTask, PreparedCase | Outcome] | None:
         """The next case as soon as it has been read; None after the last."""
         with self._lock:
             if not self._begun:
                 return None
-            task, future = self._begun.popleft()
+            future = self._begun.popleft()
             if len(self._begun) < self._depth:
                 self._begin()
-        return task, future.result()
+        return future.result()
 
     def put_back(self, task: CaseTask, prepared: PreparedCase) -> None:
         """Make a case the next to be taken again."""
-        future: Future[PreparedCase | Outcome] = Future()
-        future.set_result(prepared)
-        self._begun.appendleft((task, future))
+        future: Future[tuple[CaseTask, PreparedCase | Outcome]] = Future()
+        future.set_result((task, prepared))
+        self._begun.appendleft(future)
 
 
-def _read(task: CaseTask) -> PreparedCase | Outcome:
+def _read(task: CaseTask) -> tuple[CaseTask, PreparedCase | Outcome]:
     try:
-        if (left_out := _left_out(task, task.skip_if)) is not None:
-            return left_out
-        task.target.check(task.case.images)  # something else may be in the way, or have appeared: known before the work
-        return pipeline.prepare(task.case)
+        if task.skip_if is not None:
+            document = finished_document(task.target.label_map, task.case, task.skip_if)
+            if document is None:  # something else may be in the way: known before the work
+                task.target.check(task.case.images)
+            elif task.target.has_extras:
+                return task, CaseResult(document, left_out=True)
+            else:  # the label map will be the same again, with the files that are missing beside it
+                task = replace(task, target=replace(task.target, overwrite=True))
+        return task, pipeline.prepare(task.case, keep_views=Extra.PREVIEW in task.target.extras)
     except DrunetError as error:
-        return error
+        return task, error
     except MemoryError:
-        return DeviceError(f"{task.case.name}: this machine's memory does not suffice to read the case")
+        return task, DeviceError(f"{task.case.name}: this machine's memory does not suffice to read the case")
 
 
 def _left_out(task: CaseTask, making: Making | None) -> CaseResult | None:
-    """A case whose outputs are there. Raises DrunetError where they are not as they should be."""
+    """A case whose outputs are there, all of them. Raises DrunetError where they are not as they should be."""
     document = None if making is None else finished_document(task.target.label_map, task.case, making)
-    return None if document is None else CaseResult(document, left_out=True)
+    if document is None or not task.target.has_extras:
+        return None
+    return CaseResult(document, left_out=True)
 
 
-def _compute(task: CaseTask, prepared: PreparedCase, engine: Engine, network: Network, listener: Listener) -> _Computed:
+def _compute(
+    task: CaseTask, prepared: PreparedCase, engines: Sequence[Engine], network: Network, listener: Listener
+) -> _Computed:
     name = task.case.name
     try:
         if (left_out := _left_out(task, network.making)) is not None:
             return left_out
         listener.on_read(prepared)
         segmentation = pipeline.segment(
-            prepared, engine, window=network.window, on_progress=lambda done, total: listener.on_progress(name, done, total)
+            prepared,
+            engines,
+            plan=network.plan,
+            postprocessing=network.postprocessing,
+            on_progress=lambda done, total: listener.on_progress(name, done, total),
         )
     except DrunetError as error:
         return error
     except MemoryError:
         return DeviceError(f"{name}: this machine's memory does not suffice for the case")
-    return segmentation, pipeline.describe(segmentation, engine, network.checkpoint)
+    return segmentation, pipeline.describe(segmentation, engines[0], network.checkpoints, network.settings)
 
 
 def _begin_to_write(task: CaseTask, computed: _Computed, network: Network, writers: ThreadPoolExecutor) -> Future[Outcome]:
@@ -231,14 +255,14 @@ def _ended(task: CaseTask, future: Future[Outcome]) -> tuple[CaseTask, Outcome]:
 def _one_after_another(
     ahead: _Ahead, network: Network, writers: ThreadPoolExecutor, listener: Listener
 ) -> Iterator[tuple[CaseTask, Outcome]]:
-    (engine,) = network.engines
+    (engines,) = network.engines
     # A CPU that computes has nothing over for writing at the same time, and a case takes it so long that it is told at once.
-    n_late = 0 if engine.device == "cpu" else _WRITERS
+    n_late = 0 if engines[0].device == "cpu" else _WRITERS
     written: deque[tuple[CaseTask, Future[Outcome]]] = deque()
     while (taken := ahead.take()) is not None:
         task, prepared = taken
         if isinstance(prepared, PreparedCase):
-            computed = _compute(task, prepared, engine, network, listener)
+            computed = _compute(task, prepared, engines, network, listener)
             del prepared, taken  # its slices
             written.append((task, _begin_to_write(task, computed, network, writers)))
         else:
@@ -252,7 +276,7 @@ def _one_after_another(
 def _side_by_side(
     ahead: _Ahead, network: Network, writers: ThreadPoolExecutor, listener: Listener
 ) -> Generator[tuple[CaseTask, Outcome]]:
-    """The same with several engines."""
+    """The same with several devices."""
     ended: queue.SimpleQueue[tuple[CaseTask, Future[Outcome]] | BaseException | None] = queue.SimpleQueue()
     free_writers = threading.Semaphore(_WRITERS + len(network.engines))
     stop = threading.Event()
@@ -264,21 +288,21 @@ def _side_by_side(
 
     heard = Listener(on_read=listener.on_read, on_progress=on_progress)
 
-    def compute(engine: Engine) -> None:
+    def compute(engines: Sequence[Engine]) -> None:
         while not stop.is_set() and (taken := ahead.take()) is not None:
             task, prepared = taken
             if not isinstance(prepared, PreparedCase):
                 ended.put((task, _known(prepared)))
                 continue
-            computed = _compute(task, prepared, engine, network, heard)
+            computed = _compute(task, prepared, engines, network, heard)
             free_writers.acquire()
             future = _begin_to_write(task, computed, network, writers)
             future.add_done_callback(lambda _: free_writers.release())
             ended.put((task, future))
 
-    def run(engine: Engine) -> None:
+    def run(engines: Sequence[Engine]) -> None:
         try:
-            compute(engine)
+            compute(engines)
         except _StoppedError:
             pass
         except BaseException as error:  # noqa: BLE001  # raised again where what has ended is taken
@@ -286,7 +310,7 @@ def _side_by_side(
         finally:
             ended.put(None)
 
-    threads = [threading.Thread(target=run, args=(engine,), name=f"drunet-{engine.device}") for engine in network.engines]
+    threads = [threading.Thread(target=run, args=(each,), name=f"drunet-{each[0].device}") for each in network.engines]
     for thread in threads:
         thread.start()
     try:

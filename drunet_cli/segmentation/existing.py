@@ -34,10 +34,10 @@ class State(StrEnum):
 class Making:
     """What a label map is to be made with, as far as it may change a voxel.
 
-    weights_sha256: of the file. settings: names and values as in the sidecar; what is not in here may be any.
+    weights_sha256: of each file. settings: names and values as in the sidecar; what is not in here may be any.
     """
 
-    weights_sha256: str
+    weights_sha256: Sequence[str]
     labels: Labels
     settings: Mapping[str, Any]
 
@@ -119,8 +119,9 @@ def _differences(document: Mapping[str, Any], case: Case, making: Making) -> str
     try:
         weights, settings = document["weights"], document["settings"]
         inputs = {name: InputFile(**entry) for name, entry in document["inputs"].items()}
-        if weights["sha256"] != making.weights_sha256:
-            return f"with other weights ({weights['name']}, SHA-256 {weights['sha256'][:12]}...)"
+        weights = weights if isinstance(weights, list) else [weights]
+        if [each["sha256"] for each in weights] != list(making.weights_sha256):
+            return "with other weights: " + ", ".join(f"{each['name']}, SHA-256 {each['sha256'][:12]}..." for each in weights)
         if document["labels"] != describe_labels(making.labels):
             return "with other --labels"
         for name, value in making.settings.items():

@@ -1,27 +1,35 @@
-"""One case end to end: read and check, predict, write."""
+"""One case end to end: read and check, predict, describe."""
 
-import hashlib
 import time
-from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from drunet_cli.brats import ClassMap, Labels, Modality, describe_labels, label_values, volumes_ml, voxel_counts
-from drunet_cli.errors import OutputError
-from drunet_cli.io.atomic import check_writable, remove_stale, undisturbed, written
+import numpy as np
+import numpy.typing as npt
+
+from drunet_cli.brats import ClassMap, Modality, volumes_ml, voxel_counts
 from drunet_cli.io.case import Case
 from drunet_cli.io.checks import CaseWarning, WarningCode, voxel_litres
 from drunet_cli.io.geometry import Geometry
 from drunet_cli.io.images import read_images
 from drunet_cli.io.inputs import InputFile, input_file, stamp
-from drunet_cli.io.nifti import Header, encode_label_map
+from drunet_cli.io.nifti import Header
 from drunet_cli.io.slices import SliceStack
 from drunet_cli.network.checkpoint import Checkpoint
-from drunet_cli.network.engine import Engine, WindowMode
+from drunet_cli.network.engine import Engine
 from drunet_cli.segmentation import sidecar
-from drunet_cli.segmentation.predict import Plan, predict
+from drunet_cli.segmentation.postprocess import NO_POSTPROCESSING, Postprocessing, postprocess
+from drunet_cli.segmentation.predict import Plan, Prediction, predict
+
+
+@dataclass(frozen=True)
+class Views:
+    """What a picture shows under the labels: voxels [I, J, K] as stored, and the affine of FLAIR."""
+
+    flair: npt.NDArray[Any]
+    t1ce: npt.NDArray[Any]
+    affine: npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -37,83 +45,30 @@ class PreparedCase:
     inputs: Mapping[Modality, InputFile]
     geometry: Geometry
     slices: SliceStack
-    warnings: tuple[CaseWarning, ...]
-    seconds: float
-
-
-@dataclass(frozen=True)
-class Segmentation:
-    """A predicted case. class_map: class indices in FLAIR's own axes [I, J, K]. counts: voxels by class and region."""
-
-    prepared: PreparedCase
-    window: WindowMode
-    class_map: ClassMap
-    counts: Mapping[str, int]
+    views: Views | None
     warnings: tuple[CaseWarning, ...]
     seconds: float
 
 
 @dataclass(frozen=True, kw_only=True)
-class Target:
-    """What is written for a case, and how."""
+class Segmentation:
+    """A predicted case.
 
-    label_map: Path
-    labels: Labels = Labels.BRATS2020
-    sidecar: bool = True
-    overwrite: bool = False
+    class_map: class indices after what follows the network, in FLAIR's own axes [I, J, K]. counts: voxels by class and region.
+    postprocessed: what that changed, None where nothing was asked for.
+    """
 
-    @property
-    def sidecar_path(self) -> Path:
-        """Whether or not it is to be written."""
-        return sidecar.sidecar_path(self.label_map)
-
-    def remove_stale(self) -> None:
-        """Remove what killed runs have left of these outputs."""
-        for path in (self.label_map, self.sidecar_path):
-            remove_stale(path)
-
-    def check(self, inputs: Mapping[Modality, Path]) -> None:
-        """Raise OutputError now for what would stop the writing later, an output that is an input among it."""
-        check_writable(self.label_map, overwrite=self.overwrite)
-        if any(self.label_map.exists() and self.label_map.samefile(path) for path in inputs.values()):
-            raise OutputError(f"{self.label_map}: is one of the inputs; name another output")
-        # Without a sidecar of its own the label map must not lie beside that of another.
-        if self.sidecar or sidecar.is_sidecar(self.sidecar_path):
-            try:
-                check_writable(self.sidecar_path, overwrite=self.overwrite)
-            except OutputError as error:
-                raise OutputError(f"{error} (it would be the sidecar of {self.label_map.name})") from error
-
-    def write(self, segmentation: Segmentation, document: Mapping[str, Any]) -> dict[str, Any]:
-        """Write label map and sidecar; return the sidecar's object, completed by what is known of the file.
-
-        Whoever publishes the label map publishes the sidecar beside it: a killed or beaten run may leave a label map without
-        one, never one with another's. Raises OutputError.
-        """
-        label_map = label_values(segmentation.class_map, self.labels)
-        compress = self.label_map.name.lower().endswith(".gz")
-        content = encode_label_map(label_map, segmentation.prepared.header, compress=compress)
-        completed = {
-            **document,
-            "output": str(self.label_map),
-            "output_sha256": hashlib.sha256(content).hexdigest(),
-            "labels": describe_labels(self.labels),
-        }
-        with undisturbed(), ExitStack() as published_last:
-            if self.sidecar:
-                stream = published_last.enter_context(written(self.sidecar_path, overwrite=self.overwrite))
-                stream.write(sidecar.encode_sidecar(completed))
-                stream.flush()  # a full disk is found here, before anything appears
-            with written(self.label_map, overwrite=self.overwrite) as stream:
-                stream.write(content)
-                stream.flush()
-                if self.overwrite and sidecar.is_sidecar(self.sidecar_path):
-                    self.sidecar_path.unlink()
-        return completed
+    prepared: PreparedCase
+    prediction: Prediction
+    class_map: ClassMap
+    postprocessed: Mapping[str, Any] | None
+    counts: Mapping[str, int]
+    warnings: tuple[CaseWarning, ...]
+    seconds: float
 
 
-def prepare(case: Case) -> PreparedCase:
-    """Read a case, check it, and make the network's slices. No torch.
+def prepare(case: Case, *, keep_views: bool = False) -> PreparedCase:
+    """Read a case, check it, and make the network's slices. No torch. keep_views: for a picture.
 
     Raises CaseError for whatever cannot be segmented.
     """
@@ -125,6 +80,7 @@ def prepare(case: Case) -> PreparedCase:
         for modality, volume in images.volumes.items()
     }
     reference = images.reference
+    flair, t1ce = (images.volumes[modality].voxels for modality in (Modality.FLAIR, Modality.T1CE))
     return PreparedCase(
         case=case,
         header=reference.header,
@@ -132,6 +88,7 @@ def prepare(case: Case) -> PreparedCase:
         inputs=inputs,
         geometry=images.geometry,
         slices=images.slices(),
+        views=Views(flair, t1ce, reference.affine) if keep_views else None,
         warnings=images.warnings,
         seconds=time.perf_counter() - begin,
     )
@@ -139,33 +96,48 @@ def prepare(case: Case) -> PreparedCase:
 
 def segment(
     prepared: PreparedCase,
-    engine: Engine,
+    engines: Sequence[Engine],
     *,
-    window: WindowMode,
+    plan: Plan,
+    postprocessing: Postprocessing = NO_POSTPROCESSING,
     on_progress: Callable[[int, int], None] = lambda *_: None,
 ) -> Segmentation:
-    """Predict one prepared case. Raises DeviceError when not even one slice fits the memory."""
+    """Predict one prepared case. engines: one for each set of weights. Raises DeviceError when not even one slice fits."""
     begin = time.perf_counter()
-    plan = Plan(window=window)
-    class_map = predict(prepared.slices, prepared.geometry, [engine], plan=plan, on_progress=on_progress).class_map
-    counts = voxel_counts(class_map)
+    prediction = predict(prepared.slices, prepared.geometry, engines, plan=plan, on_progress=on_progress)
+    done = postprocess(prediction.class_map, postprocessing, voxel_ml=prepared.voxel_ml)
+    counts = voxel_counts(done.class_map)
     warnings = prepared.warnings
     if counts["WT"] == 0:
         empty = CaseWarning(WarningCode.EMPTY_RESULT, "no tumour was found: every voxel is labelled background")
         warnings = (*warnings, empty)
-    return Segmentation(prepared, window, class_map, counts, warnings, time.perf_counter() - begin)
+    return Segmentation(
+        prepared=prepared,
+        prediction=prediction,
+        class_map=done.class_map,
+        postprocessed=None if postprocessing == NO_POSTPROCESSING else done.described(),
+        counts=counts,
+        warnings=warnings,
+        seconds=time.perf_counter() - begin,
+    )
 
 
-def describe(segmentation: Segmentation, engine: Engine, checkpoint: Checkpoint) -> dict[str, Any]:
-    """What the sidecar holds of a predicted case, but for what is known only once it is written."""
+def describe(
+    segmentation: Segmentation, engine: Engine, checkpoints: Sequence[Checkpoint], settings: Mapping[str, Any]
+) -> dict[str, Any]:
+    """What the sidecar holds of a predicted case, but for what is known only once it is written.
+
+    settings: those of sidecar.describe_settings.
+    """
     prepared = segmentation.prepared
-    return {
+    weights = [sidecar.describe_weights(checkpoint) for checkpoint in checkpoints]
+    document = {
         "schema": sidecar.SCHEMA,
         "case": prepared.case.name,
         "volumes_ml": volumes_ml(segmentation.counts, prepared.voxel_ml),
         "voxels": segmentation.counts,
         "warnings": sidecar.describe_warnings(segmentation.warnings),
-        "weights": sidecar.describe_weights(checkpoint),
+        "weights": weights[0] if len(weights) == 1 else weights,
         "inputs": sidecar.describe_inputs(prepared.inputs),
         "geometry": sidecar.describe_geometry(prepared.geometry),
         "device": engine.device,
@@ -175,8 +147,9 @@ def describe(segmentation: Segmentation, engine: Engine, checkpoint: Checkpoint)
             "precision": engine.precision,
             "batch_size": engine.batch_size,
             "threads": engine.threads,
-            "window": segmentation.window,
+            **settings,
         },
         "versions": sidecar.describe_versions(engine),
         "seconds": {"read": round(prepared.seconds, 3), "network": round(segmentation.seconds, 3)},
     }
+    return document if segmentation.postprocessed is None else {**document, "postprocessing": segmentation.postprocessed}

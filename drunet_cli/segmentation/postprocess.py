@@ -26,6 +26,9 @@ class Postprocessing:
     min_enhancing_ml: float = 0.0
 
 
+NO_POSTPROCESSING: Final = Postprocessing()
+
+
 @dataclass(frozen=True)
 class Postprocessed:
     """Class indices, any shape, and what was done to them: components and voxels removed, voxels turned from ET to NCR."""

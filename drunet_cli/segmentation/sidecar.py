@@ -6,7 +6,7 @@ One JSON object a case, the same that `--json` prints. Keys are stable within a 
 import json
 import platform
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -21,9 +21,24 @@ from drunet_cli.io.inputs import InputFile
 from drunet_cli.io.naming import stem
 from drunet_cli.network.checkpoint import Checkpoint
 from drunet_cli.network.engine import Engine
+from drunet_cli.segmentation.postprocess import Postprocessing
+from drunet_cli.segmentation.predict import Plan
 
 SCHEMA: Final = "drunet.segmentation/1"
 _LARGEST_SIDECAR_BYTES: Final = 2**20
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dropout:
+    """Rates of the samples, one for each set of weights. given: by the user, where the weights do not record theirs."""
+
+    rates: tuple[float, ...]
+    given: bool
+
+    def described(self) -> dict[str, Any]:
+        """For the sidecar."""
+        rate: Any = self.rates[0] if len(set(self.rates)) == 1 else list(self.rates)
+        return {"rate": rate, "source": "given" if self.given else "recorded in the weights"}
 
 
 def sidecar_path(label_map: Path) -> Path:
@@ -59,6 +74,19 @@ def describe_geometry(geometry: Geometry) -> dict[str, Any]:
         "frame_start_mm": [geometry.x.start_mm, geometry.y.start_mm],
         "in_plane_spacing_mm": [round(geometry.x.spacing_mm, 6), round(geometry.y.spacing_mm, 6)],
         "slice_spacing_mm": round(geometry.slice_spacing_mm, 6),
+    }
+
+
+def describe_settings(plan: Plan, postprocessing: Postprocessing, dropout: Dropout | None) -> dict[str, Any]:
+    """What may change a voxel beside weights, engine, precision and device."""
+    return {
+        "window": plan.window.value,
+        "tta": "flips" if plan.flips else "none",
+        "mc_samples": plan.mc_samples,
+        "dropout": None if dropout is None else dropout.described(),
+        "seed": plan.seed if plan.mc_samples else None,
+        "min_volume_ml": postprocessing.min_volume_ml,
+        "min_enhancing_ml": postprocessing.min_enhancing_ml,
     }
 
 

@@ -392,7 +392,7 @@ def test_skip_existing_leaves_out_what_is_complete_and_segments_the_rest(
         (["--window", "full"], "was made with window auto, now full"),
         (["--engine", "torch"], "was made with engine onnxruntime, now torch"),
         (["--precision", "bfloat16"], "was made with precision float32, now bfloat16"),
-        (["--weights", str(GOLDEN_WEIGHTS)], "was made with other weights (keras_base1, SHA-256 "),
+        (["--weights", str(GOLDEN_WEIGHTS)], "was made with other weights: keras_base1, SHA-256 "),
     ],
     ids=lambda change: change[0],
 )
@@ -453,7 +453,7 @@ def test_a_run_again_says_which_cases_it_left_out_and_where_they_are_now(
 def test_a_complete_run_again_reads_no_image(segmented: Path, cohort: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     outputs(segmented, *CASES)
 
-    def prepare(_: object) -> None:
+    def prepare(_: object, **_options: object) -> None:
         raise AssertionError("an image was read")
 
     monkeypatch.setattr("drunet_cli.segmentation.pipeline.prepare", prepare)

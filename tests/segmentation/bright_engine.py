@@ -15,12 +15,13 @@ from drunet_cli.network.checkpoint import Checkpoint, Metadata
 from drunet_cli.network.engine import EngineName, Precision, WindowMode, ignore_progress
 from drunet_cli.segmentation.cohort import CaseTask, Listener, Network, Outcome, segment_cases
 from drunet_cli.segmentation.existing import Making
-from drunet_cli.segmentation.pipeline import Target
+from drunet_cli.segmentation.outputs import Target
+from drunet_cli.segmentation.predict import Plan
 
 PATIENCE_S: Final = 10.0  # for what takes milliseconds
 CHECKPOINT: Final = Checkpoint(metadata=Metadata(name="bright", base_width=1, bn_epsilon=1e-3), state={}, sha256="5eed" * 16)
 MAKING: Final = Making(
-    weights_sha256=CHECKPOINT.sha256, labels=Labels.BRATS2020, settings={"precision": "float32", "window": "full"}
+    weights_sha256=[CHECKPOINT.sha256], labels=Labels.BRATS2020, settings={"precision": "float32", "window": "full"}
 )
 
 
@@ -67,8 +68,8 @@ def network_of(
     making: Making | None = None,
 ) -> Network:
     """So many engines that take what is bright. meanwhile: called while they compute."""
-    engines = [BrightEngine(meanwhile, device=device)] * n_engines
-    return Network(checkpoint=CHECKPOINT, engines=engines, window=WindowMode.FULL, making=making)
+    engines = [[BrightEngine(meanwhile, device=device)]] * n_engines
+    return Network(checkpoints=[CHECKPOINT], engines=engines, plan=Plan(window=WindowMode.FULL), making=making)
 
 
 def outcomes_of(

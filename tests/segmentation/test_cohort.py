@@ -18,7 +18,8 @@ from drunet_cli.io.case import Case
 from drunet_cli.io.inputs import file_sha256
 from drunet_cli.segmentation import pipeline
 from drunet_cli.segmentation.cohort import CaseResult, CaseTask, Network, Outcome, segment_cases
-from drunet_cli.segmentation.pipeline import PreparedCase, Segmentation, Target
+from drunet_cli.segmentation.outputs import Target
+from drunet_cli.segmentation.pipeline import PreparedCase, Segmentation
 from drunet_cli.segmentation.sidecar import read_sidecar
 from tests.cli.small_cohort import contents, spoil, write_cases
 from tests.segmentation.bright_engine import MAKING, PATIENCE_S, network_of, outcomes_of, tasks_of
@@ -109,11 +110,11 @@ class Reading:
         self.prepared: list[weakref.ref[PreparedCase]] = []
         read = pipeline.prepare
 
-        def prepare(case: Case) -> PreparedCase:
+        def prepare(case: Case, *, keep_views: bool) -> PreparedCase:
             self.names.append(case.name)
             if case.name in (instead or {}):
                 raise (instead or {})[case.name]
-            prepared = read(case)
+            prepared = read(case, keep_views=keep_views)
             self.prepared.append(weakref.ref(prepared))
             return prepared
 

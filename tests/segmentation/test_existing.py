@@ -225,13 +225,14 @@ def test_an_input_that_is_gone_is_bad_input(made: Made) -> None:
 @pytest.mark.parametrize(
     ("making", "match"),
     [
-        (replace(MAKING, weights_sha256="0" * 64), r"with other weights \(bright, SHA-256 5eed5eed5eed\.\.\.\)"),
+        (replace(MAKING, weights_sha256=["0" * 64]), r"with other weights: bright, SHA-256 5eed5eed5eed\.\.\."),
         (replace(MAKING, labels=Labels.BRATS2023), "with other --labels"),
         (replace(MAKING, settings={"precision": "bfloat16"}), "with precision float32, now bfloat16"),
         (replace(MAKING, settings={"window": "auto"}), "with window full, now auto"),
-        (replace(MAKING, settings={"tta": "flips"}), "with tta None, now flips"),
+        (replace(MAKING, settings={"tta": "flips"}), "with tta none, now flips"),
+        (replace(MAKING, settings={"later": 1}), "with later None, now 1"),
     ],
-    ids=["weights", "labels", "precision", "window", "a setting that was not recorded"],
+    ids=["weights", "labels", "precision", "window", "tta", "a setting that was not recorded"],
 )
 def test_another_making_is_refused_with_what_differs(making: Making, match: str, made: Made) -> None:
     made.assert_refused(f"was made {match}", making)
