@@ -11,6 +11,7 @@ _CGROUP_ROOT = Path("/sys/fs/cgroup")
 _OWN_CGROUPS = Path("/proc/self/cgroup")
 _AMD_DRIVER = Path("/dev/kfd")
 _CUDA_ERROR_NO_DEVICE = 100
+_M_ARENA_MAX = -8  # malloc.h of glibc
 
 
 def granted_cpus(
@@ -33,6 +34,17 @@ def wait_considerately(environment: MutableMapping[str, str] = os.environ) -> No
     """
     if "OMP_WAIT_POLICY" not in environment:
         environment.setdefault("GOMP_SPINCOUNT", "10000")
+
+
+def share_memory_arenas() -> None:
+    """Let all threads of this process take memory from two places, where glibc gives each its own, whose gaps add up.
+
+    Ten cases over and over: the peak was 751 MiB after 5 cases and 793 after 50 without this, 652 and 667 with it
+    (tests/benchmarks/cohort.py --long 50, base width 4, 2 CPUs). Nothing where the C library is another, or MALLOC_ARENA_MAX is
+    set. Source: mallopt(3).
+    """
+    if platform.libc_ver()[0] == "glibc" and "MALLOC_ARENA_MAX" not in os.environ:
+        ctypes.CDLL(None).mallopt(_M_ARENA_MAX, 2)
 
 
 def keep_to_itself(environment: MutableMapping[str, str] = os.environ) -> None:

@@ -12,11 +12,11 @@ from drunet_cli.network.checkpoint import Checkpoint
 from drunet_cli.network.engine import Engine, EngineName, Precision, WindowMode
 from drunet_cli.network.engines import choose_engine, open_engine, settle_device
 from drunet_cli.network.registry import ENTRIES, PUBLISHED_BASE_WIDTH, check_available
-from drunet_cli.segmentation.cohort import Network
 from drunet_cli.segmentation.existing import Making
 from drunet_cli.segmentation.postprocess import NO_POSTPROCESSING, Postprocessing
 from drunet_cli.segmentation.predict import Plan
 from drunet_cli.segmentation.sidecar import Dropout, describe_settings
+from drunet_cli.segmentation.steps import Network
 
 _ONE_PASS: Final = Plan(window=WindowMode.FULL)
 

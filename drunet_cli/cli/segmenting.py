@@ -15,14 +15,16 @@ from drunet_cli.cli.console import Screen, cohort_table, regions_in_words
 from drunet_cli.cli.plans import Planned, print_plan
 from drunet_cli.cli.signals import raise_lost
 from drunet_cli.errors import DrunetError, MisuseError, OutputError, Terminated
+from drunet_cli.host import share_memory_arenas
 from drunet_cli.io.atomic import check_writable, remove_stale_in, written
 from drunet_cli.io.case import Case
 from drunet_cli.io.discovery import Cohort
 from drunet_cli.segmentation import existing
-from drunet_cli.segmentation.cohort import CaseTask, Listener, Network, Outcome, segment_cases
+from drunet_cli.segmentation.cohort import segment_cases
 from drunet_cli.segmentation.existing import State
 from drunet_cli.segmentation.outputs import Extra, Target
 from drunet_cli.segmentation.pipeline import PreparedCase
+from drunet_cli.segmentation.steps import CaseTask, Listener, Network, Outcome
 from drunet_cli.segmentation.summary import (
     Status,
     SummaryRow,
@@ -96,6 +98,7 @@ class Run:
     def segment(self) -> None:
         """Segment all cases. Raises the error of a case that was given alone, typer.Exit where one of several failed."""
         begin = time.perf_counter()
+        share_memory_arenas()
         self._remove_stale()
         self._check()
         self._note_if_empty()

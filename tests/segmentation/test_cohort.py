@@ -17,10 +17,11 @@ from drunet_cli.errors import CaseError, DeviceError, DrunetError, OutputError
 from drunet_cli.io.case import Case
 from drunet_cli.io.inputs import file_sha256
 from drunet_cli.segmentation import pipeline
-from drunet_cli.segmentation.cohort import CaseResult, CaseTask, Network, Outcome, segment_cases
+from drunet_cli.segmentation.cohort import segment_cases
 from drunet_cli.segmentation.outputs import Target
 from drunet_cli.segmentation.pipeline import PreparedCase, Segmentation
 from drunet_cli.segmentation.sidecar import read_sidecar
+from drunet_cli.segmentation.steps import CaseResult, CaseTask, Network, Outcome
 from tests.cli.small_cohort import contents, spoil, write_cases
 from tests.segmentation.bright_engine import MAKING, PATIENCE_S, network_of, outcomes_of, tasks_of
 

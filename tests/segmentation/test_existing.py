@@ -15,7 +15,6 @@ import pytest
 from drunet_cli.brats import CHANNELS, Labels, Modality
 from drunet_cli.errors import CaseError, OutputError
 from drunet_cli.io.case import Case
-from drunet_cli.segmentation.cohort import CaseResult
 from drunet_cli.segmentation.existing import (
     Making,
     State,
@@ -27,6 +26,7 @@ from drunet_cli.segmentation.existing import (
     state_of,
 )
 from drunet_cli.segmentation.sidecar import read_sidecar
+from drunet_cli.segmentation.steps import CaseResult
 from tests.cli.small_cohort import contents, write_case
 from tests.segmentation.bright_engine import MAKING, outcomes_of, tasks_of
 from tests.support import open_image
