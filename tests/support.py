@@ -29,6 +29,13 @@ def open_image(path: Path | str) -> Any:  # nibabel types what it opens too vagu
     return nib.load(path)
 
 
+def open_to_all(folder: Path) -> None:
+    """Let other users enter a folder of a test, and those above it, which pytest keeps to its own."""
+    for path in (folder, *folder.parents):
+        if not path.stat().st_mode & 0o001:
+            path.chmod(0o755)
+
+
 @contextmanager
 def unprivileged() -> Iterator[None]:
     """As a user who is not root, whom permissions do not bind."""

@@ -33,7 +33,7 @@ from tests.conversion.small_cases import (
     saved_case,
     small_case,
 )
-from tests.support import unprivileged
+from tests.support import open_to_all, unprivileged
 
 
 def table_in(root: Path) -> list[dict[str, str]]:
@@ -225,8 +225,7 @@ def test_a_file_in_the_place_of_a_folder_is_an_output_that_cannot_be(tmp_path: P
 def test_a_folder_that_may_not_be_written_is_refused(tmp_path: Path, name: str) -> None:
     folder = tmp_path / "out" / name
     folder.mkdir(parents=True)
-    for parent in (tmp_path, *list(tmp_path.parents)[:2]):
-        parent.chmod(0o755)
+    open_to_all(tmp_path)
     folder.chmod(0o555)
     layout = Layout(tmp_path / "out")
     with unprivileged(), pytest.raises(OutputError, match="no permission"):

@@ -11,7 +11,7 @@ from drunet_cli.segmentation.runs import Runs, read_runs
 from drunet_cli.segmentation.sidecar import SCHEMA
 from drunet_cli.segmentation.summary import Status, SummaryRow, encode_summary, failed_row, row_of
 from tests.segmentation.small_runs import document_of, write_case, write_outputs
-from tests.support import unprivileged
+from tests.support import open_to_all, unprivileged
 
 
 def cases(runs: Runs) -> list[str]:
@@ -205,7 +205,6 @@ def test_file_that_is_no_sidecar_is_refused(name: str, tmp_path: Path) -> None:
 def test_folder_that_may_not_be_listed_is_refused(tmp_path: Path) -> None:
     write_case(tmp_path, "a")
     (tmp_path / "shut").mkdir(mode=0o000)
-    for folder in (tmp_path, *list(tmp_path.parents)[:2]):
-        folder.chmod(0o755)
+    open_to_all(tmp_path)
     with unprivileged(), pytest.raises(CaseError, match="shut: cannot be listed"):
         read_runs([tmp_path])
