@@ -66,7 +66,7 @@ def test_the_first_use_downloads_and_later_ones_need_no_network(mirror: Callable
     _assert_golden(cached_path(DEFAULT))
     assert first.metadata.origin == server.url
     assert first.metadata.bn_epsilon == 1e-3
-    assert first.metadata.dropout == 0.5
+    assert first.metadata.dropout is None
     assert _files() == ["brats2020.lock", "brats2020.safetensors"]
 
 
