@@ -54,6 +54,10 @@ class DeviceError(DrunetError):
     exit_code = 5
 
 
+class LostDeviceError(DeviceError):
+    """A device whose driver reports a fault: whatever comes next on it fails too."""
+
+
 class OutputError(DrunetError):
     """An output that exists already, cannot be written, or failed its check."""
 

@@ -27,21 +27,30 @@ def case_of_files(given: Mapping[Modality, Path | None], *, name: str | None, se
     return case_of(images, name=name, segmentation=segmentation)
 
 
-def cohort_of(sources: Sequence[str], *, patterns: Sequence[str] = (), channels: str | None = None) -> Cohort:
-    """The cases in folders and tables; `-` stands for such paths on stdin, one a line. Raises MisuseError."""
-    cohort = find_cases(paths_of(sources), naming_of(patterns, channels))
+def cohort_of(
+    sources: Sequence[str], *, patterns: Sequence[str] = (), channels: str | None = None, leave_out: Path | None = None
+) -> Cohort:
+    """The cases in folders and tables; `-` stands for such paths on stdin, one a line. Raises MisuseError.
+
+    leave_out: the folder of results, which may lie among the cases.
+    """
+    cohort = find_cases(paths_of(sources), naming_of(patterns, channels), leave_out=leave_out)
     only_source_fails = len(sources) == len(cohort.broken) == 1 and not cohort.cases
     return replace(cohort, alone=STDIN not in sources and (cohort.alone or only_source_fails))
 
 
 def share_of(cohort: Cohort, shard: tuple[int, int]) -> Cohort:
-    """The K-th of N shares of a cohort, K from 1: every N-th case by name, also of those that cannot be used."""
+    """The K-th of N shares of a cohort, K from 1: every N-th case by name, also of those that cannot be used.
+
+    A source that holds no case, or cannot be read, is a failure of every share.
+    """
     k, n = shard
-    found: list[Case | BrokenCase] = [*cohort.cases, *cohort.broken]
+    sources = tuple(item for item in cohort.broken if item.is_source)
+    found: list[Case | BrokenCase] = [*cohort.cases, *(item for item in cohort.broken if not item.is_source)]
     share = sorted(found, key=lambda item: item.name)[k - 1 :: n]
     cases = tuple(item for item in share if isinstance(item, Case))
     broken = tuple(item for item in share if isinstance(item, BrokenCase))
-    return Cohort(cases, broken, alone=False)
+    return Cohort(cases, (*broken, *sources), alone=False)
 
 
 def naming_of(patterns: Sequence[str], channels: str | None) -> Naming:

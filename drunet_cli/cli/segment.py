@@ -102,6 +102,8 @@ def segment(
     if skip_existing and no_sidecar:
         raise MisuseError("--skip-existing needs the sidecars; leave --no-sidecar out")
 
+    if dropout == 0:
+        raise MisuseError("--dropout 0: samples differ only with a rate above 0")
     if (dropout is not None or seed) and mc_samples == 0:
         raise MisuseError("--dropout and --seed are of the samples; give --mc-samples N too")
 
@@ -140,7 +142,7 @@ def segment(
         screen,
     )
     if cases:
-        cohort = cases_of.cohort_of(cases, patterns=pattern or (), channels=channels)
+        cohort = cases_of.cohort_of(cases, patterns=pattern or (), channels=channels, leave_out=output)
     else:
         cohort = Cohort((cases_of.case_of_files(given, name=case),), (), alone=True)
     share = None if shard is None else options.parsed_shard(shard)

@@ -1,5 +1,6 @@
 """A run of `drunet segment` over the cases that were found."""
 
+import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
@@ -91,6 +92,8 @@ class Run:
             would[State.UNFINISHED] = "refuse"
         states = {case.name: self._state(case) for case in self._cohort.cases}
         planned = [Planned(case, states[case.name], would[states[case.name]]) for case in self._cohort.cases]
+        if self._outputs.skip_existing:
+            planned = [replace(each, would="add missing files") if self._lacks_files(each.case) else each for each in planned]
         self._note_if_empty()
         print_plan(planned, self._cohort, seg=False, json=self._json)
         self._check()
@@ -143,6 +146,16 @@ class Run:
     def _state(self, case: Case) -> State:
         return existing.state_of(self._targets[case.name].label_map, sidecar=self._outputs.sidecar)
 
+    def _lacks_files(self, case: Case) -> bool:
+        """Whether the label map is there, and not every file that is asked for beside it."""
+        extras = self._targets[case.name].extra_paths
+        return self._state(case) is State.COMPLETE and not all(os.path.lexists(path) for path in extras)
+
+    def _something_there(self, case: Case) -> bool:
+        """A label map, or what is in the way of the files beside it."""
+        extras = self._targets[case.name].extra_paths
+        return self._state(case) in (State.COMPLETE, State.FOREIGN) or any(os.path.lexists(path) for path in extras)
+
     def _remove_stale(self) -> None:
         """Remove what killed runs have left of these outputs."""
         targets = self._targets.values()
@@ -171,15 +184,14 @@ class Run:
             if not (self._outputs.overwrite or is_summary(self._outputs.summary)):
                 raise OutputError(f"{self._outputs.summary}: exists already and is not drunet's; name another OUT")
         for case in cases:
-            if not (self._outputs.skip_existing and self._state(case) in (State.COMPLETE, State.FOREIGN)):
+            if not (self._outputs.skip_existing and self._something_there(case)):
                 self._targets[case.name].check(case.images)
         if cases:
             self._opening.check()
 
     def _tasks(self) -> list[CaseTask]:
         """A weights file is opened for what is there already, to be compared with; else not before a case has been read."""
-        found = {State.COMPLETE, State.FOREIGN} if self._outputs.skip_existing else set()
-        there = {case.name for case in self._cohort.cases if found and self._state(case) in found}
+        there = {case.name for case in self._cohort.cases if self._outputs.skip_existing and self._something_there(case)}
         making = self._opening.making(self._outputs.labels) if there else None
         return [
             CaseTask(case, self._targets[case.name], skip_if=making if case.name in there else None)

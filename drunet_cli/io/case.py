@@ -33,10 +33,11 @@ class Case:
 
 @dataclass(frozen=True)
 class BrokenCase:
-    """A case that was found but cannot be used, and why."""
+    """A case that was found but cannot be used, and why. is_source: it is no case, but what should have held some."""
 
     name: str
     error: CaseError
+    is_source: bool = False
 
 
 def case_of(images: Mapping[Modality, Path], *, name: str | None = None, segmentation: Path | None = None) -> Case:

@@ -79,15 +79,16 @@ class _Found:
     folder: Path | None = None
 
 
-def find_cases(sources: Sequence[Path], naming: Naming = BUILT_IN) -> Cohort:
+def find_cases(sources: Sequence[Path], naming: Naming = BUILT_IN, *, leave_out: Path | None = None) -> Cohort:
     """The cases of case folders, of folders that hold such at any depth, and of tables.
 
+    leave_out: a folder below the sources that is not entered, such as that of results.
     Whatever cannot be used is a BrokenCase, also a source that holds no case. What is found twice counts once.
     """
     channels_in = functools.cache(lambda folder: naming.channels or described_channels(folder))
     found: dict[Hashable, _Found] = {}
     for source in sources:
-        for item in _from_source(source, naming, channels_in):
+        for item in _from_source(source, naming, channels_in, _identity(leave_out)):
             found.setdefault(item.key, item)
     items = list(found.values())
     cases, doubled = _told_by_name([(item.case, item.place) for item in items if isinstance(item.case, Case)])
@@ -121,7 +122,17 @@ def _real_files(case: Case) -> tuple[str, ...]:
     return tuple(os.path.realpath(path) for path in paths)
 
 
-def _from_source(source: Path, naming: Naming, channels_in: Callable[[Path], Channels]) -> Iterator[_Found]:
+def _identity(folder: Path | None) -> Identity | None:
+    try:
+        status = None if folder is None else folder.stat()
+    except (OSError, ValueError):
+        return None
+    return None if status is None else (status.st_dev, status.st_ino)
+
+
+def _from_source(
+    source: Path, naming: Naming, channels_in: Callable[[Path], Channels], left_out: Identity | None
+) -> Iterator[_Found]:
     try:
         status = source.stat()
     except (OSError, ValueError) as error:
@@ -129,7 +140,7 @@ def _from_source(source: Path, naming: Naming, channels_in: Callable[[Path], Cha
         yield _unusable(source, f"{reason}; give the folder of a case or of many, or a table")
         return
     if stat.S_ISDIR(status.st_mode):
-        yield from _from_folder(source, naming, channels_in)
+        yield from _from_folder(source, naming, channels_in, left_out)
     elif stat.S_ISREG(status.st_mode) and is_table(source):
         yield from _from_table(source, (status.st_dev, status.st_ino))
     else:
@@ -138,22 +149,24 @@ def _from_source(source: Path, naming: Naming, channels_in: Callable[[Path], Cha
 
 
 def _unusable(path: Path, reason: str) -> _Found:
-    return _Found(BrokenCase(str(path), CaseError(f"{path}: {reason}")), str(path), str(path))
+    return _Found(BrokenCase(str(path), CaseError(f"{path}: {reason}"), is_source=True), str(path), str(path))
 
 
 def _from_table(table: Path, identity: Identity) -> Iterator[_Found]:
     try:
         rows = read_table(table)
     except CaseError as error:
-        yield _Found(BrokenCase(str(table), error), str(table), identity)
+        yield _Found(BrokenCase(str(table), error, is_source=True), str(table), identity)
         return
     for row in rows:
         yield _Found(row.case, place_of(table, row.line), (identity, row.line))
 
 
-def _from_folder(source: Path, naming: Naming, channels_in: Callable[[Path], Channels]) -> Iterator[_Found]:
+def _from_folder(
+    source: Path, naming: Naming, channels_in: Callable[[Path], Channels], left_out: Identity | None
+) -> Iterator[_Found]:
     nothing = True
-    for folder in _folders(source):
+    for folder in _folders(source, left_out):
         if isinstance(folder, _Found):
             nothing = False
             yield folder
@@ -174,9 +187,9 @@ def _from_folder(source: Path, naming: Naming, channels_in: Callable[[Path], Cha
         yield _unusable(source, f"no case found: looked for files named {files}; --pattern names others")
 
 
-def _folders(source: Path) -> Iterator[_Folder | _Found]:
+def _folders(source: Path, left_out: Identity | None) -> Iterator[_Folder | _Found]:
     """The folders from source down in sorted order, each once, though links may lead back; for one that refuses, why."""
-    entered: set[Identity] = set()
+    entered: set[Identity] = set() if left_out is None or left_out == _identity(source) else {left_out}
     waiting = [source]
     while waiting:
         path = waiting.pop()

@@ -6,7 +6,7 @@ from typing import Final
 
 import torch
 
-from drunet_cli.errors import DeviceError
+from drunet_cli.errors import DeviceError, LostDeviceError
 from drunet_cli.host import cpu_name
 
 # What allocators raise as a plain RuntimeError: the CPU's, MPS, cuBLAS, and cuDNN, which finds no engine that fits.
@@ -67,7 +67,7 @@ def is_out_of_memory(error: RuntimeError) -> bool:
 
 
 def check_device_fault(device: torch.device, error: RuntimeError) -> None:
-    """Raise DeviceError for what the driver reports, such as a GPU that this PyTorch has no code for; the rest is our bug."""
+    """Raise LostDeviceError for what the driver reports, such as a GPU without code in this PyTorch; the rest is our bug."""
     first_line = str(error).split("\n")[0]
     if device.type == "cuda" and any(words in first_line for words in _DEVICE_FAULT_WORDS):
-        raise DeviceError(f"device {device}: {first_line}; use --device cpu, or --precision float32") from error
+        raise LostDeviceError(f"device {device}: {first_line}; use --device cpu, or --precision float32") from error

@@ -15,7 +15,7 @@ from drunet_cli.io.case import Case
 from drunet_cli.io.inputs import InputFile, changed_files, file_sha256
 from drunet_cli.io.naming import stem
 from drunet_cli.io.nifti import load_volume
-from drunet_cli.segmentation.sidecar import is_sidecar, read_sidecar, sidecar_path
+from drunet_cli.segmentation.sidecar import files_beside, is_sidecar, read_sidecar, sidecar_path, weights_in
 
 _SUFFIXES: Final = (".nii.gz", ".nii")
 _REMEDY: Final = "give --overwrite to segment the case again"
@@ -82,9 +82,14 @@ def adopt_sidecars_in(folder: Path) -> None:
 
 
 def remove_orphan(label_map: Path) -> None:
-    """Remove a sidecar whose label map is gone. X.nii.gz and X.nii have one name for it: either keeps it."""
+    """Remove a sidecar whose label map is gone, and the files that it names. X.nii.gz and X.nii have one: either keeps it."""
     path, name = sidecar_path(label_map), stem(label_map)
-    if not any(os.path.lexists(path.with_name(f"{name}{suffix}")) for suffix in _SUFFIXES) and is_sidecar(path):
+    if any(os.path.lexists(path.with_name(f"{name}{suffix}")) for suffix in _SUFFIXES):
+        return
+    document = read_sidecar(path)
+    if document is not None:
+        for extra in files_beside(label_map, document):
+            extra.unlink(missing_ok=True)
         path.unlink(missing_ok=True)
 
 
@@ -117,9 +122,8 @@ def _check_whole(label_map: Path, document: Mapping[str, Any]) -> None:
 def _differences(document: Mapping[str, Any], case: Case, making: Making) -> str:
     """In words that follow "was made", empty where there are none."""
     try:
-        weights, settings = document["weights"], document["settings"]
+        weights, settings = weights_in(document), document["settings"]
         inputs = {name: InputFile(**entry) for name, entry in document["inputs"].items()}
-        weights = weights if isinstance(weights, list) else [weights]
         if [each["sha256"] for each in weights] != list(making.weights_sha256):
             return "with other weights: " + ", ".join(f"{each['name']}, SHA-256 {each['sha256'][:12]}..." for each in weights)
         if document["labels"] != describe_labels(making.labels):
@@ -139,7 +143,8 @@ def _differences(document: Mapping[str, Any], case: Case, making: Making) -> str
 
 def _check_told(document: Mapping[str, Any]) -> None:
     """Raise KeyError, TypeError or AttributeError where the object lacks what is told of a case that is left out."""
-    words = (document["case"], document["device"], document["weights"]["name"])
+    names = [weights["name"] for weights in weights_in(document)]
+    words = (document["case"], document["device"], *names)
     numbers = (*(document["volumes_ml"][region] for region in REGIONS), *document["seconds"].values())
     if not (all(isinstance(word, str) for word in words) and all(isinstance(number, int | float) for number in numbers)):
         raise TypeError

@@ -1,7 +1,8 @@
 """What is written for a case: the label map, its sidecar, and the files beside them that are asked for."""
 
 import hashlib
-from collections.abc import Iterator, Mapping
+import os
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from enum import StrEnum
@@ -12,6 +13,7 @@ from drunet_cli.brats import Labels, Modality, describe_labels, label_values
 from drunet_cli.errors import OutputError
 from drunet_cli.evaluation.pairs import UNCERTAINTY_MAPS
 from drunet_cli.io.atomic import check_writable, remove_stale, undisturbed, written
+from drunet_cli.io.inputs import file_sha256
 from drunet_cli.io.naming import stem
 from drunet_cli.io.nifti import encode_label_map, encode_map
 from drunet_cli.segmentation import sidecar
@@ -40,13 +42,17 @@ def chosen(extras: Mapping[Extra, bool]) -> frozenset[Extra]:
 
 @dataclass(frozen=True, kw_only=True)
 class Target:
-    """What is written for a case, and how."""
+    """What is written for a case, and how.
+
+    completing: the label map is there as it is to be made, and only files beside it are missing.
+    """
 
     label_map: Path
     labels: Labels = Labels.BRATS2020
     sidecar: bool = True
     extras: frozenset[Extra] = frozenset()
     overwrite: bool = False
+    completing: bool = False
 
     @property
     def sidecar_path(self) -> Path:
@@ -58,10 +64,21 @@ class Target:
         """The files beside the label map that are asked for."""
         return [path for extra in Extra if extra in self.extras for path in _paths(extra, self.label_map)]
 
-    @property
-    def has_extras(self) -> bool:
-        """Whether all files are there that are asked for beside the label map."""
-        return all(path.is_file() for path in self.extra_paths)
+    def has_extras(self, document: Mapping[str, Any]) -> bool:
+        """Whether all files that are asked for are there beside the label map. document: the object of its sidecar.
+
+        Raises OutputError for one that is not as the sidecar has it: it belongs to another label map, or is somebody's.
+        """
+        told = sidecar.files_beside(self.label_map, document)
+        there = [path for path in self.extra_paths if os.path.lexists(path)]
+        for path in there:
+            try:
+                ours = path in told and file_sha256(path) == told[path]
+            except OSError as error:
+                raise OutputError(f"{path}: cannot be read: {error.strerror}") from error
+            if not ours:
+                raise OutputError(f"{path}: exists already, and is not of {self.label_map.name} as it is; give --overwrite")
+        return len(there) == len(self.extra_paths)
 
     def remove_stale(self) -> None:
         """Remove what killed runs have left of these outputs."""
@@ -89,26 +106,44 @@ class Target:
         """
         label_map = label_values(segmentation.class_map, self.labels)
         content = encode_label_map(label_map, segmentation.prepared.header, compress=self._compress)
+        sha256 = hashlib.sha256(content).hexdigest()
+        extras = dict(self._encoded(segmentation, document))
+        before = sidecar.read_sidecar(self.sidecar_path) or {} if self.overwrite else {}
+        old = sidecar.files_beside(self.label_map, before)
+        if self.completing and before.get("output_sha256") == sha256:
+            kept = {path.name: digest for path, digest in old.items() if path not in extras}
+            old = {}
+        else:  # pictures and maps of another label map are not to lie beside this one
+            kept = {}
         completed = {
             **document,
             "output": str(self.label_map),
-            "output_sha256": hashlib.sha256(content).hexdigest(),
+            "output_sha256": sha256,
             "labels": describe_labels(self.labels),
-            "files": [path.name for path in self.extra_paths],
+            "files": kept | {path.name: hashlib.sha256(encoded).hexdigest() for path, encoded in extras.items()},
         }
-        extras = dict(self._encoded(segmentation, completed))
         with undisturbed():
-            self._publish(content, completed)
-            for path, encoded in extras.items():
-                with written(path, overwrite=self.overwrite) as stream:
-                    stream.write(encoded)
+            try:
+                self._publish(content, completed, outdated=list(old))
+            except OutputError:  # another run may have taken this one for killed, and published its sidecar for it
+                if sidecar.files_beside(self.label_map, sidecar.read_sidecar(self.sidecar_path) or {}) == {
+                    self.label_map.with_name(name): digest for name, digest in completed["files"].items()
+                }:
+                    self._write_extras(extras)
+                raise
+            self._write_extras(extras)
         return completed
+
+    def _write_extras(self, extras: Mapping[Path, bytes]) -> None:
+        for path, encoded in extras.items():
+            with written(path, overwrite=self.overwrite) as stream:
+                stream.write(encoded)
 
     @property
     def _compress(self) -> bool:
         return self.label_map.name.lower().endswith(".gz")
 
-    def _publish(self, content: bytes, completed: Mapping[str, Any]) -> None:
+    def _publish(self, content: bytes, completed: Mapping[str, Any], *, outdated: Sequence[Path]) -> None:
         with ExitStack() as published_last:
             if self.sidecar:
                 stream = published_last.enter_context(written(self.sidecar_path, overwrite=self.overwrite))
@@ -117,6 +152,8 @@ class Target:
             with written(self.label_map, overwrite=self.overwrite) as stream:
                 stream.write(content)
                 stream.flush()
+                for path in outdated:
+                    path.unlink(missing_ok=True)
                 if self.overwrite and sidecar.is_sidecar(self.sidecar_path):
                     self.sidecar_path.unlink()
 

@@ -94,7 +94,7 @@ def _in_folder(folder: Path, notices: list[str]) -> list[Record]:
     records = [each for each in read if isinstance(each, Record)]
     damaged = [each for each in read if isinstance(each, str)]
     records += _without_sidecar([path for path in files if _SUMMARY.fullmatch(path.name)], records, notices)
-    if not records:
+    if not records and not any(_SUMMARY.fullmatch(path.name) and is_summary(path) for path in files):  # of an empty shard
         reason = damaged[0] if damaged else f"{folder}: holds no sidecar of a segmented case"
         raise CaseError(f"{reason}; name a folder that drunet segment wrote")
     notices += [f"{each}; left out" for each in damaged]

@@ -106,6 +106,19 @@ def encode_sidecar(document: Mapping[str, Any]) -> bytes:
     return json.dumps(document, indent=2).encode() + b"\n"
 
 
+def weights_in(document: Mapping[str, Any]) -> list[Any]:
+    """What a sidecar's object says of each set of weights."""
+    weights = document["weights"]
+    return weights if isinstance(weights, list) else [weights]
+
+
+def files_beside(label_map: Path, document: Mapping[str, Any]) -> dict[Path, str]:
+    """The files beside a label map that its sidecar's object names, each with its SHA-256."""
+    files = document.get("files")
+    named = files.items() if isinstance(files, dict) else []
+    return {label_map.with_name(name): str(sha256) for name, sha256 in named if name and Path(name).name == name}
+
+
 def is_sidecar(path: Path) -> bool:
     """Whether a file is one that drunet wrote beside a label map."""
     return read_sidecar(path) is not None

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
-from drunet_cli.errors import DeviceError, DrunetError, OutputError
+from drunet_cli.errors import DeviceError, DrunetError, LostDeviceError, OutputError
 from drunet_cli.io.case import Case
 from drunet_cli.io.checks import CaseWarning
 from drunet_cli.network.checkpoint import Checkpoint
@@ -83,10 +83,10 @@ def read(task: CaseTask) -> tuple[CaseTask, PreparedCase | Outcome]:
             document = finished_document(task.target.label_map, task.case, task.skip_if)
             if document is None:  # something else may be in the way: known before the work
                 task.target.check(task.case.images)
-            elif task.target.has_extras:
+            elif task.target.has_extras(document):
                 return task, CaseResult(document, left_out=True)
-            else:  # the label map will be the same again, with the files that are missing beside it
-                task = replace(task, target=replace(task.target, overwrite=True))
+            else:
+                task = replace(task, target=replace(task.target, overwrite=True, completing=True))
         return task, pipeline.prepare(task.case, keep_views=Extra.PREVIEW in task.target.extras)
     except DrunetError as error:
         return task, error
@@ -97,7 +97,7 @@ def read(task: CaseTask) -> tuple[CaseTask, PreparedCase | Outcome]:
 def _left_out(task: CaseTask, making: Making | None) -> CaseResult | None:
     """A case whose outputs are there, all of them. Raises DrunetError where they are not as they should be."""
     document = None if making is None else finished_document(task.target.label_map, task.case, making)
-    if document is None or not task.target.has_extras:
+    if document is None or task.target.completing or not task.target.has_extras(document):
         return None
     return CaseResult(document, left_out=True)
 
@@ -118,6 +118,8 @@ def compute(
             postprocessing=network.postprocessing,
             on_progress=lambda done, total: listener.on_progress(name, done, total),
         )
+    except LostDeviceError:  # the next case would fare no better
+        raise
     except DrunetError as error:
         return error
     except MemoryError:

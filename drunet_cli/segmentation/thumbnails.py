@@ -40,7 +40,7 @@ class Thumbnails:
 
 def read_thumbnails(records: Sequence[Record], *, n_threads: int, on_done: Callable[[], None] = lambda: None) -> Thumbnails:
     """Read every preview that there is. on_done: called once a record."""
-    label_maps = [Path(record.row.output) for record in records if record.row.status is not Status.FAILED]
+    label_maps = [Path(record.row.output) for record in records if record.row.status is not Status.FAILED and _may_have(record)]
     previews = [label_map.with_name(f"{stem(label_map)}_preview.png") for label_map in label_maps]
     width = _WIDE if len(records) <= _MOST_WIDE else _NARROW
     by_label_map, notices = {}, []
@@ -56,6 +56,12 @@ def read_thumbnails(records: Sequence[Record], *, n_threads: int, on_done: Calla
     finally:
         threads.shutdown(cancel_futures=True)
     return Thumbnails(by_label_map, tuple(notices))
+
+
+def _may_have(record: Record) -> bool:
+    """Whether its sidecar names a preview; a picture that it does not name may be of another label map."""
+    files = (record.document or {}).get("files")
+    return files is None or any(str(name).endswith("_preview.png") for name in files)
 
 
 def _read(path: Path, width: int) -> Thumbnail | CaseError | None:

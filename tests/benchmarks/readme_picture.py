@@ -1,6 +1,6 @@
 """Make the README's picture, .github/preview.png: a synthetic case with its true labels, at half the size of a preview.
 
-    python tests/benchmarks/readme_picture.py
+python tests/benchmarks/readme_picture.py
 """
 
 import io

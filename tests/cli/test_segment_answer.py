@@ -11,6 +11,7 @@ import pytest
 
 from drunet_cli.brats import Modality
 from drunet_cli.cli.app import main
+from drunet_cli.io.inputs import file_sha256
 from drunet_cli.network.acquisition import open_weights
 from drunet_cli.network.checkpoint import write_checkpoint
 from tests.cli.small_cohort import write_cases
@@ -57,7 +58,7 @@ def test_nothing_of_this_happens_unasked() -> None:
     assert segment() == 0
     assert files() == ["seg.json", "seg.nii.gz"]
     document = sidecar()
-    assert document["files"] == []
+    assert document["files"] == {}
     assert "postprocessing" not in document
     expected = {"tta": "none", "mc_samples": 0, "dropout": None, "seed": None, "min_volume_ml": 0.0, "min_enhancing_ml": 0.0}
     assert expected.items() <= document["settings"].items()
@@ -75,7 +76,7 @@ def test_probabilities_are_those_that_the_labels_follow() -> None:
     clear = best[..., 3] - best[..., 2] > 2e-3
     assert clear.mean() > 0.9
     assert np.array_equal(np.array([0, 1, 2, 4])[probabilities.argmax(axis=3)][clear], voxels("seg.nii.gz")[clear])
-    assert sidecar()["files"] == ["seg_probabilities.nii.gz"]
+    assert sidecar()["files"] == {"seg_probabilities.nii.gz": file_sha256(Path("seg_probabilities.nii.gz"))}
 
 
 def test_uncertainty_is_written_under_the_names_of_brats_2020_and_can_be_scored(capsys: Captured) -> None:
@@ -135,7 +136,7 @@ def test_a_tumour_below_the_least_volume_is_removed_with_a_warning() -> None:
 def test_a_preview_is_a_picture_beside_the_label_map() -> None:
     assert segment("--preview") == 0
     assert Path("seg_preview.png").read_bytes().startswith(b"\x89PNG")
-    assert sidecar()["files"] == ["seg_preview.png"]
+    assert list(sidecar()["files"]) == ["seg_preview.png"]
 
 
 @pytest.mark.parametrize(
@@ -147,6 +148,7 @@ def test_a_preview_is_a_picture_beside_the_label_map() -> None:
         ),
         (["--dropout", "0.2"], "--dropout and --seed are of the samples; give --mc-samples N too"),
         (["--mc-samples", "2", "--dropout", "0.2", "--engine", "onnxruntime"], "--mc-samples needs dropout"),
+        (["--mc-samples", "2", "--dropout", "0"], "--dropout 0: samples differ only with a rate above 0"),
         (["--min-volume", "-1"], "Invalid value for '--min-volume'"),
         (["--tta", "rotations"], "Invalid value for '--tta'"),
     ],
@@ -175,21 +177,88 @@ def test_an_existing_file_beside_the_label_map_is_refused(capsys: Captured) -> N
     assert files() == ["seg_preview.png"]
 
 
-def test_a_cohort_is_left_out_only_with_every_file_that_is_asked_for(tmp_path: Path, capsys: Captured) -> None:
-    write_cases(tmp_path / "cohort", 2)
-    run = ["segment", "cohort", *WEIGHTS, "-o", "out", "--skip-existing", "--json", "--quiet"]
+class Cohort:
+    """Two small cases, segmented again and again into one folder; says which were left out."""
 
-    def left_out(*options: str) -> list[bool]:
-        capsys.readouterr()
-        assert main([*run, *options]) == 0
-        return [json.loads(line).get("left_out", False) for line in capsys.readouterr().out.splitlines()]
+    def __init__(self, folder: Path, capsys: Captured) -> None:
+        write_cases(folder / "cohort", 2)
+        self._capsys = capsys
 
-    assert left_out() == [False, False]
+    def left_out(self, *options: str, code: int = 0) -> list[bool | str]:
+        self._capsys.readouterr()
+        run = ["segment", "cohort", *WEIGHTS, "-o", "out", "--skip-existing", "--json", "--quiet"]
+        assert main([*run, *options]) == code
+        documents = [json.loads(line) for line in self._capsys.readouterr().out.splitlines()]
+        return [document.get("error") or document.get("left_out", False) for document in documents]
+
+
+@pytest.fixture
+def cohort(tmp_path: Path, capsys: Captured) -> Cohort:
+    return Cohort(tmp_path, capsys)
+
+
+def test_a_case_is_left_out_only_with_every_file_that_is_asked_for(cohort: Cohort) -> None:
+    assert cohort.left_out() == [False, False]
     before = Path("out/case_0.nii.gz").read_bytes()
-    assert left_out("--preview") == [False, False]  # the pictures are missing
-    assert left_out("--preview") == [True, True]
+    assert cohort.left_out("--preview") == [False, False]  # the pictures are missing
+    assert cohort.left_out("--preview") == [True, True]
     Path("out/case_1_preview.png").unlink()
-    assert left_out("--preview") == [True, False]
-    assert left_out() == [True, True]
+    assert cohort.left_out("--preview") == [True, False]
+    assert cohort.left_out() == [True, True]
     assert Path("out/case_0.nii.gz").read_bytes() == before
     assert open_image("out/case_1.nii.gz").shape == (24, 20, 6)
+
+
+def test_files_that_are_added_leave_the_others_where_they_are(cohort: Cohort) -> None:
+    assert cohort.left_out("--preview") == [False, False]
+    assert cohort.left_out("--probabilities") == [False, False]
+    assert sorted(sidecar("out/case_0.json")["files"]) == ["case_0_preview.png", "case_0_probabilities.nii.gz"]
+    assert cohort.left_out("--preview", "--probabilities") == [True, True]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--weights", str(GOLDEN_WEIGHTS)],
+        ["--tta", "flips"],
+        ["--mc-samples", "2", "--dropout", "0.3"],
+        ["--min-volume", "0.1"],
+    ],
+    ids=lambda options: options[0],
+)
+def test_whatever_was_asked_for_is_left_out_again_and_nothing_else_is(options: list[str], cohort: Cohort) -> None:
+    assert cohort.left_out(*options) == [False, False]
+    assert cohort.left_out(*options) == [True, True]
+    assert all("was made with" in str(error) for error in cohort.left_out(code=1))
+
+
+def test_pictures_of_a_label_map_that_is_replaced_go_with_it() -> None:
+    assert segment("--preview") == 0
+    assert segment("--overwrite", "--min-volume", "1000") == 0
+    assert files() == ["seg.json", "seg.nii.gz"]
+
+
+def test_a_picture_that_is_not_of_the_label_map_is_neither_taken_for_it_nor_replaced(cohort: Cohort) -> None:
+    assert cohort.left_out() == [False, False]
+    Path("out/case_0_preview.png").write_text("mine")
+    error, left_out = sorted(cohort.left_out("--preview", code=1), key=str, reverse=True)
+    assert left_out is False
+    assert "case_0_preview.png: exists already, and is not of case_0.nii.gz as it is" in str(error)
+    assert Path("out/case_0_preview.png").read_text() == "mine"
+
+
+def test_files_of_a_label_map_that_somebody_removed_do_not_stop_the_others(cohort: Cohort) -> None:
+    assert cohort.left_out("--preview") == [False, False]
+    Path("out/case_0.nii.gz").unlink()
+    assert sorted(cohort.left_out("--preview")) == [False, True]
+    Path("out/case_1.nii.gz").unlink()
+    Path("out/case_1.json").unlink()  # whose picture it was can no longer be known
+    error, left_out = sorted(cohort.left_out("--preview", code=1), key=str, reverse=True)
+    assert left_out is True
+    assert "case_1_preview.png: exists already" in str(error)
+
+
+def test_a_dry_run_says_that_files_would_be_added(cohort: Cohort, capsys: Captured) -> None:
+    assert cohort.left_out() == [False, False]
+    assert main(["segment", "cohort", *WEIGHTS, "-o", "out", "--skip-existing", "--preview", "--dry-run", "--json"]) == 0
+    assert [json.loads(line)["would"] for line in capsys.readouterr().out.splitlines()] == ["add missing files"] * 2

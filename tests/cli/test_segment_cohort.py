@@ -730,3 +730,21 @@ def test_only_broken_cases_leave_a_summary_and_need_no_weights(cohort: Path, cap
     out, err = capsys.readouterr()
     assert (out, sorted(errors(err))) == ("", CASES)
     assert names_in("out") == ["summary.csv"]
+
+
+@pytest.mark.parametrize("shard", ["1/3", "2/3", "3/3"])
+def test_a_source_without_cases_fails_every_shard_and_shifts_none(shard: str, cohort: Path, capsys: Captured) -> None:
+    Path("empty").mkdir()
+    assert segment("empty", "-o", "nowhere", "--shard", shard) == 1
+    assert "empty: no case found" in capsys.readouterr().err
+    assert segment(cohort, "-o", "one", "--shard", shard) == 0
+    assert segment(cohort, "absent", "-o", "two", "--shard", shard) == 1
+    assert [path.name for path in sorted(Path("one").glob("*.gz"))] == [path.name for path in sorted(Path("two").glob("*.gz"))]
+
+
+def test_results_among_the_cases_are_no_cases(tmp_path: Path) -> None:
+    cohort = write_cases(tmp_path / "own", 1)
+    write_case(cohort / "patient_0001", seed=5)  # whose label map would pass for a channel of nnU-Net's
+    out = cohort / "results"
+    assert segment(cohort, "-o", out) == 0
+    assert segment(cohort, "-o", out, "--skip-existing") == 0

@@ -13,7 +13,7 @@ from typing import Any, Final
 import pytest
 
 from drunet_cli.brats import Labels
-from drunet_cli.errors import CaseError, DeviceError, DrunetError, OutputError
+from drunet_cli.errors import CaseError, DeviceError, DrunetError, LostDeviceError, OutputError
 from drunet_cli.io.case import Case
 from drunet_cli.io.inputs import file_sha256
 from drunet_cli.segmentation import pipeline
@@ -522,3 +522,14 @@ def test_the_object_of_a_case_that_is_left_out_is_that_of_its_sidecar(cohort: Pa
 
 def never_opened() -> Network:
     raise AssertionError("the network was opened")
+
+
+@one_or_more_engines
+def test_a_lost_device_ends_the_run(n_engines: int, cohort: Path, tmp_path: Path) -> None:
+    """Else it would fail every case that is left, each within a moment."""
+
+    def meanwhile(_: str) -> None:
+        raise LostDeviceError("device cuda:0: unspecified launch failure")
+
+    with pytest.raises(LostDeviceError):
+        list(outcomes_of(tasks_of(cohort, tmp_path / "out"), n_engines=n_engines, meanwhile=meanwhile))

@@ -202,6 +202,13 @@ def test_file_that_is_no_sidecar_is_refused(name: str, tmp_path: Path) -> None:
         read_runs([tmp_path / name])
 
 
+def test_summary_of_an_empty_shard_is_a_run_without_cases(tmp_path: Path) -> None:
+    write_case(tmp_path / "one", "a")
+    (tmp_path / "two").mkdir()
+    (tmp_path / "two" / "summary-2-of-2.csv").write_bytes(encode_summary([]))
+    assert cases(read_runs([tmp_path / "one", tmp_path / "two"])) == ["a"]
+
+
 def test_folder_that_may_not_be_listed_is_refused(tmp_path: Path) -> None:
     write_case(tmp_path, "a")
     (tmp_path / "shut").mkdir(mode=0o000)
