@@ -88,8 +88,10 @@ def remove_orphan(label_map: Path) -> None:
         return
     document = read_sidecar(path)
     if document is not None:
-        for extra in files_beside(label_map, document):
-            extra.unlink(missing_ok=True)
+        for extra, sha256 in files_beside(label_map, document).items():
+            with suppress(OSError):  # gone, or not to be read: then it is met where it is in the way
+                if file_sha256(extra) == sha256:  # else somebody has changed it
+                    extra.unlink()
         path.unlink(missing_ok=True)
 
 

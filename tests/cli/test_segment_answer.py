@@ -258,6 +258,14 @@ def test_files_of_a_label_map_that_somebody_removed_do_not_stop_the_others(cohor
     assert "case_1_preview.png: exists already" in str(error)
 
 
+def test_a_changed_file_of_a_label_map_that_somebody_removed_stays(cohort: Cohort) -> None:
+    assert cohort.left_out("--preview") == [False, False]
+    Path("out/case_0.nii.gz").unlink()
+    Path("out/case_0_preview.png").write_text("changed")
+    assert any("case_0_preview.png: exists already" in str(outcome) for outcome in cohort.left_out("--preview", code=1))
+    assert Path("out/case_0_preview.png").read_text() == "changed"
+
+
 def test_a_dry_run_says_that_files_would_be_added(cohort: Cohort, capsys: Captured) -> None:
     assert cohort.left_out() == [False, False]
     assert main(["segment", "cohort", *WEIGHTS, "-o", "out", "--skip-existing", "--preview", "--dry-run", "--json"]) == 0
