@@ -17,6 +17,7 @@ from drunet_cli.errors import DeviceError, WeightsError
 from drunet_cli.network.checkpoint import Checkpoint, write_checkpoint
 from drunet_cli.network.engine_onnx import OnnxEngine
 from drunet_cli.network.engine_torch import TorchEngine
+from drunet_cli.network.graph import INPUT
 
 OUT_OF_MEMORY = "[ONNXRuntimeError] : 6 : RUNTIME_EXCEPTION : Failed to allocate memory for requested buffer of size 7"
 
@@ -140,19 +141,21 @@ def test_an_interruption_ends_the_slices_in_hand(checkpoint: Checkpoint, slices:
         pass
 
     class Endless:
-        """A session whose first slice is done at once, and the others when they are told to end."""
+        """A session that computes slice 0 once another is in hand, which ends only when it is told to."""
 
         def __init__(self, session: Any) -> None:
-            self._session, self._first, self.told = session, threading.Lock(), threading.Event()
+            self._session, self._in_hand, self.told = session, threading.Event(), threading.Event()
 
         def run(self, names: None, inputs: dict[str, npt.NDArray[np.float32]], how: Any) -> Any:
-            if self._first.acquire(blocking=False):
+            if np.array_equal(inputs[INPUT][0].transpose(1, 2, 0), slices[0] / np.float32(255)):
+                assert self._in_hand.wait(60)
                 return self._session.run(names, inputs, how)
-            for _ in range(1000):
-                time.sleep(0.01)
+            self._in_hand.set()
+            for _ in range(6000):
                 if how.terminate:
                     self.told.set()
                     break
+                time.sleep(0.01)
             raise ort_errors.Fail("Exiting due to terminate flag being set to true.")
 
     def stop(_: int) -> None:
