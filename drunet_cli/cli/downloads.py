@@ -4,7 +4,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from drunet_cli.cli.console import DownloadBar, Screen
+from drunet_cli.cli.bars import DownloadBar
+from drunet_cli.cli.console import Screen
 from drunet_cli.network.acquisition import Watcher
 from drunet_cli.network.registry import Entry
 

@@ -213,7 +213,8 @@ def _evaluated(tasks: Sequence[Any], batch: "Batch", *, n_jobs: int) -> list[Map
 
 def _print_tables(documents: Sequence[Mapping[str, Any]], *, seed: int, worst: int | None) -> None:
     from drunet_cli.cli.batch import counted
-    from drunet_cli.cli.console import Screen, statistics_table, worst_table
+    from drunet_cli.cli.console import Screen
+    from drunet_cli.cli.tables import statistics_table, worst_table
     from drunet_cli.evaluation import tables
 
     first = documents[0]

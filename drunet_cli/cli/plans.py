@@ -23,7 +23,8 @@ def print_plan(planned: Sequence[Planned], cohort: Cohort, *, seg: bool, json: b
 
     Raises the error of a case that was given alone and is broken, typer.Exit where one of several is.
     """
-    from drunet_cli.cli.console import Screen, plan_table, result_json
+    from drunet_cli.cli.console import Screen, result_json
+    from drunet_cli.cli.tables import plan_table
 
     if cohort.alone and cohort.broken:
         raise cohort.broken[0].error

@@ -97,7 +97,8 @@ def _check(output: Path | None, csv: Path | None, *, overwrite: bool) -> None:
 
 
 def _print(records: Sequence["Record"], written: Sequence[Path], *, json: bool) -> None:
-    from drunet_cli.cli.console import Screen, cohort_table, result, result_json
+    from drunet_cli.cli.console import Screen, result, result_json
+    from drunet_cli.cli.tables import cohort_table
 
     if json:
         for record in records:

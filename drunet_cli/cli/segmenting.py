@@ -12,9 +12,10 @@ from drunet_cli.brats import Labels
 from drunet_cli.cli.batch import Batch, counted
 from drunet_cli.cli.cases import label_map_path, names_a_file
 from drunet_cli.cli.computing import Opening
-from drunet_cli.cli.console import Screen, cohort_table, regions_in_words
+from drunet_cli.cli.console import Screen, regions_in_words
 from drunet_cli.cli.plans import Planned, print_plan
 from drunet_cli.cli.signals import raise_lost
+from drunet_cli.cli.tables import cohort_table
 from drunet_cli.errors import DrunetError, MisuseError, OutputError, Terminated
 from drunet_cli.host import share_memory_arenas
 from drunet_cli.io.atomic import check_writable, remove_stale_in, written

@@ -5,8 +5,10 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from drunet_cli.brats import REGIONS
-from drunet_cli.cli.console import Screen, TrainingBar, result_json, training_plan_table
+from drunet_cli.cli.bars import TrainingBar
+from drunet_cli.cli.console import Screen, result_json
 from drunet_cli.cli.signals import raise_lost
+from drunet_cli.cli.tables import training_plan_table
 from drunet_cli.training.watcher import Watcher
 
 if TYPE_CHECKING:

@@ -18,7 +18,8 @@ _Name = Annotated[str, typer.Argument(metavar="NAME", help="Name of the weights.
 @app.command("list")
 def list_weights(json: options.Json = False) -> None:
     """List the weights that drunet knows and those in the cache."""
-    from drunet_cli.cli.console import Screen, result_json, weights_table
+    from drunet_cli.cli.console import Screen, result_json
+    from drunet_cli.cli.tables import weights_table
 
     cached = cached_names()
     names = [*ENTRIES, *(name for name in cached if name not in ENTRIES)]
@@ -81,7 +82,8 @@ def info(
     json: options.Json = False,
 ) -> None:
     """Describe weights: base width, epsilon, origin, SHA-256, licence."""
-    from drunet_cli.cli.console import Screen, fields_table, result_json
+    from drunet_cli.cli.console import Screen, result_json
+    from drunet_cli.cli.tables import fields_table
     from drunet_cli.io.inputs import file_sha256
     from drunet_cli.network.acquisition import metadata_of
 
