@@ -3,12 +3,19 @@
 Core code raises these; only `cli` prints them. Anything else that escapes is a fault of drunet and keeps its traceback.
 """
 
+from collections.abc import Sequence
 from typing import ClassVar
 
 
 def one_line(text: str) -> str:
     """Text without line breaks and control characters, spaces folded: file names and servers may hold anything."""
     return " ".join("".join(character if character.isprintable() else " " for character in text).split())
+
+
+def listed(items: Sequence[object], *, most: int = 5) -> str:
+    """The first of them, and how many more there are, for a message."""
+    words = [str(item) for item in items[:most]]
+    return ", ".join(words) + (f" and {len(items) - most} more" if len(items) > most else "")
 
 
 class DrunetError(Exception):

@@ -8,6 +8,7 @@ DIR/slices.csv                    one row a slice
 
 import os
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -81,3 +82,13 @@ def slice_files(folder: Path) -> dict[str, list[SliceFile]]:
     except OSError as error:
         raise CaseError(f"{folder}: cannot be listed: {error.strerror}") from error
     return {case: sorted(found[case]) for case in sorted(found)}
+
+
+def slices_by_z(files: Iterable[SliceFile]) -> dict[int, Path]:
+    """The slices of one case. Raises CaseError where one is there twice, with and without zero padding."""
+    paths: dict[int, Path] = {}
+    for file in files:
+        if file.z in paths:
+            raise CaseError(f"{file.path}: slice {file.z} is there twice, also as {paths[file.z].name}; remove one")
+        paths[file.z] = file.path
+    return paths

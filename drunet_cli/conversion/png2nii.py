@@ -7,24 +7,21 @@ from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 
 from drunet_cli.brats import ClassMap, LabelMap, Labels, describe_labels, label_values, volumes_ml, voxel_counts
 from drunet_cli.conversion.description import Description, is_description, read_description
-from drunet_cli.conversion.layout import Layout, SliceFile
-from drunet_cli.errors import CaseError, OutputError
+from drunet_cli.conversion.layout import Layout, SliceFile, slices_by_z
+from drunet_cli.errors import CaseError, OutputError, listed
 from drunet_cli.io.atomic import check_writable, is_same_file, remove_stale, written
 from drunet_cli.io.checks import voxel_litres
 from drunet_cli.io.geometry import FRAME, SAME_PLACE_MM, AxisFit, Geometry, at_1_mm, farthest_corner_mm, laid_out
 from drunet_cli.io.grids import same_grid
 from drunet_cli.io.naming import with_a_name
 from drunet_cli.io.nifti import Volume, encode_label_map, load_volume
-from drunet_cli.io.png import label_slice, read_slice_file
-
-# A frame of RGBA that does not compress at all takes 231 kB.
-_NAMED: Final = 5
+from drunet_cli.io.png import read_label_slice
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -179,17 +176,14 @@ def _left_out(description: Description, geometry: Geometry) -> frozenset[int]:
 
 def _files_by_z(task: LabelTask, geometry: Geometry, *, blank: frozenset[int]) -> dict[int, Path]:
     """Every slice once, from 0 to Z - 1, but for those that are known to be blank."""
-    files: dict[int, Path] = {}
-    last = geometry.n_slices - 1
-    for file in task.slices:
-        if file.z in files:
-            raise CaseError(f"{file.path}: slice {file.z} is there twice, also as {files[file.z].name}; remove one")
-        if file.z > last:
-            raise CaseError(f"{file.path}: slice {file.z} lies beyond {task.reference}, whose slices are 0 to {last}")
-        files[file.z] = file.path
+    files, last = slices_by_z(task.slices), geometry.n_slices - 1
+    for z, path in files.items():
+        if z > last:
+            raise CaseError(f"{path}: slice {z} lies beyond {task.reference}, whose slices are 0 to {last}")
     if missing := sorted(set(range(last + 1)) - files.keys() - blank):
-        named = ", ".join(map(str, missing[:_NAMED])) + (f" and {len(missing) - _NAMED} more" if len(missing) > _NAMED else "")
-        raise CaseError(f"{task.folder}: slice {named} of {task.case} is missing; {task.reference} has slices 0 to {last}")
+        raise CaseError(
+            f"{task.folder}: slice {listed(missing)} of {task.case} is missing; {task.reference} has slices 0 to {last}"
+        )
     return files
 
 
@@ -198,19 +192,11 @@ def _read_frames(files: Mapping[int, Path], n_slices: int, *, threads: int) -> C
     frames = np.zeros((n_slices, FRAME, FRAME), dtype=np.uint8)
 
     def read(z: int) -> None:
-        frames[z] = _read_label_slice(files[z])
+        frames[z] = read_label_slice(files[z], (FRAME, FRAME))
 
     with ThreadPoolExecutor(threads) as pool:
         list(pool.map(read, sorted(files)))
     return frames
-
-
-def _read_label_slice(path: Path) -> ClassMap:
-    pixels = read_slice_file(path, (FRAME, FRAME))
-    try:
-        return label_slice(pixels)
-    except CaseError as error:
-        raise CaseError(f"{path}: {error}") from error
 
 
 def _warnings(

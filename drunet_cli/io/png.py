@@ -84,6 +84,15 @@ def read_slice_file(path: Path, size: tuple[int, int]) -> Pixels:
         raise CaseError(f"{path}: {error}") from error
 
 
+def read_label_slice(path: Path, size: tuple[int, int]) -> ClassMap:
+    """Class indices [rows, columns] of a label slice, as `label_slice` has them. Raises CaseError that names the file."""
+    pixels = read_slice_file(path, size)
+    try:
+        return label_slice(pixels)
+    except CaseError as error:
+        raise CaseError(f"{path}: {error}") from error
+
+
 def decode_png(content: bytes, size: tuple[int, int]) -> Pixels:
     """The pixels [rows, columns, channels] of a PNG file of 8-bit grey, RGB or RGBA, and of this size (rows, columns).
 

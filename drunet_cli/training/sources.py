@@ -1,44 +1,21 @@
 """What `drunet train` learns from: cases of NIfTI files with a segmentation, and datasets of PNG slices."""
 
-import os
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
 
 import numpy as np
-import numpy.typing as npt
 
-from drunet_cli.brats import CHANNELS, ClassMap, Modality
-from drunet_cli.conversion.description import is_description, read_description
-from drunet_cli.conversion.layout import Layout, SliceFile, slice_files, slice_name
+from drunet_cli.brats import ClassMap, Modality
+from drunet_cli.conversion.layout import Layout
 from drunet_cli.errors import CaseError
 from drunet_cli.io.case import BrokenCase, Case
 from drunet_cli.io.discovery import find_cases
-from drunet_cli.io.geometry import FRAME
 from drunet_cli.io.labelled import read_labelled
-from drunet_cli.io.naming import BUILT_IN, SEGMENTATION, Naming, may_name_a_file
-from drunet_cli.io.png import label_slice, read_slice_file
+from drunet_cli.io.naming import BUILT_IN, SEGMENTATION, Naming
 from drunet_cli.io.slices import SliceStack
-
-MOST_SLICES: Final = 1000  # of 1 mm; io.nifti takes no larger field of view
-_NAMED: Final = 5
-
-
-@dataclass(frozen=True, kw_only=True)
-class PngCase:
-    """A case of a dataset of slices.
-
-    n_slices: of the case; those without a file are blank. images, masks: file names by z.
-    description: how nii2png made the case, None for slices that are not described.
-    """
-
-    layout: Layout
-    n_slices: int
-    images: Mapping[int, str]
-    masks: Mapping[int, str]
-    description: Path | None = None
+from drunet_cli.training.png_dataset import PngCase, png_cases, read_png_case
 
 
 @dataclass(frozen=True)
@@ -92,7 +69,7 @@ def find_sources(paths: Sequence[Path], naming: Naming = BUILT_IN) -> Sources:
     entered: set[tuple[int, int]] = set()
     for path in paths:
         try:
-            dataset = _dataset(Layout(path))
+            dataset = png_cases(Layout(path))
         except CaseError as error:
             refused.append(BrokenCase(str(path), error))
             continue
@@ -100,8 +77,8 @@ def find_sources(paths: Sequence[Path], naming: Naming = BUILT_IN) -> Sources:
             others.append(path)
         elif (identity := ((status := path.stat()).st_dev, status.st_ino)) not in entered:
             entered.add(identity)
-            found += [item for item in dataset if isinstance(item, TrainingCase)]
-            refused += [item for item in dataset if isinstance(item, BrokenCase)]
+            found += [TrainingCase(name, case) for name, case in dataset.items() if isinstance(case, PngCase)]
+            refused += [BrokenCase(name, error) for name, error in dataset.items() if isinstance(error, CaseError)]
     cohort = find_cases(others, naming)
     found += [TrainingCase(case.name, case) for case in cohort.cases]
     usable, unusable = _told_apart(found, naming)
@@ -115,7 +92,7 @@ def find_sources(paths: Sequence[Path], naming: Naming = BUILT_IN) -> Sources:
 def read_labelled_slices(case: TrainingCase) -> LabelledSlices:
     """Read a case whole. Raises CaseError for images, labels or slices that cannot be learnt from."""
     if isinstance(case.source, PngCase):
-        return _read_png_case(case.name, case.source)
+        return LabelledSlices(*read_png_case(case.name, case.source))
     labelled = read_labelled(case.source)
     assert labelled.segmentation is not None, "find_sources refuses a case without segmentation"
     return LabelledSlices(
@@ -147,114 +124,3 @@ def _told_apart(found: Iterable[TrainingCase], naming: Naming) -> tuple[list[Tra
                 continue
             unusable.append(BrokenCase(name, CaseError(message)))
     return usable, unusable
-
-
-def _dataset(layout: Layout) -> list[TrainingCase | BrokenCase] | None:
-    """The cases of a dataset of slices; None where there is none. Raises CaseError for a folder that cannot be listed."""
-    described = _described(layout)
-    images = slice_files(layout.images) if layout.images.is_dir() else {}
-    if not images and not described:
-        return None
-    masks = slice_files(layout.masks)
-    cases: list[TrainingCase | BrokenCase] = []
-    for name in sorted(images.keys() | described):
-        files = images.get(name, []), masks.get(name, [])
-        try:
-            if not may_name_a_file(name):
-                raise CaseError(f"{layout.images}: {name!r} cannot be part of a file name; rename the slices of this case")
-            source = _described_case(name, layout, *files) if name in described else _bare_case(name, layout, *files)
-            cases.append(TrainingCase(name, source))
-        except CaseError as error:
-            cases.append(BrokenCase(name, error))
-    return cases
-
-
-def _described(layout: Layout) -> set[str]:
-    """Names of the cases that have a description, be it a damaged one."""
-    if not layout.cases.is_dir():
-        return set()
-    try:
-        names = [name.removesuffix(".json") for name in os.listdir(layout.cases) if name.endswith(".json")]  # noqa: PTH208
-    except OSError as error:
-        raise CaseError(f"{layout.cases}: cannot be listed: {error.strerror}") from error
-    return {name for name in names if not name.startswith(".") and is_description(layout.description(name))}
-
-
-def _described_case(name: str, layout: Layout, images: Sequence[SliceFile], masks: Sequence[SliceFile]) -> PngCase:
-    path = layout.description(name)
-    description = read_description(path)
-    if description.case != name:
-        raise CaseError(f"{path}: describes the case {description.case}, not {name}; convert the case again")
-    if not description.has_masks:
-        raise CaseError(f"{path}: {name} was converted without a segmentation; convert it again with one")
-    n_slices = _checked_number(description.geometry().n_slices, path)
-    written = {row.z: slice_name(name, row.z) for row in description.rows}
-    if len(written) != len(description.rows) or not written.keys() <= set(range(n_slices)):
-        raise CaseError(f"{path}: is damaged: it names slices twice or beyond the {n_slices} of {name}; convert the case again")
-    expected = written.keys() if description.skip_blank else range(n_slices)
-    for folder, files in ((layout.images, images), (layout.masks, masks)):
-        if missing := set(expected) - {file.z for file in files}:
-            raise CaseError(f"{folder}: slice {_listed(missing)} of {name} is missing; convert the case again")
-    return PngCase(layout=layout, n_slices=n_slices, images=written, masks=written, description=path)
-
-
-def _bare_case(name: str, layout: Layout, images: Sequence[SliceFile], masks: Sequence[SliceFile]) -> PngCase:
-    """A case of the published layout. Slices below the first are taken for blank ones that were left out."""
-    if os.path.lexists(unfinished := layout.unfinished(name)):
-        raise CaseError(f"{unfinished}: the slices of {name} are not complete; convert the case again")
-    if not masks:
-        raise CaseError(f"{layout.masks}: holds no label slice of {name}, without which there is nothing to learn; add them")
-    of_image, of_mask = _by_z(images), _by_z(masks)
-    first, last = min(of_image), max(of_image)
-    n_slices = _checked_number(last + 1, layout.images / of_image[last])
-    if missing := set(range(first, last)) - of_image.keys() | of_mask.keys() - of_image.keys():
-        raise CaseError(f"{layout.images}: slice {_listed(missing)} of {name} is missing; make its slices again")
-    if missing := of_image.keys() - of_mask.keys():
-        raise CaseError(f"{layout.masks}: the label slice {_listed(missing)} of {name} is missing; make its slices again")
-    return PngCase(layout=layout, n_slices=n_slices, images=of_image, masks=of_mask)
-
-
-def _checked_number(n_slices: int, path: Path) -> int:
-    if n_slices > MOST_SLICES:
-        raise CaseError(f"{path}: says that there are {n_slices} slices, more than any brain has; make the slices again")
-    return n_slices
-
-
-def _by_z(files: Iterable[SliceFile]) -> dict[int, str]:
-    names: dict[int, str] = {}
-    for file in files:
-        if file.z in names:
-            raise CaseError(f"{file.path}: slice {file.z} is there twice, also as {names[file.z]}; remove one")
-        names[file.z] = file.path.name
-    return names
-
-
-def _listed(slices: Iterable[int]) -> str:
-    numbers = sorted(slices)
-    return ", ".join(map(str, numbers[:_NAMED])) + (f" and {len(numbers) - _NAMED} more" if len(numbers) > _NAMED else "")
-
-
-def _read_png_case(name: str, source: PngCase) -> LabelledSlices:
-    images = np.zeros((source.n_slices, FRAME, FRAME, len(CHANNELS)), dtype=np.uint8)
-    classes = np.zeros((source.n_slices, FRAME, FRAME), dtype=np.uint8)
-    for z, file in source.images.items():
-        images[z] = _read_slice(source.layout.images / file, label=False)
-    for z, file in source.masks.items():
-        classes[z] = _read_slice(source.layout.masks / file, label=True)
-    if not images.any():
-        raise CaseError(f"{source.layout.images}: no pixel of {name} is above 0; there is no brain to learn from")
-    return LabelledSlices(images, classes)
-
-
-def _read_slice(path: Path, *, label: bool) -> npt.NDArray[np.uint8]:
-    """Pixels [240, 240, 4] of an image slice, or class indices [240, 240] of a label slice."""
-    pixels = read_slice_file(path, (FRAME, FRAME))
-    if label:
-        try:
-            return label_slice(pixels)
-        except CaseError as error:
-            raise CaseError(f"{path}: {error}") from error
-    if pixels.shape[2] != len(CHANNELS):
-        channels = ", ".join(modality.display for modality in CHANNELS)
-        raise CaseError(f"{path}: is not RGBA, as an image slice is ({channels}); make its slices again")
-    return pixels

@@ -4,12 +4,9 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
 
-from drunet_cli.errors import CaseError, MisuseError
+from drunet_cli.errors import CaseError, MisuseError, listed
 from drunet_cli.training.sampling import Stream, generator
-
-_NAMED: Final = 5
 
 
 @dataclass(frozen=True)
@@ -67,9 +64,9 @@ def read_split(path: Path, names: Sequence[str]) -> Split:
         raise CaseError(f"{path}: train and validation are lists of case names")
     named = train + validation
     if doubled := sorted({name for name in named if named.count(name) > 1}):
-        raise CaseError(f"{path}: names {_in_words(doubled)} more than once; a case is learnt from or held out")
+        raise CaseError(f"{path}: names {listed(doubled)} more than once; a case is learnt from or held out")
     if missing := sorted(set(named) - set(names)):
-        raise CaseError(f"{path}: names {_in_words(missing)}, not among the {len(names)} cases that were found")
+        raise CaseError(f"{path}: names {listed(missing)}, not among the {len(names)} cases that were found")
     if not train:
         raise CaseError(f"{path}: names no case to learn from")
     return Split(tuple(sorted(train)), tuple(sorted(validation)))
@@ -82,7 +79,3 @@ def _shuffled(names: Sequence[str], seed: int) -> list[str]:
 
 def _split(names: Sequence[str], validation: Sequence[str]) -> Split:
     return Split(tuple(sorted(set(names) - set(validation))), tuple(sorted(validation)))
-
-
-def _in_words(names: Sequence[str]) -> str:
-    return ", ".join(names[:_NAMED]) + (f" and {len(names) - _NAMED} more" if len(names) > _NAMED else "")

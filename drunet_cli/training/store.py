@@ -21,7 +21,8 @@ from drunet_cli.brats import CHANNELS, TUMOUR_CLASSES, ClassMap
 from drunet_cli.errors import CaseError
 from drunet_cli.io.geometry import FRAME, box_of
 from drunet_cli.io.slices import SliceStack
-from drunet_cli.training.sources import MOST_SLICES, LabelledSlices
+from drunet_cli.training.png_dataset import MOST_SLICES
+from drunet_cli.training.sources import LabelledSlices
 
 # To be raised also when the same images come to give other pixels: else a store would keep the old ones.
 SCHEMA: Final = "drunet.training-slices/1"
