@@ -1,4 +1,4 @@
-"""NIfTI files to arrays and label maps to NIfTI files: the only module that knows the format.
+"""NIfTI files to arrays and label maps to NIfTI files: with nifti_header, the only modules that know the format.
 
 Files are taken as hostile: every size is checked before memory is given, every byte of a compressed file is read so that its
 check sum is verified, and whatever is wrong ends in one CaseError that names the file.
@@ -7,10 +7,8 @@ check sum is verified, and whatever is wrong ends in one CaseError that names th
 import gzip
 import hashlib
 import io
-import logging
 import math
 import stat
-import struct
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -25,29 +23,25 @@ from drunet_cli.brats import LabelMap
 from drunet_cli.errors import CaseError
 from drunet_cli.io.geometry import axcodes, farthest_corner_mm, spacing_mm
 from drunet_cli.io.inflated import CORRUPT, GZIP_SIGNATURE, MOST_INFLATED, Inflated
+from drunet_cli.io.nifti_header import (
+    MOST_AXES,
+    Header,
+    Shape,
+    checked_affine,
+    checked_data_offset,
+    checked_shape,
+    damaged,
+    header_in,
+)
 
-Header: TypeAlias = nib.Nifti1Header  # Nifti2Header derives from it
 _Bytes: TypeAlias = npt.NDArray[np.uint8]
 
-# 512 x 512 x 512: twice as fine in every axis as the BraTS grid. Anything above is a damaged header or no brain MRI.
-_MAX_VOXELS: Final = 2**27
-_MAX_HEADER_BYTES: Final = 2**24  # room for extensions before the voxels
 _GZIP_LEVEL: Final = 6
 _CHUNK_BYTES: Final = 2**17
-_MOST_AXES: Final = 7
-_LAST_FORM_CODE: Final = 5  # of sform and qform: unknown, scanner, aligned, Talairach, MNI, other template
 _OF_THE_IMAGE_ALONE: Final = (
     *("cal_min", "cal_max", "slice_start", "slice_end", "slice_code", "slice_duration", "toffset"),
     *("intent_code", "intent_p1", "intent_p2", "intent_p3"),
 )
-_MAX_FIELD_OF_VIEW_MM: Final = 1000.0
-_SPACING_RANGE_MM: Final = (0.1, 20.0)
-
-# nibabel reports what it mends in a header; the user hears only of what cannot be mended, as a CaseError.
-_NIBABEL_REPORTS: Final = logging.getLogger(__name__)
-_NIBABEL_REPORTS.addHandler(logging.NullHandler())
-_NIBABEL_REPORTS.propagate = False
-_UNMENDABLE: Final = 40  # nibabel's severity from which it refuses a header itself
 
 
 @dataclass(frozen=True)
@@ -102,7 +96,7 @@ def load_volume(path: Path) -> Volume:
         with np.errstate(all="ignore"):  # what overflows in a damaged header is found as not finite
             return _load(path)
     except (HeaderDataError, ValueError, OverflowError) as error:
-        raise _damaged(path, " ".join(str(error).split())) from error
+        raise damaged(path, " ".join(str(error).split())) from error
     except EOFError as error:
         raise CaseError(f"{path}: is truncated: the compressed data end too early; copy or download it again") from error
     except CORRUPT as error:
@@ -125,7 +119,7 @@ def encode_map(values: npt.NDArray[Any], like: Header, *, compress: bool) -> byt
         values = values.astype(np.float32)
     header = like.as_byteswapped("<") if like.endianness != "<" else like.copy()
     header.set_data_dtype(values.dtype)
-    header["dim"] = [values.ndim, *values.shape, *[1] * (_MOST_AXES - values.ndim)]
+    header["dim"] = [values.ndim, *values.shape, *[1] * (MOST_AXES - values.ndim)]
     if values.ndim > len("IJK"):
         header["pixdim"][4:] = 1.0
     header["vox_offset"] = header.single_vox_offset
@@ -156,19 +150,19 @@ def _load(path: Path) -> Volume:
         header, shape, content = _read(stream, path, n_most=n_most)
         file.seek(0)
         digest = hashlib.file_digest(file, "sha256").hexdigest()
-    affine = _affine(header, shape, path)
+    affine = checked_affine(header, shape, path)
     return Volume(path, _voxels(content, header, shape, path), affine, header, digest)
 
 
-def _read(stream: BinaryIO | Inflated, path: Path, *, n_most: int) -> tuple[Header, tuple[int, int, int], _Bytes]:
+def _read(stream: BinaryIO | Inflated, path: Path, *, n_most: int) -> tuple[Header, Shape, _Bytes]:
     """Read as many bytes as the header promises, then to the end, which verifies a compressed stream's check sum.
 
     n_most: bytes that the file can hold at all, decompressed.
     """
     head = stream.read(nib.Nifti2Header.sizeof_hdr)
-    header = _header(head, path)
-    shape = _shape(header, path)
-    n_bytes = _data_offset(header, path) + math.prod(shape) * header.get_data_dtype().itemsize
+    header = header_in(head, path)
+    shape = checked_shape(header, path)
+    n_bytes = checked_data_offset(header, path) + math.prod(shape) * header.get_data_dtype().itemsize
     if n_most < n_bytes:  # before memory is given to a mere promise
         raise _truncated(path, n_bytes)
     content = np.empty(n_bytes, dtype=np.uint8)  # numpy's memory comes in larger pages, and so sooner, than bytes' does
@@ -181,90 +175,13 @@ def _read(stream: BinaryIO | Inflated, path: Path, *, n_most: int) -> tuple[Head
         content[n_read : n_read + len(piece)] = np.frombuffer(piece, dtype=np.uint8)
         n_read += len(piece)
     if len(head) > n_bytes or stream.read(1):
-        raise _damaged(path, f"the file is longer than the {n_bytes} bytes that its header promises")
+        raise damaged(path, f"the file is longer than the {n_bytes} bytes that its header promises")
     return header, shape, content
 
 
-def _header(content: bytes, path: Path) -> Header:
-    if not content:
-        raise CaseError(f"{path}: is empty; copy or download it again")
-    for header_class, magic in ((nib.Nifti1Header, b"n+1\0"), (nib.Nifti2Header, b"n+2\0")):
-        size = header_class.sizeof_hdr
-        order = {struct.pack("<i", size): "<", struct.pack(">i", size): ">"}.get(content[:4])
-        if order is None:
-            continue
-        if len(content) < size:
-            raise CaseError(f"{path}: is truncated: {len(content)} bytes are not even a header; copy or download it again")
-        start = header_class.template_dtype.fields["magic"][1]  # type: ignore[index]  # the dtype has fields
-        if content[start : start + 4] == magic:
-            return _checked_header(header_class, content[:size], order, path)
-        if content[start : start + 3] in (b"ni1", b"ni2"):
-            raise CaseError(f"{path}: is the header of a .hdr/.img pair; convert the pair to one .nii file")
-    if content[:2] == GZIP_SIGNATURE:
-        raise CaseError(f"{path}: is compressed twice; decompress it once")
-    if content[128:132] == b"DICM":
-        raise CaseError(f"{path}: is a DICOM file; convert the series to NIfTI first, for example with dcm2niix")
-    raise CaseError(f"{path}: is not a NIfTI file; convert it to .nii or .nii.gz first")
-
-
-def _checked_header(header_class: type[Header], content: bytes, order: str, path: Path) -> Header:
-    header: Header = header_class(content, endianness=order, check=False)
-    for form in ("sform_code", "qform_code"):
-        if not 0 <= int(header[form]) <= _LAST_FORM_CODE:  # nibabel would take it for 0 and the orientation for unknown
-            raise _damaged(path, f"{form} {int(header[form])} is not defined")
-    if not 1 <= int(header["dim"][0]) <= _MOST_AXES:
-        raise _damaged(path, f"{int(header['dim'][0])} axes")
-    header.check_fix(_NIBABEL_REPORTS, _UNMENDABLE)
-    return header
-
-
-def _shape(header: Header, path: Path) -> tuple[int, int, int]:
-    """The three axes, checked before anything of their size is read."""
-    shape = tuple(int(n) for n in header.get_data_shape())
-    while len(shape) > 3 and shape[-1] == 1:
-        shape = shape[:-1]
-    size = " x ".join(map(str, shape))
-    if len(shape) != 3:
-        remedy = "; give one volume a file" if len(shape) > 3 else ""
-        raise CaseError(f"{path}: is {len(shape)}D ({size}), not 3D{remedy}")
-    if min(shape) < 1:
-        raise _damaged(path, f"it claims a size of {size} voxels")
-    if math.prod(shape) > _MAX_VOXELS:
-        raise _damaged(path, f"it claims {size} voxels, more than any brain MRI has")
-    if header.get_data_dtype().kind not in "iuf":
-        raise CaseError(f"{path}: holds {header.get_value_label('datatype')} voxels; one real number a voxel is needed")
-    return shape
-
-
-def _data_offset(header: Header, path: Path) -> int:
-    offset = int(header.get_data_offset())
-    if not header.single_vox_offset <= offset <= _MAX_HEADER_BYTES:
-        raise _damaged(path, f"it says that the voxels begin at byte {offset}")
-    return offset
-
-
-def _affine(header: Header, shape: tuple[int, int, int], path: Path) -> npt.NDArray[np.float64]:
-    affine = np.asarray(header.get_best_affine(), dtype=np.float64)
-    if not np.isfinite(header["pixdim"][1:4]).all() or not (header["qform_code"] == 0 or np.isfinite(header.get_qform()).all()):
-        # Not used where there is an sform, but the label map would inherit them, and other programs read the qform first.
-        raise _damaged(path, "its qform or its voxel sizes are not finite")
-    if not np.isfinite(affine).all():
-        raise _damaged(path, "its affine holds values that are not finite")
-    spacing = spacing_mm(affine)
-    sizes = " x ".join(f"{size:g}" for size in spacing)
-    smallest, largest = _SPACING_RANGE_MM
-    if not all(smallest <= size <= largest for size in spacing):
-        raise _damaged(path, f"voxels of {sizes} mm are impossible for brain MRI; it may not be in mm")
-    if any(n * size > _MAX_FIELD_OF_VIEW_MM for n, size in zip(shape, spacing, strict=True)):
-        raise _damaged(path, f"{' x '.join(map(str, shape))} voxels of {sizes} mm are larger than any head")
-    if abs(np.linalg.det(affine[:3, :3])) < 0.5 * math.prod(spacing):
-        raise CaseError(f"{path}: the axes of its affine are not perpendicular; resample it to a regular grid first")
-    return affine
-
-
-def _voxels(content: _Bytes, header: Header, shape: tuple[int, int, int], path: Path) -> npt.NDArray[Any]:
-    dtype = header.get_data_dtype()
-    raw = np.frombuffer(content, dtype, count=math.prod(shape), offset=_data_offset(header, path)).reshape(shape, order="F")
+def _voxels(content: _Bytes, header: Header, shape: Shape, path: Path) -> npt.NDArray[Any]:
+    dtype, offset = header.get_data_dtype(), checked_data_offset(header, path)
+    raw = np.frombuffer(content, dtype, count=math.prod(shape), offset=offset).reshape(shape, order="F")
     slope, intercept = header.get_slope_inter()
     if slope is None or (slope, intercept) == (1.0, 0.0):
         return raw.astype(dtype.newbyteorder("="), order="K", copy=False)
@@ -273,7 +190,3 @@ def _voxels(content: _Bytes, header: Header, shape: tuple[int, int, int], path: 
 
 def _truncated(path: Path, n_bytes: int) -> CaseError:
     return CaseError(f"{path}: is truncated: its header promises {n_bytes} bytes; copy or download it again")
-
-
-def _damaged(path: Path, reason: str) -> CaseError:
-    return CaseError(f"{path}: its NIfTI header is damaged: {reason}; export the image again")

@@ -14,7 +14,7 @@ from drunet_cli.io.checks import CaseWarning, WarningCode, voxel_litres
 from drunet_cli.io.geometry import Geometry
 from drunet_cli.io.images import read_images
 from drunet_cli.io.inputs import InputFile, input_file, stamp
-from drunet_cli.io.nifti import Header
+from drunet_cli.io.nifti_header import Header
 from drunet_cli.io.slices import SliceStack
 from drunet_cli.network.checkpoint import Checkpoint
 from drunet_cli.network.engine import Engine

@@ -22,7 +22,8 @@ from drunet_cli.errors import MisuseError
 from drunet_cli.io import atomic
 from drunet_cli.io.case import Case, case_of
 from drunet_cli.io.naming import SEGMENTATION, may_name_a_file
-from drunet_cli.io.nifti import Header, encode_label_map
+from drunet_cli.io.nifti import encode_label_map
+from drunet_cli.io.nifti_header import Header
 from drunet_cli.io.phantom.glioma import draw_glioma
 from drunet_cli.io.phantom.grid import BRATS_SHAPE, Grid, Shape
 from drunet_cli.io.phantom.head import Head, healthy_shares
