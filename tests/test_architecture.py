@@ -32,7 +32,7 @@ TORCH_AT_THE_TOP: Final = re.compile(
     r"|training/(augmentation|distributed|feed|initialisation|learner|loop|loss|session|state)\.py"
 )
 TORCH_IN_FUNCTIONS: Final = re.compile(r"network/(engines|export)\.py|segmentation/\w+\.py|training/history\.py")
-REQUESTS: Final = re.compile(r"network/(download|network_errors|web_page)\.py")
+REQUESTS: Final = re.compile(r"network/(answer|download|network_errors|web_page)\.py")
 PACKAGE_OF: Final = {"pillow": "PIL", "protobuf": "google"}  # where a distribution has another name than what it installs
 PILLOW: Final = re.compile(r"io/png\.py|segmentation/(drawing|thumbnails)\.py")
 RICH: Final = re.compile(r"cli/(bars|console|tables)\.py")

@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 
 from drunet_cli import __version__
 from drunet_cli.errors import WeightsError, one_line
+from drunet_cli.network.answer import first_byte_of, length_of, retry_after_s, version_of
 from drunet_cli.network.local_copy import copy_file_url
 from drunet_cli.network.network_errors import AttemptError, network_errors
 from drunet_cli.network.web_page import WebPage, confirmed_url, has_html_type, is_html, opening_of, read_page
@@ -26,8 +27,6 @@ Progress = Callable[[int, int | None], None]
 
 _BLOCK_BYTES = 64 * 1024  # a block that is cut short by a reset or a time-out is lost, so it is kept small
 _LONGEST_DELAY_S = 30.0
-_LONGEST_RETRY_AFTER_S = 60.0
-_CONTENT_RANGE = re.compile(r"bytes (\d+)-\d+/(\d+|\*)")
 
 
 @dataclass(frozen=True)
@@ -157,9 +156,9 @@ def _ask(download: _Download, start: int) -> Response:
 
 def _continues(download: _Download, response: Response, start: int) -> bool:
     """Whether the answer begins where the part ends and is not known to belong to another version of the file."""
-    validator, total = _validator(response), _total(response)
+    validator, total = version_of(response), length_of(response)
     return (
-        _start(response) == start
+        first_byte_of(response) == start
         and not has_html_type(response)
         and (validator is None or download.validator in (None, validator))
         and (total is None or download.total in (None, total))
@@ -177,9 +176,9 @@ def _receive(download: _Download, response: Response, start: int) -> bool:
         return False
     if response.headers.get("Content-Encoding", "identity") != "identity":
         download.refuse("the server compressed the file although it was asked not to")
-    if response.status_code == 206 and _start(response) != start:
+    if response.status_code == 206 and first_byte_of(response) != start:
         raise AttemptError("the server sent another part of the file than it was asked for")
-    validator, total = _validator(response), _total(response)
+    validator, total = version_of(response), length_of(response)
     download.validator = download.validator if start and validator is None else validator
     download.total = download.total if start and total is None else total
     _write(download, chain([opening], blocks), start)
@@ -214,33 +213,13 @@ def _errors(download: _Download) -> AbstractContextManager[None]:
 
 
 def _refuse_status(download: _Download, response: Response, blocks: Iterator[bytes]) -> NoReturn:
-    status, retry_after = response.status_code, response.headers.get("Retry-After", "")
+    status = response.status_code
     if status < 500 and has_html_type(response):
         _refuse_quota(download, read_page(blocks))
     reason = one_line(f"the server answered {status} {response.reason or ''}")
     if status in (408, 429) or status >= 500:
-        wait_s = float(retry_after) if retry_after.isdecimal() else 0.0
-        raise AttemptError(reason, wait_s=min(wait_s, _LONGEST_RETRY_AFTER_S))
+        raise AttemptError(reason, wait_s=retry_after_s(response))
     download.refuse(reason)
-
-
-def _start(response: Response) -> int | None:
-    found = _CONTENT_RANGE.fullmatch(response.headers.get("Content-Range", ""))
-    return int(found[1]) if found and response.status_code == 206 else None
-
-
-def _total(response: Response) -> int | None:
-    if response.status_code == 206:
-        found = _CONTENT_RANGE.fullmatch(response.headers.get("Content-Range", ""))
-        length = found[2] if found else ""
-    else:
-        length = response.headers.get("Content-Length", "")
-    return int(length) if length.isdecimal() else None
-
-
-def _validator(response: Response) -> str | None:
-    tag = response.headers.get("ETag", "W/")
-    return response.headers.get("Last-Modified") if tag.startswith("W/") else tag
 
 
 def _confirm(download: _Download, page: WebPage, page_url: str) -> None:
