@@ -10,13 +10,13 @@ from typing import Final
 
 from drunet_cli.brats import Modality
 from drunet_cli.errors import CaseError
-from drunet_cli.io.naming import SEGMENTATION, WORDS, before_and_last_word, is_nifti, stem, with_a_name
+from drunet_cli.io.folders import Folder, folders_from
+from drunet_cli.io.naming import NIFTI_SUFFIXES, SEGMENTATION, WORDS, before_and_last_word, is_nifti, stem, with_a_name
 
 COLUMNS: Final = ("case", "prediction", "reference")
 UNCERTAINTY_MAPS: Final = {"WT": "_unc_whole", "TC": "_unc_core", "ET": "_unc_enhance"}  # by region, as BraTS 2020 names them
 # What drunet and BraTS write beside a label map, by the end of the name.
 _NO_LABEL_MAPS: Final = ("_probabilities", "_entropy", *UNCERTAINTY_MAPS.values())
-_SUFFIXES: Final = (".nii.gz", ".nii")
 
 
 @dataclass(frozen=True)
@@ -151,27 +151,17 @@ def t1_of(label_map: Path) -> Path | None:
 
 
 def _beside(label_map: Path, names: Iterable[str]) -> Path | None:
-    paths = (label_map.with_name(f"{name}{suffix}") for name in names for suffix in _SUFFIXES)
+    paths = (label_map.with_name(f"{name}{suffix}") for name in names for suffix in NIFTI_SUFFIXES)
     return next((path for path in paths if os.path.isfile(path)), None)  # noqa: PTH113  # unlike Path.is_file it raises for no path
 
 
-def _files(folder: Path) -> Iterator[Path]:
-    """Every file that is not hidden, in sorted order; a folder to which links lead back is entered once."""
-    entered: set[tuple[int, int]] = set()
-    waiting = [folder]
-    while waiting:
-        path = waiting.pop()
-        try:
-            status = path.stat()
-            if (status.st_dev, status.st_ino) in entered:
-                continue
-            entered.add((status.st_dev, status.st_ino))
-            with os.scandir(path) as entries:
-                listed = sorted((entry.name, entry.is_dir()) for entry in entries if not entry.name.startswith("."))
-        except OSError as error:
+def _files(top: Path) -> Iterator[Path]:
+    """Every file of a tree that is not hidden, in sorted order."""
+    for folder in folders_from(top):
+        if not isinstance(folder, Folder):
+            path, error = folder
             raise CaseError(f"{path}: cannot be listed: {error.strerror}") from error
-        yield from (path / name for name, is_folder in listed if not is_folder)
-        waiting += [path / name for name, is_folder in reversed(listed) if is_folder]
+        yield from (folder.path / name for name in folder.files)
 
 
 def _may_be_label_map(path: Path) -> bool:

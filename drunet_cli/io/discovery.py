@@ -4,7 +4,6 @@ The last word of a file's name says what it is: a modality in one of the field's
 nnU-Net. What stands before is the case's name, so that one folder may hold many cases.
 """
 
-import errno
 import functools
 import os
 import stat
@@ -12,12 +11,13 @@ from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, TypeAlias
+from typing import Final
 
 from drunet_cli.brats import CHANNELS, Modality
 from drunet_cli.errors import CaseError
 from drunet_cli.io.case import BrokenCase, Case, case_of, why_unreadable
 from drunet_cli.io.case_table import HEADER, is_table, place_of, read_table
+from drunet_cli.io.folders import Folder, Identity, folders_from, identity_of
 from drunet_cli.io.naming import (
     BUILT_IN,
     CHANNEL_NUMBERS,
@@ -36,8 +36,6 @@ _IMAGE_ROLES: Final = frozenset((*CHANNELS, *CHANNEL_NUMBERS))
 # oedema and 2 the core. Nor are they looked at: a label map called case_0001.nii.gz would pass for a channel.
 _LABEL_FOLDERS: Final = ("labelsTr", "labelsTs")
 
-Identity: TypeAlias = tuple[int, int]
-
 
 @dataclass(frozen=True)
 class Cohort:
@@ -49,15 +47,6 @@ class Cohort:
     cases: tuple[Case, ...]
     broken: tuple[BrokenCase, ...]
     alone: bool
-
-
-@dataclass(frozen=True)
-class _Folder:
-    """A folder and the names of the NIfTI files in it."""
-
-    path: Path
-    identity: Identity
-    images: Sequence[str]
 
 
 @dataclass(frozen=True)
@@ -124,10 +113,9 @@ def _real_files(case: Case) -> tuple[str, ...]:
 
 def _identity(folder: Path | None) -> Identity | None:
     try:
-        status = None if folder is None else folder.stat()
+        return None if folder is None else identity_of(folder.stat())
     except (OSError, ValueError):
         return None
-    return None if status is None else (status.st_dev, status.st_ino)
 
 
 def _from_source(
@@ -140,9 +128,9 @@ def _from_source(
         yield _unusable(source, f"{reason}; give the folder of a case or of many, or a table")
         return
     if stat.S_ISDIR(status.st_mode):
-        yield from _from_folder(source, naming, channels_in, left_out)
+        yield from _from_folder(source, naming, channels_in, None if left_out == identity_of(status) else left_out)
     elif stat.S_ISREG(status.st_mode) and is_table(source):
-        yield from _from_table(source, (status.st_dev, status.st_ino))
+        yield from _from_table(source, identity_of(status))
     else:
         folders = "give the folder of a case or of many, or the images of one by --t1 --t1ce --t2 --flair"
         yield _unusable(source, f"is neither a folder nor a table (.csv, .tsv); {folders}")
@@ -166,18 +154,19 @@ def _from_folder(
     source: Path, naming: Naming, channels_in: Callable[[Path], Channels], left_out: Identity | None
 ) -> Iterator[_Found]:
     nothing = True
-    for folder in _folders(source, left_out):
-        if isinstance(folder, _Found):
+    for folder in folders_from(source, left_out=left_out, names_left_out=_LABEL_FOLDERS):
+        if not isinstance(folder, Folder):
             nothing = False
-            yield folder
+            path, error = folder
+            yield _unusable(path, f"{why_unreadable(path, error, kind='folder')}; mend its permissions or leave it out")
             continue
         for group in _groups(folder, naming):
             nothing = False
             case: Case | BrokenCase
             try:
                 case = _case(group, naming, channels_in)
-            except CaseError as error:
-                case = BrokenCase(group.name, error)
+            except CaseError as refusal:
+                case = BrokenCase(group.name, refusal)
             # A file's name, unlike the case's, is the same by whatever path the folder is found.
             [file, *_], *_ = group.files.values()
             yield _Found(case, str(folder.path), (folder.identity, file.name), folder.path)
@@ -187,40 +176,10 @@ def _from_folder(
         yield _unusable(source, f"no case found: looked for files named {files}; --pattern names others")
 
 
-def _folders(source: Path, left_out: Identity | None) -> Iterator[_Folder | _Found]:
-    """The folders from source down in sorted order, each once, though links may lead back; for one that refuses, why."""
-    entered: set[Identity] = set() if left_out is None or left_out == _identity(source) else {left_out}
-    waiting = [source]
-    while waiting:
-        path = waiting.pop()
-        try:
-            status = path.stat()
-            identity = status.st_dev, status.st_ino
-            if identity in entered:
-                continue
-            entered.add(identity)
-            with os.scandir(path) as entries:
-                listed = [entry for entry in entries if not entry.name.startswith(".")]
-        except OSError as error:
-            yield _unusable(path, f"{why_unreadable(path, error, kind='folder')}; mend its permissions or leave it out")
-            continue
-        names = sorted(entry.name for entry in listed)
-        folders = {entry.name for entry in listed if _is_folder(entry)}
-        # A link that leads nowhere, or a pipe, counts too, so that case_of says what is wrong with it.
-        yield _Folder(path, identity, [name for name in names if is_nifti(name) and name not in folders])
-        waiting += [path / name for name in sorted(folders.difference(_LABEL_FOLDERS), reverse=True)]
-
-
-def _is_folder(entry: os.DirEntry[str]) -> bool:
-    try:
-        return entry.is_dir()
-    except OSError as error:  # a link: to itself, or to what may not be seen, which is then said of the folder or the image
-        return error.errno != errno.ELOOP and not is_nifti(entry.name)
-
-
-def _groups(folder: _Folder, naming: Naming) -> Iterator[_Group]:
+def _groups(folder: Folder, naming: Naming) -> Iterator[_Group]:
     groups: dict[str, dict[str, list[Path]]] = defaultdict(lambda: defaultdict(list))
-    for image in folder.images:
+    # A link that leads nowhere, or a pipe, counts too, so that case_of says what is wrong with it.
+    for image in filter(is_nifti, folder.files):
         before, roles = roles_in_name(image, naming)
         name = "" if naming.patterns else before or with_a_name(folder.path).name
         for role in roles:

@@ -23,7 +23,7 @@ _CHANNEL_WORDS: Final = {**WORDS, "t1w": Modality.T1}
 SEGMENTATION: Final = "seg"
 CHANNEL_NUMBERS: Final = ("0000", "0001", "0002", "0003")  # nnU-Net's
 _ANY_NUMBER: Final = re.compile(r"[0-9]{4}")
-_NIFTI_SUFFIXES: Final = (".nii.gz", ".nii")
+NIFTI_SUFFIXES: Final = (".nii.gz", ".nii")
 _SEPARATORS: Final = "_-. "
 _NO_FILE_NAME: Final = re.compile(r"\.*|.*[/\x00-\x1f\x7f-\x9f\u2028\u2029].*", re.DOTALL)
 
@@ -51,12 +51,12 @@ BUILT_IN: Final = Naming()
 
 def is_nifti(name: str) -> bool:
     """Whether a file of this name is taken for a NIfTI file."""
-    return name.lower().endswith(_NIFTI_SUFFIXES)
+    return name.lower().endswith(NIFTI_SUFFIXES)
 
 
 def stem(path: Path) -> str:
     """The file name without .nii or .nii.gz."""
-    for suffix in _NIFTI_SUFFIXES:
+    for suffix in NIFTI_SUFFIXES:
         if path.name.lower().endswith(suffix):
             return path.name[: -len(suffix)]
     return path.stem

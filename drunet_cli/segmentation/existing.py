@@ -13,11 +13,10 @@ from drunet_cli.errors import CaseError, OutputError
 from drunet_cli.io.atomic import temporaries_of
 from drunet_cli.io.case import Case
 from drunet_cli.io.inputs import InputFile, changed_files, file_sha256
-from drunet_cli.io.naming import stem
+from drunet_cli.io.naming import NIFTI_SUFFIXES, stem
 from drunet_cli.io.nifti import load_volume
 from drunet_cli.segmentation.sidecar import files_beside, is_sidecar, read_sidecar, sidecar_path, weights_in
 
-_SUFFIXES: Final = (".nii.gz", ".nii")
 _REMEDY: Final = "give --overwrite to segment the case again"
 
 
@@ -76,7 +75,7 @@ def adopt_sidecars_in(folder: Path) -> None:
     for name in names:
         case, found, _ = name[1:].rpartition(".json.")
         if found and name.startswith(".") and name.endswith(".tmp"):
-            for suffix in _SUFFIXES:
+            for suffix in NIFTI_SUFFIXES:
                 with suppress(OutputError):  # of a label map that cannot be read; where it matters it is met again
                     adopt_sidecar(folder / f"{case}{suffix}")
 
@@ -84,7 +83,7 @@ def adopt_sidecars_in(folder: Path) -> None:
 def remove_orphan(label_map: Path) -> None:
     """Remove a sidecar whose label map is gone, and the files that it names. X.nii.gz and X.nii have one: either keeps it."""
     path, name = sidecar_path(label_map), stem(label_map)
-    if any(os.path.lexists(path.with_name(f"{name}{suffix}")) for suffix in _SUFFIXES):
+    if any(os.path.lexists(path.with_name(f"{name}{suffix}")) for suffix in NIFTI_SUFFIXES):
         return
     document = read_sidecar(path)
     if document is not None:

@@ -12,6 +12,7 @@ from drunet_cli.conversion.layout import Layout
 from drunet_cli.errors import CaseError
 from drunet_cli.io.case import BrokenCase, Case
 from drunet_cli.io.discovery import find_cases
+from drunet_cli.io.folders import Identity, identity_of
 from drunet_cli.io.labelled import read_labelled
 from drunet_cli.io.naming import BUILT_IN, SEGMENTATION, Naming
 from drunet_cli.io.slices import SliceStack
@@ -66,7 +67,7 @@ def find_sources(paths: Sequence[Path], naming: Naming = BUILT_IN) -> Sources:
     found: list[TrainingCase] = []
     refused: list[BrokenCase] = []
     others: list[Path] = []
-    entered: set[tuple[int, int]] = set()
+    entered: set[Identity] = set()
     for path in paths:
         try:
             dataset = png_cases(Layout(path))
@@ -75,7 +76,7 @@ def find_sources(paths: Sequence[Path], naming: Naming = BUILT_IN) -> Sources:
             continue
         if dataset is None:
             others.append(path)
-        elif (identity := ((status := path.stat()).st_dev, status.st_ino)) not in entered:
+        elif (identity := identity_of(path.stat())) not in entered:
             entered.add(identity)
             found += [TrainingCase(name, case) for name, case in dataset.items() if isinstance(case, PngCase)]
             refused += [BrokenCase(name, error) for name, error in dataset.items() if isinstance(error, CaseError)]

@@ -168,6 +168,12 @@ def test_links_that_lead_in_a_circle_are_followed_once(tmp_path: Path) -> None:
     assert label_maps_in(folder) == {"a": [folder / "deep" / "a.nii"]}
 
 
+def test_a_link_to_itself_does_not_hide_the_label_maps_beside_it(tmp_path: Path) -> None:
+    folder = touch(tmp_path / "out", "a.nii")
+    (folder / "self").symlink_to("self")
+    assert cases_in(folder) == {"a"}
+
+
 def test_a_linked_file_and_a_linked_folder_are_found(tmp_path: Path) -> None:
     elsewhere = touch(tmp_path / "elsewhere", "a.nii", "more/b.nii")
     (tmp_path / "out").mkdir()
