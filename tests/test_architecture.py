@@ -29,7 +29,7 @@ ROOMS: Final = (
 )
 TORCH_AT_THE_TOP: Final = re.compile(
     r"network/(model|devices|dropout|engine_torch|comparison)\.py"
-    r"|training/(augmentation|distributed|feed|initialisation|learner|loop|loss|session|state)\.py"
+    r"|training/(augmentation|distributed|feed|initialisation|learner|loop|loss|publication|recent_loss|session|state)\.py"
 )
 TORCH_IN_FUNCTIONS: Final = re.compile(r"network/(engines|export)\.py|segmentation/\w+\.py|training/history\.py")
 REQUESTS: Final = re.compile(r"network/(answer|download|network_errors|web_page)\.py")

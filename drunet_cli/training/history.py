@@ -37,6 +37,12 @@ class Epoch:
         """Mean over the held-out cases, by region, and the mean of the regions; empty where there are none."""
         return mean_scores(self.scores)
 
+    def in_words(self, n_steps: int) -> str:
+        """For the origin of its weights. n_steps: of the whole training."""
+        dice = ", ".join(f"{region} {value:.3f}" for region, value in self.dice.items() if region != "mean")
+        held_out = f", held out: {len(self.scores)}, their mean Dice: {dice}" if dice else ""
+        return f"epoch {self.epoch}, step {self.step} of {n_steps}{held_out}"
+
 
 @dataclass(frozen=True)
 class History:

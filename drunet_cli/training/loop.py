@@ -4,7 +4,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Final, NoReturn, Protocol
 
@@ -12,20 +12,22 @@ import torch
 from torch import Tensor
 
 from drunet_cli.errors import DeviceError, DivergedError
-from drunet_cli.network.checkpoint import Checkpoint, Metadata, State, write_checkpoint
+from drunet_cli.network.checkpoint import Checkpoint, Metadata, State
 from drunet_cli.network.devices import check_device_fault, is_out_of_memory
 from drunet_cli.network.engine import Precision, WindowMode
 from drunet_cli.network.engine_torch import TorchEngine
 from drunet_cli.training.distributed import Team
 from drunet_cli.training.feed import Feed
-from drunet_cli.training.history import Epoch, EventWriter, History, draw_curves, write_tables
+from drunet_cli.training.history import Epoch, EventWriter, History
 from drunet_cli.training.learner import Learner, learning_rate
 from drunet_cli.training.length import Length
+from drunet_cli.training.publication import Publication
+from drunet_cli.training.recent_loss import RecentLoss
 from drunet_cli.training.recipe import Recipe
 from drunet_cli.training.run_folder import RunFolder
 from drunet_cli.training.sampling import Plan, Planner, SliceSource
-from drunet_cli.training.state import Progress, write_state
-from drunet_cli.training.validation import CaseScore, HeldOut, score
+from drunet_cli.training.state import Progress
+from drunet_cli.training.validation import CaseScore, HeldOut, score_all
 from drunet_cli.training.watcher import Watcher
 
 # How long a killed run may have worked in vain, however long its epochs are.
@@ -44,10 +46,6 @@ class _Wish(IntEnum):
     SAVE = 1
     STOP = 2
     GIVE_UP = 3
-
-
-class _Stopped(Exception):  # noqa: N818  # not an error
-    """The validation was broken off."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,17 +75,26 @@ def train(training: Training, progress: Progress) -> bool:
     Raises DivergedError when loss or weights are no longer finite, DeviceError when memory does not suffice. Files of the last
     epoch that ended well stay.
     """
-    with EventWriter(training.run.events if training.team.processes.is_first else None, after_step=progress.step) as events:
-        return _Loop(training, progress, events).run()
+    is_first = training.team.processes.is_first
+    with EventWriter(training.run.events if is_first else None, after_step=progress.step) as events:
+        publication = Publication(
+            run=training.run,
+            learner=training.learner,
+            metadata=training.metadata,
+            events=events,
+            n_steps=training.length.n_steps,
+            is_first=is_first,
+        )
+        return _Loop(training, progress, publication).run()
 
 
 class _Loop:
-    def __init__(self, training: Training, progress: Progress, events: EventWriter) -> None:
-        self._t, self._progress, self._events = training, progress, events
+    def __init__(self, training: Training, progress: Progress, publication: Publication) -> None:
+        self._t, self._progress, self._publication = training, progress, publication
         device = training.learner.device
         # MPS has no float64.
         self._losses = torch.zeros((), dtype=torch.float32 if device.type == "mps" else torch.float64, device=device)
-        self._seen = _Seen(device)
+        self._recent = RecentLoss(device)
         self._first, self._begin = progress.step, time.perf_counter()
 
     def run(self) -> bool:
@@ -103,7 +110,7 @@ class _Loop:
             threads=t.threads,
         )
         if progress.history.epochs:  # whoever was killed after an epoch may not have told of it
-            self._tell()
+            self._publication.tell(progress.history)
         with closing(feed):
             batches = iter(feed)
             while True:
@@ -130,7 +137,7 @@ class _Loop:
         while progress.step < end:
             now = time.perf_counter()
             wish = _Wish.STOP if t.should_stop() else _Wish.SAVE if now - saved > _SAVE_EVERY_S else _Wish.GO_ON
-            wish = _Wish(t.team.agreed(wish if self._seen.is_finite else _Wish.GIVE_UP))
+            wish = _Wish(t.team.agreed(wish if self._recent.is_finite else _Wish.GIVE_UP))
             if wish is _Wish.GIVE_UP:
                 self._diverged("the loss")
             if wish is not _Wish.GO_ON:
@@ -145,9 +152,9 @@ class _Loop:
             progress.step += 1
             progress.n_losses += 1
             if progress.step % _LOSS_EVERY_STEPS == 0:
-                self._seen.look_at(loss)
+                self._recent.look_at(loss)
             rate = (progress.step - first) * t.recipe.batches.size / (time.perf_counter() - begin)
-            t.watcher.stepped(progress.step, t.length.n_steps, loss=self._seen.value, slices_per_s=rate)
+            t.watcher.stepped(progress.step, t.length.n_steps, loss=self._recent.value, slices_per_s=rate)
         self._note(seconds_before + time.perf_counter() - begin, waited_before + feed.waited_s)
         return True
 
@@ -211,7 +218,7 @@ class _Loop:
         )
         progress.history = History((*progress.history.epochs, epoch))
         progress.losses, progress.n_losses, progress.seconds, progress.waited_s = 0.0, 0, 0.0, 0.0
-        self._publish(epoch, state)
+        self._publication.publish(epoch, state, progress)
         t.watcher.finished(epoch, t.length.n_epochs, left_s=self._left_s())
         return True
 
@@ -227,84 +234,17 @@ class _Loop:
         return {name: tensor.cpu().contiguous().numpy() for name, tensor in learner.averages.items()}
 
     def _validate(self, state: State) -> tuple[CaseScore, ...] | None:
-        """The held-out cases' scores, None when asked to stop. Each process looks at its share of them."""
         t = self._t
-        engine = TorchEngine(Checkpoint(metadata=t.metadata, state=state, sha256=""), device=t.learner.device)
-        own = t.validation[t.team.processes.rank :: t.team.processes.n]
-        scores = []
-        stopped = False
-        try:
-            for case in own:
-
-                def on_progress(done: int, n_slices: int, name: str = case.name) -> None:
-                    if t.should_stop():
-                        raise _Stopped
-                    t.watcher.validating(name, done, n_slices)
-
-                scores.append(score(case, engine, window=WindowMode(t.recipe.window), on_progress=on_progress))
-        except _Stopped:
-            stopped = True
-        if t.team.agreed(int(stopped)):
-            return None
-        return tuple(sorted(t.team.gathered(scores), key=lambda found: found.case))
-
-    def _publish(self, epoch: Epoch, state: State) -> None:
-        """Weights first, then the state that says that the epoch is done, then what is made from it."""
-        t, progress = self._t, self._progress
-        if not t.team.processes.is_first:
-            return
-        metadata = replace(t.metadata, origin=f"{t.metadata.origin}, {_in_words(epoch, t.length.n_steps)}")
-        if epoch.is_best:
-            write_checkpoint(t.run.best, state, metadata, overwrite=True)
-        write_checkpoint(t.run.last, state, metadata, overwrite=True)
-        write_state(t.run.state, t.learner, progress)
-        self._tell()
-        self._events.add(epoch)
-
-    def _tell(self) -> None:
-        """Write the history for people."""
-        run, history = self._t.run, self._progress.history
-        if self._t.team.processes.is_first:
-            write_tables(history, run.metrics, run.cases)
-            draw_curves(history, run.curves)
+        return score_all(
+            t.validation,
+            TorchEngine(Checkpoint(metadata=t.metadata, state=state, sha256=""), device=t.learner.device),
+            t.team,
+            window=WindowMode(t.recipe.window),
+            watcher=t.watcher,
+            should_stop=t.should_stop,
+        )
 
     def _save_state(self) -> None:
         if not self._t.learner.is_finite():
             self._diverged("a weight")
-        if self._t.team.processes.is_first:
-            write_state(self._t.run.state, self._t.learner, self._progress)
-
-
-class _Seen:
-    """The loss of some steps ago. On a GPU it is fetched without waiting for what is still computed."""
-
-    def __init__(self, device: torch.device) -> None:
-        self.value: float | None = None
-        self._on_gpu = device.type == "cuda"
-        if self._on_gpu:
-            self._copy = torch.empty((), pin_memory=True)
-            self._copied: torch.cuda.Event | None = None
-
-    @property
-    def is_finite(self) -> bool:
-        """Whether it was a number, as far as is known."""
-        return self.value is None or math.isfinite(self.value)
-
-    def look_at(self, loss: Tensor) -> None:
-        """Learn of this loss, now or when it is there."""
-        if not self._on_gpu:
-            self.value = float(loss)
-            return
-        if self._copied is not None:
-            if not self._copied.query():  # type: ignore[no-untyped-call]
-                return
-            self.value = float(self._copy)
-        self._copy.copy_(loss, non_blocking=True)
-        self._copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
-        self._copied.record()
-
-
-def _in_words(epoch: Epoch, n_steps: int) -> str:
-    dice = ", ".join(f"{region} {value:.3f}" for region, value in epoch.dice.items() if region != "mean")
-    held_out = f", held out: {len(epoch.scores)}, their mean Dice: {dice}" if dice else ""
-    return f"epoch {epoch.epoch}, step {epoch.step} of {n_steps}{held_out}"
+        self._publication.save_state(self._progress)

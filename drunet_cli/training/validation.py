@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 import numpy as np
 
@@ -13,6 +13,10 @@ from drunet_cli.io.geometry import FRAME, AxisFit, Geometry, laid_out
 from drunet_cli.io.slices import SliceStack
 from drunet_cli.network.engine import Engine, WindowMode
 from drunet_cli.segmentation.predict import Plan, predict
+from drunet_cli.training.watcher import Watcher
+
+if TYPE_CHECKING:
+    from drunet_cli.training.distributed import Team
 
 _WHOLE_AXIS: Final = AxisFit(size=FRAME, spacing_mm=1.0, start_mm=0.0, brain_mm=float(FRAME))
 _LPS: Final = np.diag([-1.0, -1.0, 1.0, 1.0])
@@ -46,6 +50,38 @@ def score(
     predicted = predict(slices, _frames(len(slices)), [engine], plan=plan, on_progress=on_progress).class_map
     truth = np.moveaxis(truth, 0, 2)
     return CaseScore(case.name, {region: dice(mask_of(predicted, of), mask_of(truth, of)) for region, of in REGIONS.items()})
+
+
+class _Stopped(Exception):  # noqa: N818  # not an error
+    """The scoring was broken off."""
+
+
+def score_all(
+    cases: Sequence[HeldOut],
+    engine: Engine,
+    team: "Team",
+    *,
+    window: WindowMode,
+    watcher: Watcher,
+    should_stop: Callable[[], bool],
+) -> tuple[CaseScore, ...] | None:
+    """The scores of all cases by name, None when asked to stop. Each process of the team looks at its share of them."""
+    scores: list[CaseScore] = []
+    stopped = False
+    try:
+        for case in cases[team.processes.rank :: team.processes.n]:
+
+            def on_progress(done: int, n_slices: int, name: str = case.name) -> None:
+                if should_stop():
+                    raise _Stopped
+                watcher.validating(name, done, n_slices)
+
+            scores.append(score(case, engine, window=window, on_progress=on_progress))
+    except _Stopped:
+        stopped = True
+    if team.agreed(int(stopped)):
+        return None
+    return tuple(sorted(team.gathered(scores), key=lambda found: found.case))
 
 
 def mean_scores(scores: Sequence[CaseScore]) -> dict[str, float]:

@@ -19,7 +19,7 @@ import safetensors.numpy
 
 from drunet_cli.network.checkpoint import read_checkpoint
 from drunet_cli.network.engine_torch import build_model
-from drunet_cli.training import loop
+from drunet_cli.training import publication
 from drunet_cli.training.preparation import Request, fill, settle
 from drunet_cli.training.recipe import Recipe
 from drunet_cli.training.recipe_file import changed, encoded
@@ -304,7 +304,7 @@ def test_killed_rank_ends_the_training_with_a_message_and_one_process_can_go_on(
     assert "Signal 9 (SIGKILL) received" in stderr  # torchrun's word for it
     assert "This is a fault of drunet" not in stderr
     assert document_of(tmp_path / "run" / "state.safetensors")["step"] == 3  # the epoch before
-    monkeypatch.setattr(loop, "draw_curves", lambda *_: False)
+    monkeypatch.setattr(publication, "draw_curves", lambda *_: False)
     run = trained(as_one(tmp_path, cases))
     assert run.is_done
     assert [(row["epoch"], row["step"]) for row in rows_of(run.folder.metrics)] == [("1", "3"), ("2", "6")]
@@ -327,7 +327,7 @@ def test_sigterm_to_torchrun_saves_the_state(cases: Path, tmp_path: Path, monkey
     assert stderr.count("Stopped; the state is saved. To continue: ") == 1
     assert errors_in(stderr) == []
     assert document_of(tmp_path / "run" / "state.safetensors")["step"] == 5
-    monkeypatch.setattr(loop, "draw_curves", lambda *_: False)
+    monkeypatch.setattr(publication, "draw_curves", lambda *_: False)
     assert trained(as_one(tmp_path, cases)).is_done
 
 

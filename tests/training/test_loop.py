@@ -23,7 +23,7 @@ from drunet_cli.errors import DeviceError, DivergedError, MisuseError, WeightsEr
 from drunet_cli.network.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
 from drunet_cli.network.engine import Engine, Precision, WindowMode
 from drunet_cli.network.engine_torch import build_model
-from drunet_cli.training import loop, session
+from drunet_cli.training import loop, publication, session, validation
 from drunet_cli.training.distributed import Team
 from drunet_cli.training.feed import Feed
 from drunet_cli.training.history import Epoch
@@ -193,7 +193,7 @@ def scripted_dice(monkeypatch: pytest.MonkeyPatch, *values: float) -> list[Windo
         modes.append(window)
         return CaseScore(case.name, dict.fromkeys(REGIONS, next(left)))
 
-    monkeypatch.setattr(loop, "score", scripted)
+    monkeypatch.setattr(validation, "score", scripted)
     return modes
 
 
@@ -206,7 +206,7 @@ def whole(cases: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
 @pytest.fixture
 def uncurved(monkeypatch: pytest.MonkeyPatch) -> None:
     """A picture takes as long as three steps."""
-    monkeypatch.setattr(loop, "draw_curves", lambda *_: False)
+    monkeypatch.setattr(publication, "draw_curves", lambda *_: False)
 
 
 @pytest.fixture(autouse=True)
@@ -378,7 +378,7 @@ def test_best_is_by_the_mean_of_the_regions(
     uncurved: None, cases: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     of_epochs = iter([{"WT": 0.5, "TC": 0.5, "ET": 0.5}, {"WT": 0.9, "TC": 0.3, "ET": 0.2}])
-    monkeypatch.setattr(loop, "score", lambda case, engine, **_: CaseScore(case.name, next(of_epochs)))
+    monkeypatch.setattr(validation, "score", lambda case, engine, **_: CaseScore(case.name, next(of_epochs)))
     folder = trained(asked(tmp_path / "run", cases, {"length": {"steps_per_epoch": 1}})).folder
     assert "epoch 1, step 1 of 2" in read_checkpoint(folder.best).metadata.origin
 

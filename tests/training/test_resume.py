@@ -19,7 +19,7 @@ from torch import Tensor
 
 from drunet_cli.errors import CaseError, MisuseError, OutputError, WeightsError
 from drunet_cli.network.checkpoint import read_checkpoint
-from drunet_cli.training import loop
+from drunet_cli.training import loop, publication
 from drunet_cli.training.preparation import Request, fill, settle
 from drunet_cli.training.recipe_file import encoded
 from drunet_cli.training.recipe_name import RecipeName
@@ -90,7 +90,7 @@ def own_cases(cases: Path, tmp_path: Path) -> Path:
 @pytest.fixture(autouse=True)
 def _uncurved(monkeypatch: pytest.MonkeyPatch) -> None:
     """A picture takes as long as three steps."""
-    monkeypatch.setattr(loop, "draw_curves", lambda *_: False)
+    monkeypatch.setattr(publication, "draw_curves", lambda *_: False)
 
 
 def stopped(request: Request, after: int) -> Run:
