@@ -1,11 +1,8 @@
 """`drunet train`."""
 
-import shlex
-import sys
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
@@ -13,11 +10,6 @@ from drunet_cli.cli import options
 from drunet_cli.errors import MisuseError
 from drunet_cli.network.engine import Precision
 from drunet_cli.training.recipe_name import RecipeName
-
-if TYPE_CHECKING:
-    from drunet_cli.cli.console import Screen
-    from drunet_cli.network.checkpoint import Checkpoint
-    from drunet_cli.training.preparation import Request
 
 _DATA = "Data"
 _TRAINING = "Training"
@@ -139,6 +131,7 @@ def train(
 
     from drunet_cli.cli.cases import naming_of, paths_of
     from drunet_cli.cli.console import Screen
+    from drunet_cli.cli.training import run_training
     from drunet_cli.host import granted_cpus, wait_considerately
     from drunet_cli.training.preparation import Request
     from drunet_cli.training.run_folder import RunFolder
@@ -168,7 +161,7 @@ def train(
         n_jobs=jobs or granted_cpus(),
     )
     wait_considerately()
-    _train(
+    run_training(
         request,
         init=init,
         device=device,
@@ -178,106 +171,6 @@ def train(
         screen=Screen(quiet=quiet),
         json=json,
     )
-
-
-def _train(
-    request: "Request",
-    *,
-    init: str | None,
-    device: str,
-    precision: Precision,
-    deterministic: bool,
-    threads: int,
-    screen: "Screen",
-    json: bool,
-) -> None:
-    from drunet_cli.cli.console import Screen
-    from drunet_cli.cli.signals import raise_lost, stops_deferred
-    from drunet_cli.cli.training_screen import TrainingScreen, print_plan
-    from drunet_cli.training.preparation import fill, settle
-    from drunet_cli.training.processes import processes
-
-    own = processes()
-    if not own.is_first:
-        screen, json = Screen(quiet=True), False
-    begins = not request.continues
-    checkpoint = _checkpoint(init, request, screen) if init is not None and begins else None
-    if checkpoint is not None:
-        request = replace(request, init=checkpoint.metadata)
-    # The cheap checks come first, then the device; cases are read when nothing else can go wrong any more.
-    plan = None if own.several else settle(request)
-
-    from drunet_cli.training.distributed import Team, own_device  # torch: seconds
-    from drunet_cli.training.session import Session, check, run
-
-    raise_lost()
-    where = own_device(own, device, on_warning=screen.warning)
-    team = Team(own, where)
-    with team.joined():
-        preparation = None
-        try:
-            if own.is_first:
-                plan = plan or settle(request)
-                check(plan.recipe, own, where, precision)
-                with TrainingScreen(screen, json=json).shown() as watcher:
-                    preparation = fill(plan, watcher)
-        finally:
-            preparation = team.told(preparation)
-        if preparation is None:  # rank 0 has failed, and says why itself
-            return
-        if request.dry_run:
-            if own.is_first:
-                print_plan(preparation, request, screen=screen, json=json)
-            return
-        with TrainingScreen(screen, json=json).shown() as progress, stops_deferred() as should_stop:
-            is_done = run(
-                Session(
-                    preparation=preparation,
-                    run=request.run,
-                    slices=request.slices,
-                    team=team,
-                    device=where,
-                    precision=precision,
-                    threads=threads,
-                    deterministic=deterministic,
-                    init=checkpoint,
-                    arguments=sys.argv[1:],
-                    watcher=progress,
-                    should_stop=should_stop,
-                )
-            )
-    if own.is_first:
-        _finish(request, is_done=is_done, screen=screen, json=json)
-    raise_lost()
-
-
-def _finish(request: "Request", *, is_done: bool, screen: "Screen", json: bool) -> None:
-    from drunet_cli.cli.console import result, result_json
-
-    if not is_done:
-        elsewhere = request.slices != request.run.slices
-        words = ["drunet", "train", "--resume", "-o", str(request.run.root)]
-        words += ["--slices-dir", str(request.slices)] if elsewhere else []
-        screen.note(f"Stopped; the state is saved. To continue: {shlex.join(words)}")
-        return
-    if json:
-        result_json({"best": str(request.run.best), "last": str(request.run.last)})
-        return
-    for path in (request.run.best, request.run.last):
-        result(str(path))
-
-
-def _checkpoint(init: str, request: "Request", screen: "Screen") -> "Checkpoint | None":
-    """The weights to begin with; a dry run does without those that it would have to download."""
-    from drunet_cli.cli.downloads import DownloadWatcher
-    from drunet_cli.network.acquisition import open_weights
-    from drunet_cli.network.registry import cached_path, check_available, is_file, is_file_name
-
-    check_available(init)
-    if request.dry_run and not is_file_name(init) and not is_file(cached_path(init)):
-        return None
-    with DownloadWatcher(screen).shown() as watcher:
-        return open_weights(init, watcher=watcher)
 
 
 def _changes(**sections: Any) -> dict[str, Any]:
