@@ -18,6 +18,11 @@ def listed(items: Sequence[object], *, most: int = 5) -> str:
     return ", ".join(words) + (f" and {len(items) - most} more" if len(items) > most else "")
 
 
+def without_remedy(message: str) -> str:
+    """What was wrong and where, for a caller who knows another remedy than the one that follows the last semicolon."""
+    return message.rpartition("; ")[0] or message
+
+
 class DrunetError(Exception):
     """One line for the user: what was wrong, where, and what to do.
 

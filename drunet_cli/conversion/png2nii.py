@@ -14,7 +14,7 @@ import numpy as np
 from drunet_cli.brats import ClassMap, LabelMap, Labels, describe_labels, label_values, volumes_ml, voxel_counts
 from drunet_cli.conversion.description import Description, is_description, read_description
 from drunet_cli.conversion.layout import Layout, SliceFile, slices_by_z
-from drunet_cli.errors import CaseError, OutputError, listed
+from drunet_cli.errors import CaseError, OutputError, listed, without_remedy
 from drunet_cli.io.atomic import check_writable, is_same_file, remove_stale, written
 from drunet_cli.io.checks import voxel_litres
 from drunet_cli.io.geometry import FRAME, SAME_PLACE_MM, AxisFit, Geometry, at_1_mm, farthest_corner_mm, laid_out
@@ -222,7 +222,7 @@ def _holds(path: Path, label_map: LabelMap, reference: Volume) -> bool:
     try:
         existing = load_volume(path)
     except CaseError as error:
-        raise OutputError(f"{error}; give --overwrite to replace it") from error
+        raise OutputError(f"{without_remedy(str(error))}; give --overwrite to replace it") from error
     if not np.array_equal(existing.voxels, label_map) or not same_grid(existing, reference):
         raise OutputError(f"{path}: exists already and is not what these slices give; give --overwrite to replace it")
     return True

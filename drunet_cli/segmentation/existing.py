@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from drunet_cli.brats import REGIONS, Labels, describe_labels
-from drunet_cli.errors import CaseError, OutputError
+from drunet_cli.errors import CaseError, OutputError, without_remedy
 from drunet_cli.io.atomic import temporaries_of
 from drunet_cli.io.case import Case
 from drunet_cli.io.inputs import InputFile, changed_files, file_sha256
@@ -116,7 +116,7 @@ def _check_whole(label_map: Path, document: Mapping[str, Any]) -> None:
     try:
         load_volume(label_map)
     except CaseError as error:
-        raise OutputError(f"{error}; {_REMEDY}") from error
+        raise OutputError(f"{without_remedy(str(error))}; {_REMEDY}") from error
     raise OutputError(f"{label_map}: has been changed since drunet wrote it; {_REMEDY}")
 
 

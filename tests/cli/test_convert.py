@@ -940,7 +940,7 @@ def test_skip_existing_refuses_a_label_map_of_other_slices(cohort: Path, convert
     failed, *_ = objects(capsys.readouterr().out)
     assert failed == {
         "case": "case_0",
-        "error": f"{LABEL_MAPS[0]}: is not a NIfTI file; convert it to .nii or .nii.gz first; give --overwrite to replace it",
+        "error": f"{LABEL_MAPS[0]}: is not a NIfTI file; give --overwrite to replace it",
         "exit_code": 6,
     }
     assert Path(LABEL_MAPS[0]).read_bytes() == b"mine"
