@@ -50,6 +50,12 @@ REGIONS: Final = {
     "TC": (TumourClass.NCR, TumourClass.ET),
     "ET": (TumourClass.ET,),
 }
+CLASS_NAMES: Final = {
+    TumourClass.NCR: "necrotic core",
+    TumourClass.ED: "oedema",
+    TumourClass.ET: "enhancing tumour",
+}
+REGION_NAMES: Final = {"WT": "whole tumour", "TC": "tumour core", "ET": CLASS_NAMES[TumourClass.ET]}
 
 
 class Labels(StrEnum):

@@ -10,7 +10,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from drunet_cli.brats import ClassMap, Modality, TumourClass
+from drunet_cli.brats import CLASS_NAMES, REGION_NAMES, ClassMap, Modality, TumourClass
 from drunet_cli.segmentation.drawing import Canvas, Colour, Pixels, enlarged, fitted, text_width
 from drunet_cli.segmentation.outlines import centres_if_all_specks, outlines, stretched, surrounded_specks
 from drunet_cli.segmentation.sections import LETTERS, Cut, Letters, Plane, largest_cuts
@@ -22,8 +22,7 @@ CLASS_COLOURS: Final[Mapping[TumourClass, Colour]] = {
     TumourClass.ED: (0x56, 0xB4, 0xE9),
     TumourClass.ET: (0xF0, 0xE4, 0x42),
 }
-_CLASS_NAMES: Final = {TumourClass.NCR: "necrotic core", TumourClass.ED: "oedema", TumourClass.ET: "enhancing tumour"}
-_REGION_NAMES: Final = {"WT": "whole tumour", "TC": "tumour core"}
+_REGIONS_BESIDE_CLASSES: Final = ("WT", "TC")  # ET is a class too
 _NO_TUMOUR: Final = "No tumour was found"
 _WORLD_AXES: Final = {Plane.AXIAL: "z", Plane.CORONAL: "y", Plane.SAGITTAL: "x"}
 
@@ -132,10 +131,10 @@ def _draw_footer(
     else:
         for left, (tumour_class, colour) in zip(_LEFT, CLASS_COLOURS.items(), strict=True):
             canvas.rectangle((left, first - 20), 22, 22, colour)
-            words = f"{tumour_class.name}  {_CLASS_NAMES[tumour_class]}  {_millilitres(volumes_ml[tumour_class.name])}"
+            words = f"{tumour_class.name}  {CLASS_NAMES[tumour_class]}  {_millilitres(volumes_ml[tumour_class.name])}"
             canvas.text((left + 34, first), words, size=_SIZE, colour=_TEXT)
-        for left, (region, region_name) in zip(_LEFT, _REGION_NAMES.items(), strict=False):
-            words = f"{region}  {region_name}  {_millilitres(volumes_ml[region])}"
+        for left, region in zip(_LEFT, _REGIONS_BESIDE_CLASSES, strict=False):
+            words = f"{region}  {REGION_NAMES[region]}  {_millilitres(volumes_ml[region])}"
             canvas.text((left + 34, second), words, size=_SIZE, colour=_TEXT)
     _draw_scale(canvas, (_WIDTH - _MARGIN, second), pixels_per_mm)
     if warnings:

@@ -7,11 +7,10 @@ from typing import Final
 
 import numpy as np
 
-from drunet_cli.brats import REGIONS
+from drunet_cli.brats import REGION_NAMES, REGIONS
 from drunet_cli.errors import one_line
 from drunet_cli.segmentation.runs import Record
 
-_NAMES: Final = {"WT": "whole tumour", "TC": "tumour core", "ET": "enhancing tumour"}
 # Of the picture, in its own units.
 _WIDTH, _HEIGHT = 360, 150
 _LEFT, _RIGHT, _TOP, _BASE = 8, 352, 18, 112
@@ -36,7 +35,7 @@ def volume_charts(records: Sequence[Record]) -> str:
     counts = {region: np.histogram(np.minimum(of_region, edges[-1]), edges)[0].tolist() for region, of_region in values.items()}
     return "".join(
         f"<figure><figcaption>{_caption(region, values[region])}</figcaption>"
-        f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="Histogram of {_NAMES[region]} volume">'
+        f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="Histogram of {REGION_NAMES[region]} volume">'
         f"{_bars(counts[region], step)}{_marks(volumes[region], edges[-1])}{_axis(edges)}</svg></figure>"
         for region in values
     )
@@ -47,7 +46,7 @@ def _caption(region: str, volumes: "np.ndarray[tuple[int], np.dtype[np.float64]]
     n_empty = int(np.count_nonzero(volumes == 0))
     empty = f"; none in {n_empty}" if n_empty else ""
     return (
-        f"<strong>{region}</strong> {_NAMES[region]}: median {median:.1f} mL, quartiles {lower:.1f} to {upper:.1f} "
+        f"<strong>{region}</strong> {REGION_NAMES[region]}: median {median:.1f} mL, quartiles {lower:.1f} to {upper:.1f} "
         f'<span class="dim">({volumes.size} with volumes{empty})</span>'
     )
 
