@@ -1,7 +1,6 @@
 """Options that mean the same in every command. Typer reads these annotations when it runs."""
 
 import re
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Final
 
@@ -13,19 +12,13 @@ from drunet_cli.network.registry import DEFAULT
 _DEVICE: Final = re.compile(r"auto|cpu|mps|cuda(:(0|[1-9]\d?))?")
 _CUDA_DEVICE: Final = re.compile(r"cuda:(0|[1-9]\d?)")
 _SHARD: Final = re.compile(r"(\d{1,6})/(\d{1,6})", re.ASCII)
+_DEVICES: Final = "auto|cpu|cuda|cuda:N|mps"
+_WHERE: Final = "Where to compute; auto is the first CUDA GPU, else the CPU. A named device that is absent is an error."
+_WEIGHTS: Final = "Weights by name (drunet weights list), or a .h5 or .safetensors file."
 
 IMAGES: Final = "Images"
-ANSWER: Final = "Answer"
-FILES: Final = "More files, named beside the label map"
 OUTPUT: Final = "Output"
 NETWORK: Final = "Network"
-
-
-class TestTime(StrEnum):
-    """What is averaged over at test time."""
-
-    NONE = "none"
-    FLIPS = "flips"
 
 
 def _device(value: str) -> str:
@@ -79,26 +72,25 @@ Weights = Annotated[
     str,
     typer.Option(
         metavar="NAME_OR_FILE",
-        help="Weights by name (drunet weights list), or a .h5 or .safetensors file.",
+        help=_WEIGHTS,
         rich_help_panel=NETWORK,
     ),
 ]
 Device = Annotated[
     str,
     typer.Option(
-        metavar="auto|cpu|cuda|cuda:N|mps",
+        metavar=_DEVICES,
         callback=_device,
-        help="Where to compute; auto is the first CUDA GPU, else the CPU. A named device that is absent is an error.",
+        help=_WHERE,
         rich_help_panel=NETWORK,
     ),
 ]
 Devices = Annotated[
     str,
     typer.Option(
-        metavar="auto|cpu|cuda|cuda:N|mps",
+        metavar=_DEVICES,
         callback=_devices,
-        help="Where to compute; auto is the first CUDA GPU, else the CPU. A named device that is absent is an error. Several "
-        "GPUs, as in cuda:0,cuda:1, share the cases.",
+        help=f"{_WHERE} Several GPUs, as in cuda:0,cuda:1, share the cases.",
         rich_help_panel=NETWORK,
     ),
 ]
@@ -117,79 +109,9 @@ WeightsOfSegment = Annotated[
     typer.Option(
         "--weights",
         metavar="NAME_OR_FILE",
-        help="Weights by name (drunet weights list), or a .h5 or .safetensors file. Given again: the mean of all.",
+        help=f"{_WEIGHTS} Given again: the mean of all.",
         show_default=DEFAULT,
         rich_help_panel=NETWORK,
-    ),
-]
-Tta = Annotated[
-    TestTime,
-    typer.Option(
-        "--tta",
-        metavar="none|flips",
-        help="flips: the mean probabilities over the four in-plane flips, in four times the time.",
-        rich_help_panel=ANSWER,
-    ),
-]
-McSamples = Annotated[
-    int,
-    typer.Option(
-        min=0,
-        max=1000,
-        metavar="N",
-        help="The mean probabilities of N samples with dropout on, in N times the time (PyTorch); 0 is off.",
-        rich_help_panel=ANSWER,
-    ),
-]
-DropoutRate = Annotated[
-    float | None,
-    typer.Option(
-        "--dropout",
-        metavar="P",
-        min=0.0,
-        max=0.95,
-        help="Dropout rate of the samples.",
-        show_default="as recorded in the weights; the published ones record none",
-        rich_help_panel=ANSWER,
-    ),
-]
-Seed = Annotated[int, typer.Option(min=0, metavar="N", help="Seed of the samples.", rich_help_panel=ANSWER)]
-MinVolume = Annotated[
-    float,
-    typer.Option(
-        min=0.0,
-        metavar="ML",
-        help="Remove components of the whole tumour below so many mL.",
-        rich_help_panel=ANSWER,
-    ),
-]
-MinEnhancing = Annotated[
-    float,
-    typer.Option(
-        min=0.0,
-        metavar="ML",
-        help="Enhancing tumour below so many mL in all becomes necrotic core.",
-        rich_help_panel=ANSWER,
-    ),
-]
-Preview = Annotated[
-    bool,
-    typer.Option("--preview", help="A picture: three cuts through the tumour, {stem}_preview.png.", rich_help_panel=FILES),
-]
-Probabilities = Annotated[
-    bool,
-    typer.Option(
-        "--probabilities",
-        help="Probability of each class, 4D, {stem}_probabilities.nii.gz.",
-        rich_help_panel=FILES,
-    ),
-]
-Uncertainty = Annotated[
-    bool,
-    typer.Option(
-        "--uncertainty",
-        help="Uncertainty of WT, TC, ET, 0 to 100, {stem}_unc_whole.nii.gz and so on, and {stem}_entropy.nii.gz in nats.",
-        rich_help_panel=FILES,
     ),
 ]
 Threads = Annotated[
