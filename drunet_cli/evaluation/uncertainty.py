@@ -32,7 +32,8 @@ class UncertaintyScores:
     ftp_auc, ftn_auc: of the share of the true positives, and of the true negatives, that is filtered out; 0 where there is none
     to be filtered. Small is good.
     score: (dice_auc + (1 - ftp_auc) + (1 - ftn_auc)) / 3, by which BraTS 2020 ranked.
-    error_auroc: see auroc, with a voxel wrong where the two masks differ; None where all voxels are right, or all wrong.
+    error_auroc: the probability that a wrong voxel, one where the two masks differ, is more uncertain than a right one, a tie
+    counted one half: 0.5 is no better than chance. None where all voxels are right, or all wrong.
     """
 
     dice_auc: float
@@ -66,26 +67,13 @@ def uncertainty_scores(
     voxels, reference_voxels = true_positives + false_positives, true_positives + false_negatives
     dice_auc = _area(np.array([dice_of(*map(int, of)) for of in zip(true_positives, voxels, reference_voxels, strict=True)]))
     ftp_auc, ftn_auc = (_area(_filtered_share(kept(in_brain[cell]))) for cell in ((1, 1), (0, 0)))
-    error_auroc = _auroc(in_brain[0, 1] + in_brain[1, 0], in_brain[0, 0] + in_brain[1, 1])
     return UncertaintyScores(
         dice_auc=dice_auc,
         ftp_auc=ftp_auc,
         ftn_auc=ftn_auc,
         score=(dice_auc + (1 - ftp_auc) + (1 - ftn_auc)) / 3,
-        error_auroc=None if np.isnan(error_auroc) else error_auroc,
+        error_auroc=_auroc(in_brain[0, 1] + in_brain[1, 0], in_brain[0, 0] + in_brain[1, 1]),
     )
-
-
-def auroc(uncertainty: npt.NDArray[Any], wrong: Mask) -> float:
-    """The probability that a wrong voxel is more uncertain than a right one, a tie counted one half.
-
-    Both of one shape, uncertainties on any scale. 0.5 is no better than chance; NaN where all voxels are right, or all wrong.
-    Source: Hanley and McNeil 1982, Radiology 143:29: the area under the ROC curve is the Mann-Whitney U over the pairs.
-    """
-    levels, level_of = _levels(np.ravel(uncertainty))
-    is_wrong = np.ravel(wrong)
-    of_wrong, of_right = (np.bincount(level_of[which], minlength=levels.size) for which in (is_wrong, ~is_wrong))
-    return _auroc(of_wrong, of_right)
 
 
 def percentages(voxels: npt.NDArray[Any]) -> UncertaintyMap:
@@ -144,10 +132,13 @@ def _filtered_share(kept: _Counts) -> npt.NDArray[np.float64]:
     return (every - kept) / every if every else np.zeros(kept.size)
 
 
-def _auroc(of_wrong: _Counts, of_right: _Counts) -> float:
-    """Both by uncertainty, ascending."""
+def _auroc(of_wrong: _Counts, of_right: _Counts) -> float | None:
+    """Both by uncertainty, ascending.
+
+    Source: Hanley and McNeil 1982, Radiology 143:29: the area under the ROC curve is the Mann-Whitney U over the pairs.
+    """
     n_wrong, n_right = int(of_wrong.sum()), int(of_right.sum())
     if not (n_wrong and n_right):
-        return float("nan")
+        return None
     less_uncertain = np.cumsum(of_right) - of_right / 2
     return float((of_wrong / n_wrong * (less_uncertain / n_right)).sum())

@@ -15,7 +15,7 @@ from drunet_cli.evaluation.comparison import Convention, mask_of
 from drunet_cli.evaluation.evaluation import EvaluationTask, evaluate
 from drunet_cli.evaluation.metrics import Mask
 from drunet_cli.evaluation.pairs import Pair, t1_of, uncertainty_maps_of
-from drunet_cli.evaluation.uncertainty import UncertaintyMap, UncertaintyScores, auroc, percentages, uncertainty_scores
+from drunet_cli.evaluation.uncertainty import UncertaintyMap, UncertaintyScores, percentages, uncertainty_scores
 
 SHAPE: Final = (9, 8, 7)
 LPS: Final = np.diag([-1.0, -1.0, 1.0, 1.0])
@@ -162,6 +162,12 @@ def test_arrays_of_different_shapes_are_refused(odd: int) -> None:
 # AUROC
 
 
+def auroc(uncertainty: npt.NDArray[Any], wrong: npt.NDArray[np.bool_]) -> float:
+    found = uncertainty_scores(uncertainty, wrong, np.zeros_like(wrong)).error_auroc
+    assert found is not None
+    return found
+
+
 def test_auroc_counts_pairs_of_a_wrong_and_a_right_voxel() -> None:
     # Wrong 3 and 1, right 2, 1 and 0: above all three; above one, with one tie.
     assert auroc(np.array([3, 1, 2, 1, 0]), np.array([1, 1, 0, 0, 0], dtype=np.bool_)) == pytest.approx((3 + 1.5) / 6)
@@ -182,8 +188,8 @@ def test_auroc_does_not_depend_on_the_scale() -> None:
 
 
 @pytest.mark.parametrize("wrong", [True, False])
-def test_auroc_of_one_kind_of_voxels_is_nan(wrong: bool) -> None:
-    assert np.isnan(auroc(np.arange(4), np.full(4, wrong)))
+def test_auroc_of_one_kind_of_voxels_is_none(wrong: bool) -> None:
+    assert uncertainty_scores(np.arange(4.0), np.full(4, wrong), np.zeros(4, dtype=np.bool_)).error_auroc is None
 
 
 # What files hold
