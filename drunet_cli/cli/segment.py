@@ -147,7 +147,7 @@ def segment(
         cohort = Cohort((cases_of.case_of_files(given, name=case),), (), alone=True)
     share = None if shard is None else options.parsed_shard(shard)
     outputs = Outputs(
-        output,
+        output=output,
         labels=labels,
         sidecar=not no_sidecar,
         extras=chosen({Extra.PREVIEW: preview, Extra.PROBABILITIES: probabilities, Extra.UNCERTAINTY: uncertainty}),

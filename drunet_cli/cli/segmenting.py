@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
-from drunet_cli.brats import Labels
 from drunet_cli.cli.batch import Batch, counted
 from drunet_cli.cli.cases import label_map_path, names_a_file
 from drunet_cli.cli.computing import Opening
@@ -24,7 +23,7 @@ from drunet_cli.io.discovery import Cohort
 from drunet_cli.segmentation import existing
 from drunet_cli.segmentation.cohort import segment_cases
 from drunet_cli.segmentation.existing import State
-from drunet_cli.segmentation.outputs import Extra, Target
+from drunet_cli.segmentation.outputs import Wanted
 from drunet_cli.segmentation.pipeline import PreparedCase
 from drunet_cli.segmentation.steps import CaseTask, Listener, Network, Outcome
 from drunet_cli.segmentation.summary import (
@@ -41,16 +40,12 @@ from drunet_cli.segmentation.summary import (
 _MOST_ROWS: Final = 40
 
 
-@dataclass(frozen=True)
-class Outputs:
+@dataclass(frozen=True, kw_only=True)
+class Outputs(Wanted):
     """What is to be written, and where. output: a label map, or the folder of any number. shard: K and N."""
 
     output: Path
-    labels: Labels = Labels.BRATS2020
-    sidecar: bool = True
-    extras: frozenset[Extra] = frozenset()
     skip_existing: bool = False
-    overwrite: bool = False
     shard: tuple[int, int] | None = None
 
     @property
@@ -63,13 +58,6 @@ class Outputs:
         """Of several cases."""
         return self.output / summary_name(self.shard)
 
-    def target(self, case: Case) -> Target:
-        """What is written for a case."""
-        label_map = label_map_path(self.output, case.name)
-        return Target(
-            label_map=label_map, labels=self.labels, sidecar=self.sidecar, extras=self.extras, overwrite=self.overwrite
-        )
-
 
 class Run:
     """One run. Raises MisuseError where several cases would get one file."""
@@ -80,7 +68,7 @@ class Run:
         self._opening = opening
         self._screen = screen
         self._json = json
-        self._targets = {case.name: outputs.target(case) for case in cohort.cases}
+        self._targets = {case.name: outputs.target(label_map_path(outputs.output, case.name)) for case in cohort.cases}
         if outputs.folder is None and not cohort.alone:
             raise MisuseError(f"-o {outputs.output}: is one file; name a folder, which gets a label map of each case")
 
@@ -149,13 +137,14 @@ class Run:
 
     def _lacks_files(self, case: Case) -> bool:
         """Whether the label map is there, and not every file that is asked for beside it."""
-        extras = self._targets[case.name].extra_paths
-        return self._state(case) is State.COMPLETE and not all(os.path.lexists(path) for path in extras)
+        return self._state(case) is State.COMPLETE and not all(self._extras_there(case))
 
     def _something_there(self, case: Case) -> bool:
         """A label map, or what is in the way of the files beside it."""
-        extras = self._targets[case.name].extra_paths
-        return self._state(case) in (State.COMPLETE, State.FOREIGN) or any(os.path.lexists(path) for path in extras)
+        return self._state(case) in (State.COMPLETE, State.FOREIGN) or any(self._extras_there(case))
+
+    def _extras_there(self, case: Case) -> list[bool]:
+        return [os.path.lexists(path) for path in self._targets[case.name].extra_paths]
 
     def _remove_stale(self) -> None:
         """Remove what killed runs have left of these outputs."""

@@ -41,17 +41,29 @@ def chosen(extras: Mapping[Extra, bool]) -> frozenset[Extra]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Target:
+class Wanted:
+    """What is written for each case, and how."""
+
+    labels: Labels = Labels.BRATS2020
+    sidecar: bool = True
+    extras: frozenset[Extra] = frozenset()
+    overwrite: bool = False
+
+    def target(self, label_map: Path) -> "Target":
+        """The same of one case."""
+        return Target(
+            label_map=label_map, labels=self.labels, sidecar=self.sidecar, extras=self.extras, overwrite=self.overwrite
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Target(Wanted):
     """What is written for a case, and how.
 
     completing: the label map is there as it is to be made, and only files beside it are missing.
     """
 
     label_map: Path
-    labels: Labels = Labels.BRATS2020
-    sidecar: bool = True
-    extras: frozenset[Extra] = frozenset()
-    overwrite: bool = False
     completing: bool = False
 
     @property
