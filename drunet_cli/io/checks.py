@@ -80,7 +80,20 @@ def brain_mask(volumes: Mapping[Modality, Volume]) -> npt.NDArray[np.bool_]:
 
 def case_warnings(volumes: Mapping[Modality, Volume], geometry: Geometry) -> list[CaseWarning]:
     """What is unusual about images that can be segmented."""
-    flair = volumes[Modality.FLAIR]
+    return [
+        *_of_header(volumes[Modality.FLAIR]),
+        *_misnamed(volumes),
+        *(_unstripped(volumes, geometry) or _different_brains(volumes)),
+        *_of_geometry(geometry),
+    ]
+
+
+def voxel_litres(affine: npt.NDArray[np.float64]) -> float:
+    """Volume of one voxel."""
+    return float(abs(np.linalg.det(affine[:3, :3]))) * 1e-6
+
+
+def _of_header(flair: Volume) -> list[CaseWarning]:
     warnings = []
     if not flair.has_orientation:
         message = (
@@ -94,8 +107,11 @@ def case_warnings(volumes: Mapping[Modality, Volume], geometry: Geometry) -> lis
             "other programs may take the qform"
         )
         warnings.append(CaseWarning(WarningCode.FORMS_DISAGREE, message))
-    warnings += _misnamed(volumes)
-    warnings += _unstripped(volumes, geometry) or _different_brains(volumes)
+    return warnings
+
+
+def _of_geometry(geometry: Geometry) -> list[CaseWarning]:
+    warnings = []
     if geometry.resampled:
         warnings.append(
             CaseWarning(
@@ -120,11 +136,6 @@ def case_warnings(volumes: Mapping[Modality, Volume], geometry: Geometry) -> lis
             )
         )
     return warnings
-
-
-def voxel_litres(affine: npt.NDArray[np.float64]) -> float:
-    """Volume of one voxel."""
-    return float(abs(np.linalg.det(affine[:3, :3]))) * 1e-6
 
 
 def _check_voxels(volume: Volume, modality: Modality) -> None:
