@@ -51,6 +51,7 @@ def test_a_component_is_of_the_whole_tumour_and_not_of_a_class() -> None:
     class_map[2, 2, 2] = ET  # one voxel, within 27
     done = postprocess(class_map, Postprocessing(min_volume_ml=0.020), voxel_ml=MICROLITRE)
     assert np.array_equal(done.class_map, class_map)
+    assert done.components_removed == 0  # the background, none of which lies in the box of this tumour, is no component
 
 
 def test_voxels_that_touch_at_a_corner_are_one_component() -> None:

@@ -56,11 +56,12 @@ def test_the_last_image_slice_is_missed_where_its_label_slice_is_there(tmp_path:
     assert "slice 4 of p1 is missing" in refusal(find_sources([root]))
 
 
-def test_a_slice_that_misses_image_and_labels_between_others_is_named(tmp_path: Path) -> None:
+@pytest.mark.parametrize("z", [1, SHAPE[2] - 2])
+def test_a_slice_that_misses_image_and_labels_between_others_is_named(tmp_path: Path, z: int) -> None:
     root = dataset(tmp_path, described=False)
-    image_slice(root, 2).unlink()
-    mask_slice(root, 2).unlink()
-    assert "slice 2 of p1 is missing" in refusal(find_sources([root]))
+    image_slice(root, z).unlink()
+    mask_slice(root, z).unlink()
+    assert f"slice {z} of p1 is missing" in refusal(find_sources([root]))
 
 
 def test_a_slice_that_is_there_twice_is_refused(tmp_path: Path) -> None:
