@@ -15,6 +15,7 @@ import pytest
 from drunet_cli.brats import CHANNELS, Labels, Modality
 from drunet_cli.errors import CaseError, OutputError
 from drunet_cli.io.case import Case
+from drunet_cli.io.inputs import file_sha256
 from drunet_cli.segmentation.existing import (
     Making,
     State,
@@ -414,6 +415,18 @@ def test_a_sidecar_whose_label_map_is_gone_is_removed(made: Made) -> None:
     remove_orphan(made.label_map)
     assert not list(made.label_map.parent.iterdir())
     remove_orphan(made.label_map)
+
+
+@pytest.mark.parametrize("changed", [False, True])
+def test_files_of_a_label_map_that_is_gone_go_with_it_unless_somebody_changed_them(changed: bool, made: Made) -> None:
+    picture = made.label_map.with_name("p1_preview.png")
+    picture.write_bytes(b"ours")
+    made.record({**made.document, "files": {picture.name: file_sha256(picture)}})
+    if changed:
+        picture.write_bytes(b"mine")
+    made.label_map.unlink()
+    remove_orphan(made.label_map)
+    assert list(made.label_map.parent.iterdir()) == [picture] * changed
 
 
 @pytest.mark.parametrize("kept", ["p1.nii.gz", "p1.nii"])
