@@ -104,8 +104,8 @@ def test_no_room_imports_one_to_its_right(module: str) -> None:
     own = [
         found for found in imports_of(module) if found.name.startswith("drunet_cli.") and room_of(found.name) != "__version__"
     ]
-    if module == "__init__.py":
-        assert not own
+    if module == "__init__.py":  # its names are typed, and imported only when they are used
+        assert not [found for found in own if found.at_the_top]
         return
     allowed = {room}.union(*ROOMS[: column_of(room)], ROOMS[0])
     assert not [found for found in own if room_of(found.name) not in allowed]

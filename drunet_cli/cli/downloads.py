@@ -1,13 +1,26 @@
 """How a download of weights is told to a person."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from drunet_cli.cli.bars import DownloadBar
 from drunet_cli.cli.console import Screen
-from drunet_cli.network.acquisition import Watcher
+from drunet_cli.cli.signals import raise_lost
+from drunet_cli.network.acquisition import Watcher, open_weights
+from drunet_cli.network.checkpoint import Checkpoint
 from drunet_cli.network.registry import Entry
+
+
+def opener(screen: Screen) -> Callable[[str], Checkpoint]:
+    """What opens weights by name and shows their download."""
+
+    def opened(weights: str) -> Checkpoint:
+        raise_lost()
+        with DownloadWatcher(screen).shown() as watcher:
+            return open_weights(weights, watcher=watcher)
+
+    return opened
 
 
 class DownloadWatcher(Watcher):

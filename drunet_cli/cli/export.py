@@ -79,9 +79,8 @@ def export(
     variant = _variant(output, format_, precision, head)
 
     from drunet_cli.cli.console import Screen, result, result_json
-    from drunet_cli.cli.downloads import DownloadWatcher
+    from drunet_cli.cli.downloads import opener
     from drunet_cli.host import wait_considerately
-    from drunet_cli.network.acquisition import open_weights
     from drunet_cli.network.engines import check_onnx
     from drunet_cli.network.export import export as export_weights
 
@@ -91,8 +90,7 @@ def export(
     _check_output(output, weights, overwrite=overwrite)
     screen = Screen(quiet=quiet)
     wait_considerately()
-    with DownloadWatcher(screen).shown() as watcher:
-        checkpoint = open_weights(weights, watcher=watcher)
+    checkpoint = opener(screen)(weights)
     raise_lost()
     exported = export_weights(checkpoint, output, variant, overwrite=overwrite)
     epsilon = checkpoint.metadata.bn_epsilon

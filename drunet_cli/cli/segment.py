@@ -102,44 +102,34 @@ def segment(
     if skip_existing and no_sidecar:
         raise MisuseError("--skip-existing needs the sidecars; leave --no-sidecar out")
 
-    if dropout == 0:
-        raise MisuseError("--dropout 0: samples differ only with a rate above 0")
-    if (dropout is not None or seed) and mc_samples == 0:
-        raise MisuseError("--dropout and --seed are of the samples; give --mc-samples N too")
-
     from drunet_cli.cli import cases as cases_of
-    from drunet_cli.cli.computing import Computing, Opening
     from drunet_cli.cli.console import Screen
+    from drunet_cli.cli.downloads import opener
     from drunet_cli.cli.segmenting import Outputs, Run
-    from drunet_cli.host import granted_cpus
     from drunet_cli.io.discovery import Cohort
     from drunet_cli.segmentation.outputs import Extra, chosen
-    from drunet_cli.segmentation.postprocess import Postprocessing
-    from drunet_cli.segmentation.predict import Plan
+    from drunet_cli.segmentation.segmenter import Segmenter
 
     screen = Screen(quiet=quiet)
     # Cheap checks first: nothing is read, and nothing imported that takes time, for a run that cannot end well.
-    opening = Opening(
-        Computing(
-            weights=tuple(weights or [DEFAULT]),
-            devices=tuple(device.split(",")),
-            precision=precision,
-            engine=engine,
-            window=window,
-            batch_size=batch_size,
-            threads=threads or granted_cpus(),
-            plan=Plan(
-                window=window or WindowMode.FULL,
-                flips=tta is answer_options.TestTime.FLIPS,
-                mc_samples=mc_samples,
-                seed=seed,
-                probabilities=probabilities,
-                uncertainty=uncertainty,
-            ),
-            postprocessing=Postprocessing(min_volume_ml=min_volume, min_enhancing_ml=min_enhancing),
-            dropout=dropout,
-        ),
-        screen,
+    segmenter = Segmenter(
+        weights or DEFAULT,
+        device=device,
+        precision=precision,
+        engine=engine,
+        window=window,
+        batch_size=batch_size,
+        threads=threads,
+        flips=tta is answer_options.TestTime.FLIPS,
+        mc_samples=mc_samples,
+        dropout=dropout,
+        seed=seed,
+        probabilities=probabilities,
+        uncertainty=uncertainty,
+        min_volume_ml=min_volume,
+        min_enhancing_ml=min_enhancing,
+        on_warning=screen.warning,
+        open_weights=opener(screen),
     )
     if cases:
         cohort = cases_of.cohort_of(cases, patterns=pattern or (), channels=channels, leave_out=output)
@@ -155,7 +145,7 @@ def segment(
         overwrite=overwrite,
         shard=share,
     )
-    run = Run(cohort if share is None else cases_of.share_of(cohort, share), outputs, opening, screen, json=json)
+    run = Run(cohort if share is None else cases_of.share_of(cohort, share), outputs, segmenter, screen, json=json)
     if dry_run:
         run.print_plan()
     else:

@@ -10,7 +10,6 @@ from typing import Any, Final
 
 from drunet_cli.cli.batch import Batch, counted
 from drunet_cli.cli.cases import label_map_path, names_a_file
-from drunet_cli.cli.computing import Opening
 from drunet_cli.cli.console import Screen, regions_in_words
 from drunet_cli.cli.plans import Planned, print_plan
 from drunet_cli.cli.signals import raise_lost
@@ -25,6 +24,7 @@ from drunet_cli.segmentation.cohort import segment_cases
 from drunet_cli.segmentation.existing import State
 from drunet_cli.segmentation.outputs import Wanted
 from drunet_cli.segmentation.pipeline import PreparedCase
+from drunet_cli.segmentation.segmenter import Segmenter
 from drunet_cli.segmentation.steps import CaseTask, Listener, Network, Outcome
 from drunet_cli.segmentation.summary import (
     Status,
@@ -62,10 +62,10 @@ class Outputs(Wanted):
 class Run:
     """One run. Raises MisuseError where several cases would get one file."""
 
-    def __init__(self, cohort: Cohort, outputs: Outputs, opening: Opening, screen: Screen, *, json: bool) -> None:
+    def __init__(self, cohort: Cohort, outputs: Outputs, segmenter: Segmenter, screen: Screen, *, json: bool) -> None:
         self._cohort = cohort
         self._outputs = outputs
-        self._opening = opening
+        self._segmenter = segmenter
         self._screen = screen
         self._json = json
         self._targets = {case.name: outputs.target(label_map_path(outputs.output, case.name)) for case in cohort.cases}
@@ -107,7 +107,7 @@ class Run:
                 draw(name, done, total)
 
             listener = Listener(on_read=self._warn, on_progress=on_progress)
-            n_cpus = self._opening.computing.threads
+            n_cpus = self._segmenter.threads
             with closing(segment_cases(tasks, self._open_network, n_cpus=n_cpus, listener=listener)) as outcomes:
                 for task, outcome in self._noted(outcomes, batch):
                     rows.append(self._tell(task, outcome, batch, since=begin))
@@ -177,20 +177,20 @@ class Run:
             if not (self._outputs.skip_existing and self._something_there(case)):
                 self._targets[case.name].check(case.images)
         if cases:
-            self._opening.check()
+            self._segmenter.check()
 
     def _tasks(self) -> list[CaseTask]:
         """A weights file is opened for what is there already, to be compared with; else not before a case has been read."""
         there = {case.name for case in self._cohort.cases if self._outputs.skip_existing and self._something_there(case)}
-        making = self._opening.making(self._outputs.labels) if there else None
+        making = self._segmenter.making(self._outputs.labels) if there else None
         return [
             CaseTask(case, self._targets[case.name], skip_if=making if case.name in there else None)
             for case in self._cohort.cases
         ]
 
     def _open_network(self) -> Network:
-        network = self._opening.network()
-        making = self._opening.making(self._outputs.labels) if self._outputs.skip_existing else None
+        network = self._segmenter.network
+        making = self._segmenter.making(self._outputs.labels) if self._outputs.skip_existing else None
         return replace(network, making=making)
 
     def _warn(self, prepared: PreparedCase) -> None:

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from drunet_cli.cli.console import Screen, result, result_json
-from drunet_cli.cli.downloads import DownloadWatcher
+from drunet_cli.cli.downloads import opener
 from drunet_cli.cli.signals import raise_lost, stops_deferred
 from drunet_cli.cli.training_screen import TrainingScreen, print_plan
 from drunet_cli.network.engine import Precision
@@ -115,11 +115,9 @@ def _finish(request: Request, *, is_done: bool, screen: Screen, json: bool) -> N
 
 def _checkpoint(init: str, request: Request, screen: Screen) -> "Checkpoint | None":
     """The weights to begin with; a dry run does without those that it would have to download."""
-    from drunet_cli.network.acquisition import open_weights
     from drunet_cli.network.registry import cached_path, check_available, is_file, is_file_name
 
     check_available(init)
     if request.dry_run and not is_file_name(init) and not is_file(cached_path(init)):
         return None
-    with DownloadWatcher(screen).shown() as watcher:
-        return open_weights(init, watcher=watcher)
+    return opener(screen)(init)

@@ -3,12 +3,15 @@
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any
+
+import numpy.typing as npt
 
 from drunet_cli.brats import CHANNELS, Modality
 from drunet_cli.io.case import Case
 from drunet_cli.io.checks import CaseWarning, brain_mask, case_warnings, check_volumes
 from drunet_cli.io.geometry import Geometry, fit
-from drunet_cli.io.nifti import Volume, load_volume
+from drunet_cli.io.nifti import Volume, load_volume, volume_of
 from drunet_cli.io.slices import SliceStack, network_slices
 
 
@@ -35,6 +38,16 @@ def read_images(case: Case) -> CaseImages:
     """Read the four volumes. Raises CaseError for whatever cannot be segmented."""
     with ThreadPoolExecutor(len(CHANNELS)) as threads:  # decompression runs outside the interpreter's lock
         volumes = dict(zip(CHANNELS, threads.map(lambda modality: load_volume(case.images[modality]), CHANNELS), strict=True))
+    return _checked(case, volumes)
+
+
+def images_of(arrays: Mapping[Modality, npt.NDArray[Any]], affine: npt.ArrayLike, *, name: str) -> CaseImages:
+    """The same of arrays [I, J, K] that come from no file. affine: 4 x 4, voxel indices to RAS millimetres, of all four."""
+    volumes = {modality: volume_of(arrays[modality], affine, name=f"{name}, array {modality}") for modality in CHANNELS}
+    return _checked(Case(name, {modality: volume.path for modality, volume in volumes.items()}), volumes)
+
+
+def _checked(case: Case, volumes: Mapping[Modality, Volume]) -> CaseImages:
     check_volumes(volumes)
     geometry = fit(brain_mask(volumes), affine=volumes[Modality.FLAIR].affine)
     return CaseImages(case, volumes, geometry, tuple(case_warnings(volumes, geometry)))

@@ -27,11 +27,14 @@ from drunet_cli.io.nifti_header import (
     MOST_AXES,
     Header,
     Shape,
+    check_perpendicular,
     checked_affine,
     checked_data_offset,
     checked_shape,
     damaged,
     header_in,
+    implausible,
+    new_header,
 )
 
 _Bytes: TypeAlias = npt.NDArray[np.uint8]
@@ -134,6 +137,25 @@ def encode_map(values: npt.NDArray[Any], like: Header, *, compress: bool) -> byt
     stream.write(b"\0" * (header.single_vox_offset - stream.tell()))  # four bytes: no extension follows
     content = stream.getvalue() + values.tobytes(order="F")
     return gzip.compress(content, _GZIP_LEVEL, mtime=0) if compress else content
+
+
+def volume_of(voxels: npt.NDArray[Any], affine: npt.ArrayLike, *, name: str) -> Volume:
+    """The image that a file of these voxels [I, J, K] and this affine, 4 x 4, would be. name: for messages, in place of a path.
+
+    The affine is rounded to float32, as in files. Raises CaseError for what no such file could hold.
+    """
+    matrix = np.asarray(affine, dtype=np.float64)
+    if voxels.ndim != len("IJK") or voxels.size == 0:
+        raise CaseError(f"{name}: has the shape {voxels.shape}; an image is an array [I, J, K]")
+    if voxels.dtype.kind not in "iuf":
+        raise CaseError(f"{name}: holds {voxels.dtype} voxels; one real number a voxel is needed")
+    if matrix.shape != (4, 4) or not np.array_equal(matrix[3], [0, 0, 0, 1]):
+        raise CaseError(f"{name}: its affine is no 4 x 4 matrix whose last row is 0 0 0 1")
+    matrix = matrix.astype(np.float32).astype(np.float64)
+    if reason := implausible(matrix, voxels.shape):
+        raise CaseError(f"{name}: {reason}")
+    check_perpendicular(matrix, Path(name))
+    return Volume(Path(name), voxels, matrix, new_header(voxels.shape, np.uint8, matrix), sha256="")
 
 
 def _load(path: Path) -> Volume:

@@ -98,18 +98,44 @@ def checked_affine(header: Header, shape: Shape, path: Path) -> npt.NDArray[np.f
     if not np.isfinite(header["pixdim"][1:4]).all() or not (header["qform_code"] == 0 or np.isfinite(header.get_qform()).all()):
         # Not used where there is an sform, but the label map would inherit them, and other programs read the qform first.
         raise damaged(path, "its qform or its voxel sizes are not finite")
+    if reason := implausible(affine, shape):
+        raise damaged(path, reason)
+    check_perpendicular(affine, path)
+    return affine
+
+
+def implausible(affine: npt.NDArray[np.float64], shape: tuple[int, ...]) -> str | None:
+    """Why this cannot be where the voxels of a head lie, in words; None where it can."""
     if not np.isfinite(affine).all():
-        raise damaged(path, "its affine holds values that are not finite")
+        return "its affine holds values that are not finite"
     spacing = spacing_mm(affine)
     sizes = " x ".join(f"{size:g}" for size in spacing)
     smallest, largest = _SPACING_RANGE_MM
     if not all(smallest <= size <= largest for size in spacing):
-        raise damaged(path, f"voxels of {sizes} mm are impossible for brain MRI; it may not be in mm")
+        return f"voxels of {sizes} mm are impossible for brain MRI; it may not be in mm"
     if any(n * size > _MAX_FIELD_OF_VIEW_MM for n, size in zip(shape, spacing, strict=True)):
-        raise damaged(path, f"{' x '.join(map(str, shape))} voxels of {sizes} mm are larger than any head")
-    if abs(np.linalg.det(affine[:3, :3])) < 0.5 * math.prod(spacing):
+        return f"{' x '.join(map(str, shape))} voxels of {sizes} mm are larger than any head"
+    return None
+
+
+def check_perpendicular(affine: npt.NDArray[np.float64], path: Path) -> None:
+    """Raise CaseError for axes that no scanner has."""
+    if abs(np.linalg.det(affine[:3, :3])) < 0.5 * math.prod(spacing_mm(affine)):
         raise CaseError(f"{path}: the axes of its affine are not perpendicular; resample it to a regular grid first")
-    return affine
+
+
+def new_header(shape: tuple[int, ...], dtype: npt.DTypeLike, affine: npt.NDArray[np.float64]) -> Header:
+    """Of an image that comes from no file: sform and qform as of a scanner, millimetres, little-endian."""
+    header = Header(endianness="<")
+    header.set_data_dtype(dtype)
+    header.set_data_shape(shape)
+    header.set_sform(affine, code=1)
+    header.set_qform(affine, code=1)
+    header.set_xyzt_units("mm", "sec")
+    header.set_slope_inter(1, 0)
+    header["vox_offset"] = header.single_vox_offset
+    header["magic"] = header.single_magic
+    return header
 
 
 def damaged(path: Path, reason: str) -> CaseError:

@@ -12,7 +12,7 @@ from drunet_cli.brats import ClassMap, Modality, volumes_ml, voxel_counts
 from drunet_cli.io.case import Case
 from drunet_cli.io.checks import CaseWarning, WarningCode, voxel_litres
 from drunet_cli.io.geometry import Geometry
-from drunet_cli.io.images import read_images
+from drunet_cli.io.images import CaseImages, images_of, read_images
 from drunet_cli.io.inputs import InputFile, input_file, stamp
 from drunet_cli.io.nifti_header import Header
 from drunet_cli.io.slices import SliceStack
@@ -36,7 +36,7 @@ class Views:
 class PreparedCase:
     """A case that has passed every check, as the network takes it.
 
-    header, voxel_ml: of FLAIR, whose geometry the label map gets. inputs: the files by modality.
+    header, voxel_ml: of FLAIR, whose geometry the label map gets. inputs: the files by modality, none where arrays were given.
     """
 
     case: Case
@@ -79,10 +79,20 @@ def prepare(case: Case, *, keep_views: bool = False) -> PreparedCase:
         modality: input_file(volume.path, before=stamps[modality], sha256=volume.sha256)
         for modality, volume in images.volumes.items()
     }
+    return _prepared(images, inputs, keep_views=keep_views, begin=begin)
+
+
+def prepare_arrays(arrays: Mapping[Modality, npt.NDArray[Any]], affine: npt.ArrayLike, *, name: str) -> PreparedCase:
+    """The same of arrays [I, J, K]. affine: 4 x 4, voxel indices to RAS millimetres. No inputs are recorded."""
+    begin = time.perf_counter()
+    return _prepared(images_of(arrays, affine, name=name), {}, keep_views=True, begin=begin)
+
+
+def _prepared(images: CaseImages, inputs: Mapping[Modality, InputFile], *, keep_views: bool, begin: float) -> PreparedCase:
     reference = images.reference
     flair, t1ce = (images.volumes[modality].voxels for modality in (Modality.FLAIR, Modality.T1CE))
     return PreparedCase(
-        case=case,
+        case=images.case,
         header=reference.header,
         voxel_ml=voxel_litres(reference.affine) * 1000,
         inputs=inputs,

@@ -23,7 +23,7 @@ from drunet_cli.io import atomic
 from drunet_cli.io.case import Case, case_of
 from drunet_cli.io.naming import SEGMENTATION, may_name_a_file
 from drunet_cli.io.nifti import encode_label_map
-from drunet_cli.io.nifti_header import Header
+from drunet_cli.io.nifti_header import new_header
 from drunet_cli.io.phantom.glioma import draw_glioma
 from drunet_cli.io.phantom.grid import BRATS_SHAPE, Grid, Shape
 from drunet_cli.io.phantom.head import Head, healthy_shares
@@ -96,7 +96,7 @@ def write_phantom(
     paths = {role: folder / name / f"{name}_{role}.nii.gz" for role in (*CHANNELS, SEGMENTATION)}
     for path in paths.values():
         atomic.check_writable(path, overwrite=overwrite)
-    header = _header(phantom)
+    header = new_header(phantom.class_map.shape, np.int16, phantom.affine)
     for modality, voxels in phantom.images.items():
         with atomic.written(paths[modality], overwrite=overwrite) as stream:
             content = header.binaryblock + bytes(4) + voxels.tobytes(order="F")
@@ -105,16 +105,3 @@ def write_phantom(
         stream.write(encode_label_map(label_values(phantom.class_map, labels), header, compress=True))
     images = {modality: paths[modality] for modality in CHANNELS}
     return case_of(images, name=name, segmentation=paths[SEGMENTATION])
-
-
-def _header(phantom: Phantom) -> Header:
-    header = Header(endianness="<")
-    header.set_data_dtype(np.int16)
-    header.set_data_shape(phantom.class_map.shape)
-    header.set_sform(phantom.affine, code=1)
-    header.set_qform(phantom.affine, code=1)
-    header.set_xyzt_units("mm", "sec")
-    header.set_slope_inter(1, 0)
-    header["vox_offset"] = header.single_vox_offset
-    header["magic"] = header.single_magic
-    return header

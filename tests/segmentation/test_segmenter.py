@@ -1,0 +1,223 @@
+"""The Python interface: files or arrays in, arrays or files out, the same as `drunet segment`."""
+
+import json
+import logging
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+import drunet_cli
+from drunet_cli import SegmentedCase, Segmenter
+from drunet_cli.cli.app import main
+from drunet_cli.errors import CaseError, DeviceError, MisuseError, OutputError, WeightsError
+from tests.support import GOLDEN_IMAGES, GOLDEN_WEIGHTS, image_options, open_image
+
+FILES: Final[dict[str, Any]] = {str(modality): path for modality, path in GOLDEN_IMAGES.items()}
+# The same for every run and machine, so left out where two runs are compared.
+NOT_COMPARED: Final = ("seconds", "output", "output_sha256", "labels", "files", "inputs")
+
+
+@pytest.fixture(scope="module")
+def segmenter() -> Segmenter:
+    return Segmenter(GOLDEN_WEIGHTS, device="cpu", threads=1)
+
+
+@pytest.fixture(scope="module")
+def result(segmenter: Segmenter) -> SegmentedCase:
+    return segmenter.segment(**FILES)
+
+
+@pytest.fixture(scope="module")
+def arrays() -> dict[str, npt.NDArray[Any]]:
+    return {name: np.asarray(open_image(path).dataobj) for name, path in FILES.items()}
+
+
+@pytest.fixture(scope="module")
+def affine() -> npt.NDArray[np.float64]:
+    return np.asarray(open_image(FILES["flair"]).affine)
+
+
+def test_a_case_comes_out_as_from_the_command_line(result: SegmentedCase, tmp_path: Path) -> None:
+    ours, theirs = tmp_path / "ours.nii.gz", tmp_path / "theirs.nii.gz"
+    command = ["segment", *image_options(), "--weights", str(GOLDEN_WEIGHTS), "--device", "cpu", "--threads", "1", "--preview"]
+    assert main([*command, "-o", str(theirs), "--quiet"]) == 0
+    result.save(ours, preview=True)
+    assert ours.read_bytes() == theirs.read_bytes()
+    sidecars = [json.loads(path.with_name(f"{path.name[:-7]}.json").read_text()) for path in (ours, theirs)]
+    assert sidecars[0]["inputs"] == sidecars[1]["inputs"]
+    one, other = ({key: value for key, value in each.items() if key not in NOT_COMPARED} for each in sidecars)
+    assert one == other
+    pictures = [path.with_name(f"{path.name[:-7]}_preview.png").read_bytes() for path in (ours, theirs)]
+    assert pictures[0] == pictures[1]
+
+
+def test_what_a_case_holds_is_what_its_file_holds(result: SegmentedCase, tmp_path: Path) -> None:
+    result.save(tmp_path / "seg.nii", sidecar=False)
+    assert [path.name for path in tmp_path.iterdir()] == ["seg.nii"]
+    image = open_image(tmp_path / "seg.nii")
+    np.testing.assert_array_equal(result.label_map, np.asarray(image.dataobj))
+    np.testing.assert_array_equal(result.affine, image.affine)
+    assert result.label_map.dtype == np.uint8
+    assert set(np.unique(result.label_map)) <= {0, 1, 2, 4}
+    assert result.volumes_ml["WT"] == pytest.approx(np.count_nonzero(result.label_map) / 1000, abs=1e-3)
+    assert result.probabilities is None
+    assert result.uncertainty is None
+
+
+def test_arrays_give_what_their_files_give(
+    segmenter: Segmenter, result: SegmentedCase, arrays: dict[str, Any], affine: npt.NDArray[np.float64], tmp_path: Path
+) -> None:
+    found = segmenter.segment(**arrays, affine=affine)
+    np.testing.assert_array_equal(found.label_map, result.label_map)
+    np.testing.assert_array_equal(found.affine, affine)
+    assert found.document["case"] == "case"
+    assert found.document["inputs"] == {}
+    found.save(tmp_path / "seg.nii.gz")
+    image = open_image(tmp_path / "seg.nii.gz")
+    np.testing.assert_array_equal(np.asarray(image.dataobj), result.label_map)
+    np.testing.assert_array_equal(image.get_sform(), affine)
+    assert (int(image.header["sform_code"]), image.header.get_xyzt_units()[0]) == (1, "mm")
+
+
+def test_arrays_in_another_orientation_come_back_in_it(
+    segmenter: Segmenter, result: SegmentedCase, arrays: dict[str, Any], affine: npt.NDArray[np.float64]
+) -> None:
+    """Turned as nibabel turns an image, axes and affine; the labels are turned likewise."""
+    turned = {name: voxels.transpose(2, 0, 1)[::-1] for name, voxels in arrays.items()}
+    first = affine[:, [2, 0, 1, 3]].copy()
+    first[:, 3] += first[:, 0] * (turned["flair"].shape[0] - 1)
+    first[:, 0] *= -1
+    found = segmenter.segment(**turned, affine=first, labels="brats2023", name="turned")
+    expected = np.where(result.label_map == 4, 3, result.label_map).transpose(2, 0, 1)[::-1]
+    np.testing.assert_array_equal(found.label_map, expected)
+    assert found.document["case"] == "turned"
+
+
+def test_maps_are_there_where_they_are_asked_for(tmp_path: Path) -> None:
+    progress: list[tuple[int, int]] = []
+    several = Segmenter([GOLDEN_WEIGHTS, str(GOLDEN_WEIGHTS)], device="cpu", threads=1, probabilities=True, uncertainty=True)
+    found = several.segment(**FILES, on_progress=lambda *done: progress.append(done))
+    assert progress[-1][0] == progress[-1][1]
+    assert found.probabilities is not None
+    assert found.uncertainty is not None
+    assert found.probabilities.shape == (*found.label_map.shape, 4)
+    np.testing.assert_allclose(found.probabilities.sum(axis=3, dtype=np.float32), 1, atol=3e-3)
+    assert list(found.uncertainty) == ["WT", "TC", "ET"]
+    found.save(tmp_path / "seg.nii.gz")
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "seg.json",
+        "seg.nii.gz",
+        *(f"seg_{name}.nii.gz" for name in ("entropy", "probabilities", "unc_core", "unc_enhance", "unc_whole")),
+    ]
+
+
+def test_nothing_is_overwritten_unasked(result: SegmentedCase, tmp_path: Path) -> None:
+    path = tmp_path / "seg.nii.gz"
+    path.write_bytes(b"mine")
+    with pytest.raises(OutputError, match="exists already"):
+        result.save(path)
+    assert path.read_bytes() == b"mine"
+    result.save(path, overwrite=True)
+    assert path.read_bytes() != b"mine"
+
+
+def test_an_input_is_never_replaced(result: SegmentedCase) -> None:
+    before = FILES["t1"].read_bytes()
+    with pytest.raises(OutputError, match="is one of the inputs"):
+        result.save(FILES["t1"], overwrite=True)
+    assert FILES["t1"].read_bytes() == before
+
+
+BAD_ARRAYS: Final[dict[str, Callable[[npt.NDArray[Any]], npt.NDArray[Any]]]] = {
+    "has the shape": lambda voxels: voxels[0],
+    "one real number a voxel": lambda voxels: voxels.astype(np.complex64),
+    "NaN or infinite": lambda voxels: np.where(voxels > 0, np.nan, 0),
+    "not on the grid of FLAIR": lambda voxels: voxels[:-1],
+}
+
+
+@pytest.mark.parametrize("reason", BAD_ARRAYS)
+def test_an_array_that_is_no_image_is_named(
+    reason: str, segmenter: Segmenter, arrays: dict[str, Any], affine: npt.NDArray[np.float64]
+) -> None:
+    with pytest.raises(CaseError, match=reason) as caught:
+        segmenter.segment(**{**arrays, "t2": BAD_ARRAYS[reason](arrays["t2"])}, affine=affine)
+    assert "t2" in str(caught.value).lower()
+
+
+@pytest.mark.parametrize(
+    ("matrix", "reason"),
+    [
+        (np.eye(3), "no 4 x 4 matrix"),
+        (np.ones((4, 4)), "no 4 x 4 matrix"),
+        (np.diag([0.001, 0.001, 0.001, 1]), "impossible for brain MRI"),
+        (np.diag([np.nan, 1, 1, 1]), "not finite"),
+        ([[1, 1, 0, 0], [0, 0.1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]], "not perpendicular"),
+    ],
+)
+def test_an_affine_that_cannot_be_is_refused(
+    matrix: npt.ArrayLike, reason: str, segmenter: Segmenter, arrays: dict[str, Any]
+) -> None:
+    with pytest.raises(CaseError, match=reason):
+        segmenter.segment(**arrays, affine=matrix)
+
+
+def test_files_and_arrays_are_not_mixed(segmenter: Segmenter, arrays: dict[str, Any], affine: npt.NDArray[np.float64]) -> None:
+    with pytest.raises(MisuseError, match="not some of each"):
+        segmenter.segment(**{**FILES, "t1": arrays["t1"]}, affine=affine)
+    with pytest.raises(MisuseError, match="arrays need an affine"):
+        segmenter.segment(**arrays)
+    with pytest.raises(MisuseError, match="leave it out"):
+        segmenter.segment(**FILES, affine=affine)
+
+
+def test_weights_and_devices_that_are_absent_are_errors(tmp_path: Path) -> None:
+    with pytest.raises(WeightsError, match="no such weights file"):
+        Segmenter(tmp_path / "none.safetensors", device="cpu").segment(**FILES)
+    with pytest.raises(DeviceError):
+        Segmenter(GOLDEN_WEIGHTS, device="cuda:97").segment(**FILES)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"dropout": 0.0, "mc_samples": 2}, {"dropout": 0.5}, {"seed": 3}, {"engine": "onnxruntime", "mc_samples": 2}],
+)
+def test_settings_that_exclude_one_another_are_misuse(settings: dict[str, Any]) -> None:
+    with pytest.raises(MisuseError):
+        Segmenter(GOLDEN_WEIGHTS, **settings)
+
+
+@pytest.mark.parametrize("settings", [{"precision": "float8"}, {"engine": "tensorflow"}, {"window": "half"}])
+def test_a_word_that_is_unknown_is_a_value_error(settings: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="is not a valid"):
+        Segmenter(GOLDEN_WEIGHTS, **settings)
+
+
+def test_warnings_go_to_the_logger(caplog: pytest.LogCaptureFixture, tmp_path: Path) -> None:
+    from drunet_cli.network.acquisition import import_weights
+
+    import_weights(GOLDEN_WEIGHTS, name="brats2020", bn_epsilon=1e-3)
+    with caplog.at_level(logging.WARNING, logger="drunet_cli"):
+        assert Segmenter(device="cpu").checkpoints[0].metadata.base_width == 1
+    assert "base width 1" in caplog.text
+
+
+def test_the_package_offers_its_names_without_loading_what_they_need() -> None:
+    program = """
+import sys
+import drunet_cli
+assert sorted(drunet_cli.__all__) == ["SegmentedCase", "Segmenter", "__version__"]
+assert "numpy" not in sys.modules
+drunet_cli.Segmenter
+assert "torch" not in sys.modules
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    with pytest.raises(AttributeError, match="no attribute 'Segmentor'"):
+        drunet_cli.Segmentor  # noqa: B018
