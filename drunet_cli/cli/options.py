@@ -125,6 +125,12 @@ Threads = Annotated[
         rich_help_panel=NETWORK,
     ),
 ]
+Deterministic = Annotated[
+    bool,
+    typer.Option(
+        "--deterministic", help="Equal bytes from run to run on a GPU too; the CPU gives them anyway.", rich_help_panel=NETWORK
+    ),
+]
 BatchSize = Annotated[
     int | None,
     typer.Option(

@@ -100,10 +100,7 @@ def train(
             rich_help_panel=options.NETWORK,
         ),
     ] = Precision.AUTO,
-    deterministic: Annotated[
-        bool,
-        typer.Option("--deterministic", help="Equal bytes from run to run on a GPU too.", rich_help_panel=options.NETWORK),
-    ] = False,
+    deterministic: options.Deterministic = False,
     threads: options.Threads = None,
     jobs: options.Jobs = None,
 ) -> None:

@@ -53,14 +53,6 @@ def device_name(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_name()
 
 
-def forbid_tf32() -> None:
-    """Let float32 mean it: cuDNN would otherwise round the inputs of convolutions to TF32's ten bits."""
-    if hasattr(torch.backends.cudnn, "conv"):  # since torch 2.9, where the older switch warns
-        torch.backends.cudnn.conv.fp32_precision = "ieee"
-    else:
-        torch.backends.cudnn.allow_tf32 = False
-
-
 def is_out_of_memory(error: RuntimeError) -> bool:
     """Whether this says that memory did not suffice."""
     return isinstance(error, torch.OutOfMemoryError) or any(words in str(error) for words in _OUT_OF_MEMORY_WORDS)

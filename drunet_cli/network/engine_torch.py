@@ -11,8 +11,9 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from drunet_cli.brats import ClassMap
 from drunet_cli.errors import DeviceError, WeightsError
+from drunet_cli.network.arithmetic import exact_arithmetic
 from drunet_cli.network.checkpoint import Checkpoint, check_tensors
-from drunet_cli.network.devices import check_device_fault, device_name, forbid_tf32, is_out_of_memory
+from drunet_cli.network.devices import check_device_fault, device_name, is_out_of_memory
 from drunet_cli.network.dropout import SliceDropout
 from drunet_cli.network.engine import EngineName, Precision, ignore_progress
 from drunet_cli.network.model import Bottleneck, DecoderBlock, DRUNet104, InputBlock
@@ -58,7 +59,7 @@ def fold_norms(model: DRUNet104) -> None:
 class TorchEngine:
     """An Engine that holds the weights on one device.
 
-    dropout: rate of the samples that `probabilities` takes with seeds.
+    dropout: rate of the samples that `probabilities` takes with seeds. deterministic: equal bytes from run to run on a GPU too.
     on_halved: called with the new batch size whenever memory did not suffice for the old one.
     """
 
@@ -71,6 +72,7 @@ class TorchEngine:
         batch_size: int | None = None,
         threads: int | None = None,
         dropout: float = 0.0,
+        deterministic: bool = False,
         on_halved: Callable[[int], None] = lambda _: None,
     ) -> None:
         if threads is not None:
@@ -79,7 +81,7 @@ class TorchEngine:
         self.precision = Precision.FLOAT32 if precision is Precision.AUTO else precision
         self.batch_size = batch_size or _BATCH_SIZE[device.type]
         self._on_halved = on_halved
-        forbid_tf32()
+        self._deterministic = deterministic
         model = build_model(checkpoint)
         fold_norms(model)
         model.dropout = self._dropout = SliceDropout(dropout)
@@ -151,7 +153,10 @@ class TorchEngine:
         while done < len(slices):
             batch = slices[done : done + self.batch_size]
             try:
-                with self._dropout.sampled(seeds[done : done + len(batch)], self._device):
+                with (
+                    exact_arithmetic(deterministic=self._deterministic),
+                    self._dropout.sampled(seeds[done : done + len(batch)], self._device),
+                ):
                     result[done : done + len(batch)] = self._forward(batch, head)
             except RuntimeError as error:
                 if not is_out_of_memory(error):

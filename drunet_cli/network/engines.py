@@ -61,11 +61,13 @@ def open_engine(
     batch_size: int | None,
     threads: int,
     dropout: float = 0.0,
+    deterministic: bool = False,
     on_warning: Callable[[str], None],
 ) -> Engine:
     """The engine on a settled device, with the weights loaded.
 
-    dropout: rate of the samples that are taken. on_warning: told when memory does not suffice for a batch.
+    dropout: rate of the samples that are taken. deterministic: equal bytes from run to run on a GPU too.
+    on_warning: told when memory does not suffice for a batch.
     """
 
     def on_halved(batch_size: int) -> None:
@@ -91,6 +93,7 @@ def open_engine(
         batch_size=batch_size,
         threads=threads,
         dropout=dropout,
+        deterministic=deterministic,
         on_halved=on_halved,
     )
 

@@ -48,6 +48,7 @@ class Segmenter:
     precision: "auto", "float32", "bfloat16", "float16".
     engine: "auto", "torch", "onnxruntime".
     window: "full", "auto", or None: as the weights were trained.
+    deterministic: equal bytes from run to run, on a GPU too.
     batch_size: slices at once. threads: of the CPU, by default those that are granted.
     flips: take the mean over the four in-plane flips.
     mc_samples: take the mean over so many samples with dropout on, drawn from `seed`. dropout: their rate, by default as
@@ -68,6 +69,7 @@ class Segmenter:
         precision: Precision | str = Precision.AUTO,
         engine: EngineName | str = EngineName.AUTO,
         window: WindowMode | str | None = None,
+        deterministic: bool = False,
         batch_size: int | None = None,
         threads: int | None = None,
         flips: bool = False,
@@ -90,6 +92,7 @@ class Segmenter:
         self._devices = tuple(device.split(","))
         self._precision = Precision(precision)
         self._window = None if window is None else WindowMode(window)
+        self._deterministic = deterministic
         self._batch_size = batch_size
         self.threads = threads or granted_cpus()
         self._flips = flips
@@ -234,6 +237,7 @@ class Segmenter:
             plan=self.plan,
             postprocessing=self._postprocessing,
             dropout=self.dropout,
+            deterministic=self._deterministic,
         )
 
     def _engine_of(self, checkpoint: Checkpoint, device: str, dropout: float) -> Engine:
@@ -245,6 +249,7 @@ class Segmenter:
             batch_size=self._batch_size,
             threads=self.threads,
             dropout=dropout,
+            deterministic=self._deterministic,
             on_warning=self._on_warning,
         )
 

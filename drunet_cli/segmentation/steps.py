@@ -48,8 +48,8 @@ Computed: TypeAlias = tuple[Segmentation, dict[str, Any]] | Outcome
 class Network:
     """What computes: the opened weights, and for each device an engine for each of them.
 
-    plan, postprocessing: what is asked of it. dropout: of the plan's samples. making: where outputs that appear meanwhile are
-    those of another run at the same cases, what they must be made with.
+    plan, postprocessing: what is asked of it. dropout: of the plan's samples. deterministic: as the engines were opened.
+    making: where outputs that appear meanwhile are those of another run at the same cases, what they must be made with.
     """
 
     checkpoints: Sequence[Checkpoint]
@@ -57,12 +57,14 @@ class Network:
     plan: Plan
     postprocessing: Postprocessing = NO_POSTPROCESSING
     dropout: Dropout | None = None
+    deterministic: bool = False
     making: Making | None = None
 
     @property
     def settings(self) -> dict[str, Any]:
         """As the sidecar has them."""
-        return describe_settings(self.plan, self.postprocessing, self.dropout)
+        described = describe_settings(self.plan, self.postprocessing, self.dropout)
+        return {**described, "deterministic": self.deterministic}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,6 +1,5 @@
 """One session of a training on one device: from a preparation to weights."""
 
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,8 +8,9 @@ from typing import Any, Final
 import torch
 
 from drunet_cli.errors import CaseError, DeviceError, MisuseError
+from drunet_cli.network.arithmetic import exact_arithmetic
 from drunet_cli.network.checkpoint import Checkpoint, Metadata
-from drunet_cli.network.devices import check_device_fault, device_name, forbid_tf32, is_out_of_memory
+from drunet_cli.network.devices import check_device_fault, device_name, is_out_of_memory
 from drunet_cli.network.engine import Precision
 from drunet_cli.network.model import DRUNet104
 from drunet_cli.training.distributed import Team
@@ -57,9 +57,17 @@ def run(session: Session) -> bool:
 
     Raises CaseError, WeightsError, MisuseError, DeviceError, OutputError, DivergedError.
     """
+    torch.set_num_threads(session.threads)
+    with exact_arithmetic(deterministic=session.deterministic):
+        if session.device.type == "cuda":
+            torch.cuda.set_device(session.device)
+            torch.backends.cudnn.benchmark = not session.deterministic
+        return _run(session)
+
+
+def _run(session: Session) -> bool:
     preparation, team = session.preparation, session.team
     recipe, split = preparation.recipe, preparation.split
-    _set_up(session)
     precision = resolve_precision(session.precision, session.device)
     part = team.processes.part(recipe.batches.size)
     cases = {case.name: case for case in open_store(session.slices, [*split.train, *split.validation])}
@@ -120,18 +128,6 @@ def resolve_precision(precision: Precision, device: torch.device) -> Precision:
     if device.type != "cuda":
         return Precision.FLOAT32
     return Precision.BFLOAT16 if torch.cuda.is_bf16_supported() else Precision.FLOAT16
-
-
-def _set_up(session: Session) -> None:
-    """Switches of the whole process."""
-    torch.set_num_threads(session.threads)
-    forbid_tf32()
-    if session.device.type == "cuda":
-        torch.cuda.set_device(session.device)
-        torch.backends.cudnn.benchmark = not session.deterministic
-    if session.deterministic:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without which PyTorch refuses cuBLAS
-    torch.use_deterministic_algorithms(session.deterministic)
 
 
 def _network(session: Session) -> DRUNet104:

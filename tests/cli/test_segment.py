@@ -103,6 +103,19 @@ def test_equal_input_gives_equal_bytes() -> None:
     assert Path("one.nii.gz").read_bytes() == Path("other.nii.gz").read_bytes()
 
 
+@pytest.mark.parametrize("engine", ["torch", "onnxruntime"])
+def test_deterministic_is_recorded_and_changes_nothing_on_the_cpu(engine: str) -> None:
+    options = [*image_options(), *WEIGHTS, "--engine", engine, "--threads", "1"]
+    assert (
+        main(["segment", *options, "-o", "plain.nii.gz"])
+        == main(["segment", *options, "-o", "d.nii.gz", "--deterministic"])
+        == 0
+    )
+    assert Path("plain.nii.gz").read_bytes() == Path("d.nii.gz").read_bytes()
+    recorded = [json.loads(Path(name).read_text())["settings"]["deterministic"] for name in ("plain.json", "d.json")]
+    assert recorded == [False, True]
+
+
 def test_brats2023_labels_give_enhancing_tumour_3() -> None:
     main(["segment", *image_options(), *WEIGHTS, "-o", "a.nii.gz"])
     main(["segment", *image_options(), *WEIGHTS, "-o", "b.nii.gz", "--labels", "brats2023"])
