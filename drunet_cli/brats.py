@@ -141,9 +141,9 @@ def dice_of(common: int, of_one: int, of_other: int) -> float:
 
 def voxel_counts(class_map: ClassMap) -> dict[str, int]:
     """Voxels of every tumour class and region, by name; ET is both."""
-    by_class = np.bincount(class_map.ravel(), minlength=len(TUMOUR_CLASSES) + 1)
-    counts = {tumour_class.name: int(by_class[tumour_class]) for tumour_class in TUMOUR_CLASSES}
-    return counts | {region: sum(int(by_class[index]) for index in classes) for region, classes in REGIONS.items()}
+    by_class = {index: int(np.count_nonzero(class_map == index)) for index in TUMOUR_CLASSES}  # bincount would copy to int64
+    counts = {tumour_class.name: count for tumour_class, count in by_class.items()}
+    return counts | {region: sum(by_class[index] for index in classes) for region, classes in REGIONS.items()}
 
 
 def volumes_ml(counts: Mapping[str, int], millilitres_per_voxel: float) -> dict[str, float]:

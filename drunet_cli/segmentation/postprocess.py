@@ -52,6 +52,8 @@ def postprocess(class_map: ClassMap, settings: Postprocessing, *, voxel_ml: floa
     result = Postprocessed(class_map)
     if settings.min_volume_ml > 0:
         result = _without_small_components(class_map, settings.min_volume_ml / voxel_ml)
+    if settings.min_enhancing_ml == 0:
+        return result
     enhancing: npt.NDArray[np.bool_] = result.class_map == TumourClass.ET
     n_enhancing = int(np.count_nonzero(enhancing))
     if 0 < n_enhancing < _least(settings.min_enhancing_ml / voxel_ml):

@@ -42,10 +42,9 @@ class Window:
 
 def windows_by_shape(slices: SliceStack, mode: WindowMode) -> Mapping[tuple[int, int], Mapping[int, Window]]:
     """Window of each slice that has brain, by its index, in groups of one shape, largest first."""
-    brain: npt.NDArray[np.bool_] = np.any(slices, axis=3)
     groups: dict[tuple[int, int], dict[int, Window]] = defaultdict(dict)
-    for index in np.flatnonzero(np.any(brain, axis=(1, 2))):
-        window = window_of(brain[index]) if mode is WindowMode.AUTO else Window()
+    for index in np.flatnonzero(slices.max(axis=(1, 2, 3))):
+        window = window_of(_brain(slices[index])) if mode is WindowMode.AUTO else Window()
         groups[window.shape][int(index)] = window
     return dict(sorted(groups.items(), key=lambda item: -item[0][0] * item[0][1]))
 
@@ -56,6 +55,12 @@ def window_of(brain: npt.NDArray[np.bool_]) -> Window:
     8 or 16 pixels of background around it left Dice with the truth as it was (ten cases, tests/benchmarks/windows.py).
     """
     return Window(*_interval(np.any(brain, axis=1)), *_interval(np.any(brain, axis=0)))
+
+
+def _brain(pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.bool_]:
+    """Where one of the channels of a slice [X, Y, 4] is above 0."""
+    flair, t1ce, t1, t2 = np.moveaxis(pixels, 2, 0)
+    return np.asarray((flair | t1ce | t1 | t2) > 0)  # numpy takes four times as long to reduce a last axis of four
 
 
 def _interval(occupied: npt.NDArray[Any]) -> tuple[int, int]:
