@@ -28,7 +28,7 @@ ROOMS: Final = (
     {"cli"},
 )
 TORCH_AT_THE_TOP: Final = re.compile(
-    r"network/(model|arithmetic|devices|dropout|engine_torch|comparison)\.py"
+    r"network/(model|arithmetic|devices|dropout|engine_torch|transfer|comparison)\.py"
     r"|training/(augmentation|distributed|feed|initialisation|learner|loop|loss|publication|recent_loss|session|state)\.py"
 )
 TORCH_IN_FUNCTIONS: Final = re.compile(r"network/(engines|export)\.py|segmentation/\w+\.py|training/history\.py")

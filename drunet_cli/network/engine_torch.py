@@ -1,5 +1,6 @@
 """The network in PyTorch, on CPU, CUDA or MPS."""
 
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
@@ -17,6 +18,7 @@ from drunet_cli.network.devices import check_device_fault, device_name, is_out_o
 from drunet_cli.network.dropout import SliceDropout
 from drunet_cli.network.engine import EngineName, Precision, ignore_progress
 from drunet_cli.network.model import Bottleneck, DecoderBlock, DRUNet104, InputBlock
+from drunet_cli.network.transfer import Arrival, Transfer
 
 # Measured on 2 cores at base width 16: 0.35 s a slice one by one, 0.36 in twos, 0.47 in fours, 0.55 in eights
 # (tests/benchmarks/cpu.py).
@@ -56,6 +58,16 @@ def fold_norms(model: DRUNet104) -> None:
                 setattr(block, name, module)
 
 
+def round_convolutions(model: DRUNet104, dtype: torch.dtype) -> None:
+    """Hold the weights of all convolutions in half precision, to which autocast would round them for every batch anew.
+
+    Batch norms keep their float32, as under autocast.
+    """
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
+            module.to(dtype)
+
+
 class TorchEngine:
     """An Engine that holds the weights on one device.
 
@@ -82,8 +94,11 @@ class TorchEngine:
         self.batch_size = batch_size or _BATCH_SIZE[device.type]
         self._on_halved = on_halved
         self._deterministic = deterministic
+        self._transfer = Transfer(device)
         model = build_model(checkpoint)
         fold_norms(model)
+        if self.precision in _DTYPES:
+            round_convolutions(model, _DTYPES[self.precision])
         model.dropout = self._dropout = SliceDropout(dropout)
         # MPS has given wrong results for views of channels-last tensors (pytorch issue 180984).
         self._memory_format = torch.contiguous_format if device.type == "mps" else torch.channels_last
@@ -149,44 +164,71 @@ class TorchEngine:
         *,
         seeds: Sequence[int] = (),
     ) -> None:
-        done = 0
-        while done < len(slices):
-            batch = slices[done : done + self.batch_size]
-            try:
-                with (
-                    exact_arithmetic(deterministic=self._deterministic),
-                    self._dropout.sampled(seeds[done : done + len(batch)], self._device),
-                ):
-                    result[done : done + len(batch)] = self._forward(batch, head)
-            except RuntimeError as error:
-                if not is_out_of_memory(error):
-                    check_device_fault(self._device, error)
-                    raise
-                if self.batch_size == 1 or len(batch) == 1:
-                    raise _out_of_memory(self._device, error) from error
-                self.batch_size = len(batch) // 2
-            else:
-                done += len(batch)
-                on_done(len(batch))
-                continue
-            # Only here, with the exception and its frames gone, can the failed batch's memory be given back.
-            if self._device.type == "cuda":
-                torch.cuda.empty_cache()
-            elif self._device.type == "mps":
-                torch.mps.empty_cache()
-            self._on_halved(self.batch_size)
+        begun: deque[tuple[slice, Arrival]] = deque()
+        start = 0
+
+        def end_one() -> None:
+            place, arrival = begun.popleft()
+            result[place] = self._arrived(arrival)
+            on_done(place.stop - place.start)
+
+        with exact_arithmetic(deterministic=self._deterministic):
+            while start < len(slices):
+                place = slice(start, min(start + self.batch_size, len(slices)))
+                arrival = self._begin(slices[place], head, seeds[place])
+                if arrival is not None:
+                    begun.append((place, arrival))
+                    start = place.stop
+                while len(begun) > (0 if arrival is None else self._transfer.ahead):
+                    end_one()
+                if arrival is None:
+                    self._halve(place.stop - place.start)
+            while begun:
+                end_one()
+
+    def _begin(self, batch: npt.NDArray[np.uint8], head: Callable[[Tensor], Tensor], seeds: Sequence[int]) -> Arrival | None:
+        """Set a batch going; None where memory does not suffice for it, but may for half of it."""
+        try:
+            with self._dropout.sampled(seeds, self._device):
+                return self._forward(batch, head)
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                check_device_fault(self._device, error)
+                raise
+            if len(batch) == 1:
+                raise _out_of_memory(self._device, error) from error
+            return None
+
+    def _halve(self, batch_size: int) -> None:
+        """Go on with half of a batch that did not fit. Only with its exception and frames gone can its memory be given back."""
+        self.batch_size = batch_size // 2
+        if self._device.type == "cuda":
+            torch.cuda.empty_cache()
+        elif self._device.type == "mps":
+            torch.mps.empty_cache()
+        self._on_halved(self.batch_size)
 
     @torch.inference_mode()
-    def _forward(self, batch: npt.NDArray[np.uint8], head: Callable[[Tensor], Tensor]) -> npt.NDArray[np.generic]:
-        images = torch.from_numpy(batch).to(self._device).permute(0, 3, 1, 2).contiguous(memory_format=self._memory_format)
+    def _forward(self, batch: npt.NDArray[np.uint8], head: Callable[[Tensor], Tensor]) -> Arrival:
+        """The head's answers, and whether all logits are finite."""
+        images = self._transfer.to_device(batch).permute(0, 3, 1, 2).contiguous(memory_format=self._memory_format)
         half = _DTYPES.get(self.precision)
         with torch.autocast(self._device.type, dtype=half or torch.bfloat16, enabled=half is not None):
             logits = self._model(images.float() / 255)
-        if not torch.isfinite(logits).all():  # else argmax would call it background
-            if half is not None:
+        return self._transfer.to_host(head(logits), torch.isfinite(logits).all())
+
+    def _arrived(self, arrival: Arrival) -> npt.NDArray[np.generic]:
+        """The answers. What went wrong while a device computed shows only here."""
+        try:
+            answers, finite = arrival.wait()
+        except RuntimeError as error:
+            check_device_fault(self._device, error)
+            raise
+        if not finite:  # argmax has called it background
+            if self.precision is not Precision.FLOAT32:
                 raise DeviceError(f"the network overflows in {self.precision}; use --precision float32")
             raise WeightsError("the network's output is not finite; these weights are damaged")
-        return np.asarray(head(logits).cpu().numpy())
+        return answers
 
 
 def _out_of_memory(device: torch.device, error: RuntimeError) -> DeviceError:
