@@ -43,7 +43,8 @@ def segment(
         Precision,
         typer.Option(
             metavar="FORMAT",
-            help="auto, float32, bfloat16 or float16; auto is float32, which gives the published labels.",
+            help="auto, float32, bfloat16 or float16; auto is float32, which gives the published labels, or on CUDA GPUs half "
+            "precision where the weights record that it does too.",
             rich_help_panel=options.NETWORK,
         ),
     ] = Precision.AUTO,

@@ -92,7 +92,11 @@ def info(
     if json:
         result_json(document)
     else:
-        Screen().table(fields_table(document))
+        measured = [
+            f"{of.precision}: Dice with float32 {of.dice:g} or more, {of.n_cases} cases, {of.device}, torch {of.torch}"
+            for of in metadata.half_precision
+        ]
+        Screen().table(fields_table({**document, "half_precision": "; ".join(measured)}))
 
 
 @app.command("import")

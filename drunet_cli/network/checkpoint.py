@@ -7,7 +7,7 @@ import is to give the same bytes everywhere.
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Final, TypeAlias
 
@@ -20,6 +20,7 @@ from drunet_cli.brats import CHANNELS
 from drunet_cli.errors import WeightsError
 from drunet_cli.io.atomic import written
 from drunet_cli.io.inputs import file_sha256
+from drunet_cli.network.engine import Precision
 from drunet_cli.network.structure import tensor_shapes
 
 State: TypeAlias = dict[str, npt.NDArray[np.float32]]
@@ -30,6 +31,20 @@ MAX_BASE_WIDTH: Final = 256  # 16 times the published: whatever claims more is d
 
 
 @dataclass(frozen=True, kw_only=True)
+class HalfPrecision:
+    """How near label maps in bfloat16 or float16 came to those in float32 on the CPU, when that was measured.
+
+    dice: the lowest of all regions of all cases. device: the GPU in words. torch: version.
+    """
+
+    precision: Precision
+    dice: float
+    n_cases: int
+    device: str
+    torch: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class Metadata:
     """What belongs to a set of weights beside its numbers.
 
@@ -37,6 +52,7 @@ class Metadata:
     dropout: the rate they were trained with, None where it is not known.
     window: "auto" where they were trained on windows of the frame, so that windows serve them; "full" where not.
     origin: where the source file came from (URL or file name), or how it was trained; source_sha256: of that file.
+    half_precision: what was measured of it, by which `auto` may choose it; nothing is said of what is not in here.
     """
 
     name: str
@@ -48,6 +64,7 @@ class Metadata:
     source_sha256: str = ""
     licence: str = ""
     citation: str = ""
+    half_precision: tuple[HalfPrecision, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,6 +100,8 @@ def write_checkpoint(path: Path, state: State, metadata: Metadata, *, overwrite:
 def encode_checkpoint(state: Mapping[str, npt.NDArray[np.float32] | npt.NDArray[np.float16]], metadata: Metadata) -> bytes:
     """The bytes of a checkpoint's file."""
     document = {"format": _FORMAT, "channels": list(CHANNELS), **asdict(metadata)}
+    if not metadata.half_precision:  # so that weights of which nothing was measured keep their bytes
+        del document["half_precision"]
     return safetensors.numpy.save(dict(state), {_METADATA_KEY: json.dumps(document, sort_keys=True)})
 
 
@@ -125,7 +144,8 @@ def _metadata(document: dict[str, Any]) -> Metadata:
         raise ValueError(f"format {document['format']}; this drunet reads format {_FORMAT}")
     if document["channels"] != list(CHANNELS):
         raise ValueError(f"channels {document['channels']}; this drunet feeds {list(CHANNELS)}")
-    metadata = Metadata(**{field.name: document[field.name] for field in fields(Metadata) if field.name in document})
+    facts = {field.name: document[field.name] for field in fields(Metadata) if field.name in document}
+    metadata = Metadata(**facts | {"half_precision": tuple(map(_half_precision, facts.get("half_precision", ())))})
     width, epsilon, dropout = metadata.base_width, metadata.bn_epsilon, metadata.dropout
     if type(width) is not int or not 1 <= width <= MAX_BASE_WIDTH:
         raise ValueError(f"base width {width!r}")
@@ -139,6 +159,17 @@ def _metadata(document: dict[str, Any]) -> Metadata:
     if not all(type(text) is str for text in texts):
         raise ValueError("a text that is none")
     return metadata
+
+
+def _half_precision(entry: Mapping[str, Any]) -> HalfPrecision:
+    measured = HalfPrecision(**{field.name: entry[field.name] for field in fields(HalfPrecision)})
+    if measured.precision not in (Precision.BFLOAT16, Precision.FLOAT16):
+        raise ValueError(f"half precision {measured.precision!r}")
+    if type(measured.dice) not in (int, float) or not 0 <= measured.dice <= 1:
+        raise ValueError(f"Dice {measured.dice!r}")
+    if type(measured.n_cases) is not int or not all(type(text) is str for text in (measured.device, measured.torch)):
+        raise ValueError("a measurement that cannot be one")
+    return replace(measured, precision=Precision(measured.precision))
 
 
 def _tensor(file: Any, key: str, path: Path) -> npt.NDArray[np.float32]:

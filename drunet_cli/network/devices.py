@@ -53,6 +53,11 @@ def device_name(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_name()
 
 
+def has_bfloat16(device: torch.device) -> bool:
+    """Whether a CUDA device computes in bfloat16 by itself: from compute capability 8.0, Ampere, on."""
+    return torch.cuda.get_device_capability(device) >= (8, 0)
+
+
 def is_out_of_memory(error: RuntimeError) -> bool:
     """Whether this says that memory did not suffice."""
     return isinstance(error, torch.OutOfMemoryError) or any(words in str(error) for words in _OUT_OF_MEMORY_WORDS)

@@ -2,7 +2,7 @@
 
 import io
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
@@ -14,7 +14,7 @@ from drunet_cli.errors import DeviceError, OutputError, WeightsError
 from drunet_cli.network.engine import Precision
 
 if TYPE_CHECKING:
-    from drunet_cli.network.checkpoint import Checkpoint, State
+    from drunet_cli.network.checkpoint import Checkpoint, Metadata, State
     from drunet_cli.network.comparison import Images
 
 # Of a logit, as a share of the largest; of classes, how far apart the two best logits may lie where the class differs. On
@@ -180,7 +180,7 @@ def _check_keras(checkpoint: "Checkpoint", _variant: Variant, path: Path) -> Che
 def _safetensors(checkpoint: "Checkpoint", variant: Variant) -> bytes:
     from drunet_cli.network.checkpoint import encode_checkpoint
 
-    return encode_checkpoint(_rounded(checkpoint.state, variant.precision), checkpoint.metadata)
+    return encode_checkpoint(_rounded(checkpoint.state, variant.precision), _metadata(checkpoint, variant))
 
 
 def _check_safetensors(checkpoint: "Checkpoint", variant: Variant, path: Path) -> Check:
@@ -190,7 +190,7 @@ def _check_safetensors(checkpoint: "Checkpoint", variant: Variant, path: Path) -
         again = read_checkpoint(path)
     except WeightsError as error:
         raise OutputError(f"it cannot be read back: {error}") from error
-    if again.metadata != checkpoint.metadata:
+    if again.metadata != _metadata(checkpoint, variant):
         raise OutputError("read back, its metadata differ")
     exact = _check_state(again.state, _rounded(checkpoint.state, variant.precision))
     if variant.precision is Precision.FLOAT32 or exact.difference > 0:
@@ -200,6 +200,12 @@ def _check_safetensors(checkpoint: "Checkpoint", variant: Variant, path: Path) -
     batches = comparison_images()
     difference = reference_of(checkpoint, batches).logit_difference(reference_of(again, batches).logits)
     return Check(difference=difference, tolerance=TOLERANCES[variant.precision], measured=_OF_LOGITS)
+
+
+def _metadata(checkpoint: "Checkpoint", variant: Variant) -> "Metadata":
+    """What was measured was measured with weights that are not rounded."""
+    metadata = checkpoint.metadata
+    return metadata if variant.precision is Precision.FLOAT32 else replace(metadata, half_precision=())
 
 
 def _rounded(state: "State", precision: Precision) -> Mapping[str, npt.NDArray[Any]]:

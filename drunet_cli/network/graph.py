@@ -8,7 +8,7 @@ The same function as model.py up to float32 rounding, to be read beside it. What
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
 from typing import Any, Final, TypeAlias
 
@@ -100,7 +100,7 @@ def embedded(graph: Graph) -> onnx.ModelProto:
 def _properties(checkpoint: Checkpoint, head: Head, precision: Precision) -> dict[str, str]:
     """What a user of the file must know, as text."""
     facts: dict[str, Any] = {
-        **asdict(checkpoint.metadata),
+        **asdict(replace(checkpoint.metadata, half_precision=())),  # which was PyTorch's
         "sha256": checkpoint.sha256,
         "network": "DR-Unet104, Colman et al. 2020, arXiv:2011.02840",
         "channels": json.dumps(list(CHANNELS)),
@@ -115,7 +115,7 @@ def _properties(checkpoint: Checkpoint, head: Head, precision: Precision) -> dic
         "precision": precision,
         "drunet": drunet_cli.__version__,
     }
-    return {key: str(value) for key, value in facts.items() if value not in (None, "")}
+    return {key: str(value) for key, value in facts.items() if value not in (None, "", ())}
 
 
 class _Builder:

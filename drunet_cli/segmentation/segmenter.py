@@ -17,7 +17,7 @@ from drunet_cli.host import granted_cpus
 from drunet_cli.io.case import case_of
 from drunet_cli.network.checkpoint import Checkpoint
 from drunet_cli.network.engine import Engine, EngineName, Precision, WindowMode
-from drunet_cli.network.engines import choose_engine, open_engine, settle_device
+from drunet_cli.network.engines import choose_engine, open_engine, settle_device, settle_precision
 from drunet_cli.network.registry import DEFAULT, ENTRIES, PUBLISHED_BASE_WIDTH, check_available
 from drunet_cli.segmentation import pipeline
 from drunet_cli.segmentation.existing import Making
@@ -195,6 +195,23 @@ class Segmenter:
         )
 
     @cached_property
+    def precision(self) -> Precision:
+        """As asked for; `auto` settled."""
+        if self._precision is not Precision.AUTO:
+            return self._precision
+        weights = [checkpoint.metadata for checkpoint in self.checkpoints]
+        if not any(metadata.half_precision for metadata in weights):  # then it is the same on every device
+            return Precision.FLOAT32
+        return settle_precision(weights, self._where)
+
+    @cached_property
+    def _where(self) -> list[str]:
+        from drunet_cli.host import wait_considerately
+
+        wait_considerately()
+        return [settle_device(self._engine, device, on_warning=self._on_warning) for device in self._devices]
+
+    @cached_property
     def dropout(self) -> Dropout | None:
         """Rates of the samples. Raises MisuseError for weights that record none, unless one is given."""
         if self._mc_samples == 0:
@@ -213,8 +230,8 @@ class Segmenter:
 
     def making(self, labels: Labels) -> Making:
         """What a label map must have been made with to be the same, as far as it was decided."""
-        precision = Precision.FLOAT32 if self._precision is Precision.AUTO else self._precision
-        decided = describe_settings(self.plan, self._postprocessing, self.dropout) | {"precision": precision.value}
+        settings = describe_settings(self.plan, self._postprocessing, self.dropout)
+        decided = settings | {"precision": self.precision.value}
         if self._named_engine is not EngineName.AUTO:
             decided["engine"] = self._named_engine.value
         sha256 = [checkpoint.sha256 for checkpoint in self.checkpoints]
@@ -223,10 +240,7 @@ class Segmenter:
     @cached_property
     def network(self) -> Network:
         """The opened weights and engines. The device first: that it is absent is known before a download."""
-        from drunet_cli.host import wait_considerately
-
-        wait_considerately()
-        where = [settle_device(self._engine, device, on_warning=self._on_warning) for device in self._devices]
+        where = self._where
         rates = [0.0] * len(self.checkpoints) if self.dropout is None else self.dropout.rates
         return Network(
             checkpoints=self.checkpoints,
@@ -245,7 +259,7 @@ class Segmenter:
             self._engine,
             checkpoint,
             device=device,
-            precision=self._precision,
+            precision=self.precision,
             batch_size=self._batch_size,
             threads=self.threads,
             dropout=dropout,

@@ -1,11 +1,15 @@
 """`drunet weights`."""
 
 import json
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
 
 from drunet_cli.cli.app import main
+from drunet_cli.network.acquisition import open_weights
+from drunet_cli.network.checkpoint import HalfPrecision, write_checkpoint
+from drunet_cli.network.engine import Precision
 from drunet_cli.network.registry import cached_path
 from tests.support import GOLDEN_WEIGHTS
 
@@ -34,6 +38,20 @@ def test_info_tells_what_belongs_to_the_weights(capsys: pytest.CaptureFixture[st
     assert cached["source_sha256"] == source["sha256"] == source["source_sha256"]
     assert (cached["base_width"], cached["bn_epsilon"], cached["dropout"]) == (1, 0.001, None)
     assert "Colman" in cached["citation"]
+
+
+def test_info_tells_in_words_what_was_measured_in_half_precision(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    golden = open_weights(str(GOLDEN_WEIGHTS))
+    measured = HalfPrecision(precision=Precision.FLOAT16, dice=0.9995, n_cases=10, device="a GPU", torch="2.11.0")
+    write_checkpoint(tmp_path / "w", golden.state, replace(golden.metadata, half_precision=(measured,)), overwrite=False)
+    assert main(["weights", "import", str(tmp_path / "w"), "--name", "measured", "--quiet"]) == 0
+    assert main(["weights", "info", "measured", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["half_precision"] == [asdict(measured)]
+    assert main(["weights", "info", "measured"]) == 0
+    words = " ".join(capsys.readouterr().out.split())
+    assert "half_precision float16: Dice with float32 0.9995 or more, 10 cases, a GPU, torch 2.11.0" in words
+    assert main(["weights", "info", str(GOLDEN_WEIGHTS)]) == 0
+    assert "half_precision" not in capsys.readouterr().out
 
 
 def test_path_prints_the_cached_file_or_fails(capsys: pytest.CaptureFixture[str]) -> None:

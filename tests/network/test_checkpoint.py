@@ -1,6 +1,7 @@
 """drunet's own weights file."""
 
 import json
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +12,17 @@ from safetensors.torch import save_file as torch_save_file
 
 from drunet_cli.errors import OutputError, WeightsError
 from drunet_cli.io.inputs import file_sha256
-from drunet_cli.network.checkpoint import Metadata, read_checkpoint, read_metadata, write_checkpoint
+from drunet_cli.network.checkpoint import (
+    HalfPrecision,
+    Metadata,
+    encode_checkpoint,
+    read_checkpoint,
+    read_metadata,
+    write_checkpoint,
+)
+from drunet_cli.network.engine import Precision
 
+MEASURED = HalfPrecision(precision=Precision.FLOAT16, dice=0.9995, n_cases=10, device="a GPU", torch="2.11.0")
 STATE = {"head.weight": np.arange(8, dtype=np.float32).reshape(4, 2, 1, 1), "head.bias": np.zeros(4, dtype=np.float32)}
 METADATA = Metadata(name="ours", base_width=2, bn_epsilon=1e-5, dropout=0.2, origin="run 1", licence="Apache-2.0")
 
@@ -25,6 +35,19 @@ def test_weights_and_metadata_come_back_as_they_went(tmp_path: Path) -> None:
     assert checkpoint.sha256 == file_sha256(path)
     assert checkpoint.state.keys() == STATE.keys()
     assert all(np.array_equal(checkpoint.state[key], STATE[key]) for key in STATE)
+
+
+def test_what_was_measured_in_half_precision_comes_back(tmp_path: Path) -> None:
+    path = tmp_path / "w.safetensors"
+    metadata = replace(METADATA, half_precision=(MEASURED, replace(MEASURED, precision=Precision.BFLOAT16, dice=0.9)))
+    write_checkpoint(path, STATE, metadata, overwrite=False)
+    assert read_metadata(path) == metadata
+    assert read_metadata(path).half_precision[1].precision is Precision.BFLOAT16
+
+
+def test_weights_of_which_nothing_was_measured_say_nothing_of_it(tmp_path: Path) -> None:
+    assert b"half_precision" not in encode_checkpoint(STATE, METADATA)
+    assert b"half_precision" in encode_checkpoint(STATE, replace(METADATA, half_precision=(MEASURED,)))
 
 
 def test_equal_weights_give_equal_bytes(tmp_path: Path) -> None:
@@ -63,6 +86,10 @@ def _document(**changes: object) -> dict[str, object]:
     return document | changes
 
 
+def _measured(**changes: object) -> str:
+    return json.dumps(_document(half_precision=[asdict(MEASURED) | changes]))
+
+
 @pytest.mark.parametrize(
     ("metadata", "complaint"),
     [
@@ -80,6 +107,15 @@ def _document(**changes: object) -> dict[str, object]:
         ({"drunet": json.dumps(_document(bn_epsilon="0.001"))}, "epsilon '0.001'"),
         ({"drunet": json.dumps(_document(dropout="x"))}, "dropout 'x'"),
         ({"drunet": json.dumps(_document(name=5))}, "a text that is none"),
+        ({"drunet": _measured(precision="float8")}, "half precision 'float8'"),
+        ({"drunet": _measured(precision="float32")}, "half precision 'float32'"),
+        ({"drunet": _measured(dice=1.1)}, r"Dice 1\.1"),
+        ({"drunet": _measured(dice="1")}, "Dice '1'"),
+        ({"drunet": _measured(dice=None)}, "Dice None"),
+        ({"drunet": _measured(n_cases="10")}, "a measurement that cannot be one"),
+        ({"drunet": _measured(device=1)}, "a measurement that cannot be one"),
+        ({"drunet": json.dumps(_document(half_precision=[{"precision": "float16"}]))}, "'dice'"),
+        ({"drunet": json.dumps(_document(half_precision=1))}, "not iterable"),
     ],
 )
 def test_a_file_that_does_not_say_how_to_run_it_is_refused(
