@@ -12,12 +12,13 @@ import importlib
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
-    from drunet_cli.segmentation.segmenter import SegmentedCase, Segmenter
+    from drunet_cli.segmentation.segmented import SegmentedCase
+    from drunet_cli.segmentation.segmenter import Segmenter
 
 __all__ = ["SegmentedCase", "Segmenter", "__version__"]
 __version__ = "0.1.0.dev0"
 
-_LAZY: Final = dict.fromkeys(("SegmentedCase", "Segmenter"), "drunet_cli.segmentation.segmenter")
+_LAZY: Final = {"SegmentedCase": "drunet_cli.segmentation.segmented", "Segmenter": "drunet_cli.segmentation.segmenter"}
 
 
 def __getattr__(name: str) -> Any:

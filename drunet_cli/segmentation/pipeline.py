@@ -1,15 +1,18 @@
 """One case end to end: read and check, predict, describe."""
 
+import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 from drunet_cli.brats import ClassMap, Modality, volumes_ml, voxel_counts
-from drunet_cli.io.case import Case
+from drunet_cli.errors import MisuseError
+from drunet_cli.io.case import Case, case_of
 from drunet_cli.io.checks import CaseWarning, WarningCode, voxel_litres
 from drunet_cli.io.geometry import Geometry
 from drunet_cli.io.images import CaseImages, images_of, read_images
@@ -21,6 +24,8 @@ from drunet_cli.network.engine import Engine
 from drunet_cli.segmentation import sidecar
 from drunet_cli.segmentation.postprocess import NO_POSTPROCESSING, Postprocessing, postprocess
 from drunet_cli.segmentation.predict import Plan, Prediction, predict
+
+Image: TypeAlias = str | os.PathLike[str] | npt.NDArray[Any]
 
 
 @dataclass(frozen=True)
@@ -86,6 +91,24 @@ def prepare_arrays(arrays: Mapping[Modality, npt.NDArray[Any]], affine: npt.Arra
     """The same of arrays [I, J, K]. affine: 4 x 4, voxel indices to RAS millimetres. No inputs are recorded."""
     begin = time.perf_counter()
     return _prepared(images_of(arrays, affine, name=name), {}, keep_views=True, begin=begin)
+
+
+def prepare_given(images: Mapping[Modality, Image], affine: npt.ArrayLike | None, *, name: str | None) -> PreparedCase:
+    """Four files, or four arrays with their affine.
+
+    Raises CaseError, and MisuseError where files and arrays are mixed, or an affine is missing or too much.
+    """
+    arrays = {modality: image for modality, image in images.items() if isinstance(image, np.ndarray)}
+    if not arrays:
+        if affine is not None:
+            raise MisuseError("affine: files have their own; leave it out")
+        files = {modality: Path(image) for modality, image in images.items() if not isinstance(image, np.ndarray)}
+        return prepare(case_of(files, name=name), keep_views=True)
+    if len(arrays) < len(images):
+        raise MisuseError("the four images are files or arrays, not some of each")
+    if affine is None:
+        raise MisuseError("arrays need an affine: 4 x 4, voxel indices to RAS millimetres")
+    return prepare_arrays(arrays, affine, name=name or "case")
 
 
 def _prepared(images: CaseImages, inputs: Mapping[Modality, InputFile], *, keep_views: bool, begin: float) -> PreparedCase:

@@ -3,31 +3,25 @@
 import logging
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
-from typing import Any, Final, TypeAlias
+from typing import Final
 
-import numpy as np
 import numpy.typing as npt
 
-from drunet_cli.brats import Labels, Modality, label_values
+from drunet_cli.brats import Labels, Modality
 from drunet_cli.errors import MisuseError
 from drunet_cli.host import granted_cpus
-from drunet_cli.io.case import case_of
 from drunet_cli.network.checkpoint import Checkpoint
 from drunet_cli.network.engine import Engine, EngineName, Precision, WindowMode
 from drunet_cli.network.engines import choose_engine, open_engine, settle_device, settle_precision
 from drunet_cli.network.registry import DEFAULT, ENTRIES, PUBLISHED_BASE_WIDTH, check_available
 from drunet_cli.segmentation import pipeline
 from drunet_cli.segmentation.existing import Making
-from drunet_cli.segmentation.outputs import Extra, Target
 from drunet_cli.segmentation.postprocess import Postprocessing
 from drunet_cli.segmentation.predict import Plan
-from drunet_cli.segmentation.sidecar import Dropout, describe_settings
+from drunet_cli.segmentation.segmented import SegmentedCase
+from drunet_cli.segmentation.sidecar import Dropout, describe_settings, dropout_of
 from drunet_cli.segmentation.steps import Network
-
-Image: TypeAlias = str | os.PathLike[str] | npt.NDArray[Any]
 
 _LOG: Final = logging.getLogger("drunet_cli")
 
@@ -112,15 +106,15 @@ class Segmenter:
     def segment(
         self,
         *,
-        t1: Image,
-        t1ce: Image,
-        t2: Image,
-        flair: Image,
+        t1: pipeline.Image,
+        t1ce: pipeline.Image,
+        t2: pipeline.Image,
+        flair: pipeline.Image,
         affine: npt.ArrayLike | None = None,
         name: str | None = None,
         labels: Labels | str = Labels.BRATS2020,
         on_progress: Callable[[int, int], None] = lambda *_: None,
-    ) -> "SegmentedCase":
+    ) -> SegmentedCase:
         """Segment one case: four NIfTI files, or four arrays [I, J, K] of one shape, background 0.
 
         affine: of arrays, 4 x 4, voxel indices to RAS millimetres. name: of the case, by default what the files share, else
@@ -130,7 +124,7 @@ class Segmenter:
         Raises CaseError for images that cannot be segmented, WeightsError for weights that cannot be had, DeviceError for a
         device that is absent or too small, MisuseError where files and arrays are mixed or an affine is missing or too much.
         """
-        prepared = self._prepared(
+        prepared = pipeline.prepare_given(
             {Modality.FLAIR: flair, Modality.T1CE: t1ce, Modality.T1: t1, Modality.T2: t2}, affine, name=name
         )
         network = self.network
@@ -143,21 +137,6 @@ class Segmenter:
         )
         document = pipeline.describe(segmentation, network.engines[0][0], network.checkpoints, network.settings)
         return SegmentedCase(segmentation, document, Labels(labels))
-
-    def _prepared(
-        self, images: dict[Modality, Image], affine: npt.ArrayLike | None, *, name: str | None
-    ) -> pipeline.PreparedCase:
-        arrays = {modality: image for modality, image in images.items() if isinstance(image, np.ndarray)}
-        if not arrays:
-            if affine is not None:
-                raise MisuseError("affine: files have their own; leave it out")
-            files = {modality: Path(image) for modality, image in images.items() if not isinstance(image, np.ndarray)}
-            return pipeline.prepare(case_of(files, name=name), keep_views=True)
-        if len(arrays) < len(images):
-            raise MisuseError("the four images are files or arrays, not some of each")
-        if affine is None:
-            raise MisuseError("arrays need an affine: 4 x 4, voxel indices to RAS millimetres")
-        return pipeline.prepare_arrays(arrays, affine, name=name or "case")
 
     def check(self) -> None:
         """Raise WeightsError for weights that cannot be had, before anything is read."""
@@ -216,17 +195,7 @@ class Segmenter:
         """Rates of the samples. Raises MisuseError for weights that record none, unless one is given."""
         if self._mc_samples == 0:
             return None
-        if self._dropout is not None:
-            return Dropout(rates=(self._dropout,) * len(self.checkpoints), given=True)
-        rates = []
-        for checkpoint in self.checkpoints:
-            if not checkpoint.metadata.dropout:
-                what = (
-                    "were trained without dropout" if checkpoint.metadata.dropout == 0 else "do not record their dropout rate"
-                )
-                raise MisuseError(f"--mc-samples: the weights {checkpoint.metadata.name} {what}; name one by --dropout")
-            rates.append(checkpoint.metadata.dropout)
-        return Dropout(rates=tuple(rates), given=False)
+        return dropout_of(self.checkpoints, given=self._dropout)
 
     def making(self, labels: Labels) -> Making:
         """What a label map must have been made with to be the same, as far as it was decided."""
@@ -266,72 +235,3 @@ class Segmenter:
             deterministic=self._deterministic,
             on_warning=self._on_warning,
         )
-
-
-@dataclass(frozen=True)
-class SegmentedCase:
-    """A segmented case.
-
-    document: what the sidecar holds, as a dictionary: volumes, weights, settings, versions and more.
-    """
-
-    _segmentation: pipeline.Segmentation
-    document: dict[str, Any]
-    labels: Labels
-
-    @property
-    def label_map(self) -> npt.NDArray[np.uint8]:
-        """Label values [I, J, K] in FLAIR's own axes: 0 background, 1 NCR, 2 ED, and ET: 4, or 3 with "brats2023"."""
-        return label_values(self._segmentation.class_map, self.labels)
-
-    @property
-    def affine(self) -> npt.NDArray[np.float64]:
-        """4 x 4, voxel indices to RAS millimetres."""
-        views = self._segmentation.prepared.views
-        assert views is not None, "every case is prepared for a picture"
-        return views.affine
-
-    @property
-    def volumes_ml(self) -> dict[str, float]:
-        """Of NCR, ED, ET, WT and TC, in mL."""
-        return dict(self.document["volumes_ml"])
-
-    @property
-    def warnings(self) -> list[str]:
-        """What is remarkable of the images or the result, such as slices that are thick, or that no tumour was found."""
-        return [warning.message for warning in self._segmentation.warnings]
-
-    @property
-    def probabilities(self) -> npt.NDArray[np.float16] | None:
-        """[I, J, K, 4] by class, where they were asked for: background, NCR, ED, ET."""
-        return self._segmentation.prediction.probabilities
-
-    @property
-    def uncertainty(self) -> dict[str, npt.NDArray[np.uint8]] | None:
-        """[I, J, K] of WT, TC and ET, where it was asked for: from 0, certain, to 100."""
-        found = self._segmentation.prediction.uncertainty
-        return None if found is None else dict(found)
-
-    def save(
-        self, path: str | os.PathLike[str], *, overwrite: bool = False, sidecar: bool = True, preview: bool = False
-    ) -> None:
-        """Write the label map as NIfTI, .nii or .nii.gz; beside it the sidecar, the maps that were asked for, and a picture.
-
-        Raises OutputError where something is there and is not to be overwritten, or where it cannot be written.
-        """
-        prediction = self._segmentation.prediction
-        wanted = {
-            Extra.PREVIEW: preview,
-            Extra.PROBABILITIES: prediction.probabilities is not None,
-            Extra.UNCERTAINTY: prediction.uncertainty is not None,
-        }
-        target = Target(
-            label_map=Path(path),
-            labels=self.labels,
-            sidecar=sidecar,
-            extras=frozenset(extra for extra, is_wanted in wanted.items() if is_wanted),
-            overwrite=overwrite,
-        )
-        prepared = self._segmentation.prepared
-        target.check(prepared.case.images if prepared.inputs else {})
-        target.write(self._segmentation, self.document)

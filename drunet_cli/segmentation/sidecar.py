@@ -15,6 +15,7 @@ import numpy as np
 
 import drunet_cli
 from drunet_cli.brats import Modality
+from drunet_cli.errors import MisuseError
 from drunet_cli.io.checks import CaseWarning
 from drunet_cli.io.geometry import Geometry
 from drunet_cli.io.inputs import InputFile
@@ -39,6 +40,19 @@ class Dropout:
         """For the sidecar."""
         rate: Any = self.rates[0] if len(set(self.rates)) == 1 else list(self.rates)
         return {"rate": rate, "source": "given" if self.given else "recorded in the weights"}
+
+
+def dropout_of(checkpoints: Sequence[Checkpoint], *, given: float | None) -> Dropout:
+    """The rates of the samples: as given, else as the weights record them. Raises MisuseError for weights that record none."""
+    if given is not None:
+        return Dropout(rates=(given,) * len(checkpoints), given=True)
+    rates = []
+    for checkpoint in checkpoints:
+        if not checkpoint.metadata.dropout:
+            what = "were trained without dropout" if checkpoint.metadata.dropout == 0 else "do not record their dropout rate"
+            raise MisuseError(f"--mc-samples: the weights {checkpoint.metadata.name} {what}; name one by --dropout")
+        rates.append(checkpoint.metadata.dropout)
+    return Dropout(rates=tuple(rates), given=False)
 
 
 def sidecar_path(label_map: Path) -> Path:
