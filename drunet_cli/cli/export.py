@@ -6,6 +6,7 @@ from typing import Annotated, Final
 import typer
 
 from drunet_cli.cli import options
+from drunet_cli.cli.completion import one_of
 from drunet_cli.cli.signals import raise_lost
 from drunet_cli.errors import MisuseError, OutputError
 from drunet_cli.network.engine import Precision
@@ -35,6 +36,7 @@ def export(
         typer.Option(
             "--format",
             metavar="onnx|keras|safetensors",
+            autocompletion=one_of(Format),
             help="Kind of file.",
             show_default="by the suffix of FILE",
             rich_help_panel=options.OUTPUT,
@@ -56,6 +58,7 @@ def export(
         str | None,
         typer.Option(
             metavar="logits|softmax|argmax",
+            autocompletion=one_of(_HEADS),
             help="What an ONNX network answers: float32 logits or probabilities, or uint8 class indices.",
             show_default="logits",
             rich_help_panel=options.NETWORK,

@@ -6,10 +6,12 @@ from typing import Annotated, Final
 
 import typer
 
+from drunet_cli.cli.completion import one_of, weights_names
 from drunet_cli.errors import MisuseError
 from drunet_cli.network.registry import DEFAULT
 
 _DEVICE: Final = re.compile(r"auto|cpu|mps|cuda(:(0|[1-9]\d?))?")
+_DEVICE_NAMES: Final = one_of(("auto", "cpu", "cuda", "mps"))  # which of them are there would take PyTorch to say
 _CUDA_DEVICE: Final = re.compile(r"cuda:(0|[1-9]\d?)")
 _SHARD: Final = re.compile(r"(\d{1,6})/(\d{1,6})", re.ASCII)
 _DEVICES: Final = "auto|cpu|cuda|cuda:N|mps"
@@ -72,6 +74,7 @@ Weights = Annotated[
     str,
     typer.Option(
         metavar="NAME_OR_FILE",
+        autocompletion=weights_names,
         help=_WEIGHTS,
         rich_help_panel=NETWORK,
     ),
@@ -80,6 +83,7 @@ Device = Annotated[
     str,
     typer.Option(
         metavar=_DEVICES,
+        autocompletion=_DEVICE_NAMES,
         callback=_device,
         help=_WHERE,
         rich_help_panel=NETWORK,
@@ -89,6 +93,7 @@ Devices = Annotated[
     str,
     typer.Option(
         metavar=_DEVICES,
+        autocompletion=_DEVICE_NAMES,
         callback=_devices,
         help=f"{_WHERE} Several GPUs, as in cuda:0,cuda:1, share the cases.",
         rich_help_panel=NETWORK,
@@ -109,6 +114,7 @@ WeightsOfSegment = Annotated[
     typer.Option(
         "--weights",
         metavar="NAME_OR_FILE",
+        autocompletion=weights_names,
         help=f"{_WEIGHTS} Given again: the mean of all.",
         show_default=DEFAULT,
         rich_help_panel=NETWORK,

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from drunet_cli.cli import options
+from drunet_cli.cli.completion import weights_names
 from drunet_cli.errors import MisuseError
 from drunet_cli.network.engine import Precision
 from drunet_cli.training.recipe_name import RecipeName
@@ -58,7 +59,12 @@ def train(
     seed: Annotated[int | None, _number("Seed of every draw.", min=0, metavar="N", default="0")] = None,
     init: Annotated[
         str | None,
-        _number("Begin with weights: a name (drunet weights list) or a file.", metavar="NAME_OR_FILE", default=False),
+        _number(
+            "Begin with weights: a name (drunet weights list) or a file.",
+            metavar="NAME_OR_FILE",
+            autocompletion=weights_names,
+            default=False,
+        ),
     ] = None,
     resume: Annotated[
         bool,

@@ -7,12 +7,13 @@ from typing import Annotated
 import typer
 
 from drunet_cli.cli import options
+from drunet_cli.cli.completion import weights_names
 from drunet_cli.errors import MisuseError, WeightsError
 from drunet_cli.network.registry import DEFAULT, ENTRIES, PUBLISHED_BASE_WIDTH, PUBLISHED_BN_EPSILON, cached_names, cached_path
 
 app = typer.Typer(no_args_is_help=True, help="Fetch, import and describe trained weights.")
 
-_Name = Annotated[str, typer.Argument(metavar="NAME", help="Name of the weights.")]
+_Name = Annotated[str, typer.Argument(metavar="NAME", autocompletion=weights_names, help="Name of the weights.")]
 
 
 @app.command("list")
@@ -78,7 +79,9 @@ def path(name: _Name = DEFAULT) -> None:
 
 @app.command()
 def info(
-    weights: Annotated[str, typer.Argument(metavar="NAME_OR_FILE", help="Weights by name, or a file.")] = DEFAULT,
+    weights: Annotated[
+        str, typer.Argument(metavar="NAME_OR_FILE", autocompletion=weights_names, help="Weights by name, or a file.")
+    ] = DEFAULT,
     json: options.Json = False,
 ) -> None:
     """Describe weights: base width, epsilon, origin, SHA-256, licence."""
