@@ -14,7 +14,7 @@ from typing import Final
 LARGEST_WHEEL: Final = 12_000_000  # bytes; the weights are most of it
 WEIGHTS: Final = "drunet_cli/weights/compact.safetensors"
 NEEDED: Final = ("drunet_cli/py.typed", "drunet_cli/segmentation/page_assets/page.css", WEIGHTS)
-LICENCES: Final = ("LICENSE", "NOTICE")
+LICENCES: Final = ("LICENSE", "drunet_cli/weights/NOTICE")
 DATA: Final = {".css", ".js"}  # besides Python and the weights: no images, no cases
 SOURCES: Final = ("pyproject.toml", "README.md", "CHANGELOG.md", "CITATION.cff", ".ci", "drunet_cli", "tests")
 
@@ -41,7 +41,7 @@ def faults_of_wheel(wheel: Path, tree: Path) -> Iterator[str]:
     yield from (f"{name}: is missing" for name in sorted((expected | set(NEEDED)) - package))
     yield from (f"{name}: is missing" for name in LICENCES if f"{metadata}/licenses/{name}" not in sizes)
     for name in sorted(package - {WEIGHTS}):
-        if PurePosixPath(name).suffix not in {".py", *DATA} and PurePosixPath(name).name != "py.typed":
+        if PurePosixPath(name).suffix not in {".py", *DATA} and PurePosixPath(name).name not in ("py.typed", "NOTICE"):
             yield f"{name}: no such files belong into the wheel"
 
 

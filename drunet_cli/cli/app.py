@@ -11,7 +11,7 @@ from typing import Annotated, Final
 import typer
 
 import drunet_cli
-from drunet_cli.cli import evaluate, export, nii2png, png2nii, segment, signals, train, weights
+from drunet_cli.cli import demo, evaluate, export, nii2png, png2nii, segment, signals, train, weights
 from drunet_cli.cli import report as report_command
 from drunet_cli.cli.console import give_up_stdout, report, why_stdout_was_lost
 from drunet_cli.errors import DeviceError, DrunetError, MisuseError, OutputError, Terminated
@@ -38,6 +38,7 @@ convert.command()(nii2png.nii2png)
 convert.command()(png2nii.png2nii)
 app.add_typer(convert, name="convert")
 app.add_typer(weights.app, name="weights")
+app.command()(demo.demo)
 
 
 def _print_version(wanted: bool) -> None:

@@ -6,7 +6,7 @@ Where nothing is offered, the shell offers files.
 from collections.abc import Callable, Iterable
 
 from drunet_cli.errors import WeightsError
-from drunet_cli.network.registry import ENTRIES, cached_names
+from drunet_cli.network.registry import BUNDLED, ENTRIES, cached_names
 
 
 def one_of(words: Iterable[str]) -> Callable[[str], list[str]]:
@@ -25,4 +25,4 @@ def weights_names(incomplete: str) -> list[str]:
         cached = cached_names()
     except (OSError, WeightsError):  # the command that is being typed will say so
         cached = []
-    return one_of(dict.fromkeys([*ENTRIES, *cached]))(incomplete)
+    return one_of(dict.fromkeys([*ENTRIES, *BUNDLED, *cached]))(incomplete)

@@ -136,11 +136,11 @@ def _variant(output: Path, format_: str | None, precision: Precision, head: str 
 
 def _check_output(output: Path, weights: str, *, overwrite: bool) -> None:
     from drunet_cli.io.atomic import check_writable, is_same_file, remove_stale
-    from drunet_cli.network.registry import cached_path, is_file_name
+    from drunet_cli.network.registry import is_file_name, weights_path
 
     remove_stale(output)
     check_writable(output, overwrite=overwrite)
-    if is_same_file(output, Path(weights) if is_file_name(weights) else cached_path(weights)):
+    if is_same_file(output, Path(weights) if is_file_name(weights) else weights_path(weights)):
         raise OutputError(f"{output}: is the file of these weights; name another output")
 
 

@@ -17,7 +17,8 @@ def weights_table(rows: Sequence[Mapping[str, Any]]) -> "Table":
     """One row a set of weights."""
     table = _table("NAME", "CACHED", "DESCRIPTION", "LICENCE")
     for row in rows:
-        table.add_row(row["name"], "yes" if row["cached"] else "no", row["description"], row["licence"] or "")
+        cached = "bundled" if row["bundled"] else "yes" if row["cached"] else "no"
+        table.add_row(row["name"], cached, row["description"], row["licence"] or "")
     return table
 
 
@@ -92,6 +93,15 @@ def worst_table(documents: Sequence[Mapping[str, Any]]) -> "Table":
     for document in documents:
         dice = (f"{document['regions'][region]['dice']:.3f}" for region in REGIONS)
         table.add_row(Text(one_line(document["case"])), *dice)
+    return table
+
+
+def scores_table(document: Mapping[str, Any]) -> "Table":
+    """One row a region: how one label map compares with its reference, of the object that `evaluation.evaluate` gives."""
+    table = _table("REGION", "DICE", "HD95 mm", "VOLUME mL", "REFERENCE mL", numbers_from=1)
+    for region, scores in document["regions"].items():
+        numbers = (f"{scores[score]:.1f}" for score in ("hd95_mm", "volume_ml", "reference_volume_ml"))
+        table.add_row(region, f"{scores['dice']:.3f}", *numbers)
     return table
 
 

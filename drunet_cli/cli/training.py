@@ -115,9 +115,9 @@ def _finish(request: Request, *, is_done: bool, screen: Screen, json: bool) -> N
 
 def _checkpoint(init: str, request: Request, screen: Screen) -> "Checkpoint | None":
     """The weights to begin with; a dry run does without those that it would have to download."""
-    from drunet_cli.network.registry import cached_path, check_available, is_file, is_file_name
+    from drunet_cli.network.registry import check_available, is_file, is_file_name, weights_path
 
     check_available(init)
-    if request.dry_run and not is_file_name(init) and not is_file(cached_path(init)):
+    if request.dry_run and not is_file_name(init) and not is_file(weights_path(init)):
         return None
     return opener(screen)(init)

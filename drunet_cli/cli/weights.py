@@ -1,4 +1,4 @@
-"""`drunet weights`: the cache of trained weights."""
+"""`drunet weights`: trained weights, those that come with drunet and those in the cache."""
 
 from dataclasses import asdict
 from pathlib import Path
@@ -9,7 +9,15 @@ import typer
 from drunet_cli.cli import options
 from drunet_cli.cli.completion import weights_names
 from drunet_cli.errors import MisuseError, WeightsError
-from drunet_cli.network.registry import DEFAULT, ENTRIES, PUBLISHED_BASE_WIDTH, PUBLISHED_BN_EPSILON, cached_names, cached_path
+from drunet_cli.network.registry import (
+    BUNDLED,
+    DEFAULT,
+    ENTRIES,
+    PUBLISHED_BASE_WIDTH,
+    PUBLISHED_BN_EPSILON,
+    cached_names,
+    weights_path,
+)
 
 app = typer.Typer(no_args_is_help=True, help="Fetch, import and describe trained weights.")
 
@@ -18,12 +26,12 @@ _Name = Annotated[str, typer.Argument(metavar="NAME", autocompletion=weights_nam
 
 @app.command("list")
 def list_weights(json: options.Json = False) -> None:
-    """List the weights that drunet knows and those in the cache."""
+    """List the weights that drunet knows or brings, and those in the cache."""
     from drunet_cli.cli.console import Screen, result_json
     from drunet_cli.cli.tables import weights_table
 
     cached = cached_names()
-    names = [*ENTRIES, *(name for name in cached if name not in ENTRIES)]
+    names = [*ENTRIES, *BUNDLED, *(name for name in cached if name not in ENTRIES)]
     rows = [_row(name, cached=name in cached) for name in names]
     if json:
         for row in rows:
@@ -36,11 +44,12 @@ def _row(name: str, *, cached: bool) -> dict[str, str | bool | None]:
     """What is known of one set of weights; what lies in the cache under a name of the registry may be other weights."""
     from drunet_cli.network.checkpoint import read_metadata
 
-    description = ENTRIES[name].description if name in ENTRIES else ""
-    licence = ENTRIES[name].licence if name in ENTRIES else None
+    known = ENTRIES.get(name) or BUNDLED.get(name)
+    description = known.description if known else ""
+    licence = known.licence if known else None
     if cached:
         try:
-            metadata = read_metadata(cached_path(name))
+            metadata = read_metadata(weights_path(name))
         except WeightsError as error:
             description = str(error)
         else:
@@ -49,7 +58,8 @@ def _row(name: str, *, cached: bool) -> dict[str, str | bool | None]:
     return {
         "name": name,
         "cached": cached,
-        "path": str(cached_path(name)),
+        "bundled": name in BUNDLED,
+        "path": str(weights_path(name)),
         "url": ENTRIES[name].url if name in ENTRIES else None,
         "description": description,
         "licence": licence,
@@ -58,7 +68,7 @@ def _row(name: str, *, cached: bool) -> dict[str, str | bool | None]:
 
 @app.command()
 def download(name: _Name = DEFAULT, quiet: options.Quiet = False) -> None:
-    """Download weights into the cache, if they are not there, and print their path."""
+    """Download weights into the cache, if they are not there or come with drunet, and print their path."""
     from drunet_cli.cli.console import Screen, result
     from drunet_cli.cli.downloads import DownloadWatcher
     from drunet_cli.network.acquisition import obtain
@@ -70,7 +80,7 @@ def download(name: _Name = DEFAULT, quiet: options.Quiet = False) -> None:
 
 @app.command()
 def path(name: _Name = DEFAULT) -> None:
-    """Print the cached file of weights; exit 4 if they are not in the cache."""
+    """Print the file of weights; exit 4 if they are not in the cache and do not come with drunet."""
     from drunet_cli.cli.console import result
     from drunet_cli.network.acquisition import metadata_of
 

@@ -1,4 +1,4 @@
-"""Getting weights: from the cache, by a download into it, or from a file of the user's."""
+"""Getting weights: from the package, from the cache, by a download into it, or from a file of the user's."""
 
 import os
 import socket
@@ -23,6 +23,7 @@ from drunet_cli.network.checkpoint import (
 from drunet_cli.network.download import fetch, shown_url
 from drunet_cli.network.lock import exclusive
 from drunet_cli.network.registry import (
+    BUNDLED,
     DEFAULT,
     ENTRIES,
     PAPER,
@@ -36,6 +37,7 @@ from drunet_cli.network.registry import (
     is_file,
     is_file_name,
     source_url,
+    weights_path,
 )
 
 _ABANDONED_AFTER_S: Final = 24 * 3600.0
@@ -65,26 +67,26 @@ _UNWATCHED: Final = Watcher()
 
 
 def open_weights(weights: str, *, watcher: Watcher = _UNWATCHED) -> Checkpoint:
-    """Weights by name or file, from the cache where they are there, fetched into it where not. Raises WeightsError."""
+    """Weights by name or file, from the package or the cache, fetched into the cache where not there. Raises WeightsError."""
     check_available(weights)
     if is_file_name(weights):
         return read_source(Path(weights), bn_epsilon=PUBLISHED_BN_EPSILON)
     path = obtain(weights, watcher=watcher)
-    with _cached(weights):
+    with _kept(weights):
         checkpoint = read_checkpoint(path)
         check_tensors(checkpoint)
         return checkpoint
 
 
 def obtain(name: str, *, watcher: Watcher = _UNWATCHED) -> Path:
-    """The cached file of these weights, downloaded and imported first if it is not there.
+    """The file of these weights in the package or the cache, downloaded and imported first if it is not there.
 
     One process downloads, others wait for it. Raises WeightsError, which names the URL, the file that was to be written, and
     the command that imports a file fetched by hand.
     """
-    target = cached_path(name)
-    if is_file(target):
-        with _cached(name):
+    target = weights_path(name)
+    if name in BUNDLED or is_file(target):
+        with _kept(name):
             metadata = read_metadata(target)
             expected = ENTRIES[name].source_sha256 if name in ENTRIES else None
             if expected not in (None, metadata.source_sha256):
@@ -110,9 +112,11 @@ def import_weights(path: Path, *, name: str = DEFAULT, bn_epsilon: float | None 
 
     bn_epsilon: to run a Keras file with, by default as published; a .safetensors file has its own.
     Raises WeightsError when the file is not this network's, or not what the registry expects under that name; OutputError
-    when the name is taken and `overwrite` is not set, or the cache cannot be written; MisuseError for an epsilon that does
-    not apply.
+    when the name is taken and `overwrite` is not set, or the cache cannot be written; MisuseError for the name of bundled
+    weights, or an epsilon that does not apply.
     """
+    if name in BUNDLED:
+        raise MisuseError(f"weights {name} come with drunet and are not replaced; give yours another --name")
     target = cached_path(name)
     if is_file(target) and not overwrite:
         raise OutputError(f"{target}: weights {name} are in the cache already; give --overwrite to replace them")
@@ -161,21 +165,23 @@ def metadata_of(weights: str) -> tuple[Path, Metadata]:
     if is_file_name(weights):
         check_available(weights)
         return Path(weights), open_weights(weights).metadata
-    path = cached_path(weights)
-    if not is_file(path):
+    path = weights_path(weights)
+    if weights not in BUNDLED and not is_file(path):
         find_entry(weights)
         raise WeightsError(f"weights {weights} are not in the cache ({path}); run: drunet weights download {weights}")
-    with _cached(weights):
+    with _kept(weights):
         return path, read_metadata(path)
 
 
 @contextmanager
-def _cached(name: str) -> Iterator[None]:
-    """Add to what is wrong with a file in the cache how to replace it."""
+def _kept(name: str) -> Iterator[None]:
+    """Add to what is wrong with a file in the package or the cache how to replace it."""
     try:
         yield
     except WeightsError as error:
-        if name in ENTRIES:
+        if name in BUNDLED:
+            remedy = "it is a part of drunet, whose installation is damaged: install drunet-cli again"
+        elif name in ENTRIES:
             remedy = f"delete that file and run: drunet weights download {name}; {by_hand(ENTRIES[name])}"
         else:
             remedy = f"import it again: drunet weights import FILE --name {name} --overwrite"

@@ -1,7 +1,8 @@
-"""Named weights: where they come from, under which terms, and where the cache keeps them. No torch, no network.
+"""Named weights: where they come from, under which terms, and where they lie. No torch, no network.
 
 The cache holds `weights/NAME.safetensors`, put there by a rename of a complete and verified file: whoever finds that name may
-use it, without a lock, also where the cache is read-only.
+use it, without a lock, also where the cache is read-only. Bundled weights lie in the package; a file of such a name in the
+cache is never looked at.
 """
 
 import os
@@ -11,9 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+import drunet_cli
 from drunet_cli.errors import WeightsError
 
 DEFAULT: Final = "brats2020"
+COMPACT: Final = "compact"
 PAPER: Final = (
     "Colman J, Zhang L, Duan W, Ye X. DR-Unet104 for Multimodal MRI Brain Tumor Segmentation. "
     "BrainLes 2020, LNCS 12659, 2021. arXiv:2011.02840"
@@ -21,6 +24,11 @@ PAPER: Final = (
 # The published inference code, evaluate.py, runs with Keras' default; train.py sets 1e-5.
 PUBLISHED_BN_EPSILON: Final = 1e-3
 PUBLISHED_BASE_WIDTH: Final = 16
+BRATS2021: Final = (
+    "Baid U, Ghodasara S, Mohan S, et al. The RSNA-ASNR-MICCAI BraTS 2021 Benchmark on Brain Tumor Segmentation and "
+    "Radiogenomic Classification. 2021. arXiv:2107.02314. Data: TCIA, doi:10.7937/jc8x-9874"
+)
+_PACKAGED: Final = Path(drunet_cli.__file__).parent / "weights"
 SUFFIX: Final = ".safetensors"
 _FILE_SUFFIXES: Final = (".h5", ".hdf5", SUFFIX)
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
@@ -61,6 +69,40 @@ ENTRIES: Final[Mapping[str, Entry]] = {
 }
 
 
+@dataclass(frozen=True, kw_only=True)
+class Bundled:
+    """A set of weights that comes with drunet: nothing is fetched, nothing can be imported under its name.
+
+    description: also what the file's metadata say of its origin, so that every sidecar says it. Its other facts are there.
+    """
+
+    name: str
+    description: str
+    licence: str
+    citation: str
+
+    @property
+    def path(self) -> Path:
+        """The file in the package."""
+        return _PACKAGED / f"{self.name}{SUFFIX}"
+
+
+BUNDLED: Final[Mapping[str, Bundled]] = {
+    COMPACT: Bundled(
+        name=COMPACT,
+        description=(
+            "a small DR-Unet104 that comes with drunet, trained on ten cases of BraTS 2021 mixed with synthetic ones: "
+            "for trying and testing, not for research results"
+        ),
+        licence=(
+            "cite the paper and BraTS 2021 (data from TCIA, doi:10.7937/jc8x-9874; "
+            "believed to be under CC BY 4.0, which was not verified)"
+        ),
+        citation=f"{PAPER}. Trained on: {BRATS2021}",
+    )
+}
+
+
 def cache_folder() -> Path:
     """Folder of the weights: below DRUNET_CACHE_DIR if set, else below the platform's cache folder."""
     import platformdirs  # not needed by every command that knows the name of the default weights
@@ -79,9 +121,18 @@ def cached_path(name: str) -> Path:
     return cache_folder() / f"{name}{SUFFIX}"
 
 
+def weights_path(name: str) -> Path:
+    """The file of these weights, be it there or not: in the package if they are bundled, else in the cache.
+
+    Raises WeightsError for an illegal name.
+    """
+    return BUNDLED[name].path if name in BUNDLED else cached_path(name)
+
+
 def cached_names() -> list[str]:
-    """Names of all weights in the cache, sorted."""
-    return sorted(path.name.removesuffix(SUFFIX) for path in cache_folder().glob(f"[!.]*{SUFFIX}"))
+    """Names of all weights that are used from the cache, sorted."""
+    names = (path.name.removesuffix(SUFFIX) for path in cache_folder().glob(f"[!.]*{SUFFIX}"))
+    return sorted(name for name in names if name not in BUNDLED)
 
 
 def is_file_name(weights: str) -> bool:
@@ -93,7 +144,7 @@ def check_available(weights: str) -> None:
     """Raise WeightsError for weights that cannot be had: an absent file, an unknown name, or a download while offline."""
     if is_file_name(weights):
         check_file(Path(weights))
-    elif not is_file(cached_path(weights)):
+    elif weights not in BUNDLED and not is_file(cached_path(weights)):
         entry = find_entry(weights)
         offline = os.environ.get("DRUNET_OFFLINE", "").lower() in ("1", "true", "yes", "on")
         if offline and not source_url(entry).startswith("file:"):
@@ -117,9 +168,9 @@ def check_file(path: Path) -> None:
 
 
 def find_entry(name: str) -> Entry:
-    """The registry's entry of this name. Raises WeightsError that lists the names there are."""
+    """The registry's entry of weights to be fetched. Raises WeightsError that lists the names there are."""
     if name not in ENTRIES:
-        known = ", ".join(sorted({*ENTRIES, *cached_names()}))
+        known = ", ".join(sorted({*ENTRIES, *BUNDLED, *cached_names()}))
         raise WeightsError(f"weights {name!r} are not known; known: {known}, or give a .h5 or .safetensors file")
     return ENTRIES[name]
 
@@ -135,5 +186,6 @@ def by_hand(entry: Entry) -> str:
 
     return (
         f"{cached_path(entry.name)} was not written; fetch {shown_url(source_url(entry))} by hand, "
-        f"then run: drunet weights import FILE --name {entry.name}"
+        f"then run: drunet weights import FILE --name {entry.name}. "
+        f"To try drunet without them: drunet segment --weights {COMPACT}, which needs no download (not for research results)"
     )

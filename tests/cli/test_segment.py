@@ -236,7 +236,7 @@ def test_finer_images_are_resampled_with_a_warning_and_return_on_their_grid(
     ("arguments", "code", "line"),
     [
         (["--device", "cuda:5"], 5, "Error: device cuda:5: "),
-        (["--weights", "nonesuch"], 4, "Error: weights 'nonesuch' are not known; known: brats2020, or give a .h5"),
+        (["--weights", "nonesuch"], 4, "Error: weights 'nonesuch' are not known; known: brats2020, compact, or give a .h5"),
         (["--weights", "absent.h5"], 4, "Error: absent.h5: no such weights file"),
         (["--device", "gpu"], 2, "Error: Invalid value for '--device': 'gpu' is none of auto, cpu, cuda, cuda:N, mps"),
         (["--engine", "onnxruntime", "--device", "cuda"], 2, "Error: --engine onnxruntime computes on the CPU in float32"),

@@ -48,6 +48,7 @@ def changed(modality: Modality, *changes: tuple[str, int, float], folder: Path) 
         ["--version"],
         ["segment", "--help"],
         ["export", "--help"],
+        ["demo", "--help"],
         ["convert", "--help"],
         ["convert", "nii2png", "--help"],
         ["convert", "png2nii", "--help"],
@@ -62,7 +63,7 @@ def test_answer_that_needs_no_network_imports_nothing_heavy(arguments: list[str]
     assert outcome(*arguments, folder=tmp_path) == (0, [])
 
 
-@pytest.mark.parametrize("command", [[], ["segment"], ["train"], ["export"], ["evaluate"]], ids=" ".join)
+@pytest.mark.parametrize("command", [[], ["segment"], ["train"], ["export"], ["evaluate"], ["demo"]], ids=" ".join)
 def test_help_does_not_even_read_what_reads_files(command: list[str]) -> None:
     """These took a third of the help's time once."""
     program = "import sys\nfrom drunet_cli.cli.app import main\nmain(sys.argv[1:])\nprint(*sys.modules)"
@@ -106,6 +107,7 @@ def test_help_does_not_even_read_what_reads_files(command: list[str]) -> None:
         ["export", "-o", "network.onnx", "--precision", "bfloat16"],
         ["export", "-o", "network.h5", "--precision", "float16"],
         ["export", "-o", "network.h5", "--head", "softmax"],
+        ["demo", "--write-cases", "1", "--device", "cpu"],
         ["weights", "import"],
         ["weights", "import", "weights.h5", "--epsilon", "2"],
     ],
@@ -168,6 +170,11 @@ def test_uncached_weights_have_no_path_and_nothing_heavy_is_imported(tmp_path: P
 def test_existing_output_is_refused_before_anything_heavy_is_imported(tmp_path: Path) -> None:
     (tmp_path / "seg.nii.gz").touch()
     assert outcome("segment", *image_options(), "-o", "seg.nii.gz", *WEIGHTS, folder=tmp_path) == (6, [])
+
+
+def test_existing_demo_is_refused_before_anything_heavy_is_imported(tmp_path: Path) -> None:
+    (tmp_path / "phantom_0.nii.gz").touch()
+    assert outcome("demo", "-o", ".", folder=tmp_path) == (6, [])
 
 
 def test_existing_export_is_refused_before_anything_heavy_is_imported(tmp_path: Path) -> None:

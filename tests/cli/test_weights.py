@@ -7,11 +7,12 @@ from pathlib import Path
 import pytest
 
 from drunet_cli.cli.app import main
+from drunet_cli.io.inputs import file_sha256
 from drunet_cli.network.acquisition import open_weights
 from drunet_cli.network.checkpoint import HalfPrecision, write_checkpoint
 from drunet_cli.network.engine import Precision
-from drunet_cli.network.registry import cached_path
-from tests.support import GOLDEN_WEIGHTS
+from drunet_cli.network.registry import BUNDLED, cached_path
+from tests.support import GOLDEN_WEIGHTS, image_options
 
 
 def _json_lines(text: str) -> list[dict[str, object]]:
@@ -25,7 +26,7 @@ def test_import_makes_weights_known_by_name(capsys: pytest.CaptureFixture[str]) 
     assert captured.err == "Imported as tiny: base width 1, epsilon 1e-05\n"
     assert main(["weights", "list", "--json"]) == 0
     rows = _json_lines(capsys.readouterr().out)
-    assert [(row["name"], row["cached"]) for row in rows] == [("brats2020", False), ("tiny", True)]
+    assert [(row["name"], row["cached"]) for row in rows] == [("brats2020", False), ("compact", False), ("tiny", True)]
 
 
 def test_info_tells_what_belongs_to_the_weights(capsys: pytest.CaptureFixture[str]) -> None:
@@ -86,6 +87,52 @@ def test_a_failed_download_is_one_line_and_exit_4(monkeypatch: pytest.MonkeyPatc
     assert captured.err.count("\n") == 1
 
 
+def test_failed_fetch_is_told_by_segment_with_the_weights_that_need_none(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """And they are not taken without being asked for."""
+    options = ["segment", *image_options(), "-o", str(tmp_path / "seg.nii.gz")]
+    monkeypatch.setenv("DRUNET_WEIGHTS_URL", "file:///nowhere/weights.h5")
+    assert main(options) == 4
+    assert "--weights compact" in capsys.readouterr().err.splitlines()[-1]
+    monkeypatch.delenv("DRUNET_WEIGHTS_URL")
+    monkeypatch.setenv("DRUNET_OFFLINE", "1")
+    assert main(options) == 4
+    assert "--weights compact" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_bundled_weights_are_listed_as_such(capsys: pytest.CaptureFixture[str]) -> None:
+    """Whatever lies in the cache under their name."""
+    cached_path("compact").parent.mkdir(parents=True)
+    cached_path("compact").write_bytes(b"others")
+    assert main(["weights", "list"]) == 0
+    rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("compact")]
+    assert len(rows) == 1
+    for part in ("bundled", "trained on ten cases", "not for research results", "10.7937/jc8x-9874"):
+        assert part in rows[0]
+    assert main(["weights", "list", "--json"]) == 0
+    (row,) = [row for row in _json_lines(capsys.readouterr().out) if row["name"] == "compact"]
+    assert (row["bundled"], row["cached"], row["url"]) == (True, False, None)
+    assert row["path"] == str(BUNDLED["compact"].path)
+
+
+@pytest.mark.parametrize("command", ["path", "download"])
+def test_path_and_download_of_bundled_weights_print_the_file_in_the_package(
+    command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("DRUNET_OFFLINE", "1")
+    assert main(["weights", command, "compact"]) == 0
+    assert capsys.readouterr() == (f"{BUNDLED['compact'].path}\n", "")
+
+
+def test_info_describes_bundled_weights(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["weights", "info", "compact", "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert (document["name"], document["base_width"]) == ("compact", 4)
+    assert document["sha256"] == file_sha256(BUNDLED["compact"].path)
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "complaint"),
     [
@@ -93,6 +140,8 @@ def test_a_failed_download_is_one_line_and_exit_4(monkeypatch: pytest.MonkeyPatc
         (["import", str(GOLDEN_WEIGHTS.parent / "slices.npz")], 4, "neither a Keras HDF5 nor a safetensors file"),
         (["import", str(GOLDEN_WEIGHTS), "--name", "a b"], 4, "use letters"),
         (["import", str(GOLDEN_WEIGHTS), "--epsilon", "0"], 2, "--epsilon 0: must lie between 0 and 1"),
+        (["import", str(GOLDEN_WEIGHTS), "--name", "compact"], 2, "weights compact come with drunet and are not replaced"),
+        (["import", str(GOLDEN_WEIGHTS), "--name", "compact", "--overwrite"], 2, "give yours another --name"),
         (["info", "absent.safetensors"], 4, "no such weights file"),
         (["import", "x.h5", "--name"], 2, "Option '--name' requires an argument. Try: drunet weights import"),
         (["download", "unknown"], 4, "weights 'unknown' are not known"),

@@ -166,6 +166,7 @@ def test_every_failure_names_the_url_the_file_and_the_way_by_hand(
     assert server.url in message
     assert str(cached_path(DEFAULT)) in message
     assert "drunet weights import FILE --name brats2020" in message
+    assert "drunet segment --weights compact" in message
     assert not cached_path(DEFAULT).exists()
 
 
@@ -173,7 +174,9 @@ def test_offline_is_an_error_before_any_request(mirror: Callable[[FileServer], N
     monkeypatch.setenv("DRUNET_OFFLINE", "1")
     with serving(CONTENT) as server:
         mirror(server)
-        assert "DRUNET_OFFLINE is set" in _refusal()
+        message = _refusal()
+    assert "DRUNET_OFFLINE is set" in message
+    assert "drunet segment --weights compact" in message
     assert server.requests == []
 
 
@@ -213,7 +216,7 @@ def test_a_cache_that_cannot_be_written_is_named(monkeypatch: pytest.MonkeyPatch
 
 def test_an_unknown_name_lists_the_known_ones() -> None:
     import_weights(GOLDEN_WEIGHTS, name="ours")
-    with pytest.raises(WeightsError, match="weights 'their' are not known; known: brats2020, ours"):
+    with pytest.raises(WeightsError, match="weights 'their' are not known; known: brats2020, compact, ours"):
         obtain("their")
 
 

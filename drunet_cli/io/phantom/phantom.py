@@ -93,9 +93,8 @@ def write_phantom(
     """
     if not may_name_a_file(name):
         raise MisuseError(f"{name!r}: cannot be part of a file name; give the case another")
-    paths = {role: folder / name / f"{name}_{role}.nii.gz" for role in (*CHANNELS, SEGMENTATION)}
-    for path in paths.values():
-        atomic.check_writable(path, overwrite=overwrite)
+    check_phantom_writable(folder, name, overwrite=overwrite)
+    paths = _paths(folder, name)
     header = new_header(phantom.class_map.shape, np.int16, phantom.affine)
     for modality, voxels in phantom.images.items():
         with atomic.written(paths[modality], overwrite=overwrite) as stream:
@@ -105,3 +104,13 @@ def write_phantom(
         stream.write(encode_label_map(label_values(phantom.class_map, labels), header, compress=True))
     images = {modality: paths[modality] for modality in CHANNELS}
     return case_of(images, name=name, segmentation=paths[SEGMENTATION])
+
+
+def check_phantom_writable(folder: Path, name: str, *, overwrite: bool) -> None:
+    """Raise OutputError now for what would stop write_phantom later."""
+    for path in _paths(folder, name).values():
+        atomic.check_writable(path, overwrite=overwrite)
+
+
+def _paths(folder: Path, name: str) -> dict[str, Path]:
+    return {role: folder / name / f"{name}_{role}.nii.gz" for role in (*CHANNELS, SEGMENTATION)}

@@ -1,0 +1,129 @@
+"""How much mild changes of the images change the Dice: flips, noise, a bias field, another scale of intensities.
+
+    python -m tests.benchmarks.robustness WEIGHTS CASE_FOLDER... [--threads N]
+
+Case folders hold a segmentation. Each change is made to the voxels of all four images before they are normalised, within the
+brain, and a flipped case is compared with the flipped truth. Prints for each case the mean Dice of those regions (WT, TC, ET)
+that the truth has, for the images as they are, and what each change adds to it; then the mean of all cases.
+
+noise: normally distributed, of 2 % of the largest intensity. bias: a smooth field, different for each image, from 0.85 to 1.15.
+scaling: T1 times 0.5, T1ce times 3, T2 times 0.2, FLAIR times 1.5.
+"""
+
+import argparse
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+from scipy import ndimage
+
+from drunet_cli.brats import REGIONS, Modality
+from drunet_cli.evaluation.comparison import mask_of
+from drunet_cli.evaluation.metrics import dice
+from drunet_cli.host import cpu_name, granted_cpus
+from drunet_cli.io.case import Case
+from drunet_cli.io.checks import brain_mask
+from drunet_cli.io.discovery import find_cases
+from drunet_cli.io.geometry import fit
+from drunet_cli.io.images import CaseImages
+from drunet_cli.io.labelled import read_labelled
+from drunet_cli.io.labels import class_map_of
+from drunet_cli.network.acquisition import open_weights
+from drunet_cli.network.engine import Engine, EngineName, Precision, WindowMode
+from drunet_cli.network.engines import choose_engine, open_engine
+from drunet_cli.segmentation.predict import Plan, predict
+
+Voxels = npt.NDArray[Any]
+Change = Callable[[Voxels, Modality], Voxels]
+
+FACTORS: Final = {Modality.T1: 0.5, Modality.T1CE: 3.0, Modality.T2: 0.2, Modality.FLAIR: 1.5}
+
+
+def flip(axis: int) -> Change:
+    return lambda voxels, _: np.flip(voxels, axis)
+
+
+def noise(voxels: Voxels, modality: Modality) -> Voxels:
+    """Voxels stay above 0 where they were."""
+    drawn = np.random.default_rng(list(Modality).index(modality)).normal(scale=0.02 * voxels.max(), size=voxels.shape)
+    return np.where(voxels > 0, np.maximum(voxels + drawn, 1e-3), 0)
+
+
+def bias(voxels: Voxels, modality: Modality) -> Voxels:
+    knots = np.random.default_rng(list(Modality).index(modality)).uniform(0.85, 1.15, size=(3, 3, 3))
+    zoom = [size / 3 for size in voxels.shape]
+    return np.asarray(voxels * ndimage.zoom(knots, zoom, order=1, mode="nearest", grid_mode=True))
+
+
+def scaling(voxels: Voxels, modality: Modality) -> Voxels:
+    return voxels * FACTORS[modality]
+
+
+CHANGES: Final[dict[str, Change]] = {
+    "as it is": lambda voxels, _: voxels,
+    **{f"flip {name}": flip(axis) for axis, name in enumerate(("I", "J", "K"))},
+    "noise": noise,
+    "bias": bias,
+    "scaling": scaling,
+}
+FLIPS: Final = [change for name, change in CHANGES.items() if name.startswith("flip")]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("weights")
+    parser.add_argument("cases", type=Path, nargs="+")
+    parser.add_argument("--threads", type=int, default=granted_cpus())
+    arguments = parser.parse_args()
+    checkpoint = open_weights(arguments.weights)
+    engine = open_engine(
+        choose_engine(EngineName.AUTO, device="cpu", precision=Precision.FLOAT32),
+        checkpoint,
+        device="cpu",
+        precision=Precision.FLOAT32,
+        batch_size=None,
+        threads=arguments.threads,
+        on_warning=print,
+    )
+    window = WindowMode(checkpoint.metadata.window)
+    print(f"{cpu_name()}, {arguments.threads} threads, {engine.name}, {arguments.weights}")
+    print(f"| case | {' | '.join(CHANGES)} |\n|{'---|' * (1 + len(CHANGES))}")
+    rows = []
+    for case in find_cases(arguments.cases).cases:
+        rows.append(scores(case, engine, window))
+        print(line(case.name, rows[-1]), flush=True)
+    print(line(f"mean of {len(rows)}", np.mean(rows, axis=0)))
+
+
+def scores(case: Case, engine: Engine, window: WindowMode) -> npt.NDArray[np.float64]:
+    """Mean Dice of the regions of one case, by change."""
+    labelled = read_labelled(case)
+    if labelled.segmentation is None:
+        raise SystemExit(f"{case.name}: has no segmentation")
+    truth, _ = class_map_of(labelled.segmentation.volume)
+    return np.array([mean_dice(labelled.images, truth, change, engine, window) for change in CHANGES.values()])
+
+
+def mean_dice(images: CaseImages, truth: Voxels, change: Change, engine: Engine, window: WindowMode) -> float:
+    volumes = {
+        modality: replace(volume, voxels=change(volume.voxels.astype(np.float32), modality))
+        for modality, volume in images.volumes.items()
+    }
+    geometry = fit(brain_mask(volumes), affine=images.reference.affine)
+    changed = replace(images, volumes=volumes, geometry=geometry)
+    prediction = predict(changed.slices(), geometry, [engine], plan=Plan(window=window)).class_map
+    truth = change(truth, Modality.FLAIR) if change in FLIPS else truth
+    masks = [(mask_of(prediction, classes), mask_of(truth, classes)) for classes in REGIONS.values()]
+    return float(np.mean([dice(one, other) for one, other in masks if other.any()]))
+
+
+def line(case: str, row: npt.NDArray[np.float64]) -> str:
+    """One row of the table: the first figure, and what the others add to it."""
+    return f"| {case} | {row[0]:.3f} | {' | '.join(f'{value - row[0]:+.3f}' for value in row[1:])} |"
+
+
+if __name__ == "__main__":
+    main()
