@@ -4,6 +4,7 @@ import ctypes
 import math
 import os
 import platform
+import re
 from collections.abc import Iterator, Mapping, MutableMapping
 from pathlib import Path
 
@@ -11,6 +12,8 @@ _CGROUP_ROOT = Path("/sys/fs/cgroup")
 _OWN_CGROUPS = Path("/proc/self/cgroup")
 _AMD_DRIVER = Path("/dev/kfd")
 _CUDA_ERROR_NO_DEVICE = 100
+_DEVICE = re.compile(r"auto|cpu|mps|cuda(:(0|[1-9]\d?))?")
+_CUDA_DEVICE = re.compile(r"cuda:(0|[1-9]\d?)")
 _M_ARENA_MAX = -8  # malloc.h of glibc
 
 
@@ -24,6 +27,19 @@ def granted_cpus(
         grants.append(int(slurm))
     grants += [cpus for folder in _cgroups(cgroup_root, own_cgroups) if (cpus := _quota(folder)) is not None]
     return max(1, min(grants))
+
+
+def devices_named(words: str) -> tuple[str, ...]:
+    """The devices of a word such as auto, cpu, cuda, cuda:1, mps, or of several GPUs, as cuda:0,cuda:1; be they there or not.
+
+    Raises ValueError for any other.
+    """
+    names = tuple(words.split(","))
+    if len(names) > 1 and not (all(_CUDA_DEVICE.fullmatch(name) for name in names) and len(set(names)) == len(names)):
+        raise ValueError(f"{words!r}: several devices are CUDA devices, each named once, as in cuda:0,cuda:1")
+    if not all(_DEVICE.fullmatch(name) for name in names):
+        raise ValueError(f"{words!r} is none of auto, cpu, cuda, cuda:N, mps")
+    return names
 
 
 def wait_considerately(environment: MutableMapping[str, str] = os.environ) -> None:

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Mapping
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
@@ -28,7 +28,7 @@ def demo(
         Path,
         typer.Option("-o", parser=options.path, metavar="DIR", help="Folder to write into.", rich_help_panel=options.OUTPUT),
     ] = FOLDER,
-    seed: Annotated[int, typer.Option(min=0, metavar="N", help="Of the case: each seed makes another.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, metavar="N", help="Seed of the synthetic case.")] = 0,
     write_cases: Annotated[
         int | None,
         typer.Option(
@@ -130,7 +130,12 @@ def _segment_one(seed: int, folder: Path, *, device: str, overwrite: bool, scree
     screen.note(f"Writing {folder / task.name}: a synthetic case, four images and the truth")
     case = _written(task)
     raise_lost()
-    segmented = _segmented(case, target, network, screen)
+    try:
+        segmented = _segmented(case, target, network, screen)
+    except BaseException:  # an interrupted demo is run again as it was
+        if not overwrite:
+            _remove(case)
+        raise
     scores = _scores(case, target.label_map)
     raise_lost()
     if json:
@@ -139,6 +144,13 @@ def _segment_one(seed: int, folder: Path, *, device: str, overwrite: bool, scree
     else:
         screen.table(scores_table(scores))
     _say_how_to_go_on(task, target, screen)
+
+
+def _remove(case: "Case") -> None:
+    for path in case.files.values():
+        path.unlink(missing_ok=True)
+    with suppress(OSError):  # something else lies there
+        case.files["flair"].parent.rmdir()
 
 
 def _segmented(case: "Case", target: "Target", network: "Network", screen: "Screen") -> Mapping[str, Any]:
@@ -181,15 +193,17 @@ def _scores(case: "Case", label_map: Path) -> dict[str, Any]:
 
 
 def _say_how_to_go_on(task: _Task, target: "Target", screen: "Screen") -> None:
-    from drunet_cli.network.registry import DEFAULT, ENTRIES
+    from drunet_cli.network.registry import COMPACT, DEFAULT, ENTRIES
 
     screen.note(f"Images and truth: {task.folder / task.name}")
     screen.note(f"Label map: {target.label_map}, sidecar: {target.sidecar_path}")
     screen.note(f"Picture: {target.extra_paths[0]}")
-    screen.note("Images of your own need the published weights, not the small ones of this demo;")
-    screen.note(f"the first use downloads them ({ENTRIES[DEFAULT].megabytes} MB):")
-    screen.note("  drunet segment --t1 T1.nii.gz --t1ce T1CE.nii.gz --t2 T2.nii.gz \\")
-    screen.note("      --flair FLAIR.nii.gz -o seg.nii.gz")
+    screen.note("Images of your own, with the small weights of this demo (to try it out):")
+    screen.note("  drunet segment --t1 t1.nii.gz --t1ce t1ce.nii.gz --t2 t2.nii.gz \\")
+    screen.note(f"      --flair flair.nii.gz -o seg.nii.gz --weights {COMPACT}")
+    screen.note(f"With the published ones; their first use downloads {ENTRIES[DEFAULT].megabytes} MB:")
+    screen.note("  drunet segment --t1 t1.nii.gz --t1ce t1ce.nii.gz --t2 t2.nii.gz \\")
+    screen.note("      --flair flair.nii.gz -o seg.nii.gz")
     screen.note("  drunet segment BraTS_FOLDER -o results")
 
 

@@ -8,11 +8,10 @@ import typer
 
 from drunet_cli.cli.completion import one_of, weights_names
 from drunet_cli.errors import MisuseError
+from drunet_cli.host import devices_named
 from drunet_cli.network.registry import DEFAULT
 
-_DEVICE: Final = re.compile(r"auto|cpu|mps|cuda(:(0|[1-9]\d?))?")
 _DEVICE_NAMES: Final = one_of(("auto", "cpu", "cuda", "mps"))  # which of them are there would take PyTorch to say
-_CUDA_DEVICE: Final = re.compile(r"cuda:(0|[1-9]\d?)")
 _SHARD: Final = re.compile(r"(\d{1,6})/(\d{1,6})", re.ASCII)
 _DEVICES: Final = "auto|cpu|cuda|cuda:N|mps"
 _WHERE: Final = "Where to compute; auto is the first CUDA GPU, else the CPU. A named device that is absent is an error."
@@ -24,17 +23,16 @@ NETWORK: Final = "Network"
 
 
 def _device(value: str) -> str:
-    if not _DEVICE.fullmatch(value):
+    if "," in value:
         raise typer.BadParameter(f"{value!r} is none of auto, cpu, cuda, cuda:N, mps")
-    return value
+    return _devices(value)
 
 
 def _devices(value: str) -> str:
-    names = value.split(",")
-    if len(names) == 1:
-        return _device(value)
-    if not all(_CUDA_DEVICE.fullmatch(name) for name in names) or len(set(names)) < len(names):
-        raise typer.BadParameter(f"{value!r}: several devices are CUDA devices, each named once, as in cuda:0,cuda:1")
+    try:
+        devices_named(value)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
     return value
 
 

@@ -190,6 +190,7 @@ class Run:
 
     def _open_network(self) -> Network:
         network = self._segmenter.network
+        raise_lost()  # of what came while PyTorch was imported
         making = self._segmenter.making(self._outputs.labels) if self._outputs.skip_existing else None
         return replace(network, making=making)
 

@@ -144,7 +144,10 @@ def volume_of(voxels: npt.NDArray[Any], affine: npt.ArrayLike, *, name: str) -> 
 
     The affine is rounded to float32, as in files. Raises CaseError for what no such file could hold.
     """
-    matrix = np.asarray(affine, dtype=np.float64)
+    try:
+        matrix = np.asarray(affine, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise CaseError(f"{name}: its affine is no matrix of numbers") from error
     if voxels.ndim != len("IJK") or voxels.size == 0:
         raise CaseError(f"{name}: has the shape {voxels.shape}; an image is an array [I, J, K]")
     if voxels.dtype.kind not in "iuf":

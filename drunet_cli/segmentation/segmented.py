@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from drunet_cli.brats import Labels, label_values
+from drunet_cli.errors import MisuseError
 from drunet_cli.segmentation import pipeline
 from drunet_cli.segmentation.outputs import Extra, Target
 
@@ -62,8 +63,12 @@ class SegmentedCase:
     ) -> None:
         """Write the label map as NIfTI, .nii or .nii.gz; beside it the sidecar, the maps that were asked for, and a picture.
 
-        Raises OutputError where something is there and is not to be overwritten, or where it cannot be written.
+        Raises OutputError where something is there and is not to be overwritten, or where it cannot be written, and MisuseError
+        for another format.
         """
+        path = Path(path)
+        if not path.name.lower().endswith((".nii", ".nii.gz")):
+            raise MisuseError(f"{path}: drunet writes NAME.nii.gz or NAME.nii")
         prediction = self._segmentation.prediction
         wanted = {
             Extra.PREVIEW: preview,
@@ -71,7 +76,7 @@ class SegmentedCase:
             Extra.UNCERTAINTY: prediction.uncertainty is not None,
         }
         target = Target(
-            label_map=Path(path),
+            label_map=path,
             labels=self.labels,
             sidecar=sidecar,
             extras=frozenset(extra for extra, is_wanted in wanted.items() if is_wanted),

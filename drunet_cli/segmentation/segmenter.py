@@ -3,6 +3,7 @@
 import logging
 import os
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import cached_property
 from typing import Final
 
@@ -10,7 +11,7 @@ import numpy.typing as npt
 
 from drunet_cli.brats import Labels, Modality
 from drunet_cli.errors import MisuseError
-from drunet_cli.host import granted_cpus
+from drunet_cli.host import devices_named, granted_cpus
 from drunet_cli.network.checkpoint import Checkpoint
 from drunet_cli.network.engine import Engine, EngineName, Precision, WindowMode
 from drunet_cli.network.engines import choose_engine, open_engine, settle_device, settle_precision
@@ -27,9 +28,15 @@ _LOG: Final = logging.getLogger("drunet_cli")
 
 
 def _open_quietly(weights: str) -> Checkpoint:
-    from drunet_cli.network.acquisition import open_weights
+    from drunet_cli.network import acquisition
 
-    return open_weights(weights)
+    return acquisition.open_weights(weights)
+
+
+def _check_numbers(least: int, **numbers: float | None) -> None:
+    for name, number in numbers.items():
+        if number is not None and not number >= least:  # nor NaN
+            raise ValueError(f"{name} {number}: is to be {least} or more")
 
 
 class Segmenter:
@@ -52,7 +59,7 @@ class Segmenter:
     on_warning: told what a user should know, by default the logger "drunet_cli".
     open_weights: opens a set of weights by name, by default without a word.
 
-    Raises MisuseError for settings that exclude one another, ValueError for a word that is none of those above.
+    For one thread at a time. Raises MisuseError for settings that exclude one another, ValueError for those that cannot be.
     """
 
     def __init__(
@@ -81,9 +88,15 @@ class Segmenter:
             raise MisuseError("--dropout 0: samples differ only with a rate above 0")
         if (dropout is not None or seed) and mc_samples == 0:
             raise MisuseError("--dropout and --seed are of the samples; give --mc-samples N too")
+        _check_numbers(1, batch_size=batch_size, threads=threads)
+        _check_numbers(0, mc_samples=mc_samples, seed=seed, min_volume_ml=min_volume_ml, min_enhancing_ml=min_enhancing_ml)
+        if dropout is not None and not 0 <= dropout < 1:
+            raise ValueError(f"dropout {dropout}: a rate is 0 or more, and below 1")
         several = [weights] if isinstance(weights, str | os.PathLike) else weights
         self._weights = tuple(os.fspath(each) for each in several)
-        self._devices = tuple(device.split(","))
+        if not self._weights:
+            raise ValueError("weights: name at least one set")
+        self._devices = devices_named(device)
         self._precision = Precision(precision)
         self._window = None if window is None else WindowMode(window)
         self._deterministic = deterministic
@@ -124,6 +137,7 @@ class Segmenter:
         Raises CaseError for images that cannot be segmented, WeightsError for weights that cannot be had, DeviceError for a
         device that is absent or too small, MisuseError where files and arrays are mixed or an affine is missing or too much.
         """
+        labels = Labels(labels)
         prepared = pipeline.prepare_given(
             {Modality.FLAIR: flair, Modality.T1CE: t1ce, Modality.T1: t1, Modality.T2: t2}, affine, name=name
         )
@@ -136,7 +150,8 @@ class Segmenter:
             on_progress=on_progress,
         )
         document = pipeline.describe(segmentation, network.engines[0][0], network.checkpoints, network.settings)
-        return SegmentedCase(segmentation, document, Labels(labels))
+        kept = replace(segmentation, prepared=replace(prepared, slices=prepared.slices[:0].copy()))  # the largest part
+        return SegmentedCase(kept, document, labels)
 
     def check(self) -> None:
         """Raise WeightsError for weights that cannot be had, before anything is read."""
@@ -203,8 +218,7 @@ class Segmenter:
         decided = settings | {"precision": self.precision.value}
         if self._named_engine is not EngineName.AUTO:
             decided["engine"] = self._named_engine.value
-        sha256 = [checkpoint.sha256 for checkpoint in self.checkpoints]
-        return Making(weights_sha256=sha256, labels=labels, settings=decided)
+        return Making(weights_sha256=[each.sha256 for each in self.checkpoints], labels=labels, settings=decided)
 
     @cached_property
     def network(self) -> Network:

@@ -15,7 +15,8 @@ network         by precision and batch size: seconds a case (155 slices, copies 
 variants        float16: as it is, with cudnn.benchmark, as CUDA graph, compiled: seconds to prepare, seconds a case
 memory          with the allocator capped at --memory-cap GB, whether a batch that is too large ends in the same labels
 fidelity        voxels equal to those of float32 on the CPU, and Dice of WT / TC / ET, by case and precision; with --record FILE
-                the weights are written again with what was measured, for `--precision auto` (drunet weights import FILE)
+                the weights are written again with what was measured, for `--precision auto` (drunet weights import FILE);
+                at full width the CPU's label maps take minutes: `--sections fidelity --fidelity --minutes 30`
 """
 
 import argparse
@@ -36,10 +37,11 @@ from unittest.mock import patch
 GIGAFLOP_A_SLICE = 54.16  # 240 x 240, base width 16, an addition and a multiplication being two
 N_SLICES = 155
 ROUNDS = 3
+ROOT = Path(__file__).parents[2]  # where drunet_cli lies, installed or not
 PRECISIONS = ("float32", "tf32", "bfloat16", "float16")  # tf32: float32 with the inputs of convolutions rounded to 10 bits
 SECTIONS = ("cases", "weights", "cold", "cohort", "network", "variants", "memory", "fidelity")
 SEVERAL = {"network": PRECISIONS, "variants": ("eager", "cudnn.benchmark", "graph", "compile")}  # a process for each
-MOST_SECONDS = {"compile": 90.0, "fidelity": 400.0}
+MOST_SECONDS = {"compile": 90.0, "cohort": 300.0, "fidelity": 3600.0}
 USUAL_SECONDS = 180.0
 
 PLAIN_LOOP = """
@@ -95,19 +97,22 @@ def main() -> None:
     arguments = parser.parse_args()
     if unknown := set(arguments.sections.split(",")) - set(SECTIONS):
         parser.error(f"no such sections: {', '.join(sorted(unknown))}")
-    if arguments.record and arguments.device == "cpu":
-        parser.error("--record is of a GPU")
+    if arguments.record and (arguments.device == "cpu" or arguments.fidelity is None or not arguments.folders):
+        parser.error("--record is of a GPU, of --fidelity, and of real cases: name some")
+    if arguments.record and arguments.record.exists():
+        parser.error(f"{arguments.record} exists")
     if arguments.part:
         section, _, part = arguments.part.partition(":")
         arguments.device = arguments.device.replace("cuda", "cuda:0")  # as some of PyTorch's functions want it
         run_part(arguments, section, part)
-    else:
-        run_all(arguments)
+    elif not run_all(arguments):
+        sys.exit(1)
 
 
-def run_all(given: argparse.Namespace) -> None:
-    """Each part as a process of this script, with what is left of the time."""
-    begin, left_out = time.monotonic(), []
+def run_all(given: argparse.Namespace) -> bool:
+    """Each part as a process of this script, with what is left of the time; whether all of them ran to their end."""
+    begin, left_out, failed = time.monotonic(), [], []
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
     with tempfile.TemporaryDirectory() as scratch:
         weights, folders = given.weights, given.folders
         if weights == "random":
@@ -141,12 +146,17 @@ def run_all(given: argparse.Namespace) -> None:
                     left_out.append(f"{section} {part}".strip())
                     continue
                 most = min(left, MOST_SECONDS.get(part or section, USUAL_SECONDS))
-                run_process([*command, "--part", f"{section}:{part}"], f"{section} {part}".strip(), most)
+                name = f"{section} {part}".strip()
+                if not run_process([*command, "--part", f"{section}:{part}"], name, most):
+                    failed.append(name)
     if left_out:
         print(f"\nleft out for lack of time: {', '.join(left_out)}")
+    if failed:
+        print(f"\nfailed: {', '.join(failed)}")
+    return not (left_out or failed)
 
 
-def run_process(command: list[str], name: str, most_seconds: float) -> None:
+def run_process(command: list[str], name: str, most_seconds: float) -> bool:
     """Print what it prints; say how it failed, if it did. Nothing that it started outlives it, to disturb the next."""
     begin = time.monotonic()
     print(f"\n## {name}\n", flush=True)
@@ -155,13 +165,14 @@ def run_process(command: list[str], name: str, most_seconds: float) -> None:
         _, complaints = process.communicate(timeout=most_seconds)
     except subprocess.TimeoutExpired:
         print(f"{name}: stopped after {most_seconds:.0f} s", flush=True)
-        return
+        return False
     finally:
         with suppress(ProcessLookupError):  # all have ended
             os.killpg(process.pid, signal.SIGKILL)
     if process.returncode:
         print(f"{name}: failed with {process.returncode}\n{complaints[-3000:]}", flush=True)
     print(f"\n({name}: {time.monotonic() - begin:.1f} s)", flush=True)
+    return process.returncode == 0
 
 
 def run_part(given: argparse.Namespace, section: str, part: str) -> None:
@@ -448,6 +459,7 @@ def cold_case(given: argparse.Namespace) -> None:
 
 def drunet(given: argparse.Namespace) -> list[str]:
     options = ["--weights", given.weights, "--device", given.device, "--precision", given.precision, "--engine", "torch"]
+    options += ["--window", "full"]  # as the plain loop
     return [sys.executable, "-m", "drunet_cli", "segment", *options, "--quiet", "--overwrite"]
 
 
@@ -541,6 +553,8 @@ def fidelity(given: argparse.Namespace) -> None:
     # tf32 last: it cannot be forbidden again
     names = [name for name in ("float32", "bfloat16", "float16", "tf32") if not (given.device == "cpu" and name == "tf32")]
     cases = find_cases(given.folders).cases[:10]
+    if not cases:
+        raise SystemExit("no case was found")
     read = {case.name: read_images(case) for case in cases}
     expected = {
         name: predict(images.slices(), images.geometry, [reference], plan=plan).class_map for name, images in read.items()
@@ -554,7 +568,7 @@ def fidelity(given: argparse.Namespace) -> None:
         for name, images in read.items():
             found = predict(images.slices(), images.geometry, [engine], plan=plan).class_map
             scores = [dice(mask_of(found, classes), mask_of(expected[name], classes)) for classes in REGIONS.values()]
-            least[precision] = min(least[precision], *scores)
+            least[precision] = min([least[precision], *scores])
             share = 1 - np.count_nonzero(found != expected[name]) / found.size
             print(f"| {precision} | {name} | {share:.8f} | {' / '.join(f'{score:.6f}' for score in scores)} |", flush=True)
     print("\nlowest Dice: " + ", ".join(f"{name} {value:.6f}" for name, value in least.items()))

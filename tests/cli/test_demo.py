@@ -127,7 +127,7 @@ def test_the_demo_ends_with_command_lines_for_images_of_ones_own(
     """Of which drunet has but one complaint: the images are not there."""
     monkeypatch.chdir(tmp_path)
     commands = re.findall(r"^  drunet ((?:.*\\\n)*.*)$", demo.errors, re.MULTILINE)
-    assert len(commands) == 2
+    assert len(commands) == 3
     for command in commands:
         assert main(shlex.split(command.replace("\\\n", " "))) == 3
 
@@ -161,6 +161,17 @@ def test_the_table_has_a_row_for_each_region(tmp_path: Path, capsys: pytest.Capt
     assert [re.fullmatch(r"(WT|TC|ET)( +[\d.]+){4}", row)[1] for row in rows] == list(REGIONS)  # type: ignore[index]
     assert captured.err == ""
     assert class_indices(np.asarray(load_volume(tmp_path / "phantom_1.nii.gz").voxels)).shape == SMALL
+
+
+@pytest.mark.usefixtures("small_cases")
+def test_a_demo_that_fails_leaves_nothing_that_stops_the_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as broken:
+        broken.setattr("drunet_cli.segmentation.pipeline.segment", fail)
+        assert main(["demo", "-o", str(tmp_path), "--quiet"]) == 130
+    assert files_in(tmp_path) == []
 
 
 @pytest.mark.usefixtures("small_cases")

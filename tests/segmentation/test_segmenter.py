@@ -161,6 +161,7 @@ def test_an_array_that_is_no_image_is_named(
     ("matrix", "reason"),
     [
         (np.eye(3), "no 4 x 4 matrix"),
+        ([[1, 2], [3]], "no matrix of numbers"),
         (np.ones((4, 4)), "no 4 x 4 matrix"),
         (np.diag([0.001, 0.001, 0.001, 1]), "impossible for brain MRI"),
         (np.diag([np.nan, 1, 1, 1]), "not finite"),
@@ -183,11 +184,15 @@ def test_files_and_arrays_are_not_mixed(segmenter: Segmenter, arrays: dict[str, 
         segmenter.segment(**FILES, affine=affine)
 
 
-def test_weights_and_devices_that_are_absent_are_errors(tmp_path: Path) -> None:
+def test_weights_that_are_absent_are_an_error(tmp_path: Path) -> None:
     with pytest.raises(WeightsError, match="no such weights file"):
         Segmenter(tmp_path / "none.safetensors", device="cpu").segment(**FILES)
+
+
+def test_an_absent_device_is_known_before_weights_are_fetched() -> None:
+    segmenter = Segmenter(device="cuda:97", open_weights=lambda _: pytest.fail("weights were opened"))
     with pytest.raises(DeviceError):
-        Segmenter(GOLDEN_WEIGHTS, device="cuda:97").segment(**FILES)
+        segmenter.segment(**FILES)
 
 
 @pytest.mark.parametrize(
@@ -199,10 +204,43 @@ def test_settings_that_exclude_one_another_are_misuse(settings: dict[str, Any]) 
         Segmenter(GOLDEN_WEIGHTS, **settings)
 
 
-@pytest.mark.parametrize("settings", [{"precision": "float8"}, {"engine": "tensorflow"}, {"window": "half"}])
-def test_a_word_that_is_unknown_is_a_value_error(settings: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match="is not a valid"):
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"precision": "float8"},
+        {"engine": "tensorflow"},
+        {"window": "half"},
+        {"device": "gpu"},
+        {"device": "cpu,cuda:1"},
+        {"batch_size": 0},
+        {"threads": -1},
+        {"mc_samples": -1},
+        {"mc_samples": 2, "dropout": 1.0},
+        {"mc_samples": 2, "dropout": 0.5, "seed": -1},
+        {"min_volume_ml": float("nan")},
+        {"min_enhancing_ml": -1.0},
+    ],
+)
+def test_a_word_or_number_that_cannot_be_is_a_value_error(settings: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=r"is not a valid|is none of|several devices|or more|below 1"):
         Segmenter(GOLDEN_WEIGHTS, **settings)
+
+
+def test_no_weights_are_a_value_error() -> None:
+    with pytest.raises(ValueError, match="at least one"):
+        Segmenter([])
+
+
+def test_labels_that_are_unknown_are_told_before_the_work(segmenter: Segmenter, tmp_path: Path) -> None:
+    absent = tmp_path / "none.nii"
+    with pytest.raises(ValueError, match="is not a valid"):
+        segmenter.segment(t1=absent, t1ce=absent, t2=absent, flair=absent, labels="brats2021")
+
+
+def test_a_label_map_is_saved_as_nifti_or_not_at_all(result: SegmentedCase, tmp_path: Path) -> None:
+    with pytest.raises(MisuseError, match=r"NAME\.nii"):
+        result.save(tmp_path / "seg.mha")
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.fixture
