@@ -48,9 +48,9 @@ def demo(
 
     DIR/phantom_0 (after the seed) gets four made-up images of a brain with a
     tumour, and the truth, named as BraTS names them; DIR/phantom_0.nii.gz is the
-    label map, with a sidecar. Printed are Dice and the 95 % Hausdorff distance
-    to the truth. They show that drunet works on this machine, and say nothing
-    of images of patients.
+    label map, with a sidecar and a picture. Printed are Dice and the 95 %
+    Hausdorff distance to the truth. They show that drunet works on this machine,
+    and say nothing of images of patients.
 
     drunet demo
     """
