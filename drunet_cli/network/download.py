@@ -6,7 +6,6 @@ import random
 import re
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -31,7 +30,10 @@ _LONGEST_DELAY_S = 30.0
 
 @dataclass(frozen=True)
 class Patience:
-    """attempts: in a row without a new byte, before a download is given up. Delays double, up to 30 s, give or take 20 %."""
+    """attempts: in a row without a new byte, before a download is given up. Delays double, up to 30 s, give or take 20 %.
+
+    A host that has never answered gets fewer: one where nobody listens or that has no address, two where it is silent.
+    """
 
     attempts: int = 6
     first_delay_s: float = 1.0
@@ -79,6 +81,7 @@ class _Download:
     url: changes once, when the page before a large file on Google Drive is confirmed.
     validator, total: of the version of the file that the part belongs to.
     reached: the furthest byte written by this call; an attempt that does not get beyond it has made no progress.
+    answered: whether the server ever has, whatever it said.
     """
 
     session: Session
@@ -91,6 +94,7 @@ class _Download:
     validator: str | None = None
     total: int | None = None
     reached: int = 0
+    answered: bool = False
 
     def refuse(self, reason: str, cause: BaseException | None = None) -> NoReturn:
         raise WeightsError(f"{self.shown}: {reason}") from cause
@@ -105,21 +109,33 @@ def _download(
         # "identity", so that bytes and lengths are those of the file; English, so that Google's pages can be told apart.
         session.headers.update({"User-Agent": f"drunet/{__version__}", "Accept-Encoding": "identity", "Accept-Language": "en"})
         download = _Download(session, url, part, shown, on_progress, patience)
-        failures = 0
+        failures, since = 0, time.monotonic()
         while True:
             reached = download.reached
             try:
                 if _attempt(download):
                     return
             except AttemptError as interruption:
-                failures = 0 if download.reached > reached else failures + 1
-                if failures >= patience.attempts:
-                    download.refuse(f"{interruption}, {failures} times in a row", interruption)
+                if download.reached > reached:
+                    failures, since = 0, time.monotonic()
+                else:
+                    failures += 1
+                _give_up_after(failures, since, download, interruption)
                 delay_s = min(patience.first_delay_s * 2 ** max(failures - 1, 0), _LONGEST_DELAY_S)
                 delay_s *= random.uniform(0.8, 1.2)  # noqa: S311  # spreads the clients of a server that comes back
                 delay_s = max(delay_s, interruption.wait_s)
                 on_retry(str(interruption), delay_s)
                 time.sleep(delay_s)
+
+
+def _give_up_after(failures: int, since: float, download: _Download, interruption: AttemptError) -> None:
+    """Refuse to go on where enough attempts in a row have failed. since: when the first of them began."""
+    most = download.patience.attempts
+    if interruption.most_attempts is not None and not download.answered:
+        most = min(most, interruption.most_attempts)
+    if failures >= most:
+        told = "" if failures == 1 else f" ({failures} attempts in {time.monotonic() - since:.0f} s)"
+        download.refuse(f"{interruption}{told}", interruption)
 
 
 def _attempt(download: _Download) -> bool:
@@ -146,8 +162,9 @@ def _ask(download: _Download, start: int) -> Response:
         if download.validator:
             headers["If-Range"] = download.validator
     timeout = (download.patience.connect_timeout_s, download.patience.read_timeout_s)
-    with _errors(download):
+    with network_errors(download.shown):
         response = download.session.get(download.url, headers=headers, stream=True, timeout=timeout)
+    download.answered = True
     if urlsplit(download.url).scheme == "https" != urlsplit(response.url).scheme:
         response.close()  # no check sum is published that would tell a file changed on its way
         download.refuse("the server redirects to an address without encryption")
@@ -203,13 +220,8 @@ def _write(download: _Download, blocks: Iterator[bytes], start: int) -> None:
 
 def _blocks(download: _Download, response: Response) -> Iterator[bytes]:
     # Not response.iter_content: its urllib3 decodes, and then drops what came of a block before the connection was cut.
-    with _errors(download):
+    with network_errors(download.shown, silence_s=download.patience.read_timeout_s):
         yield from response.raw.stream(_BLOCK_BYTES, decode_content=False)
-
-
-def _errors(download: _Download) -> AbstractContextManager[None]:
-    patience = download.patience
-    return network_errors(download.shown, connect_timeout_s=patience.connect_timeout_s, read_timeout_s=patience.read_timeout_s)
 
 
 def _refuse_status(download: _Download, response: Response, blocks: Iterator[bytes]) -> NoReturn:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
+import socket
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 from urllib.parse import urlsplit
 
 from drunet_cli.errors import WeightsError, one_line
@@ -13,31 +16,47 @@ if TYPE_CHECKING:
     from requests import RequestException
 
 
-class AttemptError(Exception):
-    """An attempt failed in a way that another one may mend; wait_s: how long the server asks to wait."""
+# What is the same a few seconds later: no way to the host, nobody who listens, or a firewall that says no.
+_UNREACHABLE: Final = {
+    *(errno.ECONNREFUSED, errno.EHOSTUNREACH, errno.EHOSTDOWN, errno.ENETUNREACH, errno.ENETDOWN),
+    *(errno.EADDRNOTAVAIL, errno.EACCES, errno.EPERM),
+}
+_ATTEMPTS_AT_A_SILENT_HOST: Final = 2  # a firewall that drops what is sent looks like a packet that was lost
 
-    def __init__(self, reason: str, *, wait_s: float = 0.0) -> None:
+
+class AttemptError(Exception):
+    """An attempt failed in a way that another one may mend.
+
+    wait_s: how long the server asks to wait. most_attempts: how many make sense at a host that has never answered.
+    """
+
+    def __init__(self, reason: str, *, wait_s: float = 0.0, most_attempts: int | None = None) -> None:
         super().__init__(reason)
         self.wait_s = wait_s
+        self.most_attempts = most_attempts
 
 
 @contextmanager
-def network_errors(shown: str, *, connect_timeout_s: float, read_timeout_s: float) -> Iterator[None]:
+def network_errors(shown: str, *, silence_s: float | None = None) -> Iterator[None]:
     """Put what requests and urllib3 raise into words: AttemptError where another attempt may help, else WeightsError.
 
-    shown: the URL, as the message begins.
+    shown: the URL, as the message begins. silence_s: what a time-out means, by default all the time spent in the block:
+    one address of a host is tried after the other, and a proxy or TLS may be what does not answer.
     """
     import ssl
 
     import requests
     import urllib3.exceptions
 
+    began = time.monotonic()
     try:
         yield
     except requests.ConnectTimeout as error:
-        raise AttemptError(f"could not connect to {_host(error)}: timed out after {connect_timeout_s:g} s") from error
+        reason = f"could not connect to {_host(error)}: no answer in {time.monotonic() - began:.1f} s"
+        raise AttemptError(reason, most_attempts=_ATTEMPTS_AT_A_SILENT_HOST) from error
     except (requests.Timeout, urllib3.exceptions.TimeoutError) as error:
-        raise AttemptError(f"timed out after {read_timeout_s:g} s") from error
+        silent_s = time.monotonic() - began if silence_s is None else silence_s
+        raise AttemptError(f"the server was silent for {silent_s:.1f} s") from error
     except requests.exceptions.ConnectionError as error:
         cause = _system_error(error)
         if isinstance(cause, ssl.SSLCertVerificationError):
@@ -46,7 +65,7 @@ def network_errors(shown: str, *, connect_timeout_s: float, read_timeout_s: floa
             ) from error
         peer = "the proxy" if isinstance(error, requests.exceptions.ProxyError) else _host(error)
         reason = "it does not speak HTTP" if cause is None else cause.strerror or str(cause)
-        raise AttemptError(f"could not connect to {peer}: {reason}") from error
+        raise AttemptError(f"could not connect to {peer}: {reason}", most_attempts=_attempts_after(cause)) from error
     except (requests.exceptions.ChunkedEncodingError, urllib3.exceptions.HTTPError) as error:
         raise AttemptError("the connection was cut") from error
     except requests.TooManyRedirects as error:
@@ -55,6 +74,11 @@ def network_errors(shown: str, *, connect_timeout_s: float, read_timeout_s: floa
         raise WeightsError(f"{shown}: the URL, one that it redirects to, or that of the proxy is not valid") from error
     except OSError as error:  # requests raises it, bare, for a REQUESTS_CA_BUNDLE that does not exist
         raise WeightsError(f"{shown}: {one_line(str(error))}") from error
+
+
+def _attempts_after(cause: OSError | None) -> int | None:
+    is_unreachable = isinstance(cause, socket.gaierror) or (cause is not None and cause.errno in _UNREACHABLE)
+    return 1 if is_unreachable else None
 
 
 def _host(error: RequestException) -> str:

@@ -32,7 +32,7 @@ HTML = {"Content-Type": "text/html"}
 
 @pytest.fixture(autouse=True)
 def _no_delays(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(download, "time", SimpleNamespace(sleep=lambda _seconds: None))
+    monkeypatch.setattr(download, "time", SimpleNamespace(sleep=lambda _seconds: None, monotonic=time.monotonic))
 
 
 @pytest.fixture
