@@ -26,7 +26,7 @@ def without_remedy(message: str) -> str:
 class DrunetError(Exception):
     """One line for the user: what was wrong, where, and what to do.
 
-    details: further lines shown below the message, such as a table of what differs.
+    details: further lines shown below the message, such as a table of what differs; below a traceback too.
     """
 
     exit_code: ClassVar[int] = 70
@@ -34,6 +34,8 @@ class DrunetError(Exception):
     def __init__(self, message: str, *, details: tuple[str, ...] = ()) -> None:
         super().__init__(one_line(message))
         self.details = details
+        for line in details:
+            self.add_note(line)
 
 
 class MisuseError(DrunetError):

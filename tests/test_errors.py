@@ -1,5 +1,7 @@
 """What messages are made of."""
 
+import traceback
+
 import pytest
 
 from drunet_cli.errors import CaseError, listed, one_line, without_remedy
@@ -26,3 +28,9 @@ def test_a_list_names_the_first_and_counts_the_others(items: list[int], words: s
 )
 def test_a_message_without_its_remedy_says_what_was_wrong(message: str, words: str) -> None:
     assert without_remedy(message) == words
+
+
+def test_details_are_shown_below_a_traceback() -> None:
+    """For programs, which do not see what the command line prints below the message."""
+    error = CaseError("a.nii: is empty", details=("one", "two"))
+    assert "".join(traceback.format_exception(error)).endswith("a.nii: is empty\none\ntwo\n")
