@@ -5,11 +5,14 @@ import signal
 import subprocess
 import sys
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
 import pytest
 
 from drunet_cli.host import keep_to_itself, wait_considerately
+from drunet_cli.network.registry import DEFAULT, ENTRIES, Entry
 from tests.support import Drunet
 
 wait_considerately()  # here, before a test imports torch: beside other work the tests would take twice as long
@@ -30,6 +33,12 @@ def _own_environment(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pyte
         if name.startswith(("DRUNET_", "SLURM_")) or name.lower().endswith("_proxy") or name in ("NO_COLOR", "FORCE_COLOR"):
             monkeypatch.delenv(name)
     monkeypatch.setenv("DRUNET_CACHE_DIR", str(tmp_path_factory.mktemp("cache")))
+
+
+@pytest.fixture
+def golden_is_published(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The registry takes the golden weights, of base width 1, for the published ones, which no test has."""
+    monkeypatch.setitem(cast(dict[str, Entry], ENTRIES), DEFAULT, replace(ENTRIES[DEFAULT], base_width=1))
 
 
 @pytest.fixture

@@ -71,6 +71,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.usefixtures("golden_is_published")
 @pytest.mark.parametrize("command", commands())
 def test_a_command_of_the_readme_runs(
     command: str, prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

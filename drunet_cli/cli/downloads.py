@@ -7,9 +7,10 @@ from pathlib import Path
 from drunet_cli.cli.bars import DownloadBar
 from drunet_cli.cli.console import Screen
 from drunet_cli.cli.signals import raise_lost
-from drunet_cli.network.acquisition import Watcher, open_weights
+from drunet_cli.network.acquisition import open_weights
 from drunet_cli.network.checkpoint import Checkpoint
 from drunet_cli.network.registry import Entry
+from drunet_cli.network.watcher import Watcher
 
 
 def opener(screen: Screen) -> Callable[[str], Checkpoint]:
@@ -40,10 +41,9 @@ class DownloadWatcher(Watcher):
 
     def announce_download(self, entry: Entry, url: str, cache: Path) -> None:
         """Say what will be fetched, how much, from where, to where, on what terms; then draw the bar, on a terminal only."""
-        self._screen.note(
-            f"Weights {entry.name} are not in the cache: downloading about {entry.megabytes} MB from {url} into {cache}. "
-            f"Licence: {entry.licence}."
-        )
+        self._screen.note(f"Weights {entry.name} are not in the cache: downloading about {entry.megabytes} MB")
+        for what, words in (("from", url), ("into", cache), ("licence:", entry.licence)):
+            self._screen.note(f"  {what} {words}")
         if self._screen.draws:
             self._bar = DownloadBar(self._screen, entry.name, entry.megabytes * 1e6)
 

@@ -13,12 +13,13 @@ if TYPE_CHECKING:
     from drunet_cli.segmentation.summary import SummaryRow
 
 
-def weights_table(rows: Sequence[Mapping[str, Any]]) -> "Table":
-    """One row a set of weights."""
-    table = _table("NAME", "CACHED", "DESCRIPTION", "LICENCE")
+def weights_table(rows: Sequence[tuple[str, str, str]]) -> "Table":
+    """One row a set of weights: name, place, summary."""
+    from rich.text import Text
+
+    table = _table("NAME", "WHERE", "DESCRIPTION")
     for row in rows:
-        cached = "bundled" if row["bundled"] else "yes" if row["cached"] else "no"
-        table.add_row(row["name"], cached, row["description"], row["licence"] or "")
+        table.add_row(*(Text(one_line(cell)) for cell in row))
     return table
 
 

@@ -1,6 +1,5 @@
 """`drunet weights`: trained weights, those that come with drunet and those in the cache."""
 
-from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -8,16 +7,8 @@ import typer
 
 from drunet_cli.cli import options
 from drunet_cli.cli.completion import weights_names
-from drunet_cli.errors import MisuseError, WeightsError
-from drunet_cli.network.registry import (
-    BUNDLED,
-    DEFAULT,
-    ENTRIES,
-    PUBLISHED_BASE_WIDTH,
-    PUBLISHED_BN_EPSILON,
-    cached_names,
-    weights_path,
-)
+from drunet_cli.errors import MisuseError
+from drunet_cli.network.registry import DEFAULT, PUBLISHED_BN_EPSILON
 
 app = typer.Typer(no_args_is_help=True, help="Fetch, import and describe trained weights.")
 
@@ -26,44 +17,17 @@ _Name = Annotated[str, typer.Argument(metavar="NAME", autocompletion=weights_nam
 
 @app.command("list")
 def list_weights(json: options.Json = False) -> None:
-    """List the weights that drunet knows or brings, and those in the cache."""
+    """List weights: those that drunet knows, those bundled with it, and those in the cache."""
     from drunet_cli.cli.console import Screen, result_json
     from drunet_cli.cli.tables import weights_table
+    from drunet_cli.cli.weights_facts import listed_weights, words_of
 
-    cached = cached_names()
-    names = [*ENTRIES, *BUNDLED, *(name for name in cached if name not in ENTRIES)]
-    rows = [_row(name, cached=name in cached) for name in names]
+    rows = listed_weights()
     if json:
         for row in rows:
             result_json(row)
     else:
-        Screen().table(weights_table(rows))
-
-
-def _row(name: str, *, cached: bool) -> dict[str, str | bool | None]:
-    """What is known of one set of weights; what lies in the cache under a name of the registry may be other weights."""
-    from drunet_cli.network.checkpoint import read_metadata
-
-    known = ENTRIES.get(name) or BUNDLED.get(name)
-    description = known.description if known else ""
-    licence = known.licence if known else None
-    if cached:
-        try:
-            metadata = read_metadata(weights_path(name))
-        except WeightsError as error:
-            description = str(error)
-        else:
-            if name not in ENTRIES or metadata.base_width != PUBLISHED_BASE_WIDTH:
-                description, licence = f"imported from {metadata.origin}, base width {metadata.base_width}", None
-    return {
-        "name": name,
-        "cached": cached,
-        "bundled": name in BUNDLED,
-        "path": str(weights_path(name)),
-        "url": ENTRIES[name].url if name in ENTRIES else None,
-        "description": description,
-        "licence": licence,
-    }
+        Screen().table(weights_table([words_of(row) for row in rows]))
 
 
 @app.command()
@@ -94,22 +58,16 @@ def info(
     ] = DEFAULT,
     json: options.Json = False,
 ) -> None:
-    """Describe weights: base width, epsilon, origin, SHA-256, licence."""
+    """Describe weights, also those not downloaded yet: where they are, licence, citation, base width, origin, SHA-256."""
     from drunet_cli.cli.console import Screen, result_json
     from drunet_cli.cli.tables import fields_table
-    from drunet_cli.io.inputs import file_sha256
-    from drunet_cli.network.acquisition import metadata_of
+    from drunet_cli.cli.weights_facts import described_weights, words_for
 
-    file, metadata = metadata_of(weights)
-    document = {"path": str(file), "sha256": file_sha256(file), **asdict(metadata)}
+    document = described_weights(weights)
     if json:
         result_json(document)
     else:
-        measured = [
-            f"{of.precision}: Dice with float32 {of.dice:g} or more, {of.n_cases} cases, {of.device}, torch {of.torch}"
-            for of in metadata.half_precision
-        ]
-        Screen().table(fields_table({**document, "half_precision": "; ".join(measured)}))
+        Screen().table(fields_table(words_for(document)))
 
 
 @app.command("import")
@@ -131,8 +89,8 @@ def import_file(
 ) -> None:
     """Verify a weights file, put it into the cache, and print the path there.
 
-    For machines without internet: fetch the authors' file elsewhere (weights list
-    --json has its URL), copy it, import it. Weights of your own: give --name.
+    For machines without internet: fetch the authors' file elsewhere (weights info has
+    the link), copy it, import it. Weights of your own: give --name.
     """
     if epsilon is not None and not 0 < epsilon < 1:
         raise MisuseError(f"--epsilon {epsilon:g}: must lie between 0 and 1")
@@ -142,8 +100,5 @@ def import_file(
 
     cached = import_weights(file, name=name, bn_epsilon=epsilon, overwrite=overwrite)
     metadata = read_metadata(cached)
-    screen = Screen(quiet=quiet)
-    if name in ENTRIES and metadata.base_width != PUBLISHED_BASE_WIDTH:
-        screen.warning(f"{file}: base width {metadata.base_width} is not that of {name}; give --name for weights of your own")
-    screen.note(f"Imported as {name}: base width {metadata.base_width}, epsilon {metadata.bn_epsilon:g}")
+    Screen(quiet=quiet).note(f"Imported as {name}: base width {metadata.base_width}, epsilon {metadata.bn_epsilon:g}")
     result(str(cached))

@@ -23,7 +23,6 @@ PAPER: Final = (
 )
 # The published inference code, evaluate.py, runs with Keras' default; train.py sets 1e-5.
 PUBLISHED_BN_EPSILON: Final = 1e-3
-PUBLISHED_BASE_WIDTH: Final = 16
 BRATS2021: Final = (
     "Baid U, Ghodasara S, Mohan S, et al. The RSNA-ASNR-MICCAI BraTS 2021 Benchmark on Brain Tumor Segmentation and "
     "Radiogenomic Classification. 2021. arXiv:2107.02314. Data: TCIA, doi:10.7937/jc8x-9874"
@@ -38,16 +37,20 @@ _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 class Entry:
     """A set of weights that drunet knows how to fetch.
 
-    source_sha256: of the source file, None where its authors publish none. url_variable: environment variable of a mirror.
+    summary: a few words, of the description. url: of the bytes; page: where a person with a browser gets them.
+    url_variable: environment variable of a mirror. source_sha256: of the source file, None where its authors publish none.
     """
 
     name: str
+    summary: str
     description: str
     url: str
+    page: str
     url_variable: str
     megabytes: int
     licence: str
     citation: str
+    base_width: int
     bn_epsilon: float
     dropout: float | None
     source_sha256: str | None
@@ -56,12 +59,15 @@ class Entry:
 ENTRIES: Final[Mapping[str, Entry]] = {
     DEFAULT: Entry(
         name=DEFAULT,
+        summary="the published DR-Unet104",
         description="DR-Unet104 as published by its authors, trained on the BraTS 2020 training data",
         url="https://drive.usercontent.google.com/download?id=1v8b5dPEa9nTVVkzjdjX6exZo4anlOhTH&export=download",
+        page="https://drive.google.com/file/d/1v8b5dPEa9nTVVkzjdjX6exZo4anlOhTH/view",
         url_variable="DRUNET_WEIGHTS_URL",
         megabytes=307,
         licence="for your own research if you cite the paper (the authors' README)",
         citation=PAPER,
+        base_width=16,
         bn_epsilon=PUBLISHED_BN_EPSILON,
         dropout=None,  # the paper preferred 0.2, the file's name says 0.5, and nothing else does
         source_sha256=None,
@@ -73,10 +79,12 @@ ENTRIES: Final[Mapping[str, Entry]] = {
 class Bundled:
     """A set of weights that comes with drunet: nothing is fetched, nothing can be imported under its name.
 
-    description: also what the file's metadata say of its origin, so that every sidecar says it. Its other facts are there.
+    summary: a few words, of the description, which is also what the file's metadata say of its origin, so that every sidecar
+    says it. Its other facts are there.
     """
 
     name: str
+    summary: str
     description: str
     licence: str
     citation: str
@@ -90,6 +98,7 @@ class Bundled:
 BUNDLED: Final[Mapping[str, Bundled]] = {
     COMPACT: Bundled(
         name=COMPACT,
+        summary="small: for trying and testing, not for research results",
         description=(
             "a small DR-Unet104 that comes with drunet, trained on ten cases of BraTS 2021 mixed with synthetic ones: "
             "for trying and testing, not for research results"
@@ -148,7 +157,9 @@ def check_available(weights: str) -> None:
         entry = find_entry(weights)
         offline = os.environ.get("DRUNET_OFFLINE", "").lower() in ("1", "true", "yes", "on")
         if offline and not source_url(entry).startswith("file:"):
-            raise WeightsError(f"weights {weights} are not in the cache and DRUNET_OFFLINE is set; {by_hand(entry)}")
+            raise WeightsError(
+                f"weights {weights} are not in the cache, and DRUNET_OFFLINE forbids downloading", details=other_ways(entry)
+            )
 
 
 def is_file(path: Path) -> bool:
@@ -163,6 +174,10 @@ def check_file(path: Path) -> None:
             pass
     except FileNotFoundError as error:
         raise WeightsError(f"{path}: no such weights file") from error
+    except IsADirectoryError as error:
+        raise WeightsError(
+            f"{path}: is a folder; give the weights file in it, such as best.safetensors of a training"
+        ) from error
     except OSError as error:
         raise WeightsError(f"{path}: cannot be read: {error.strerror}") from error
 
@@ -180,12 +195,21 @@ def source_url(entry: Entry) -> str:
     return os.environ.get(entry.url_variable) or entry.url
 
 
-def by_hand(entry: Entry) -> str:
-    """What to do where a download is not possible, in words for the end of an error message."""
+def shown_source(entry: Entry) -> str:
+    """Where the weights come from, as a person is told: the page that the README names, or the mirror."""
     from drunet_cli.network.download import shown_url
 
+    url = source_url(entry)
+    return entry.page if url == entry.url else shown_url(url)
+
+
+def other_ways(entry: Entry) -> tuple[str, ...]:
+    """What to do where a download is not possible: lines for the details of an error, within 80 columns but for the folder."""
     return (
-        f"{cached_path(entry.name)} was not written; fetch {shown_url(source_url(entry))} by hand, "
-        f"then run: drunet weights import FILE --name {entry.name}. "
-        f"To try drunet without them: drunet segment --weights {COMPACT}, which needs no download (not for research results)"
+        f"By hand: open this page on a machine with internet (about {entry.megabytes} MB),",
+        f"  {entry.page}",
+        f"  copy the file here, and run: drunet weights import FILE --name {entry.name}",
+        f"From a mirror: set {entry.url_variable} to its https:// or file:// URL",
+        f"To try drunet without: drunet segment --weights {COMPACT} (not for research)",
+        f"Cache folder (DRUNET_CACHE_DIR): {cache_folder()}",
     )

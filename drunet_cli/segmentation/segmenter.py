@@ -15,7 +15,7 @@ from drunet_cli.host import devices_named, granted_cpus
 from drunet_cli.network.checkpoint import Checkpoint
 from drunet_cli.network.engine import Engine, EngineName, Precision, WindowMode
 from drunet_cli.network.engines import choose_engine, open_engine, settle_device, settle_precision
-from drunet_cli.network.registry import DEFAULT, ENTRIES, PUBLISHED_BASE_WIDTH, check_available
+from drunet_cli.network.registry import DEFAULT, check_available
 from drunet_cli.segmentation import pipeline
 from drunet_cli.segmentation.existing import Making
 from drunet_cli.segmentation.postprocess import Postprocessing
@@ -27,7 +27,7 @@ from drunet_cli.segmentation.steps import Network
 _LOG: Final = logging.getLogger("drunet_cli")
 
 
-def _open_quietly(weights: str) -> Checkpoint:
+def _open_logged(weights: str) -> Checkpoint:
     from drunet_cli.network import acquisition
 
     return acquisition.open_weights(weights)
@@ -57,7 +57,7 @@ class Segmenter:
     probabilities, uncertainty: keep these maps too.
     min_volume_ml: smaller components of the whole tumour are removed. min_enhancing_ml: less of it becomes necrotic core.
     on_warning: told what a user should know, by default the logger "drunet_cli".
-    open_weights: opens a set of weights by name, by default without a word.
+    open_weights: opens a set of weights by name; by default a download is told to that logger too.
 
     For one thread at a time. Raises MisuseError for settings that exclude one another, ValueError for those that cannot be.
     """
@@ -82,7 +82,7 @@ class Segmenter:
         min_volume_ml: float = 0.0,
         min_enhancing_ml: float = 0.0,
         on_warning: Callable[[str], None] = _LOG.warning,
-        open_weights: Callable[[str], Checkpoint] = _open_quietly,
+        open_weights: Callable[[str], Checkpoint] = _open_logged,
     ) -> None:
         if dropout == 0:
             raise MisuseError("--dropout 0: samples differ only with a rate above 0")
@@ -161,14 +161,7 @@ class Segmenter:
     @cached_property
     def checkpoints(self) -> tuple[Checkpoint, ...]:
         """The weights, downloaded if need be."""
-        return tuple(self._opened(name) for name in self._weights)
-
-    def _opened(self, name: str) -> Checkpoint:
-        checkpoint = self._open_weights(name)
-        width = checkpoint.metadata.base_width
-        if name in ENTRIES and width != PUBLISHED_BASE_WIDTH:
-            self._on_warning(f"the weights imported as {name} have base width {width}; they are others")
-        return checkpoint
+        return tuple(self._open_weights(name) for name in self._weights)
 
     @cached_property
     def plan(self) -> Plan:

@@ -92,6 +92,7 @@ def test_keras_file_of_weights_with_another_epsilon_is_warned_of(tmp_path: Path,
     assert "does not say with which epsilon it is to be run; these weights need 1e-05" in capsys.readouterr().err
 
 
+@pytest.mark.usefixtures("golden_is_published")
 def test_weights_that_are_not_in_the_cache_are_fetched(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

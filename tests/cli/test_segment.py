@@ -187,6 +187,7 @@ def test_a_folder_as_output_gets_a_file_named_after_the_case(capsys: pytest.Capt
     assert sorted(path.name for path in Path("results").iterdir()) == ["P 01.nii.gz", "golden.nii.gz"]
 
 
+@pytest.mark.usefixtures("golden_is_published")
 def test_weights_from_the_cache_give_the_labels_of_their_file() -> None:
     import_weights(GOLDEN_WEIGHTS)
     main(["segment", *image_options(), "-o", "named.nii.gz"])

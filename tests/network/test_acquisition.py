@@ -3,8 +3,10 @@
 import errno
 import fcntl
 import os
+import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -12,21 +14,27 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any, cast
 
 import h5py
 import numpy as np
 import pytest
+import urllib3.util.connection
 
 from drunet_cli.errors import MisuseError, OutputError, WeightsError
 from drunet_cli.io.inputs import file_sha256
-from drunet_cli.network import acquisition, download, registry
+from drunet_cli.network import download, registry
 from drunet_cli.network.acquisition import import_weights, metadata_of, obtain, open_weights
-from drunet_cli.network.checkpoint import read_checkpoint
-from drunet_cli.network.registry import DEFAULT, ENTRIES, cache_folder, cached_path
+from drunet_cli.network.checkpoint import read_checkpoint, write_checkpoint
+from drunet_cli.network.registry import DEFAULT, ENTRIES, Entry, cache_folder, cached_path
+from drunet_cli.network.watcher import Watcher
 from tests.network.file_server import Answer, FileServer, serving
 from tests.support import GOLDEN_WEIGHTS
 
+pytestmark = pytest.mark.usefixtures("golden_is_published")
+
 CONTENT = GOLDEN_WEIGHTS.read_bytes()
+README = Path(__file__).parents[2] / "README.md"
 HTML = {"Content-Type": "text/html"}
 
 
@@ -48,7 +56,8 @@ def _refusal() -> str:
     with pytest.raises(WeightsError) as caught:
         obtain(DEFAULT)
     assert "\n" not in str(caught.value)
-    return str(caught.value)
+    assert caught.value.__notes__ == list(caught.value.details)
+    return "\n".join([str(caught.value), *caught.value.details])
 
 
 def _assert_golden(path: Path) -> None:
@@ -156,18 +165,120 @@ def test_a_file_of_another_network_is_refused_and_nothing_is_kept(
         (CONTENT, Answer(status=500), "500"),
     ],
 )
-def test_every_failure_names_the_url_the_file_and_the_way_by_hand(
+def test_every_failure_names_the_url_the_cache_and_the_ways_without_it(
     mirror: Callable[[FileServer], None], content: bytes, answer: Answer, reason: str
 ) -> None:
     with serving(content, default=answer) as server:
         mirror(server)
         message = _refusal()
-    assert reason in message
-    assert server.url in message
-    assert str(cached_path(DEFAULT)) in message
-    assert "drunet weights import FILE --name brats2020" in message
-    assert "drunet segment --weights compact" in message
+    assert reason in message.splitlines()[0]
+    assert message.count(server.url) == 1
+    for part in (str(cache_folder()), "drunet weights import FILE --name brats2020", "DRUNET_WEIGHTS_URL", "--weights compact"):
+        assert part in message
     assert not cached_path(DEFAULT).exists()
+
+
+def test_a_download_that_fails_is_told_in_lines_of_80_columns_that_name_the_page_of_the_readme_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def no_such_name(*_: object, **__: object) -> None:
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+    monkeypatch.setattr(urllib3.util.connection, "create_connection", no_such_name)
+    message, *ways = _refusal().splitlines()
+    assert message == (
+        "download of weights brats2020 failed: could not connect to drive.usercontent.google.com: Name or service not known"
+    )
+    (page,) = [line.strip() for line in ways if "https://drive" in line]
+    assert f"<{page}>" in README.read_text()
+    # cli/console.py indents them by two.
+    assert max(len(line) for line in ways if str(cache_folder()) not in line) <= 78
+
+
+def test_a_program_is_told_of_the_download_and_of_each_attempt(
+    mirror: Callable[[FileServer], None], caplog: pytest.LogCaptureFixture
+) -> None:
+    with serving(CONTENT, Answer(status=503)) as server:
+        mirror(server)
+        open_weights(DEFAULT)
+    told = [record.getMessage() for record in caplog.records if record.name == "drunet_cli"]
+    assert told[0] == f"downloading weights brats2020, about 307 MB, from {server.url} into {cache_folder()}"
+    assert "licence" in told[1]
+    assert re.fullmatch("download: the server answered 503 Service Unavailable; trying again in 1 s", told[2])
+    assert len(told) == 3
+
+
+# Whether they are those of the registry
+
+
+def _trained(tmp_path: Path, **changes: Any) -> Path:
+    """The golden weights as drunet would have trained them."""
+    golden = open_weights(str(GOLDEN_WEIGHTS))
+    facts = {"name": "run", "origin": "drunet train, recipe paper", "source_sha256": "", **changes}
+    write_checkpoint(tmp_path / "best.safetensors", golden.state, replace(golden.metadata, **facts), overwrite=False)
+    return tmp_path / "best.safetensors"
+
+
+def _width_of_the_published(monkeypatch: pytest.MonkeyPatch, base_width: int) -> None:
+    monkeypatch.setitem(cast(dict[str, Entry], ENTRIES), DEFAULT, replace(ENTRIES[DEFAULT], base_width=base_width))
+
+
+def test_a_network_of_another_width_is_not_imported_as_the_published_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    _width_of_the_published(monkeypatch, 16)
+    with pytest.raises(WeightsError) as caught:
+        import_weights(GOLDEN_WEIGHTS)
+    assert str(caught.value) == (
+        f"{GOLDEN_WEIGHTS}: holds other weights than brats2020, the published DR-Unet104: base width 1, not 16; "
+        "give them a name of their own by --name NAME"
+    )
+    assert not cached_path(DEFAULT).exists()
+    assert import_weights(GOLDEN_WEIGHTS, name="mine").is_file()
+
+
+@pytest.mark.parametrize("changes", [{}, {"source_sha256": "5" * 64, "dropout": 0.2}])
+def test_a_network_that_drunet_has_trained_is_not_imported_as_the_published_one(
+    tmp_path: Path, changes: dict[str, Any]
+) -> None:
+    """Of the same width, which is that of `drunet train`; in half precision it names the file it was made from."""
+    path = _trained(tmp_path, **changes)
+    with pytest.raises(
+        WeightsError, match=r"their origin is drunet train, recipe paper; give them a name of their own by --name"
+    ):
+        import_weights(path)
+    assert not cached_path(DEFAULT).exists()
+
+
+def test_a_mirror_that_holds_another_network_is_refused(
+    mirror: Callable[[FileServer], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _width_of_the_published(monkeypatch, 16)
+    with serving(CONTENT) as server:
+        mirror(server)
+        assert _refusal().startswith(f"download of weights brats2020 failed: {server.url}: holds other weights than brats2020")
+    assert _files() == ["brats2020.lock"]
+
+
+def test_another_network_that_lies_in_the_cache_under_that_name_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a drunet that did not look has left it."""
+    path = import_weights(GOLDEN_WEIGHTS)
+    _width_of_the_published(monkeypatch, 16)
+    for attempt in (lambda: open_weights(DEFAULT), lambda: obtain(DEFAULT), lambda: metadata_of(DEFAULT)):
+        with pytest.raises(
+            WeightsError, match=r"base width 1, not 16; delete that file and run: drunet weights download"
+        ) as caught:
+            attempt()
+        assert str(caught.value).startswith(f"{path}: holds other weights")
+
+
+def test_a_web_page_that_was_saved_as_the_file_is_named(tmp_path: Path) -> None:
+    (tmp_path / "w.h5").write_bytes(b"<!DOCTYPE html><html><head><title>Google Drive - Virus scan warning</title>")
+    with pytest.raises(WeightsError, match=r"w\.h5: is a web page, not weights; open its address in a browser"):
+        import_weights(tmp_path / "w.h5")
+
+
+def test_a_folder_is_no_weights_file(tmp_path: Path) -> None:
+    with pytest.raises(WeightsError, match=r"is a folder; give the weights file in it, such as best\.safetensors"):
+        open_weights(f"{tmp_path}/")
 
 
 def test_offline_is_an_error_before_any_request(mirror: Callable[[FileServer], None], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -175,19 +286,19 @@ def test_offline_is_an_error_before_any_request(mirror: Callable[[FileServer], N
     with serving(CONTENT) as server:
         mirror(server)
         message = _refusal()
-    assert "DRUNET_OFFLINE is set" in message
+    assert "DRUNET_OFFLINE forbids downloading" in message
+    assert "drunet weights import FILE" in message
     assert "drunet segment --weights compact" in message
     assert server.requests == []
 
 
 def test_a_known_checksum_must_match(monkeypatch: pytest.MonkeyPatch, mirror: Callable[[FileServer], None]) -> None:
     entry = replace(ENTRIES[DEFAULT], source_sha256="0" * 64)
-    monkeypatch.setattr(registry, "ENTRIES", {DEFAULT: entry})
-    monkeypatch.setattr(acquisition, "ENTRIES", {DEFAULT: entry})
+    monkeypatch.setitem(cast(dict[str, Entry], ENTRIES), DEFAULT, entry)
     with serving(CONTENT) as server:
         mirror(server)
-        assert "it is another file" in _refusal()
-        with pytest.raises(WeightsError, match="it is another file"):
+        assert f"not {'0' * 64}" in _refusal()
+        with pytest.raises(WeightsError, match="holds other weights than brats2020"):
             import_weights(GOLDEN_WEIGHTS)
     assert not cached_path(DEFAULT).exists()
 
@@ -210,7 +321,7 @@ def test_a_cache_that_cannot_be_written_is_named(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setenv("DRUNET_CACHE_DIR", str(tmp_path / "file"))
     monkeypatch.setenv("DRUNET_WEIGHTS_URL", GOLDEN_WEIGHTS.as_uri())
     message = _refusal()
-    assert "the cache cannot be written: Not a directory" in message
+    assert f"the cache {cache_folder()} cannot be written: Not a directory" in message
     assert "DRUNET_CACHE_DIR" in message
 
 
@@ -249,7 +360,16 @@ def test_the_same_import_gives_the_same_bytes() -> None:
     assert file_sha256(import_weights(GOLDEN_WEIGHTS, name="one", overwrite=True)) == again
 
 
-_DOWNLOAD = [sys.executable, "-m", "drunet_cli", "weights", "download"]
+# In a process of its own, which no fixture reaches.
+_PROGRAM = """
+import sys
+from dataclasses import replace
+from drunet_cli.cli.app import main
+from drunet_cli.network.registry import DEFAULT, ENTRIES
+ENTRIES[DEFAULT] = replace(ENTRIES[DEFAULT], base_width=1)
+sys.exit(main(["weights", "download"]))
+"""
+_DOWNLOAD = [sys.executable, "-c", _PROGRAM]
 
 
 def test_ten_processes_at_once_on_an_empty_cache_all_succeed_with_one_download(mirror: Callable[[FileServer], None]) -> None:
@@ -327,7 +447,7 @@ def test_user_and_password_of_a_mirror_are_shown_nowhere(monkeypatch: pytest.Mon
     with serving(CONTENT) as server:
         monkeypatch.setenv("DRUNET_WEIGHTS_URL", server.url.replace("http://", "http://me:s3cret@"))
         told: list[str] = []
-        watcher = acquisition.Watcher()
+        watcher = Watcher()
         monkeypatch.setattr(watcher, "announce_download", lambda _entry, url, _cache: told.append(url))
         obtain(DEFAULT, watcher=watcher)
     assert told == [server.url]
@@ -340,14 +460,15 @@ def test_a_damaged_file_in_the_cache_is_named_with_the_way_to_replace_it() -> No
     path = import_weights(GOLDEN_WEIGHTS)
     path.write_bytes(path.read_bytes()[:1000])
     for attempt in (lambda: open_weights(DEFAULT), lambda: obtain(DEFAULT), lambda: metadata_of(DEFAULT)):
-        with pytest.raises(WeightsError, match=r"delete that file and run: drunet weights download brats2020; .* import FILE"):
+        with pytest.raises(WeightsError, match=r"delete that file and run: drunet weights download brats2020\n") as caught:
             attempt()
+        assert any("import FILE" in line for line in caught.value.details)
 
 
 def test_a_known_checksum_must_match_in_the_cache_too(monkeypatch: pytest.MonkeyPatch) -> None:
     import_weights(GOLDEN_WEIGHTS)
-    monkeypatch.setattr(acquisition, "ENTRIES", {DEFAULT: replace(ENTRIES[DEFAULT], source_sha256="0" * 64)})
-    with pytest.raises(WeightsError, match="made from another file"):
+    monkeypatch.setitem(cast(dict[str, Entry], ENTRIES), DEFAULT, replace(ENTRIES[DEFAULT], source_sha256="0" * 64))
+    with pytest.raises(WeightsError, match="holds other weights than brats2020"):
         open_weights(DEFAULT)
 
 

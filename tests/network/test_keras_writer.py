@@ -8,10 +8,10 @@ import h5py
 import numpy as np
 import pytest
 
-from drunet_cli.network.acquisition import read_source
 from drunet_cli.network.checkpoint import Checkpoint
 from drunet_cli.network.keras_h5 import read_keras_h5
 from drunet_cli.network.keras_writer import write_keras_h5
+from drunet_cli.network.sources import read_source
 from tests import keras_file
 from tests.support import GOLDEN_WEIGHTS
 

@@ -18,7 +18,7 @@ from drunet_cli import SegmentedCase, Segmenter
 from drunet_cli.brats import Labels
 from drunet_cli.cli.app import main
 from drunet_cli.errors import CaseError, DeviceError, MisuseError, OutputError, WeightsError
-from drunet_cli.network.acquisition import import_weights, open_weights
+from drunet_cli.network.acquisition import open_weights
 from drunet_cli.network.checkpoint import HalfPrecision, write_checkpoint
 from drunet_cli.network.engine import Precision
 from drunet_cli.segmentation import segmenter as segmenter_module
@@ -279,11 +279,13 @@ def test_weights_that_record_nothing_are_float32_before_anybody_asks_for_the_dev
     assert Segmenter(GOLDEN_WEIGHTS, engine="torch", threads=1).precision is Precision.FLOAT32
 
 
-def test_warnings_go_to_the_logger(caplog: pytest.LogCaptureFixture, tmp_path: Path) -> None:
-    import_weights(GOLDEN_WEIGHTS, name="brats2020", bn_epsilon=1e-3)
+def test_a_download_is_told_to_the_logger(
+    monkeypatch: pytest.MonkeyPatch, golden_is_published: None, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("DRUNET_WEIGHTS_URL", GOLDEN_WEIGHTS.as_uri())
     with caplog.at_level(logging.WARNING, logger="drunet_cli"):
         assert Segmenter(device="cpu").checkpoints[0].metadata.base_width == 1
-    assert "base width 1" in caplog.text
+    assert f"from {GOLDEN_WEIGHTS.as_uri()}" in caplog.text
 
 
 def test_the_package_offers_its_names_without_loading_what_they_need() -> None:
