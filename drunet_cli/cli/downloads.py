@@ -59,7 +59,7 @@ class DownloadWatcher(Watcher):
     def importing(self, path: Path) -> None:
         """The last step, which takes some seconds."""
         self._stop()
-        self._screen.note(f"Verifying and converting {path.name.lstrip('.')}")
+        self._screen.note(f"Verifying and converting {path.stat().st_size / 1e6:.0f} MB")
 
     def waiting_for_other(self, name: str) -> None:
         """Why nothing seems to happen."""

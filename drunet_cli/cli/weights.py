@@ -75,7 +75,12 @@ def import_file(
     file: Annotated[
         Path, typer.Argument(metavar="FILE", help="Keras .h5 (save_weights) or drunet .safetensors.", show_default=False)
     ],
-    name: Annotated[str, typer.Option("--name", metavar="NAME", help="Name to give them in the cache.")] = DEFAULT,
+    name: Annotated[
+        str,
+        typer.Option(
+            "--name", metavar="NAME", help="Name to give them in the cache; the default is kept to the published file."
+        ),
+    ] = DEFAULT,
     epsilon: Annotated[
         float | None,
         typer.Option(

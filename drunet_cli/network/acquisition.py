@@ -98,7 +98,10 @@ def import_weights(path: Path, *, name: str = DEFAULT, bn_epsilon: float | None 
     if is_file(target) and not overwrite:
         raise OutputError(f"{target}: weights {name} are in the cache already; give --overwrite to replace them")
     check_file(path)
-    check_writable(target, overwrite=overwrite)
+    try:
+        check_writable(target, overwrite=overwrite)
+    except OutputError as error:
+        raise OutputError(f"{error}; set DRUNET_CACHE_DIR to another cache folder") from error
     entry = ENTRIES.get(name)
     checkpoint = read_source(path, name=name, bn_epsilon=bn_epsilon or PUBLISHED_BN_EPSILON, entry=entry)
     if entry is not None:

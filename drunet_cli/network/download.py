@@ -30,10 +30,8 @@ _LONGEST_DELAY_S = 30.0
 
 @dataclass(frozen=True)
 class Patience:
-    """attempts: in a row without a new byte, before a download is given up. Delays double, up to 30 s, give or take 20 %.
-
-    A host that has never answered gets fewer: one where nobody listens or that has no address, two where it is silent.
-    """
+    """attempts: in a row without a new byte, before a download is given up; a host that has never answered gets two where it
+    is silent, one where it cannot be reached. Delays double, up to 30 s, give or take 20 %."""
 
     attempts: int = 6
     first_delay_s: float = 1.0
@@ -66,7 +64,8 @@ def fetch(
     elif scheme in ("http", "https"):
         _download(url, part, shown, on_progress, on_retry, patience)
     else:
-        raise WeightsError(f"{shown}: not a URL of a kind that can be fetched (http, https, file)")
+        meant = f"; for this file write file://{shown}" if shown.startswith("/") else ""
+        raise WeightsError(f"{shown}: not a URL of a kind that can be fetched (http, https, file){meant}")
 
 
 def shown_url(url: str) -> str:

@@ -57,7 +57,9 @@ def read_keras_h5(path: Path) -> tuple[int, State]:
         with h5py.File(path, "r") as file:
             return _read(file, path)
     except _H5PY_ERRORS as error:
-        raise WeightsError(f"{path}: not a readable Keras HDF5 weights file: {error}") from error
+        # HDF5 itself names the two lengths in its own terms.
+        reason = "it is cut short; copy or download it again" if "truncated file" in str(error) else error
+        raise WeightsError(f"{path}: not a readable Keras HDF5 weights file: {reason}") from error
 
 
 def _read(file: h5py.File, path: Path) -> tuple[int, State]:

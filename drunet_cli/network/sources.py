@@ -32,8 +32,10 @@ def read_source(
         checkpoint = replace(checkpoint, metadata=replace(checkpoint.metadata, name=name or checkpoint.metadata.name))
     elif head[:8] == _HDF5_SIGNATURE:
         checkpoint = _read_keras(path, name or path.stem, bn_epsilon, entry, origin or path.name)
+    elif not head:
+        raise WeightsError(f"{path}: is empty; copy or download it again")
     elif head.lstrip()[:1] == b"<":
-        raise WeightsError(f"{path}: is a web page, not weights; open its address in a browser, which asks before a large file")
+        raise WeightsError(f"{path}: is a web page, not weights; open its address in a browser and confirm the download there")
     else:
         raise WeightsError(f"{path}: is neither a Keras HDF5 nor a safetensors file")
     return checkpoint

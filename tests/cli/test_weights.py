@@ -132,6 +132,7 @@ def test_download_announces_size_source_licence_and_folder(
     announcement = "\n".join(captured.err.splitlines()[:4])
     for part in ("307 MB", GOLDEN_WEIGHTS.as_uri(), str(cached_path("brats2020").parent), "research"):
         assert part in announcement
+    assert captured.err.splitlines()[4:] == ["Verifying and converting 2 MB"]
     assert main(["weights", "download"]) == 0
     assert capsys.readouterr().err == ""
 

@@ -276,6 +276,22 @@ def test_a_web_page_that_was_saved_as_the_file_is_named(tmp_path: Path) -> None:
         import_weights(tmp_path / "w.h5")
 
 
+@pytest.mark.parametrize(("n_bytes", "reason"), [(0, "is empty"), (300_000, "it is cut short")])
+def test_a_file_that_did_not_arrive_whole_is_to_be_copied_again(tmp_path: Path, n_bytes: int, reason: str) -> None:
+    (tmp_path / "w.h5").write_bytes(CONTENT[:n_bytes])
+    with pytest.raises(WeightsError, match=rf"w\.h5: .*{reason}; copy or download it again$"):
+        import_weights(tmp_path / "w.h5", name="mine")
+
+
+def test_an_import_into_a_cache_that_cannot_be_written_names_its_variable(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("DRUNET_CACHE_DIR", str(tmp_path / "file"))
+    with pytest.raises(OutputError, match="is not a folder; set DRUNET_CACHE_DIR to another cache folder"):
+        import_weights(GOLDEN_WEIGHTS, name="mine")
+
+
 def test_a_folder_is_no_weights_file(tmp_path: Path) -> None:
     with pytest.raises(WeightsError, match=r"is a folder; give the weights file in it, such as best\.safetensors"):
         open_weights(f"{tmp_path}/")

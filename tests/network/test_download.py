@@ -661,9 +661,13 @@ def test_a_malformed_url_is_final(part: Path, url: str, sleeps_s: list[float]) -
     assert not sleeps_s
 
 
-@pytest.mark.parametrize("url", ["weights.h5", "/data/weights.h5", "ftp://host/weights.h5", "C:\\weights.h5", ""])
+@pytest.mark.parametrize("url", ["weights.h5", "ftp://host/weights.h5", "C:\\weights.h5", ""])
 def test_what_is_not_a_url_of_a_known_kind_is_refused_with_the_known_ones(part: Path, url: str) -> None:
     assert refusal(url, part) == f"{url}: not a URL of a kind that can be fetched (http, https, file)"
+
+
+def test_a_path_in_place_of_a_url_is_refused_with_the_url(part: Path) -> None:
+    assert refusal("/data/weights.h5", part).endswith("; for this file write file:///data/weights.h5")
 
 
 # Files of this machine
