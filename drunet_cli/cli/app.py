@@ -13,6 +13,7 @@ import typer
 import drunet_cli
 from drunet_cli.cli import demo, evaluate, export, nii2png, png2nii, segment, signals, train, weights
 from drunet_cli.cli import report as report_command
+from drunet_cli.cli.commands import HELP_OPTIONS, Group, add_to, adopt
 from drunet_cli.cli.console import give_up_stdout, report, why_stdout_was_lost
 from drunet_cli.errors import DeviceError, DrunetError, MisuseError, OutputError, Terminated
 
@@ -24,21 +25,24 @@ _STREAM_ERRORS: Final = (errno.EPIPE, errno.ENOSPC, errno.EIO, errno.EBADF)
 
 app = typer.Typer(
     name="drunet",
+    cls=Group,
     no_args_is_help=True,
+    context_settings={"help_option_names": list(HELP_OPTIONS)},
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
 )
-app.command()(segment.segment)
-app.command()(train.train)
-app.command()(export.export)
-app.command()(evaluate.evaluate)
-app.command()(report_command.report)
-convert = typer.Typer(no_args_is_help=True, help="Convert cases to PNG slices, and label slices to label maps.")
-convert.command()(nii2png.nii2png)
-convert.command()(png2nii.png2nii)
-app.add_typer(convert, name="convert")
-app.add_typer(weights.app, name="weights")
-app.command()(demo.demo)
+_CONVERT: Final = """Convert cases to PNG slices, and label slices to label maps.
+
+drunet convert nii2png BraTS2021_TrainingData -o slices
+
+drunet convert png2nii slices --like BraTS2021_TrainingData -o label_maps
+"""
+convert = typer.Typer(no_args_is_help=True, help=_CONVERT)
+add_to(app, segment.segment, train.train, export.export, evaluate.evaluate, report_command.report)
+add_to(convert, nii2png.nii2png, png2nii.png2nii)
+app.add_typer(convert, name="convert", cls=Group)
+app.add_typer(adopt(weights.app), name="weights", cls=Group)
+add_to(app, demo.demo)
 
 
 def _print_version(wanted: bool) -> None:
@@ -56,6 +60,13 @@ def drunet(
     """Brain tumour segmentation in MRI with DR-Unet104 (Colman et al. 2020).
 
     Research software for pre-operative glioma. Not a medical device.
+
+    Try it on a synthetic case, without images of your own and without a download:
+    drunet demo
+
+    Segment all cases in a folder, then put the results on one page:
+    drunet segment BraTS2021_ValidationData -o results --preview
+    drunet report results -o report.html
     """
 
 

@@ -1,0 +1,85 @@
+"""What `--help` shows of every command, on a terminal of 80 columns and through a pipe."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+from typer.main import get_command
+
+from drunet_cli.cli.app import app, main
+
+WIDTH: Final = 80
+
+
+def _below(command: Any, words: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
+    yield words, command
+    for name, inner in getattr(command, "commands", {}).items():
+        yield from _below(inner, (*words, name))
+
+
+COMMANDS: Final = dict(_below(get_command(app)))
+every_command = pytest.mark.parametrize("words", COMMANDS, ids=lambda words: " ".join(words) or "drunet")
+
+
+@pytest.fixture(autouse=True)
+def _terminal(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("COLUMNS", str(WIDTH))
+    monkeypatch.chdir(tmp_path)
+
+
+def help_of(words: tuple[str, ...], capsys: pytest.CaptureFixture[str], option: str = "--help") -> str:
+    assert main([*words, option]) == 0
+    out, err = capsys.readouterr()
+    assert err == ""
+    return out
+
+
+@every_command
+def test_h_is_short_for_help(words: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
+    assert help_of(words, capsys, "-h") == help_of(words, capsys)
+
+
+@every_command
+def test_help_shows_no_python_type(words: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
+    shown = help_of(words, capsys)
+    assert not [name for name in ("<bool>", "<str>", "<path>", "list[") if name in shown]
+
+
+@every_command
+def test_panel_of_the_help_option_comes_after_those_of_a_command(
+    words: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    panels = [line.split()[1] for line in help_of(words, capsys).splitlines() if line.startswith("╭─")]
+    assert panels[-1] == ("Commands" if hasattr(COMMANDS[words], "commands") else "Help")
+
+
+def test_a_short_option_takes_its_value_in_the_same_word(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["demo", "--write-cases", "1", "-oout", "--quiet"]) == 0
+    assert capsys.readouterr().out == "out/phantom_0\n"
+
+
+@pytest.mark.parametrize("words", [(), ("weights",), ("convert",)], ids=lambda words: " ".join(words) or "drunet")
+def test_a_command_that_lacks_its_command_shows_its_help_on_stderr(
+    words: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    shown = help_of(words, capsys)
+    assert main(list(words)) == 2
+    out, err = capsys.readouterr()
+    assert (out, err.strip()) == ("", shown.strip())
+
+
+@pytest.mark.parametrize(
+    ("line", "option"),
+    [
+        ("segment cases -o results -overwrite", "-overwrite"),
+        ("segment -t1 t1.nii.gz", "-t1"),
+        ("weights list -json", "-json"),
+        ("-version", "-version"),
+    ],
+)
+def test_a_long_option_with_one_dash_is_misuse(line: str, option: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """-output x was read as -o utput."""
+    assert main(line.split()) == 2
+    out, err = capsys.readouterr()
+    assert (out, err) == ("", f"Error: {option}: a long option takes two dashes; write -{option}\n")
