@@ -1,4 +1,4 @@
-"""Every `drunet` command of the README runs, in a folder that holds what its reader would have."""
+"""Every `drunet` command of the README and of the help runs, in a folder that holds what its reader would have."""
 
 import re
 import shlex
@@ -6,11 +6,13 @@ import shutil
 from pathlib import Path
 from typing import Final
 
+import nibabel as nib
 import pytest
 
 from drunet_cli.brats import CHANNELS, Modality
 from drunet_cli.cli.app import main
-from tests.support import GOLDEN_IMAGES, GOLDEN_LABELS, GOLDEN_WEIGHTS, image_options
+from tests.cli.test_help import COMMANDS
+from tests.support import GOLDEN_IMAGES, GOLDEN_LABELS, GOLDEN_WEIGHTS, image_options, open_image
 
 README: Final = (Path(__file__).parents[1] / "README.md").read_text()
 AUTHORS_FILE: Final = "weights_brats_dr_unet_test_model_DO_05.h5"
@@ -21,13 +23,13 @@ PLACEHOLDERS: Final = {
     "K/4": "1/4",
     "/data/BraTS2021": "BraTS2021_TrainingData",
     "--mc-samples 20": "--mc-samples 2",  # a tenth of the time
+    "--folds 5": "--folds 2",  # as many as there are cases here
 }
 
 
-def commands() -> list[str]:
+def commands_of(*texts: str) -> list[str]:
     """Each once, without what runs it, such as srun or xargs. The demo has tests of its own; containers are not built here."""
-    blocks = re.findall(r"^```sh\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
-    lines = [line.strip() for block in blocks for line in block.replace("\\\n", " ").splitlines()]
+    lines = [line.strip() for text in texts for line in text.replace("\\\n", " ").splitlines()]
     found = [
         re.search(r"(?:^|[ /])(?:drunet|-m drunet_cli) ((?:segment|convert|evaluate|report|train|export|weights) .*)", line)
         for line in lines
@@ -36,6 +38,12 @@ def commands() -> list[str]:
     return list(
         dict.fromkeys(match[1] for line, match in zip(lines, found, strict=True) if match and not line.startswith(foreign))
     )
+
+
+OF_THE_README: Final = commands_of(*re.findall(r"^```sh\n(.*?)^```", README, re.MULTILINE | re.DOTALL))
+OF_THE_HELP: Final = commands_of(
+    *(line for command in COMMANDS.values() for line in command.help.splitlines() if line.startswith(("drunet ", "torchrun ")))
+)
 
 
 def _place(folder: Path, names: dict[Modality, str], *, segmentation: str | None = None) -> None:
@@ -52,6 +60,8 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("reader")
     _place(folder, {modality: str(modality) for modality in CHANNELS})
     _place(folder, {modality: f"p01_{modality}" for modality in CHANNELS}, segmentation="p01_reference")
+    for name, modality in (("t1", Modality.T1), ("t1c", Modality.T1CE), ("t2", Modality.T2), ("f", Modality.FLAIR)):
+        nib.save(open_image(GOLDEN_IMAGES[modality]), folder / f"{name}.nii")
     _place(folder / "patients" / "p02", {modality: f"p02_{name}" for modality, name in NAMES_OF_THE_SCANNER.items()})
     for case in ("BraTS2021_00000", "p01"):
         names = {modality: f"{case}_{modality}" for modality in CHANNELS}
@@ -72,8 +82,8 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.usefixtures("golden_is_published")
-@pytest.mark.parametrize("command", commands())
-def test_a_command_of_the_readme_runs(
+@pytest.mark.parametrize("command", dict.fromkeys([*OF_THE_README, *OF_THE_HELP]))
+def test_a_command_of_the_readme_or_of_the_help_runs(
     command: str, prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = tmp_path / "reader"
@@ -85,7 +95,7 @@ def test_a_command_of_the_readme_runs(
     words = shlex.split(command, comments=True)
     if words[0] == "train":  # what it would train takes hours
         words += ["--dry-run", "--batch-size", "2"]
-    if "info" in words:
+    if {"info", "path"} & set(words):
         assert main(["weights", "download", "--quiet"]) == 0
     if "-o" in words:
         output = Path(words[words.index("-o") + 1])
@@ -95,5 +105,5 @@ def test_a_command_of_the_readme_runs(
 
 
 def test_the_readme_shows_every_command() -> None:
-    shown = {command.split()[0] for command in commands()} | {"demo"}
+    shown = {command.split()[0] for command in OF_THE_README} | {"demo"}
     assert shown == {"convert", "demo", "evaluate", "export", "report", "segment", "train", "weights"}

@@ -5,8 +5,8 @@ from typing import Annotated, Final
 
 import typer
 
-ANSWER: Final = "Answer"
-FILES: Final = "More files, named beside the label map"
+ANSWER: Final = "Averaging and cleaning up"
+FILES: Final = "More files, beside the label map NAME.nii.gz"
 
 
 class TestTime(StrEnum):
@@ -21,7 +21,7 @@ Tta = Annotated[
     typer.Option(
         "--tta",
         metavar="none|flips",
-        help="flips: the mean probabilities over the four in-plane flips, in four times the time.",
+        help="flips: average the probabilities over the slice and its three flips; takes four times as long.",
         rich_help_panel=ANSWER,
     ),
 ]
@@ -31,7 +31,8 @@ McSamples = Annotated[
         min=0,
         max=1000,
         metavar="N",
-        help="The mean probabilities of N samples with dropout on, in N times the time (PyTorch); 0 is off.",
+        help="Monte Carlo dropout: average the probabilities of N passes with dropout on, in PyTorch; takes N times as long. "
+        "0 is off.",
         rich_help_panel=ANSWER,
     ),
 ]
@@ -42,18 +43,18 @@ DropoutRate = Annotated[
         metavar="P",
         min=0.0,
         max=0.95,
-        help="Dropout rate of the samples.",
-        show_default="as recorded in the weights; the published ones record none",
+        help="Dropout rate of those passes.",
+        show_default="as recorded in the weights; the published ones record none, so give it",
         rich_help_panel=ANSWER,
     ),
 ]
-Seed = Annotated[int, typer.Option(min=0, metavar="N", help="Seed of the samples.", rich_help_panel=ANSWER)]
+Seed = Annotated[int, typer.Option(min=0, metavar="N", help="Seed of --mc-samples.", rich_help_panel=ANSWER)]
 MinVolume = Annotated[
     float,
     typer.Option(
         min=0.0,
         metavar="ML",
-        help="Remove components of the whole tumour below so many mL.",
+        help="Remove connected parts of the whole tumour that are smaller than this, in mL.",
         rich_help_panel=ANSWER,
     ),
 ]
@@ -62,19 +63,21 @@ MinEnhancing = Annotated[
     typer.Option(
         min=0.0,
         metavar="ML",
-        help="Enhancing tumour below so many mL in all becomes necrotic core.",
+        help="Where there is less enhancing tumour than this in all, in mL, call it necrotic core.",
         rich_help_panel=ANSWER,
     ),
 ]
 Preview = Annotated[
     bool,
-    typer.Option("--preview", help="A picture: three cuts through the tumour, {stem}_preview.png.", rich_help_panel=FILES),
+    typer.Option(
+        "--preview", help="NAME_preview.png: three cuts through the tumour, with outlines and volumes.", rich_help_panel=FILES
+    ),
 ]
 Probabilities = Annotated[
     bool,
     typer.Option(
         "--probabilities",
-        help="Probability of each class, 4D, {stem}_probabilities.nii.gz.",
+        help="NAME_probabilities.nii.gz: 4D, the probability of each class.",
         rich_help_panel=FILES,
     ),
 ]
@@ -82,7 +85,8 @@ Uncertainty = Annotated[
     bool,
     typer.Option(
         "--uncertainty",
-        help="Uncertainty of WT, TC, ET, 0 to 100, {stem}_unc_whole.nii.gz and so on, and {stem}_entropy.nii.gz in nats.",
+        help="NAME_unc_whole.nii.gz, _unc_core and _unc_enhance: uncertainty of WT, TC and ET, 0 (certain) to 100. "
+        "NAME_entropy.nii.gz: entropy of the classes, in nats.",
         rich_help_panel=FILES,
     ),
 ]

@@ -26,15 +26,19 @@ def demo(
     *,
     output: Annotated[
         Path,
-        typer.Option("-o", parser=options.path, metavar="DIR", help="Folder to write into.", rich_help_panel=options.OUTPUT),
+        typer.Option(
+            "--output", "-o", parser=options.path, metavar="DIR", help="Folder to write into.", rich_help_panel=options.OUTPUT
+        ),
     ] = FOLDER,
-    seed: Annotated[int, typer.Option(min=0, metavar="N", help="Seed of the synthetic case.")] = 0,
+    seed: Annotated[
+        int, typer.Option(min=0, metavar="N", help="Which synthetic case: each seed makes another, phantom_N.")
+    ] = 0,
     write_cases: Annotated[
         int | None,
         typer.Option(
             min=1,
             metavar="N",
-            help="Only write N cases, of the seeds from --seed on, for training and tests; segment none.",
+            help="Only write N cases, with the seeds from --seed on, to train or test with; segment none.",
             show_default=False,
         ),
     ] = None,
@@ -46,10 +50,10 @@ def demo(
 ) -> None:
     """Segment a synthetic case with the weights that come with drunet: no download.
 
-    DIR/phantom_0 (after the seed) gets four made-up images of a brain with a
-    tumour, and the truth, named as BraTS names them; DIR/phantom_0.nii.gz is the
-    label map, with a sidecar and a picture. Printed are Dice and the 95 %
-    Hausdorff distance to the truth. They show that drunet works on this machine,
+    DIR/phantom_0 (0 is the seed) gets four made-up images of a brain with a
+    tumour, and the truth, named as in BraTS. DIR/phantom_0.nii.gz is the label
+    map; beside it lie a .json and a picture. Printed are Dice and the 95 %
+    Hausdorff distance to the truth: they show that drunet works on this machine,
     and say nothing of images of patients.
 
     drunet demo

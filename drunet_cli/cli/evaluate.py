@@ -12,6 +12,7 @@ import typer
 
 from drunet_cli.brats import ReadLabels
 from drunet_cli.cli import options
+from drunet_cli.cli.completion import one_of
 from drunet_cli.cli.signals import raise_lost
 from drunet_cli.errors import CaseError, DrunetError, MisuseError, OutputError
 
@@ -28,8 +29,8 @@ def evaluate(
         str,
         typer.Argument(
             metavar="PRED",
-            help="Label map, folder of label maps, or (without REF) a table .csv with the columns case, prediction, reference; "
-            "- reads the table from stdin.",
+            help="Label map or folder of label maps; or, without REF, a .csv table with the columns case, prediction, "
+            "reference, or - for that table on stdin.",
             show_default=False,
         ),
     ],
@@ -44,41 +45,45 @@ def evaluate(
         str,
         typer.Option(
             metavar="brats|lesionwise",
-            help="brats: Dice and HD95 of whole regions; lesionwise: means over lesions, as BraTS 2023 ranked.",
+            autocompletion=one_of(("brats", "lesionwise")),
+            help="Dice and HD95: brats, of whole regions; lesionwise, means over lesions, as BraTS 2023 ranked.",
             rich_help_panel=_METRICS,
         ),
     ] = "brats",
     labels: Annotated[
         ReadLabels,
         typer.Option(
-            help="What label values mean: auto takes 4 or 3 for enhancing tumour, whichever occurs; in brats2024 4 is the "
-            "resection cavity.",
+            metavar="NAME",
+            help="What label values mean: auto (enhancing tumour is 4 or 3, whichever occurs), brats2020 (4), brats2023 (3) or "
+            "brats2024 (3; 4 is the resection cavity).",
             rich_help_panel=_METRICS,
         ),
     ] = ReadLabels.AUTO,
     tolerance: Annotated[
         float,
-        typer.Option(min=0, metavar="MM", help="Of the surface Dice, in mm.", rich_help_panel=_METRICS),
+        typer.Option(
+            min=0, metavar="MM", help="How far apart surfaces may be for surface Dice, in mm.", rich_help_panel=_METRICS
+        ),
     ] = 1.0,
     uncertainty: Annotated[
         bool,
         typer.Option(
             "--uncertainty",
-            help="Score the uncertainty maps beside PRED too, as the uncertainty task of BraTS 2020 did.",
+            help="Also score the maps of segment --uncertainty beside PRED, as BraTS 2020 did.",
             rich_help_panel=_METRICS,
         ),
     ] = False,
-    seed: Annotated[int, typer.Option(min=0, metavar="N", help="Of the bootstrap over cases.", rich_help_panel=_METRICS)] = 0,
+    seed: Annotated[int, typer.Option(min=0, metavar="N", help="Seed of the bootstrap.", rich_help_panel=_METRICS)] = 0,
     allow_missing: Annotated[
         bool,
-        typer.Option("--allow-missing", help="Cases without a partner are no failure.", rich_help_panel=options.OUTPUT),
+        typer.Option("--allow-missing", help="Leave out cases that only PRED or REF has.", rich_help_panel=options.OUTPUT),
     ] = False,
     worst: Annotated[
         int | None,
         typer.Option(
             min=1,
             metavar="N",
-            help="List the N cases of lowest mean Dice.",
+            help="Also list the N cases of lowest mean Dice.",
             show_default=False,
             rich_help_panel=options.OUTPUT,
         ),
@@ -89,7 +94,7 @@ def evaluate(
             "--csv",
             parser=options.path,
             metavar="FILE",
-            help="Write one row a case and region.",
+            help="Table to write as well, one row a case and region.",
             show_default=False,
             rich_help_panel=options.OUTPUT,
         ),
@@ -100,7 +105,7 @@ def evaluate(
             "--plot",
             parser=options.path,
             metavar="FILE.png",
-            help="Draw box plots with the cases as points; needs the extra plot.",
+            help="Picture to draw as well: box plots, cases as points. Needs the extra plot.",
             show_default=False,
             rich_help_panel=options.OUTPUT,
         ),

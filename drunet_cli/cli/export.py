@@ -23,6 +23,7 @@ def export(
     output: Annotated[
         Path | None,
         typer.Option(
+            "--output",
             "-o",
             parser=options.path,
             metavar="FILE",
@@ -35,9 +36,9 @@ def export(
         str | None,
         typer.Option(
             "--format",
-            metavar="onnx|keras|safetensors",
+            metavar="FORMAT",
             autocompletion=one_of(Format),
-            help="Kind of file.",
+            help="Kind of file: onnx, keras or safetensors.",
             show_default="by the suffix of FILE",
             rich_help_panel=options.OUTPUT,
         ),
@@ -50,16 +51,16 @@ def export(
         Precision,
         typer.Option(
             metavar="float32|float16",
-            help="Number format of the weights, and of ONNX arithmetic; Keras files are float32.",
+            help="Number format of the weights, and of what an ONNX file computes; Keras files are float32.",
             rich_help_panel=options.NETWORK,
         ),
     ] = Precision.FLOAT32,
     head: Annotated[
         str | None,
         typer.Option(
-            metavar="logits|softmax|argmax",
+            metavar="OUTPUT",
             autocompletion=one_of(_HEADS),
-            help="What an ONNX network answers: float32 logits or probabilities, or uint8 class indices.",
+            help="Output of an ONNX file: logits, softmax (probabilities; both float32) or argmax (class indices, uint8).",
             show_default="logits",
             rich_help_panel=options.NETWORK,
         ),
@@ -67,13 +68,13 @@ def export(
 ) -> None:
     """Write weights in another format, and check the file before it appears.
 
-    onnx: for other runtimes, needs the extra onnx. Input slices: float32,
-    batch x 4 x X x Y, channels FLAIR, T1ce, T1, T2: the uint8 slices of nii2png
-    divided by 255; X and Y are multiples of 32 plus 16. Output: logits,
-    probabilities or classes. Its metadata tell what else a user must know.
+    onnx: for other programs (needs the extra onnx). Its input slices is float32,
+    batch x 4 x X x Y, with the channels FLAIR, T1ce, T1, T2: the pixels that
+    nii2png writes, divided by 255; X and Y are multiples of 32 plus 16, such as
+    240. Its metadata say the rest.
     keras: .h5 in the layout of the authors' weights. safetensors: drunet's own.
-    Each file is run or read again and compared with the weights. The difference
-    is printed on stderr, the path on stdout.
+    The file is run or read again and compared with the weights; the difference is
+    printed on stderr, the path on stdout.
 
     drunet export --weights run/best.safetensors -o network.onnx
     """

@@ -33,7 +33,7 @@ def nii2png(
         Path | None,
         typer.Option(
             metavar="FILE",
-            help="Segmentation, if there is one; enhancing tumour is 3 or 4.",
+            help="Segmentation, if there is one; its enhancing tumour is 3 or 4.",
             show_default=False,
             rich_help_panel=options.IMAGES,
         ),
@@ -44,17 +44,18 @@ def nii2png(
     output: Annotated[
         Path | None,
         typer.Option(
+            "--output",
             "-o",
             parser=options.path,
             metavar="DIR",
-            help="Folder of the slices. Required.",
+            help="Folder to write the slices into. Required.",
             show_default=False,
             rich_help_panel=options.OUTPUT,
         ),
     ] = None,
     skip_blank: Annotated[
         bool,
-        typer.Option("--skip-blank", help="Leave out slices without brain and label.", rich_help_panel=options.OUTPUT),
+        typer.Option("--skip-blank", help="Leave out slices with neither brain nor label.", rich_help_panel=options.OUTPUT),
     ] = False,
     skip_existing: options.SkipExisting = False,
     overwrite: options.Overwrite = False,

@@ -13,9 +13,12 @@ from drunet_cli.network.registry import DEFAULT
 
 _DEVICE_NAMES: Final = one_of(("auto", "cpu", "cuda", "mps"))  # which of them are there would take PyTorch to say
 _SHARD: Final = re.compile(r"(\d{1,6})/(\d{1,6})", re.ASCII)
-_DEVICES: Final = "auto|cpu|cuda|cuda:N|mps"
-_WHERE: Final = "Where to compute; auto is the first CUDA GPU, else the CPU. A named device that is absent is an error."
-_WEIGHTS: Final = "Weights by name (drunet weights list), or a .h5 or .safetensors file."
+_WHERE: Final = (
+    "Where to compute: auto (the first CUDA GPU, else the CPU), cpu, cuda, cuda:N (GPU N, from 0) or mps (Apple). To name one "
+    "that is absent is an error."
+)
+_WEIGHTS: Final = "Trained weights: a name (drunet weights list), or a .h5 or .safetensors file."
+_GRANTED: Final = "all that Slurm, cgroup and affinity grant"
 
 IMAGES: Final = "Images"
 OUTPUT: Final = "Output"
@@ -60,10 +63,11 @@ def path(text: str) -> Path:
 LabelMapOutput = Annotated[
     Path | None,
     typer.Option(
+        "--output",
         "-o",
         parser=path,
         metavar="OUT",
-        help="Label map to write, .nii.gz or .nii; anything else is a folder that gets {case}.nii.gz. Required.",
+        help="Label map to write (.nii.gz or .nii), or a folder, which gets CASE.nii.gz for each case. Required.",
         show_default=False,
         rich_help_panel=OUTPUT,
     ),
@@ -80,7 +84,7 @@ Weights = Annotated[
 Device = Annotated[
     str,
     typer.Option(
-        metavar=_DEVICES,
+        metavar="DEVICE",
         autocompletion=_DEVICE_NAMES,
         callback=_device,
         help=_WHERE,
@@ -90,7 +94,7 @@ Device = Annotated[
 Devices = Annotated[
     str,
     typer.Option(
-        metavar=_DEVICES,
+        metavar="DEVICE",
         autocompletion=_DEVICE_NAMES,
         callback=_devices,
         help=f"{_WHERE} Several GPUs, as in cuda:0,cuda:1, share the cases.",
@@ -102,7 +106,7 @@ Shard = Annotated[
     typer.Option(
         callback=_shard,
         metavar="K/N",
-        help="Only the K-th of N equal shares of the cases, K from 1, as for a Slurm array.",
+        help="Only share K, from 1, of N shares of the cases: one task of a Slurm array.",
         show_default=False,
         rich_help_panel=IMAGES,
     ),
@@ -113,7 +117,7 @@ WeightsOfSegment = Annotated[
         "--weights",
         metavar="NAME_OR_FILE",
         autocompletion=weights_names,
-        help=f"{_WEIGHTS} Given again: the mean of all.",
+        help=f"{_WEIGHTS} May be given again: probabilities are then averaged.",
         show_default=DEFAULT,
         rich_help_panel=NETWORK,
     ),
@@ -125,14 +129,14 @@ Threads = Annotated[
         max=1024,
         metavar="N",
         help="CPU threads that compute.",
-        show_default="what Slurm, cgroup and affinity grant",
+        show_default=_GRANTED,
         rich_help_panel=NETWORK,
     ),
 ]
 Deterministic = Annotated[
     bool,
     typer.Option(
-        "--deterministic", help="Equal bytes from run to run on a GPU too; the CPU gives them anyway.", rich_help_panel=NETWORK
+        "--deterministic", help="The same bytes in every run, on a GPU too; a CPU gives them anyway.", rich_help_panel=NETWORK
     ),
 ]
 BatchSize = Annotated[
@@ -142,15 +146,19 @@ BatchSize = Annotated[
         max=1024,
         metavar="N",
         help="Slices computed at once; halved when memory runs out.",
-        show_default="CUDA 16, MPS 8, CPU 2; ONNX Runtime one for each thread up to 4",
+        show_default="CUDA 16, MPS 8, CPU 2; ONNX Runtime 1 a thread, at most 4",
         rich_help_panel=NETWORK,
     ),
 ]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace outputs that exist.", rich_help_panel=OUTPUT)]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout instead, one object a line.", rich_help_panel=OUTPUT)]
+Overwrite = Annotated[
+    bool, typer.Option("--overwrite", help="Replace existing outputs; they are an error otherwise.", rich_help_panel=OUTPUT)
+]
+Json = Annotated[
+    bool, typer.Option("--json", help="Print JSON, one object a line, instead of paths or a table.", rich_help_panel=OUTPUT)
+]
 Quiet = Annotated[
     bool,
-    typer.Option("--quiet", help="No bar, no notes, no warnings; errors stay.", rich_help_panel=OUTPUT),
+    typer.Option("--quiet", help="No progress bar, notes or warnings; errors stay.", rich_help_panel=OUTPUT),
 ]
 
 
@@ -158,8 +166,8 @@ Cases = Annotated[
     list[str] | None,
     typer.Argument(
         metavar="CASES",
-        help="Case folders, folders that hold case folders at any depth, tables (.csv or .tsv with the columns case, t1, t1ce, "
-        "t2, flair and, if there is one, seg), or - for such paths on stdin, one a line.",
+        help="Case folders; folders that hold case folders at any depth; tables (.csv or .tsv with the columns case, t1, t1ce, "
+        "t2, flair and, where there is a segmentation, seg); or - for such paths on stdin, one a line.",
         show_default=False,
     ),
 ]
@@ -168,7 +176,7 @@ CaseName = Annotated[
     typer.Option(
         "--case",
         metavar="NAME",
-        help="Name of the case.",
+        help="Name of the case, for its outputs.",
         show_default="what the file names share, else their folder",
         rich_help_panel=IMAGES,
     ),
@@ -177,8 +185,8 @@ Pattern = Annotated[
     list[str] | None,
     typer.Option(
         metavar="MODALITY=GLOB",
-        help="File name of t1, t1ce, t2, flair or seg, where it is not as in BraTS (NAME_t1ce.nii.gz, NAME-t1c.nii.gz); may be "
-        "given again for each. A folder is then one case.",
+        help="File names unlike those of BraTS (NAME_t1ce.nii.gz, NAME-t1c.nii.gz): t1ce='*_T1w_CE.nii.gz', and so on for t1, "
+        "t2, flair and seg, each by its own --pattern. A folder is then one case.",
         show_default=False,
         rich_help_panel=IMAGES,
     ),
@@ -187,7 +195,7 @@ Channels = Annotated[
     str | None,
     typer.Option(
         metavar="A,B,C,D",
-        help="What nnU-Net's _0000 to _0003 are, such as t1,t1ce,t2,flair.",
+        help="For file names of nnU-Net: which images _0000, _0001, _0002 and _0003 are, such as t1,t1ce,t2,flair.",
         show_default="what its dataset.json says",
         rich_help_panel=IMAGES,
     ),
@@ -195,11 +203,17 @@ Channels = Annotated[
 SkipExisting = Annotated[
     bool,
     typer.Option(
-        "--skip-existing", help="Leave out cases whose outputs are complete and of the same inputs.", rich_help_panel=OUTPUT
+        "--skip-existing",
+        help="Go on where an interrupted run stopped: leave out cases whose outputs are complete, and were made of the same "
+        "inputs in the same way.",
+        rich_help_panel=OUTPUT,
     ),
 ]
 DryRun = Annotated[
-    bool, typer.Option("--dry-run", help="Write nothing; print what was found and would be done.", rich_help_panel=OUTPUT)
+    bool,
+    typer.Option(
+        "--dry-run", help="Write nothing; print which cases were found and what would be done.", rich_help_panel=OUTPUT
+    ),
 ]
 Jobs = Annotated[
     int | None,
@@ -207,8 +221,8 @@ Jobs = Annotated[
         min=1,
         max=1024,
         metavar="N",
-        help="Worker processes; of one case, threads.",
-        show_default="what Slurm, cgroup and affinity grant",
+        help="Cases worked on at once, each by a process; of one case, threads.",
+        show_default=_GRANTED,
         rich_help_panel=OUTPUT,
     ),
 ]

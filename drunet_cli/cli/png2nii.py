@@ -37,8 +37,8 @@ def png2nii(
         list[str] | None,
         typer.Option(
             metavar="FILE_OR_CASES",
-            help="NIfTI image of the case, whose geometry the label map gets; or CASES as for nii2png (FLAIR gives the "
-            "geometry), for slices of several cases. May be given again. Required.",
+            help="Image that gives the label map its geometry, or CASES as for nii2png, of which FLAIR does. May be given "
+            "again. Required.",
             show_default=False,
             rich_help_panel=options.IMAGES,
         ),
@@ -47,7 +47,7 @@ def png2nii(
         str | None,
         typer.Option(
             metavar="NAME",
-            help="Convert the slices of this case alone.",
+            help="Convert only the slices of this case.",
             show_default="all that DIR holds",
             rich_help_panel=options.IMAGES,
         ),
@@ -58,7 +58,8 @@ def png2nii(
     labels: Annotated[
         Labels | None,
         typer.Option(
-            help="Label value of enhancing tumour: brats2020 is 4, brats2023 is 3.",
+            metavar="NAME",
+            help="Label value of enhancing tumour: 4 (brats2020) or 3 (brats2023).",
             show_default="as in the segmentations that nii2png read, else brats2020",
             rich_help_panel=options.OUTPUT,
         ),
@@ -71,11 +72,11 @@ def png2nii(
 ) -> None:
     """Put label slices together to label maps in the geometry of a reference image.
 
-    Read are slices with the class index 0-3 in every channel, as nii2png writes
-    them, and with 50 times the index in red, as the published prediction does.
-    Each must be there once. What nii2png turned, padded or cropped is undone, as
-    DIR/cases, or cases beside the folder of the slices, says; without it slices
-    are taken for those of the BraTS grid. Paths of label maps go to stdout.
+    Pixels hold the class index 0-3 in every channel, as nii2png writes them, or
+    50 times the index in red, as the published prediction does. Every slice of a
+    case must be there. What nii2png turned, padded or cropped is undone, as the
+    folder cases tells that it wrote, in DIR or beside it; without that folder
+    the slices must be on the BraTS grid. Paths of label maps go to stdout.
 
     drunet convert png2nii slices --like BraTS2021_TrainingData -o label_maps
     """

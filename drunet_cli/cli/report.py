@@ -19,7 +19,7 @@ def report(
         list[str],
         typer.Argument(
             metavar="OUT_DIRS",
-            help="Folders that segment has written, looked through at any depth, or sidecars in them.",
+            help="Folders that drunet segment wrote, searched at any depth, or single .json sidecars.",
             show_default=False,
         ),
     ],
@@ -27,10 +27,11 @@ def report(
     output: Annotated[
         Path | None,
         typer.Option(
+            "--output",
             "-o",
             parser=options.path,
             metavar="FILE.html",
-            help="Write one page with everything in it: table, previews, distribution of volumes, provenance.",
+            help="Page to write: table, previews, distribution of volumes, provenance. It needs no other file.",
             show_default=False,
             rich_help_panel=options.OUTPUT,
         ),
@@ -41,7 +42,7 @@ def report(
             "--csv",
             parser=options.path,
             metavar="FILE",
-            help="Write one row a case.",
+            help="Table to write, one row a case.",
             show_default=False,
             rich_help_panel=options.OUTPUT,
         ),
@@ -50,12 +51,12 @@ def report(
     json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
-    """Put the cases of any number of runs or shards into one page or table.
+    """Put the results of any number of runs on one page, or in one table.
 
-    Volumes in mL, warnings and provenance come from the sidecars beside the label
-    maps, which are checked to be as they were written; cases that failed from the
-    summaries. Previews are shown where segment --preview has made them. Without
-    -o and --csv a table is printed.
+    Volumes (mL), warnings and provenance come from the sidecars, the .json beside
+    each label map; failed cases from each run's summary.csv. A label map that was
+    changed since is reported. Previews are shown where segment --preview drew
+    them. Without -o and --csv a table is printed.
 
     drunet report results -o report.html
     """

@@ -26,14 +26,20 @@ def segment(
     output: options.LabelMapOutput = None,
     labels: Annotated[
         Labels,
-        typer.Option(help="Label value of enhancing tumour: brats2020 is 4, brats2023 is 3.", rich_help_panel=options.OUTPUT),
+        typer.Option(
+            metavar="NAME",
+            help="Label value of enhancing tumour: 4 (brats2020) or 3 (brats2023).",
+            rich_help_panel=options.OUTPUT,
+        ),
     ] = Labels.BRATS2020,
     skip_existing: options.SkipExisting = False,
     overwrite: options.Overwrite = False,
     dry_run: options.DryRun = False,
     no_sidecar: Annotated[
         bool,
-        typer.Option("--no-sidecar", help="Do not write the .json beside the label map.", rich_help_panel=options.OUTPUT),
+        typer.Option(
+            "--no-sidecar", help="Write no .json with volumes, warnings and provenance.", rich_help_panel=options.OUTPUT
+        ),
     ] = False,
     json: options.Json = False,
     quiet: options.Quiet = False,
@@ -43,16 +49,17 @@ def segment(
         Precision,
         typer.Option(
             metavar="FORMAT",
-            help="auto, float32, bfloat16 or float16; auto is float32, which gives the published labels, or on CUDA GPUs half "
-            "precision where the weights record that it does too.",
+            help="Number format: auto, float32, bfloat16 or float16. auto is float32, which gives the published labels; on "
+            "CUDA GPUs half precision, where the weights record that it gives them too.",
             rich_help_panel=options.NETWORK,
         ),
     ] = Precision.AUTO,
     engine: Annotated[
         EngineName,
         typer.Option(
-            metavar="auto|torch|onnxruntime",
-            help="What computes; auto is ONNX Runtime on the CPU, which is faster, where the extra onnx is installed.",
+            metavar="LIBRARY",
+            help="What computes: auto, torch or onnxruntime. auto is ONNX Runtime on the CPU where the extra onnx is installed "
+            "(faster), else PyTorch.",
             rich_help_panel=options.NETWORK,
         ),
     ] = EngineName.AUTO,
@@ -60,7 +67,8 @@ def segment(
         WindowMode | None,
         typer.Option(
             metavar="full|auto",
-            help="Whole frames, or (auto) of each slice the smallest window with its brain: faster, but not the same labels.",
+            help="What the network sees of a slice: full, all 240 x 240 pixels; auto, the smallest window around the brain, "
+            "which is faster and gives other labels.",
             show_default="as the weights were trained; the published ones: full",
             rich_help_panel=options.NETWORK,
         ),
@@ -80,17 +88,16 @@ def segment(
 ) -> None:
     """Segment brain tumours: four MRI files of a patient in, a 3D label map out.
 
-    One patient by --t1 --t1ce --t2 --flair, or CASES: any number of them.
-    The images must be skull-stripped and on one grid, in any orientation.
+    Name one patient by --t1 --t1ce --t2 --flair, or any number as CASES. The
+    images must be skull-stripped and on one common grid, in any orientation.
     Label values: 1 necrotic and non-enhancing core, 2 oedema, 4 enhancing tumour
     (3 with --labels brats2023). Regions: WT, whole tumour, is all of them; TC,
-    tumour core, is 1 and 4; ET is 4. The label map has the geometry of FLAIR.
-    Its path is printed on stdout. Of several cases the folder OUT also gets
-    summary.csv (with --shard K/N: summary-K-of-N.csv).
+    tumour core, is 1 and 4; ET is 4. The label map has the geometry of FLAIR. Its
+    path is printed on stdout. Several cases also give OUT/summary.csv.
 
-    drunet segment --t1 a_t1.nii.gz --t1ce a_t1ce.nii.gz --t2 a_t2.nii.gz \\
-    --flair a_flair.nii.gz -o a_seg.nii.gz
-
+    One patient, by four files or by the folder that holds them; then a data set:
+    drunet segment --t1 t1.nii --t1ce t1c.nii --t2 t2.nii --flair f.nii -o seg.nii
+    drunet segment BraTS2021_TrainingData/p01 -o p01_seg.nii.gz
     drunet segment BraTS2021_ValidationData -o results --skip-existing
     """
     given = {Modality.FLAIR: flair, Modality.T1CE: t1ce, Modality.T1: t1, Modality.T2: t2}

@@ -25,8 +25,8 @@ def train(
         list[str] | None,
         typer.Argument(
             metavar="CASES_OR_PNG_DIRS",
-            help="Case folders with segmentations, folders that hold such at any depth, tables, - for such paths on stdin; and "
-            "folders that drunet convert nii2png wrote.",
+            help="Case folders with segmentations; folders that hold such at any depth; tables (.csv or .tsv with the columns "
+            "case, t1, t1ce, t2, flair, seg); folders that drunet convert nii2png wrote; or - for such paths on stdin.",
             show_default=False,
         ),
     ] = None,
@@ -34,33 +34,40 @@ def train(
     output: Annotated[
         Path | None,
         typer.Option(
+            "--output",
             "-o",
             parser=options.path,
             metavar="RUN",
-            help="Folder of the run. Required.",
+            help="Folder to write the run into. Required.",
             show_default=False,
             rich_help_panel=options.OUTPUT,
         ),
     ] = None,
     recipe: Annotated[
         RecipeName | None,
-        _number("modern, or paper: as published.", default="modern"),
+        _number("Settings to train with: modern, or paper (as published).", default="modern"),
     ] = None,
     config: Annotated[
         Path | None,
-        _number("Numbers of the recipe; RUN/config.toml of another run is such a file.", metavar="FILE.toml", default=False),
+        _number(
+            "Settings that differ from the recipe; RUN/config.toml of another run has all.", metavar="FILE.toml", default=False
+        ),
     ] = None,
-    base_width: Annotated[int | None, _number("Channels of the first stage.", min=1, metavar="N", default="16")] = None,
-    epochs: Annotated[int | None, _number("Epochs.", min=1, metavar="N")] = None,
-    steps: Annotated[int | None, _number("Steps in all, instead of epochs.", min=1, metavar="N", default=False)] = None,
-    batch_size: Annotated[int | None, _number("Slices a step, of all processes together.", min=1, metavar="N")] = None,
-    learning_rate: Annotated[float | None, _number("Highest learning rate.", metavar="X")] = None,
-    dropout: Annotated[float | None, _number("Rate of dropout.", min=0, max=0.99, metavar="P")] = None,
-    seed: Annotated[int | None, _number("Seed of every draw.", min=0, metavar="N", default="0")] = None,
+    base_width: Annotated[
+        int | None, _number("Filters of the first level; fewer make a smaller network.", min=1, metavar="N", default="16")
+    ] = None,
+    epochs: Annotated[int | None, _number("Length of the training in epochs.", min=1, metavar="N")] = None,
+    steps: Annotated[
+        int | None, _number("Length of the training in steps, instead.", min=1, metavar="N", default=False)
+    ] = None,
+    batch_size: Annotated[int | None, _number("Slices a step, over all processes.", min=1, metavar="N")] = None,
+    learning_rate: Annotated[float | None, _number("Highest learning rate of the training.", metavar="X")] = None,
+    dropout: Annotated[float | None, _number("Dropout rate.", min=0, max=0.99, metavar="P")] = None,
+    seed: Annotated[int | None, _number("Seed of all that is random, the split too.", min=0, metavar="N", default="0")] = None,
     init: Annotated[
         str | None,
         _number(
-            "Begin with weights: a name (drunet weights list) or a file.",
+            "Begin with these weights (fine-tuning): a name (drunet weights list) or a file.",
             metavar="NAME_OR_FILE",
             autocompletion=weights_names,
             default=False,
@@ -68,23 +75,31 @@ def train(
     ] = None,
     resume: Annotated[
         bool,
-        typer.Option("--resume", help="Continue the training in RUN; begin it where there is none.", rich_help_panel=_TRAINING),
+        typer.Option("--resume", help="Continue the training in RUN, or begin it if there is none.", rich_help_panel=_TRAINING),
     ] = False,
     val_fraction: Annotated[
-        float | None, _number("Share of the cases to hold out.", panel=_DATA, min=0, max=1, metavar="F", default="0.2")
+        float | None,
+        _number("Share of the cases held out for validation.", panel=_DATA, min=0, max=1, metavar="F", default="0.2"),
     ] = None,
     folds: Annotated[
-        int | None, _number("Number of folds, one of which is held out.", panel=_DATA, min=2, metavar="K", default=False)
+        int | None, _number("Cross-validation: split the cases into K folds.", panel=_DATA, min=2, metavar="K", default=False)
     ] = None,
-    fold: Annotated[int | None, _number("Which, from 1.", panel=_DATA, min=1, metavar="k", default=False)] = None,
+    fold: Annotated[
+        int | None, _number("Which of the K folds is held out, from 1.", panel=_DATA, min=1, metavar="k", default=False)
+    ] = None,
     split: Annotated[
         Path | None,
-        _number('Names of the cases: {"train": [...], "validation": [...]}.', panel=_DATA, metavar="FILE.json", default=False),
+        _number(
+            'Names of the cases, {"train": [...], "validation": [...]}; RUN/split.json is such a file.',
+            panel=_DATA,
+            metavar="FILE.json",
+            default=False,
+        ),
     ] = None,
     slices_dir: Annotated[
         Path | None,
         _number(
-            "Where the cases are kept as slices; runs may share it.",
+            "Folder that keeps the cases as slices, about 16 MB a case; runs may share it.",
             panel=_DATA,
             parser=options.path,
             metavar="DIR",
@@ -102,7 +117,7 @@ def train(
         Precision,
         typer.Option(
             metavar="FORMAT",
-            help="auto, float32, bfloat16 or float16; auto is bfloat16 on CUDA GPUs, else float32.",
+            help="Number format: auto, float32, bfloat16 or float16. auto is bfloat16 on CUDA GPUs, else float32.",
             rich_help_panel=options.NETWORK,
         ),
     ] = Precision.AUTO,
@@ -112,12 +127,16 @@ def train(
 ) -> None:
     """Train DR-Unet104 on cases with segmentations.
 
-    RUN/best.safetensors is the best epoch by the Dice of held-out cases, for
-    drunet segment --weights. RUN also gets last.safetensors, metrics.csv,
-    curves.png, config.toml with every number, and what --resume needs.
-    SIGTERM saves before it ends the run. Several GPUs: torchrun.
+    RUN/best.safetensors, for drunet segment --weights, is the epoch with the best
+    Dice on the cases held out. RUN also gets last.safetensors, metrics.csv,
+    curves.png, config.toml with all settings, and what --resume needs.
+    Ctrl-C and SIGTERM (Slurm) save the state first; --resume goes on from there.
 
     drunet train BraTS2021_TrainingData -o run
+    drunet train BraTS2021_TrainingData -o fold1 --folds 5 --fold 1
+
+    On 4 GPUs of one machine:
+    torchrun --nproc-per-node 4 -m drunet_cli train BraTS2021_TrainingData -o run
     """
     if output is None:
         raise MisuseError("missing -o: name a folder for the run")

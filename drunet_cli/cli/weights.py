@@ -1,7 +1,7 @@
 """`drunet weights`: trained weights, those that come with drunet and those in the cache."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Final
 
 import typer
 
@@ -10,14 +10,27 @@ from drunet_cli.cli.completion import weights_names
 from drunet_cli.errors import MisuseError
 from drunet_cli.network.registry import DEFAULT, PUBLISHED_BN_EPSILON
 
-app = typer.Typer(no_args_is_help=True, help="Fetch, import and describe trained weights.")
+_HELP: Final = """Fetch, import and describe trained weights.
 
-_Name = Annotated[str, typer.Argument(metavar="NAME", autocompletion=weights_names, help="Name of the weights.")]
+They lie in a cache folder (DRUNET_CACHE_DIR); --weights takes their names.
+
+Fetch the published weights; or take in their file, fetched elsewhere:
+drunet weights download
+drunet weights import weights_brats_dr_unet_test_model_DO_05.h5
+"""
+app = typer.Typer(no_args_is_help=True, help=_HELP)
+
+_Name = Annotated[
+    str, typer.Argument(metavar="NAME", autocompletion=weights_names, help="Name of the weights (drunet weights list).")
+]
 
 
 @app.command("list")
 def list_weights(json: options.Json = False) -> None:
-    """List weights: those that drunet knows, those bundled with it, and those in the cache."""
+    """List the weights that drunet can download, brings along, or has in the cache.
+
+    drunet weights list
+    """
     from drunet_cli.cli.console import Screen, result_json
     from drunet_cli.cli.tables import weights_table
     from drunet_cli.cli.weights_facts import listed_weights, words_of
@@ -32,7 +45,12 @@ def list_weights(json: options.Json = False) -> None:
 
 @app.command()
 def download(name: _Name = DEFAULT, quiet: options.Quiet = False) -> None:
-    """Download weights into the cache, if they are not there or come with drunet, and print their path."""
+    """Download weights into the cache, and print the path of their file.
+
+    Nothing is downloaded if they are in the cache already, or come with drunet.
+
+    drunet weights download
+    """
     from drunet_cli.cli.console import Screen, result
     from drunet_cli.cli.downloads import DownloadWatcher
     from drunet_cli.network.acquisition import obtain
@@ -44,7 +62,13 @@ def download(name: _Name = DEFAULT, quiet: options.Quiet = False) -> None:
 
 @app.command()
 def path(name: _Name = DEFAULT) -> None:
-    """Print the file of weights; exit 4 if they are not in the cache and do not come with drunet."""
+    """Print the path of the file of weights; nothing is downloaded.
+
+    It is an error (exit code 4) if they are neither in the cache nor part of
+    drunet.
+
+    drunet weights path compact
+    """
     from drunet_cli.cli.console import result
     from drunet_cli.network.acquisition import metadata_of
 
@@ -54,11 +78,17 @@ def path(name: _Name = DEFAULT) -> None:
 @app.command()
 def info(
     weights: Annotated[
-        str, typer.Argument(metavar="NAME_OR_FILE", autocompletion=weights_names, help="Weights by name, or a file.")
+        str,
+        typer.Argument(
+            metavar="NAME_OR_FILE", autocompletion=weights_names, help="Name of the weights (drunet weights list), or a file."
+        ),
     ] = DEFAULT,
     json: options.Json = False,
 ) -> None:
-    """Describe weights, also those not downloaded yet: where they are, licence, citation, base width, origin, SHA-256."""
+    """Describe weights, also those not downloaded yet: where they are, licence, citation, base width, origin, SHA-256.
+
+    drunet weights info compact
+    """
     from drunet_cli.cli.console import Screen, result_json
     from drunet_cli.cli.tables import fields_table
     from drunet_cli.cli.weights_facts import described_weights, words_for
@@ -73,19 +103,24 @@ def info(
 @app.command("import")
 def import_file(
     file: Annotated[
-        Path, typer.Argument(metavar="FILE", help="Keras .h5 (save_weights) or drunet .safetensors.", show_default=False)
+        Path,
+        typer.Argument(
+            metavar="FILE", help="Weights file: .h5 of Keras (save_weights), or .safetensors of drunet.", show_default=False
+        ),
     ],
     name: Annotated[
         str,
         typer.Option(
-            "--name", metavar="NAME", help="Name to give them in the cache; the default is kept to the published file."
+            "--name",
+            metavar="NAME",
+            help="Name that --weights will take them by; give one to weights of your own. The default is kept to the published file.",
         ),
     ] = DEFAULT,
     epsilon: Annotated[
         float | None,
         typer.Option(
             metavar="E",
-            help="Batch-norm epsilon to run a Keras file with; the file does not say.",
+            help="Batch-norm epsilon that a Keras file is to be run with, as it does not say.",
             show_default=f"{PUBLISHED_BN_EPSILON:g}",
         ),
     ] = None,
@@ -94,8 +129,11 @@ def import_file(
 ) -> None:
     """Verify a weights file, put it into the cache, and print the path there.
 
-    For machines without internet: fetch the authors' file elsewhere (weights info has
-    the link), copy it, import it. Weights of your own: give --name.
+    For machines without internet: fetch the authors' file elsewhere ("drunet
+    weights info" has the link), copy it here, and import it.
+
+    drunet weights import weights_brats_dr_unet_test_model_DO_05.h5
+    drunet weights import mine.h5 --name mine
     """
     if epsilon is not None and not 0 < epsilon < 1:
         raise MisuseError(f"--epsilon {epsilon:g}: must lie between 0 and 1")

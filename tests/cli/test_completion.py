@@ -68,6 +68,10 @@ def test_weights_are_offered_wherever_they_are_named(line: str, drunet: Drunet) 
         ("drunet segment --device c", ["cpu", "cuda"]),
         ("drunet export --format ", ["onnx", "keras", "safetensors"]),
         ("drunet export --head s", ["softmax"]),
+        ("drunet evaluate --convention l", ["lesionwise"]),
+        ("drunet segment --labels brats2023 --window f", ["full"]),
+        ("drunet segment --outp", ["--output"]),
+        ("drunet segment -output x --engine t", ["torch"]),  # its mistake is told when it runs
     ],
 )
 def test_words_that_begin_so_are_offered(line: str, words: list[str], drunet: Drunet) -> None:

@@ -10,6 +10,7 @@ from typer.main import get_command
 from drunet_cli.cli.app import app, main
 
 WIDTH: Final = 80
+_MARGINS: Final = 2  # that the help leaves blank beside its text
 
 
 def _below(command: Any, words: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
@@ -41,6 +42,28 @@ def test_h_is_short_for_help(words: tuple[str, ...], capsys: pytest.CaptureFixtu
 
 
 @every_command
+def test_help_fits_the_terminal_and_breaks_no_word(words: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
+    shown = help_of(words, capsys)
+    assert max(map(len, shown.splitlines())) <= WIDTH
+    assert "\x1b" not in shown
+    described = {word for parameter in COMMANDS[words].params for word in (parameter.help or "").split()}
+    assert not described - set(shown.replace("│", " ").split())
+
+
+@every_command
+def test_lines_of_the_description_are_not_wrapped_again(words: tuple[str, ...]) -> None:
+    assert [line for line in COMMANDS[words].help.splitlines() if len(line) > WIDTH - _MARGINS] == []
+
+
+@every_command
+def test_help_gives_an_example_that_can_be_copied(words: tuple[str, ...]) -> None:
+    """In one line: in two, the blanks that fill up a line of the terminal would follow the backslash."""
+    lines = COMMANDS[words].help.splitlines()
+    assert [line for line in lines if line.startswith(" ".join(["drunet", *words]))]
+    assert not [line for line in lines if line.endswith("\\")]
+
+
+@every_command
 def test_help_shows_no_python_type(words: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
     shown = help_of(words, capsys)
     assert not [name for name in ("<bool>", "<str>", "<path>", "list[") if name in shown]
@@ -52,6 +75,35 @@ def test_panel_of_the_help_option_comes_after_those_of_a_command(
 ) -> None:
     panels = [line.split()[1] for line in help_of(words, capsys).splitlines() if line.startswith("╭─")]
     assert panels[-1] == ("Commands" if hasattr(COMMANDS[words], "commands") else "Help")
+
+
+@every_command
+def test_an_output_has_a_long_option_too(words: tuple[str, ...]) -> None:
+    short = [parameter for parameter in COMMANDS[words].params if "-o" in parameter.opts]
+    assert [parameter.opts for parameter in short] == [["--output", "-o"]] * len(short)
+
+
+def test_an_output_by_its_long_option_is_written(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["demo", "--write-cases", "1", "--output", "made", "--quiet"]) == 0
+    assert capsys.readouterr().out == "made/phantom_0\n"
+
+
+@pytest.mark.parametrize(
+    ("line", "option"),
+    [
+        ("segment cases -output results", "-output"),
+        ("segment cases -o results -overwrite", "-overwrite"),
+        ("segment -t1 t1.nii.gz", "-t1"),
+        ("demo -output=made", "-output=made"),
+        ("weights list -json", "-json"),
+        ("-version", "-version"),
+    ],
+)
+def test_a_long_option_with_one_dash_is_misuse(line: str, option: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """-output x was read as -o utput."""
+    assert main(line.split()) == 2
+    out, err = capsys.readouterr()
+    assert (out, err) == ("", f"Error: {option}: a long option takes two dashes; write -{option}\n")
 
 
 def test_a_short_option_takes_its_value_in_the_same_word(capsys: pytest.CaptureFixture[str]) -> None:
@@ -67,19 +119,3 @@ def test_a_command_that_lacks_its_command_shows_its_help_on_stderr(
     assert main(list(words)) == 2
     out, err = capsys.readouterr()
     assert (out, err.strip()) == ("", shown.strip())
-
-
-@pytest.mark.parametrize(
-    ("line", "option"),
-    [
-        ("segment cases -o results -overwrite", "-overwrite"),
-        ("segment -t1 t1.nii.gz", "-t1"),
-        ("weights list -json", "-json"),
-        ("-version", "-version"),
-    ],
-)
-def test_a_long_option_with_one_dash_is_misuse(line: str, option: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """-output x was read as -o utput."""
-    assert main(line.split()) == 2
-    out, err = capsys.readouterr()
-    assert (out, err) == ("", f"Error: {option}: a long option takes two dashes; write -{option}\n")
