@@ -107,3 +107,12 @@ def test_a_command_of_the_readme_or_of_the_help_runs(
 def test_the_readme_shows_every_command() -> None:
     shown = {command.split()[0] for command in OF_THE_README} | {"demo"}
     assert shown == {"convert", "demo", "evaluate", "export", "report", "segment", "train", "weights"}
+
+
+def test_links_within_the_readme_lead_to_its_headings() -> None:
+    headings = {
+        re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in re.findall(r"^#+ (.*)$", README, re.MULTILINE)
+    }
+    links = set(re.findall(r"\]\(#([^)]*)\)", README))
+    assert len(links) > 10
+    assert not links - headings
