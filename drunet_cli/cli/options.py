@@ -84,6 +84,7 @@ Weights = Annotated[
 Device = Annotated[
     str,
     typer.Option(
+        "--device",  # Typer before 0.29 would make --DEVICE of it
         metavar="DEVICE",
         autocompletion=_DEVICE_NAMES,
         callback=_device,
@@ -94,6 +95,7 @@ Device = Annotated[
 Devices = Annotated[
     str,
     typer.Option(
+        "--device",  # Typer before 0.29 would make --DEVICE of it
         metavar="DEVICE",
         autocompletion=_DEVICE_NAMES,
         callback=_devices,

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import pytest
+from typer.core import TyperArgument
 from typer.main import get_command
 
 from drunet_cli.cli.app import app, main
@@ -63,6 +64,14 @@ def test_help_gives_an_example_that_can_be_copied(words: tuple[str, ...]) -> Non
     assert not [line for line in lines if line.endswith("\\")]
 
 
+@every_command
+def test_long_options_are_in_small_letters(words: tuple[str, ...]) -> None:
+    """Some versions of Typer name an option after its metavar."""
+    long_options = [name for parameter in COMMANDS[words].params for name in parameter.opts if name.startswith("--")]
+    assert long_options == [name.lower() for name in long_options]
+
+
+@pytest.mark.skipif(not hasattr(TyperArgument, "display_type_rich"), reason="Typer before 0.29 shows types in another way")
 @every_command
 def test_help_shows_no_python_type(words: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
     shown = help_of(words, capsys)
