@@ -113,7 +113,7 @@ def import_file(
         typer.Option(
             "--name",
             metavar="NAME",
-            help="Name that --weights will take them by; give one to weights of your own. The default is kept to the published file.",
+            help="Name that --weights will take them by. The default is kept to the published file; give your own weights another.",
         ),
     ] = DEFAULT,
     epsilon: Annotated[
