@@ -85,7 +85,9 @@ def info(
     ] = DEFAULT,
     json: options.Json = False,
 ) -> None:
-    """Describe weights, also those not downloaded yet: where they are, licence, citation, base width, origin, SHA-256.
+    """Describe weights: where they are, base width, origin, check sums, licence.
+
+    Also those that are not downloaded yet.
 
     drunet weights info compact
     """
@@ -113,7 +115,7 @@ def import_file(
         typer.Option(
             "--name",
             metavar="NAME",
-            help="Name that --weights will take them by. The default is kept to the published file; give your own weights another.",
+            help="Name that --weights will take them by. The default is for the published file alone; give your own another.",
         ),
     ] = DEFAULT,
     epsilon: Annotated[
