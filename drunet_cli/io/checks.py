@@ -12,10 +12,11 @@ import numpy.typing as npt
 
 from drunet_cli.brats import CHANNELS, Modality, dice_of
 from drunet_cli.errors import CaseError
-from drunet_cli.io.geometry import FRAME, Geometry
+from drunet_cli.io.geometry import FRAME, Geometry, at_1_mm, orientation_to_network
 from drunet_cli.io.grids import check_grids
 from drunet_cli.io.naming import modality_in_name
 from drunet_cli.io.nifti import Volume
+from drunet_cli.io.nifti_header import Grid
 
 _FORMS_AGREE_MM: Final = 0.5  # float32 quaternions round; half a voxel of the BraTS grid is no rounding
 # Interpolation leaves a few negative voxels around a brain; subtracting the mean makes about half of the brain negative.
@@ -84,8 +85,17 @@ def case_warnings(volumes: Mapping[Modality, Volume], geometry: Geometry) -> lis
         *_of_header(volumes[Modality.FLAIR]),
         *_misnamed(volumes),
         *(_unstripped(volumes, geometry) or _different_brains(volumes)),
-        *_of_geometry(geometry),
+        *_of_in_plane_spacing(geometry.x.spacing_mm, geometry.y.spacing_mm),
+        *_of_extent(geometry),
+        *_of_slice_spacing(geometry.slice_spacing_mm),
     ]
+
+
+def grid_warnings(grids: Mapping[Modality, Grid]) -> list[CaseWarning]:
+    """Those of the same that headers and file names tell, without a voxel."""
+    flair = grids[Modality.FLAIR]
+    x_mm, y_mm, z_mm = (flair.spacing_mm[axis] for axis in np.argsort(orientation_to_network(flair.affine)[:, 0]))
+    return [*_of_header(flair), *_misnamed(grids), *_of_in_plane_spacing(x_mm, y_mm), *_of_slice_spacing(z_mm)]
 
 
 def voxel_litres(affine: npt.NDArray[np.float64]) -> float:
@@ -93,7 +103,7 @@ def voxel_litres(affine: npt.NDArray[np.float64]) -> float:
     return float(abs(np.linalg.det(affine[:3, :3]))) * 1e-6
 
 
-def _of_header(flair: Volume) -> list[CaseWarning]:
+def _of_header(flair: Grid) -> list[CaseWarning]:
     warnings = []
     if not flair.has_orientation:
         message = (
@@ -110,32 +120,31 @@ def _of_header(flair: Volume) -> list[CaseWarning]:
     return warnings
 
 
-def _of_geometry(geometry: Geometry) -> list[CaseWarning]:
-    warnings = []
-    if geometry.resampled:
-        warnings.append(
-            CaseWarning(
-                WarningCode.RESAMPLED,
-                f"in-plane spacing is {geometry.x.spacing_mm:g} x {geometry.y.spacing_mm:g} mm, not 1 mm: slices were "
-                "resampled for the network and its probabilities resampled back",
-            )
-        )
-    if max(geometry.x.brain_mm, geometry.y.brain_mm) > FRAME:
-        warnings.append(
-            CaseWarning(
-                WarningCode.BRAIN_OUTSIDE_FRAME,
-                f"the images reach over {geometry.x.brain_mm:.0f} x {geometry.y.brain_mm:.0f} mm in plane, more than the "
-                f"network's {FRAME} mm frame; what lies outside is labelled background",
-            )
-        )
-    if geometry.slice_spacing_mm > _THICK_SLICE_MM:
-        warnings.append(
-            CaseWarning(
-                WarningCode.THICK_SLICES,
-                f"slices are {geometry.slice_spacing_mm:g} mm apart; the network was trained on 1 mm, expect a poorer result",
-            )
-        )
-    return warnings
+def _of_in_plane_spacing(x_mm: float, y_mm: float) -> list[CaseWarning]:
+    if at_1_mm([x_mm, y_mm]):
+        return []
+    message = (
+        f"in-plane spacing is {x_mm:g} x {y_mm:g} mm, not 1 mm: slices were resampled for the network and its probabilities "
+        "resampled back"
+    )
+    return [CaseWarning(WarningCode.RESAMPLED, message)]
+
+
+def _of_extent(geometry: Geometry) -> list[CaseWarning]:
+    if max(geometry.x.brain_mm, geometry.y.brain_mm) <= FRAME:
+        return []
+    message = (
+        f"the images reach over {geometry.x.brain_mm:.0f} x {geometry.y.brain_mm:.0f} mm in plane, more than the "
+        f"network's {FRAME} mm frame; what lies outside is labelled background"
+    )
+    return [CaseWarning(WarningCode.BRAIN_OUTSIDE_FRAME, message)]
+
+
+def _of_slice_spacing(z_mm: float) -> list[CaseWarning]:
+    if z_mm <= _THICK_SLICE_MM:
+        return []
+    message = f"slices are {z_mm:g} mm apart; the network was trained on 1 mm, expect a poorer result"
+    return [CaseWarning(WarningCode.THICK_SLICES, message)]
 
 
 def _check_voxels(volume: Volume, modality: Modality) -> None:
@@ -176,7 +185,7 @@ def _same_voxels(voxels: npt.NDArray[Any], others: npt.NDArray[Any]) -> bool:
     return np.array_equal(voxels[..., middle], others[..., middle]) and np.array_equal(voxels, others)
 
 
-def _misnamed(volumes: Mapping[Modality, Volume]) -> list[CaseWarning]:
+def _misnamed(volumes: Mapping[Modality, Grid]) -> list[CaseWarning]:
     """Files that may stand under the wrong option, which gives a plausible wrong result."""
     warnings = []
     for modality in CHANNELS:

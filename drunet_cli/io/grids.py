@@ -5,10 +5,10 @@ from collections.abc import Mapping, Sequence
 from drunet_cli.brats import CHANNELS, Modality
 from drunet_cli.errors import CaseError
 from drunet_cli.io.geometry import SAME_PLACE_MM, farthest_corner_mm
-from drunet_cli.io.nifti import Volume
+from drunet_cli.io.nifti_header import Grid
 
 
-def check_grids(volumes: Mapping[Modality, Volume]) -> None:
+def check_grids(volumes: Mapping[Modality, Grid]) -> None:
     """Every modality must share FLAIR's shape, and its affine to within 1e-3 mm at every corner of the volume."""
     flair, *others = CHANNELS
     different = [modality for modality in others if not same_grid(volumes[modality], volumes[flair])]
@@ -24,15 +24,15 @@ def check_grids(volumes: Mapping[Modality, Volume]) -> None:
     )
 
 
-def _grids_table(volumes: Sequence[tuple[str, Volume]]) -> tuple[str, ...]:
+def _grids_table(volumes: Sequence[tuple[str, Grid]]) -> tuple[str, ...]:
     rows = [("", "shape", "spacing mm", "voxel 0 at mm (R, A, S)", "axes")]
     rows += [(name, *_grid_in_words(volume)) for name, volume in volumes]
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     return tuple("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows)
 
 
-def _grid_in_words(volume: Volume) -> tuple[str, str, str, str]:
-    shape = " x ".join(str(n) for n in volume.voxels.shape)
+def _grid_in_words(volume: Grid) -> tuple[str, str, str, str]:
+    shape = " x ".join(str(n) for n in volume.shape)
     spacing = " x ".join(f"{size:.4g}" for size in volume.spacing_mm)
     origin = ", ".join(f"{value + 0.0:.6g}" for value in volume.affine[:3, 3])
     axes = " ".join(
@@ -42,7 +42,7 @@ def _grid_in_words(volume: Volume) -> tuple[str, str, str, str]:
     return shape, spacing, origin, axes
 
 
-def grids_differ(volume: Volume, other: Volume, *, names: tuple[str, str]) -> CaseError | None:
+def grids_differ(volume: Grid, other: Grid, *, names: tuple[str, str]) -> CaseError | None:
     """What is to be said of two volumes that are not on one grid; None where they are. names: what they are."""
     if same_grid(volume, other):
         return None
@@ -53,8 +53,8 @@ def grids_differ(volume: Volume, other: Volume, *, names: tuple[str, str]) -> Ca
     )
 
 
-def same_grid(volume: Volume, other: Volume) -> bool:
+def same_grid(volume: Grid, other: Grid) -> bool:
     """Whether two volumes have one shape, and their affines place every corner within 0.001 mm."""
-    if volume.voxels.shape != other.voxels.shape:
+    if volume.shape != other.shape:
         return False
-    return farthest_corner_mm(volume.affine, other.affine, volume.voxels.shape) <= SAME_PLACE_MM
+    return farthest_corner_mm(volume.affine, other.affine, volume.shape) <= SAME_PLACE_MM

@@ -9,9 +9,10 @@ import numpy.typing as npt
 
 from drunet_cli.brats import CHANNELS, Modality
 from drunet_cli.io.case import Case
-from drunet_cli.io.checks import CaseWarning, brain_mask, case_warnings, check_volumes
+from drunet_cli.io.checks import CaseWarning, brain_mask, case_warnings, check_volumes, grid_warnings
 from drunet_cli.io.geometry import Geometry, fit
-from drunet_cli.io.nifti import Volume, load_volume, volume_of
+from drunet_cli.io.grids import check_grids
+from drunet_cli.io.nifti import Volume, load_grid, load_volume, volume_of
 from drunet_cli.io.slices import SliceStack, network_slices
 
 
@@ -39,6 +40,13 @@ def read_images(case: Case) -> CaseImages:
     with ThreadPoolExecutor(len(CHANNELS)) as threads:  # decompression runs outside the interpreter's lock
         volumes = dict(zip(CHANNELS, threads.map(lambda modality: load_volume(case.images[modality]), CHANNELS), strict=True))
     return _checked(case, volumes)
+
+
+def check_headers(case: Case) -> tuple[CaseWarning, ...]:
+    """The warnings that the headers of a case tell. Raises CaseError as read_images would, for what these tell."""
+    grids = {modality: load_grid(case.images[modality]) for modality in CHANNELS}
+    check_grids(grids)
+    return tuple(grid_warnings(grids))
 
 
 def images_of(arrays: Mapping[Modality, npt.NDArray[Any]], affine: npt.ArrayLike, *, name: str) -> CaseImages:

@@ -9,7 +9,7 @@ GZIP_SIGNATURE: Final = b"\x1f\x8b"
 MOST_INFLATED: Final = 1032  # bytes that deflate can make of one (zlib's technical notes)
 # What `Inflated` raises for a stream that is not as it was written; isal's stub calls its class an instance.
 CORRUPT: Final[tuple[type[Exception], ...]] = (zlib.error, isal_zlib.error)  # type: ignore[assignment]
-_CHUNK_BYTES: Final = 2**17
+CHUNK_BYTES: Final = 2**17
 _WITH_GZIP_HEADER: Final = 31  # zlib: the largest window, and a gzip header
 
 
@@ -20,8 +20,9 @@ class Inflated:
     which read a case wait for one another; and ISA-L inflates faster than zlib.
     """
 
-    def __init__(self, file: BinaryIO) -> None:
+    def __init__(self, file: BinaryIO, *, chunk_bytes: int = CHUNK_BYTES) -> None:
         self._file = file
+        self._chunk_bytes = chunk_bytes
         self._member = isal_zlib.decompressobj(wbits=_WITH_GZIP_HEADER)
 
     def read(self, n_bytes: int) -> bytes:
@@ -41,16 +42,16 @@ class Inflated:
             if self._member.eof:
                 compressed = self._member.unused_data
                 while not (compressed := compressed.lstrip(b"\0")):  # padding
-                    compressed = self._file.read(_CHUNK_BYTES)
+                    compressed = self._file.read(self._chunk_bytes)
                     if not compressed:
                         return b""
-                if len(compressed) < _CHUNK_BYTES:  # ISA-L misreads a header that comes in two pieces
-                    compressed += self._file.read(_CHUNK_BYTES)
+                if len(compressed) < self._chunk_bytes:  # ISA-L misreads a header that comes in two pieces
+                    compressed += self._file.read(self._chunk_bytes)
                 if not compressed.startswith(GZIP_SIGNATURE[: len(compressed)]):
                     raise zlib.error("something else follows a complete stream")
                 self._member = isal_zlib.decompressobj(wbits=_WITH_GZIP_HEADER)
             else:
-                compressed = self._member.unconsumed_tail or self._file.read(_CHUNK_BYTES)
+                compressed = self._member.unconsumed_tail or self._file.read(self._chunk_bytes)
             content = self._member.decompress(compressed, most)
             if content:
                 return content

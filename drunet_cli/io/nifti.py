@@ -9,6 +9,8 @@ import hashlib
 import io
 import math
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -21,10 +23,10 @@ from nibabel.spatialimages import HeaderDataError
 
 from drunet_cli.brats import LabelMap
 from drunet_cli.errors import CaseError
-from drunet_cli.io.geometry import axcodes, farthest_corner_mm, spacing_mm
-from drunet_cli.io.inflated import CORRUPT, GZIP_SIGNATURE, MOST_INFLATED, Inflated
+from drunet_cli.io.inflated import CHUNK_BYTES, CORRUPT, GZIP_SIGNATURE, MOST_INFLATED, Inflated
 from drunet_cli.io.nifti_header import (
     MOST_AXES,
+    Grid,
     Header,
     Shape,
     check_perpendicular,
@@ -40,7 +42,7 @@ from drunet_cli.io.nifti_header import (
 _Bytes: TypeAlias = npt.NDArray[np.uint8]
 
 _GZIP_LEVEL: Final = 6
-_CHUNK_BYTES: Final = 2**17
+_HEADER_CHUNK_BYTES: Final = 2**14  # holds a gzip header and what inflates to ours
 _OF_THE_IMAGE_ALONE: Final = (
     *("cal_min", "cal_max", "slice_start", "slice_end", "slice_code", "slice_duration", "toffset"),
     *("intent_code", "intent_p1", "intent_p2", "intent_p3"),
@@ -48,45 +50,24 @@ _OF_THE_IMAGE_ALONE: Final = (
 
 
 @dataclass(frozen=True)
-class Volume:
+class Volume(Grid):
     """One image as stored: voxels [I, J, K] in the file's axis order and type, and where they lie.
 
-    affine: 4 x 4 float64, voxel indices to RAS millimetres (sform if its code is set, else qform, else the spacing alone).
     sha256: of the file's bytes.
     """
 
-    path: Path
     voxels: npt.NDArray[Any]
-    affine: npt.NDArray[np.float64]
-    header: Header
     sha256: str
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """I, J, K."""
+        return self.voxels.shape
 
     @cached_property
     def brain(self) -> npt.NDArray[np.bool_]:
         """[I, J, K]: the voxels above 0."""
         return np.asarray(self.voxels > 0)
-
-    @property
-    def axcodes(self) -> str:
-        """Where I, J, K point, such as LPS."""
-        return axcodes(self.affine)
-
-    @property
-    def spacing_mm(self) -> tuple[float, float, float]:
-        """Voxel size along I, J, K."""
-        return spacing_mm(self.affine)
-
-    @property
-    def forms_differ_mm(self) -> float:
-        """How far sform and qform place a corner of the volume apart; 0 where only one of them is set."""
-        if self.header["sform_code"] == 0 or self.header["qform_code"] == 0:
-            return 0.0
-        return farthest_corner_mm(self.affine, self.header.get_qform(), self.voxels.shape)
-
-    @property
-    def has_orientation(self) -> bool:
-        """Whether the header says how the voxels lie in the patient (sform or qform code above 0)."""
-        return bool(self.header["sform_code"] > 0 or self.header["qform_code"] > 0)
 
 
 def load_volume(path: Path) -> Volume:
@@ -95,9 +76,26 @@ def load_volume(path: Path) -> Volume:
     A fourth axis of length 1 is dropped. scl_slope and scl_inter are applied where they change anything (float64 then).
     Raises CaseError when the file is missing, unreadable, truncated, corrupt, not NIfTI, not 3D, or absurdly large.
     """
+    with _readable(path):
+        return _load(path)
+
+
+def load_grid(path: Path) -> Grid:
+    """Read the header alone, of a compressed file a few kB. Raises CaseError as load_volume would, for what these tell.
+
+    A plain file that is shorter or longer than its header promises is among it; of a compressed one only the voxels tell.
+    """
+    with _readable(path), _opened(path, chunk_bytes=_HEADER_CHUNK_BYTES) as opened:
+        _, header, shape, _ = _promised(opened)
+        return Grid(path, checked_affine(header, shape, path), header)
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    """Whatever can be wrong with a file as one CaseError that names it."""
     try:
         with np.errstate(all="ignore"):  # what overflows in a damaged header is found as not finite
-            return _load(path)
+            yield
     except (HeaderDataError, ValueError, OverflowError) as error:
         raise damaged(path, " ".join(str(error).split())) from error
     except EOFError as error:
@@ -158,10 +156,33 @@ def volume_of(voxels: npt.NDArray[Any], affine: npt.ArrayLike, *, name: str) -> 
     if reason := implausible(matrix, voxels.shape):
         raise CaseError(f"{name}: {reason}")
     check_perpendicular(matrix, Path(name))
-    return Volume(Path(name), voxels, matrix, new_header(voxels.shape, np.uint8, matrix), sha256="")
+    return Volume(Path(name), matrix, new_header(voxels.shape, np.uint8, matrix), voxels, sha256="")
 
 
 def _load(path: Path) -> Volume:
+    with _opened(path) as opened:
+        head, header, shape, n_bytes = _promised(opened)
+        content = _read(opened, head, n_bytes)
+        opened.file.seek(0)
+        digest = hashlib.file_digest(opened.file, "sha256").hexdigest()
+    affine = checked_affine(header, shape, path)
+    return Volume(path, affine, header, _voxels(content, header, shape, path), digest)
+
+
+@dataclass(frozen=True)
+class _Opened:
+    """A file and its bytes decompressed. n_least, n_most: how many of these it can hold at all."""
+
+    path: Path
+    file: io.BufferedReader
+    stream: BinaryIO | Inflated
+    n_least: int
+    n_most: int
+
+
+@contextmanager
+def _opened(path: Path, *, chunk_bytes: int = CHUNK_BYTES) -> Iterator[_Opened]:
+    """chunk_bytes: of a compressed file, read at once."""
     status = path.stat()
     mode, n_stored = status.st_mode, status.st_size
     if stat.S_ISDIR(mode):
@@ -171,37 +192,40 @@ def _load(path: Path) -> Volume:
     with path.open("rb") as file:
         compressed = file.read(2) == GZIP_SIGNATURE
         file.seek(0)
-        stream, n_most = (Inflated(file), n_stored * MOST_INFLATED) if compressed else (file, n_stored)
-        header, shape, content = _read(stream, path, n_most=n_most)
-        file.seek(0)
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    affine = checked_affine(header, shape, path)
-    return Volume(path, _voxels(content, header, shape, path), affine, header, digest)
+        if compressed:
+            yield _Opened(path, file, Inflated(file, chunk_bytes=chunk_bytes), 0, n_stored * MOST_INFLATED)
+        else:
+            yield _Opened(path, file, file, n_stored, n_stored)
 
 
-def _read(stream: BinaryIO | Inflated, path: Path, *, n_most: int) -> tuple[Header, Shape, _Bytes]:
-    """Read as many bytes as the header promises, then to the end, which verifies a compressed stream's check sum.
-
-    n_most: bytes that the file can hold at all, decompressed.
-    """
-    head = stream.read(nib.Nifti2Header.sizeof_hdr)
+def _promised(opened: _Opened) -> tuple[bytes, Header, Shape, int]:
+    """The first bytes, the header and the shape in them, and how many bytes these promise; the file can hold so many."""
+    path = opened.path
+    head = opened.stream.read(nib.Nifti2Header.sizeof_hdr)
     header = header_in(head, path)
     shape = checked_shape(header, path)
     n_bytes = checked_data_offset(header, path) + math.prod(shape) * header.get_data_dtype().itemsize
-    if n_most < n_bytes:  # before memory is given to a mere promise
+    if opened.n_most < n_bytes:  # before memory is given to a mere promise
         raise _truncated(path, n_bytes)
+    if max(opened.n_least, len(head)) > n_bytes:
+        raise _too_long(path, n_bytes)
+    return head, header, shape, n_bytes
+
+
+def _read(opened: _Opened, head: bytes, n_bytes: int) -> _Bytes:
+    """Read as many bytes as the header promises, then to the end, which verifies a compressed stream's check sum."""
     content = np.empty(n_bytes, dtype=np.uint8)  # numpy's memory comes in larger pages, and so sooner, than bytes' does
-    n_read = min(len(head), n_bytes)
-    content[:n_read] = np.frombuffer(head, dtype=np.uint8, count=n_read)
+    n_read = len(head)
+    content[:n_read] = np.frombuffer(head, dtype=np.uint8)
     while n_read < n_bytes:
-        piece = stream.read(min(_CHUNK_BYTES, n_bytes - n_read))
+        piece = opened.stream.read(min(CHUNK_BYTES, n_bytes - n_read))
         if not piece:
-            raise _truncated(path, n_bytes)
+            raise _truncated(opened.path, n_bytes)
         content[n_read : n_read + len(piece)] = np.frombuffer(piece, dtype=np.uint8)
         n_read += len(piece)
-    if len(head) > n_bytes or stream.read(1):
-        raise damaged(path, f"the file is longer than the {n_bytes} bytes that its header promises")
-    return header, shape, content
+    if opened.stream.read(1):
+        raise _too_long(opened.path, n_bytes)
+    return content
 
 
 def _voxels(content: _Bytes, header: Header, shape: Shape, path: Path) -> npt.NDArray[Any]:
@@ -215,3 +239,7 @@ def _voxels(content: _Bytes, header: Header, shape: Shape, path: Path) -> npt.ND
 
 def _truncated(path: Path, n_bytes: int) -> CaseError:
     return CaseError(f"{path}: is truncated: its header promises {n_bytes} bytes; copy or download it again")
+
+
+def _too_long(path: Path, n_bytes: int) -> CaseError:
+    return damaged(path, f"the file is longer than the {n_bytes} bytes that its header promises")

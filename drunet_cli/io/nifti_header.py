@@ -3,6 +3,7 @@
 import logging
 import math
 import struct
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, TypeAlias
 
@@ -11,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from drunet_cli.errors import CaseError
-from drunet_cli.io.geometry import spacing_mm
+from drunet_cli.io.geometry import axcodes, farthest_corner_mm, spacing_mm
 from drunet_cli.io.inflated import GZIP_SIGNATURE
 
 Header: TypeAlias = nib.Nifti1Header  # Nifti2Header derives from it
@@ -30,6 +31,45 @@ _NIBABEL_REPORTS: Final = logging.getLogger(__name__)
 _NIBABEL_REPORTS.addHandler(logging.NullHandler())
 _NIBABEL_REPORTS.propagate = False
 _UNMENDABLE: Final = 40  # nibabel's severity from which it refuses a header itself
+
+
+@dataclass(frozen=True)
+class Grid:
+    """What the header of one image says: where its voxels lie.
+
+    affine: 4 x 4 float64, voxel indices to RAS millimetres (sform if its code is set, else qform, else the spacing alone).
+    """
+
+    path: Path
+    affine: npt.NDArray[np.float64]
+    header: Header
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """I, J, K."""
+        return checked_shape(self.header, self.path)
+
+    @property
+    def axcodes(self) -> str:
+        """Where I, J, K point, such as LPS."""
+        return axcodes(self.affine)
+
+    @property
+    def spacing_mm(self) -> tuple[float, float, float]:
+        """Voxel size along I, J, K."""
+        return spacing_mm(self.affine)
+
+    @property
+    def forms_differ_mm(self) -> float:
+        """How far sform and qform place a corner of the image apart; 0 where only one of them is set."""
+        if self.header["sform_code"] == 0 or self.header["qform_code"] == 0:
+            return 0.0
+        return farthest_corner_mm(self.affine, self.header.get_qform(), self.shape)
+
+    @property
+    def has_orientation(self) -> bool:
+        """Whether the header says how the voxels lie in the patient (sform or qform code above 0)."""
+        return bool(self.header["sform_code"] > 0 or self.header["qform_code"] > 0)
 
 
 def header_in(content: bytes, path: Path) -> Header:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from drunet_cli.errors import CaseError
-from drunet_cli.io.nifti import load_volume
+from drunet_cli.io.nifti import load_grid, load_volume
 from tests.io.nifti_files import (
     AFFINE,
     SHAPE,
@@ -32,6 +32,34 @@ NOT_NIFTI: Final = "is not a NIfTI file; convert it to .nii or .nii.gz first"
 def _nothing_is_printed(capfd: pytest.CaptureFixture[str]) -> Iterator[None]:
     yield
     assert capfd.readouterr() == ("", "")
+
+
+# --- the header alone
+
+
+@pytest.mark.parametrize("compressed", [False, True])
+def test_the_header_alone_says_where_the_voxels_lie(tmp_path: Path, compressed: bool) -> None:
+    content = nifti1()
+    path = stored(tmp_path, gzip.compress(content) if compressed else content)
+    grid, volume = load_grid(path), load_volume(path)
+    assert (grid.shape, grid.axcodes, grid.spacing_mm) == (volume.shape, volume.axcodes, volume.spacing_mm)
+    np.testing.assert_array_equal(grid.affine, volume.affine)
+
+
+def test_the_header_alone_is_read_of_a_file_whose_voxels_are_cut_short(tmp_path: Path) -> None:
+    voxels = np.random.default_rng(0).integers(0, 1000, (40, 30, 20)).astype(np.int16)
+    content = gzip.compress(nifti1(voxels))
+    path = stored(tmp_path, content[: len(content) // 2], "t1.nii.gz")
+    assert load_grid(path).shape == (40, 30, 20)
+    assert "is truncated" in refusal(path)
+
+
+@pytest.mark.parametrize("n_bytes", [0, 100, 360, 600])
+def test_a_header_is_refused_in_the_same_words_without_the_voxels(tmp_path: Path, n_bytes: int) -> None:
+    path = stored(tmp_path, nifti1()[:n_bytes])
+    with pytest.raises(CaseError) as caught:
+        load_grid(path)
+    assert str(caught.value) == f"{path}: {refusal(path)}"
 
 
 # --- what is no readable header
