@@ -78,9 +78,9 @@ class Batch:
         if self._alone:
             raise error
         self._failed.append(name)
-        self._screen.error(str(error) if str(error).startswith(f"{name}:") else f"{name}: {error}", error.details)
+        self._screen.error(told(name, error), error.details)
         if self._json:
-            self._print({"case": name, "error": str(error), "exit_code": error.exit_code})
+            self._print(failure(name, error))
         self._advance(name)
 
     def finish(self, summary: str, error: DrunetError | None = None) -> None:
@@ -88,10 +88,9 @@ class Batch:
         if self._n_cases > 1:
             self._screen.note(summary)
         if self._failed:
-            names = ", ".join(self._failed[:_NAMED]) + (", ..." if len(self._failed) > _NAMED else "")
             if error is not None:
                 self._screen.error(str(error))
-            self._screen.error(f"{len(self._failed)} of {counted(self._n_cases, 'case')} failed: {names}")
+            self._screen.error(f"{len(self._failed)} of {counted(self._n_cases, 'case')} failed: {named(self._failed)}")
             raise typer.Exit(_SOME_FAILED)
         if error is not None:
             raise error
@@ -103,6 +102,21 @@ class Batch:
             result(line)
         else:
             result_json(line)
+
+
+def told(name: str, error: DrunetError) -> str:
+    """Why a case failed, in one line that begins with its name."""
+    return str(error) if str(error).startswith(f"{name}:") else f"{name}: {error}"
+
+
+def failure(name: str, error: DrunetError) -> dict[str, Any]:
+    """The same as an object for --json."""
+    return {"case": name, "error": str(error), "exit_code": error.exit_code}
+
+
+def named(names: Sequence[str]) -> str:
+    """The first of several cases."""
+    return ", ".join(names[:_NAMED]) + (", ..." if len(names) > _NAMED else "")
 
 
 def counted(n: int, noun: str) -> str:

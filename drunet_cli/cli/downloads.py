@@ -9,7 +9,8 @@ from drunet_cli.cli.console import Screen
 from drunet_cli.cli.signals import raise_lost
 from drunet_cli.network.acquisition import open_weights
 from drunet_cli.network.checkpoint import Checkpoint
-from drunet_cli.network.registry import Entry
+from drunet_cli.network.download import shown_url
+from drunet_cli.network.registry import Entry, cache_folder, source_url
 from drunet_cli.network.watcher import Watcher
 
 
@@ -22,6 +23,14 @@ def opener(screen: Screen) -> Callable[[str], Checkpoint]:
             return open_weights(weights, watcher=watcher)
 
     return opened
+
+
+def would_download(entry: Entry) -> str:
+    """What a dry run says of weights that are not there."""
+    return (
+        f"Weights {entry.name} are not in the cache: about {entry.megabytes} MB would be downloaded from "
+        f"{shown_url(source_url(entry))} into {cache_folder()}"
+    )
 
 
 class DownloadWatcher(Watcher):

@@ -11,7 +11,7 @@ from typing import Any, Final
 from drunet_cli.cli.batch import Batch, counted
 from drunet_cli.cli.cases import label_map_path, names_a_file
 from drunet_cli.cli.console import Screen, regions_in_words
-from drunet_cli.cli.plans import Planned, print_plan
+from drunet_cli.cli.prospects import print_prospects
 from drunet_cli.cli.signals import raise_lost
 from drunet_cli.cli.tables import cohort_table
 from drunet_cli.errors import DrunetError, MisuseError, OutputError, Terminated
@@ -24,6 +24,7 @@ from drunet_cli.segmentation.cohort import segment_cases
 from drunet_cli.segmentation.existing import State
 from drunet_cli.segmentation.outputs import Wanted
 from drunet_cli.segmentation.pipeline import PreparedCase
+from drunet_cli.segmentation.prospect import prospects
 from drunet_cli.segmentation.segmenter import Segmenter
 from drunet_cli.segmentation.steps import CaseTask, Listener, Network, Outcome
 from drunet_cli.segmentation.summary import (
@@ -73,19 +74,16 @@ class Run:
             raise MisuseError(f"-o {outputs.output}: is one file; name a folder, which gets a label map of each case")
 
     def print_plan(self) -> None:
-        """What would be done. Raises what would stop the run before it began."""
-        refusal = "overwrite" if self._outputs.overwrite else "refuse"
-        complete = "verify and leave out" if self._outputs.skip_existing else refusal
-        would = {State.NEW: "segment", State.UNFINISHED: "segment", State.COMPLETE: complete, State.FOREIGN: refusal}
-        if not (self._outputs.skip_existing or self._outputs.overwrite):
-            would[State.UNFINISHED] = "refuse"
-        states = {case.name: self._state(case) for case in self._cohort.cases}
-        planned = [Planned(case, states[case.name], would[states[case.name]]) for case in self._cohort.cases]
-        if self._outputs.skip_existing:
-            planned = [replace(each, would="add missing files") if self._lacks_files(each.case) else each for each in planned]
+        """What would be done. Raises what would stop the run before its first case, else as the run would end."""
+        cases = [(case, self._targets[case.name]) for case in self._cohort.cases]
+        found = prospects(cases, skip_existing=self._outputs.skip_existing)
+        stop = None
+        try:
+            self._check()
+        except DrunetError as error:
+            stop = error
         self._note_if_empty()
-        print_plan(planned, self._cohort, seg=False, json=self._json)
-        self._check()
+        print_prospects(found, self._cohort, self._segmenter.weights, self._screen, json=self._json, stop=stop)
 
     def segment(self) -> None:
         """Segment all cases. Raises the error of a case that was given alone, typer.Exit where one of several failed."""
@@ -134,10 +132,6 @@ class Run:
 
     def _state(self, case: Case) -> State:
         return existing.state_of(self._targets[case.name].label_map, sidecar=self._outputs.sidecar)
-
-    def _lacks_files(self, case: Case) -> bool:
-        """Whether the label map is there, and not every file that is asked for beside it."""
-        return self._state(case) is State.COMPLETE and not all(self._extras_there(case))
 
     def _something_there(self, case: Case) -> bool:
         """A label map, or what is in the way of the files beside it."""

@@ -54,16 +54,22 @@ def state_of(label_map: Path, *, sidecar: bool) -> State:
 
 def adopt_sidecar(label_map: Path) -> None:
     """Publish the sidecar of a run that was killed between the label map and it. Nothing where there was none."""
+    if (temporary := adoptable_sidecar(label_map)) is not None:
+        with suppress(OSError):  # its writer lives, and has just done the same
+            sidecar_path(label_map).hardlink_to(temporary)
+            temporary.unlink()
+
+
+def adoptable_sidecar(label_map: Path) -> Path | None:
+    """Where the sidecar lies that a run wrote which was killed between the label map and it."""
     path = sidecar_path(label_map)
     if os.path.lexists(path) or not os.path.isfile(label_map):  # noqa: PTH113  # unlike Path.is_file, no name makes it raise
-        return
+        return None
     for temporary in temporaries_of(path):
         document = read_sidecar(temporary)
         if document is not None and document.get("output_sha256") == _sha256(label_map):
-            with suppress(OSError):  # its writer lives, and has just done the same
-                path.hardlink_to(temporary)
-                temporary.unlink()
-            return
+            return temporary
+    return None
 
 
 def adopt_sidecars_in(folder: Path) -> None:
@@ -103,11 +109,16 @@ def finished_document(label_map: Path, case: Case, making: Making) -> dict[str, 
         return None
     document = read_sidecar(sidecar_path(label_map))
     if document is None:
-        raise OutputError(f"{label_map}: exists already, without a sidecar that says what it was made of; {_REMEDY}")
+        raise undescribed(label_map)
     _check_whole(label_map, document)
     if different := _differences(document, case, making):
         raise OutputError(f"{label_map}: was made {different}; {_REMEDY}")
     return document
+
+
+def undescribed(label_map: Path) -> OutputError:
+    """What is to be said of a label map without a sidecar."""
+    return OutputError(f"{label_map}: exists already, without a sidecar that says what it was made of; {_REMEDY}")
 
 
 def _check_whole(label_map: Path, document: Mapping[str, Any]) -> None:

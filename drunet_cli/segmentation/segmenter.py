@@ -93,8 +93,8 @@ class Segmenter:
         if dropout is not None and not 0 <= dropout < 1:
             raise ValueError(f"dropout {dropout}: a rate is 0 or more, and below 1")
         several = [weights] if isinstance(weights, str | os.PathLike) else weights
-        self._weights = tuple(os.fspath(each) for each in several)
-        if not self._weights:
+        self.weights = tuple(os.fspath(each) for each in several)
+        if not self.weights:
             raise ValueError("weights: name at least one set")
         self._devices = devices_named(device)
         self._precision = Precision(precision)
@@ -155,13 +155,13 @@ class Segmenter:
 
     def check(self) -> None:
         """Raise WeightsError for weights that cannot be had, before anything is read."""
-        for name in self._weights:
+        for name in self.weights:
             check_available(name)
 
     @cached_property
     def checkpoints(self) -> tuple[Checkpoint, ...]:
         """The weights, downloaded if need be."""
-        return tuple(self._open_weights(name) for name in self._weights)
+        return tuple(self._open_weights(name) for name in self.weights)
 
     @cached_property
     def plan(self) -> Plan:

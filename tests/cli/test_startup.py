@@ -182,6 +182,12 @@ def test_existing_export_is_refused_before_anything_heavy_is_imported(tmp_path: 
     assert outcome("export", "-o", "network.onnx", folder=tmp_path) == (6, [])
 
 
+def test_dry_run_imports_nothing_heavy(tmp_path: Path) -> None:
+    write_case(tmp_path / "cases" / "case")
+    assert outcome("segment", "cases", "-o", "out", "--dry-run", folder=tmp_path) == (0, [])
+    assert outcome("segment", "cases", "-o", "out", "--dry-run", "--weights", "compact", folder=tmp_path) == (0, [])
+
+
 def test_unknown_weights_are_not_exported_and_nothing_heavy_is_imported(tmp_path: Path) -> None:
     assert outcome("export", "-o", "network.onnx", "--weights", "no_such_name", folder=tmp_path) == (4, [])
 

@@ -1,0 +1,41 @@
+"""What a dry run of `drunet segment` tells of cases and weights."""
+
+from collections import Counter
+from collections.abc import Sequence
+
+from drunet_cli.cli.batch import counted
+from drunet_cli.cli.console import Screen
+from drunet_cli.cli.downloads import would_download
+from drunet_cli.cli.plans import Planned, print_plan
+from drunet_cli.errors import DrunetError, WeightsError
+from drunet_cli.io.discovery import Cohort
+from drunet_cli.segmentation.prospect import Prospect, missing_weights
+
+
+def print_prospects(
+    found: Sequence[Prospect], cohort: Cohort, weights: Sequence[str], screen: Screen, *, json: bool, stop: DrunetError | None
+) -> None:
+    """Print what would become of the cases that can be used, those that cannot, and whether weights would be downloaded.
+
+    stop: what would end the run before its first case. Raises that, or as the run would end.
+    """
+    notes = []
+    if stop is None and any(each.error is None for each in found):
+        try:
+            notes = [would_download(entry) for entry in missing_weights(weights)]
+        except WeightsError as error:
+            stop = error
+    if stop is None and not cohort.alone and (found or cohort.broken):
+        notes = [_counts(found, cohort), *notes]
+    planned = [Planned(each.case, each.state, each.would, each.warnings, each.error) for each in found]
+    print_plan(planned, cohort, seg=False, json=json, quiet=screen.quiet, notes=notes, stop=stop)
+
+
+def _counts(found: Sequence[Prospect], cohort: Cohort) -> str:
+    would = Counter(each.would for each in found if each.error is None)
+    would["fail in"] = len(cohort.broken) + sum(each.error is not None for each in found)
+    counts = ", ".join(f"{words} {n}" for words, n in would.items() if n)
+    n_warned = sum(bool(each.warnings) for each in found)
+    warned = f"; {n_warned} with warnings" if n_warned else ""
+    n_cases = counted(len(found) + len(cohort.broken), "case")
+    return f"Of {n_cases} drunet would {counts}{warned} (headers were read, voxels were not)"

@@ -1,0 +1,254 @@
+"""`drunet segment --dry-run`: it tells what file names and headers tell, in the words and with the exit code of the run."""
+
+import gzip
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from drunet_cli.cli.app import main
+from drunet_cli.network.registry import DEFAULT, ENTRIES
+from tests.cli.small_cohort import contents, write_case, write_cases
+from tests.support import GOLDEN_WEIGHTS, image_options, open_image
+
+Captured = pytest.CaptureFixture[str]
+
+# As in test_segment_cohort.py: windows, since they are fast.
+SETTINGS: Final = ("--window", "auto", "--device", "cpu", "--threads", "1")
+N_CASES: Final = 2
+VOXELS_UNREAD: Final = "(headers were read, voxels were not)"
+
+
+@pytest.fixture(autouse=True)
+def cohort(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("DRUNET_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.delenv("DRUNET_OFFLINE", raising=False)
+    return write_cases(Path("cases"), N_CASES)
+
+
+def segment(*arguments: str | Path, weights: str | Path = GOLDEN_WEIGHTS) -> int:
+    return main(["segment", "--weights", str(weights), *SETTINGS, "-o", "out", *map(str, arguments)])
+
+
+def shifted(path: Path) -> None:
+    image = open_image(path)
+    affine = image.affine.copy()
+    affine[0, 3] += 5
+    nib.Nifti1Image(np.asarray(image.dataobj), affine).to_filename(path)
+
+
+def four_dimensional(path: Path) -> None:
+    image = open_image(path)
+    nib.Nifti1Image(np.stack([np.asarray(image.dataobj)] * 2, axis=3), image.affine).to_filename(path)
+
+
+def cut_in_the_header(path: Path) -> None:
+    path.write_bytes(gzip.compress(gzip.decompress(path.read_bytes())[:200]))
+
+
+def plain_and_cut(path: Path) -> None:
+    path.write_bytes(gzip.decompress(path.read_bytes())[:4000])
+
+
+def plain_and_too_long(path: Path) -> None:
+    path.write_bytes(gzip.decompress(path.read_bytes()) + b"more")
+
+
+def coarse(path: Path) -> None:
+    image = open_image(path)
+    nib.Nifti1Image(np.asarray(image.dataobj), image.affine @ np.diag([1.5, 1.5, 4, 1])).to_filename(path)
+
+
+IN_HEADERS: Final[dict[str, Callable[[Path], object]]] = {
+    "another place": shifted,
+    "4D": four_dimensional,
+    "cut in its header": cut_in_the_header,
+    "cut": plain_and_cut,
+    "too long": plain_and_too_long,
+    "empty": lambda path: path.write_bytes(b""),
+    "no image": lambda path: path.write_bytes(b"no image at all" * 100),
+    "missing": Path.unlink,
+}
+
+
+def told(lines: str, label: str) -> list[str]:
+    return sorted(line for line in lines.splitlines() if line.startswith(f"{label}: ") and "cases " not in line)
+
+
+# What is wrong with cases
+
+
+def test_what_headers_tell_is_said_in_the_words_of_the_run(capsys: Captured) -> None:
+    for kind, damage in IN_HEADERS.items():
+        damage(write_case(Path("cases", kind), seed=7) / f"{kind}_t2.nii.gz")
+    for path in Path("cases/case_1").glob("*.nii.gz"):
+        coarse(path)
+    Path("cases/case_1/case_1_t1.nii.gz").rename("cases/case_1/swap")
+    Path("cases/case_1/case_1_t2.nii.gz").rename("cases/case_1/case_1_t1.nii.gz")
+    Path("cases/case_1/swap").rename("cases/case_1/case_1_t2.nii.gz")
+    assert segment("cases", "--dry-run") == 1
+    out, foretold = capsys.readouterr()
+    assert not Path("out").exists()
+    assert segment("cases") == 1
+    happened = capsys.readouterr().err
+    assert told(foretold, "Error") == told(happened, "Error")
+    assert len(told(foretold, "Error")) == len(IN_HEADERS)
+    assert set(told(foretold, "Warning")) == {
+        line for line in told(happened, "Warning") if "resampled" in line or " apart" in line
+    }
+    assert len(told(foretold, "Warning")) == 2
+    rows = {line[:17].strip(): line[17:].split() for line in out.splitlines()}
+    assert {name: row[1] for name, row in rows.items() if name != "CASE" and row[0] == "new"} == {
+        "case_0": "segment",
+        "case_1": "segment",
+        **dict.fromkeys(set(IN_HEADERS) - {"missing"}, "fail"),
+    }
+    *_, counts, last = foretold.splitlines()
+    n_bad = len(IN_HEADERS)
+    assert counts == f"Of {N_CASES + n_bad} cases drunet would segment 2, fail in {n_bad}; 1 with warnings {VOXELS_UNREAD}"
+    assert last.startswith(f"Error: {n_bad} of {N_CASES + n_bad} cases would fail: ")
+
+
+@pytest.mark.parametrize("kind", IN_HEADERS)
+def test_a_case_alone_ends_the_dry_run_as_it_would_the_run(kind: str, capsys: Captured) -> None:
+    IN_HEADERS[kind](Path("cases/case_0/case_0_t2.nii.gz"))
+    said = []
+    for option in (["--dry-run"], []):
+        assert segment("cases/case_0", *option) == 3
+        said.append(capsys.readouterr())
+    assert said[0] == said[1]
+
+
+def test_a_warning_of_a_file_name_is_told_of_one_case(capsys: Captured) -> None:
+    images = {kind: Path(f"cases/case_0/case_0_{kind}.nii.gz") for kind in ("flair", "t1ce", "t1", "t2")}
+    images["t1"], images["t2"] = images["t2"], images["t1"]
+    assert segment(*image_options(images), "--dry-run") == 0  # type: ignore[arg-type]  # modalities are words
+    warnings = told(capsys.readouterr().err, "Warning")
+    assert len(warnings) == 2
+    assert "given as T1, but its name says T2" in warnings[1]
+
+
+def test_json_tells_warnings_by_code_and_failures_as_the_run_does(capsys: Captured) -> None:
+    for path in Path("cases/case_0").glob("*.nii.gz"):
+        coarse(path)
+    shifted(Path("cases/case_1/case_1_t1.nii.gz"))
+    assert segment("cases", "--dry-run", "--json") == 1
+    good, bad = (json.loads(line) for line in capsys.readouterr().out.splitlines())
+    assert [warning["code"] for warning in good["warnings"]] == ["resampled", "thick-slices"]
+    assert all(warning["message"] for warning in good["warnings"])
+    assert bad.keys() == {"case", "error", "exit_code"}
+    assert (bad["case"], bad["exit_code"]) == ("case_1", 3)
+
+
+def test_quiet_leaves_table_and_errors(capsys: Captured) -> None:
+    for path in Path("cases/case_0").glob("*.nii.gz"):
+        coarse(path)
+    shifted(Path("cases/case_1/case_1_t1.nii.gz"))
+    assert segment("cases", "--dry-run", "--quiet", weights=DEFAULT) == 1
+    out, err = capsys.readouterr()
+    assert len(out.splitlines()) == 3
+    assert [line.split(": ")[0] for line in err.splitlines() if not line.startswith("  ")] == ["Error", "Error"]
+
+
+# What is there already
+
+
+def test_existing_outputs_end_it_with_their_code_though_a_case_is_broken(capsys: Captured) -> None:
+    Path("cases/case_1/case_1_t1.nii.gz").unlink()
+    Path("out").mkdir()
+    Path("out/case_0.nii.gz").write_bytes(b"mine")
+    for option in (["--dry-run"], []):
+        assert segment("cases", *option) == 6
+        assert "Error: out/case_0.nii.gz: exists already; give --skip-existing" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("in_the_way", ["case_0.nii.gz", "case_0.json", "case_0_preview.png"])
+@pytest.mark.parametrize("source", ["cases", "cases/case_0"])
+def test_what_is_in_the_way_of_a_run_that_skips_fails_in_its_case(in_the_way: str, source: str, capsys: Captured) -> None:
+    Path("out").mkdir()
+    Path("out", in_the_way).write_bytes(b"mine")
+    said = []
+    for option in (["--dry-run"], []):
+        assert segment(source, "--skip-existing", "--preview", *option) == (1 if source == "cases" else 6)
+        said.append(told(capsys.readouterr().err, "Error"))
+    assert said[0] == said[1]
+    assert f"out/{in_the_way}: exists already" in said[0][0]
+    assert Path("out", in_the_way).read_bytes() == b"mine"
+
+
+def test_a_file_beside_the_label_map_is_refused_by_the_dry_run_too(capsys: Captured) -> None:
+    Path("out").mkdir()
+    Path("out/case_0_preview.png").write_bytes(b"mine")
+    assert segment("cases", "--preview", "--dry-run") == 6
+    out, err = capsys.readouterr()
+    assert out.splitlines()[1].split()[:3] == ["case_0", "new", "refuse"]
+    assert "Error: out/case_0_preview.png: exists already" in err
+
+
+def test_the_sidecar_of_a_killed_run_is_adopted_by_the_run_alone(capsys: Captured) -> None:
+    assert segment("cases/case_0", "--quiet") == 0
+    temporary = Path(f"out/.case_0.json.{os.uname().nodename}.999999999.tmp")
+    Path("out/case_0.json").rename(temporary)
+    before = contents(Path("out"))
+    capsys.readouterr()
+    assert segment("cases/case_0", "--skip-existing", "--dry-run") == 0
+    assert capsys.readouterr().out.splitlines()[1].split()[:5] == ["case_0", "segmented", "verify", "and", "leave"]
+    assert contents(Path("out")) == before
+    assert segment("cases/case_0", "--skip-existing") == 0
+
+
+def test_what_is_complete_would_be_left_out(capsys: Captured) -> None:
+    assert segment("cases", "--quiet") == 0
+    capsys.readouterr()
+    assert segment("cases", "--skip-existing", "--dry-run") == 0
+    assert capsys.readouterr().err == f"Of 2 cases drunet would verify and leave out 2 {VOXELS_UNREAD}\n"
+
+
+# Weights
+
+
+def test_weights_that_would_be_downloaded_are_named_with_their_size(capsys: Captured) -> None:
+    assert segment("cases", "--dry-run", weights=DEFAULT) == 0
+    counts, download = capsys.readouterr().err.splitlines()
+    assert counts == f"Of 2 cases drunet would segment 2 {VOXELS_UNREAD}"
+    assert download.startswith(
+        f"Weights brats2020 are not in the cache: about {ENTRIES[DEFAULT].megabytes} MB would be downloaded "
+    )
+    assert download.endswith(f" into {Path('cache/weights').absolute()}")
+    assert not Path("cache").exists()
+
+
+@pytest.mark.parametrize("weights", ["compact", GOLDEN_WEIGHTS])
+def test_of_weights_that_are_there_nothing_is_said(weights: str, capsys: Captured) -> None:
+    assert segment("cases/case_0", "--dry-run", weights=weights) == 0
+    assert capsys.readouterr().err == ""
+
+
+def test_no_download_is_foretold_where_no_case_can_be_used(capsys: Captured) -> None:
+    for case in ("case_0", "case_1"):
+        shutil.copyfile(GOLDEN_WEIGHTS, f"cases/{case}/{case}_t1.nii.gz")
+    assert segment("cases", "--dry-run", weights=DEFAULT) == 1
+    assert "downloaded" not in capsys.readouterr().err
+
+
+def test_a_cache_that_holds_no_weights_ends_it_with_their_code(capsys: Captured) -> None:
+    Path("cache/weights").mkdir(parents=True)
+    Path("cache/weights/cached.safetensors").write_bytes(b"no weights")
+    for option in (["--dry-run"], []):
+        assert segment("cases", *option, weights="cached") == 4
+        assert "not a readable safetensors file" in capsys.readouterr().err
+
+
+def test_weights_that_may_not_be_fetched_end_it_with_their_code(monkeypatch: pytest.MonkeyPatch, capsys: Captured) -> None:
+    monkeypatch.setenv("DRUNET_OFFLINE", "1")
+    assert segment("cases", "--dry-run", weights=DEFAULT) == 4
+    out, err = capsys.readouterr()
+    assert len(out.splitlines()) == 1 + N_CASES
+    assert "DRUNET_OFFLINE" in err
