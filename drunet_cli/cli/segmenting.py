@@ -221,9 +221,14 @@ class Run:
             except OutputError as error:
                 unwritten = error
             self._tabulate(rows)
+        n_warned = sum(bool(row.warnings) for row in rows)
+        told_in = f" (see {self._outputs.summary.name})" if unwritten is None else ""
+        warned = f", {n_warned} with warnings{told_in}" if n_warned else ""
         n_left_out = sum(row.status is Status.LEFT_OUT for row in rows)
-        left_out = f"; {n_left_out} were complete and left out" if n_left_out else ""
-        batch.finish(f"{counted(batch.n_done, 'case')} in {self._outputs.output}{left_out} ({seconds:.1f} s)", unwritten)
+        were = "was" if n_left_out == 1 else "were"
+        left_out = f"; {n_left_out} {were} complete and left out" if n_left_out else ""
+        done = f"{counted(batch.n_done, 'case')} in {self._outputs.output}{warned}{left_out}"
+        batch.finish(f"{done} ({seconds:.1f} s)", unwritten)
 
     def _tabulate(self, rows: Sequence[SummaryRow]) -> None:
         remarkable = [row for row in rows if row.error or row.warnings]

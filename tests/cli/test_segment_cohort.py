@@ -189,6 +189,27 @@ def test_a_warning_names_its_case_and_stands_in_table_and_summary(cohort: Path, 
         "case_2": "",
     }
     assert any(line.split()[0] == "case_1" and line.endswith("different-brains") for line in err.splitlines())
+    (told,) = json.loads(Path("out/case_1.json").read_text())["warnings"]
+    assert (told["code"], warning) == ("different-brains", f"Warning: case_1: {told['message']}")
+    assert err.splitlines()[-1].startswith("3 cases in out, 1 with warnings (see summary.csv) (")
+    assert segment("cohort", "-o", "out", "--skip-existing") == 0
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith("3 cases in out, 1 with warnings (see summary.csv); 3 were complete and left out (")
+
+
+def test_a_shard_counts_its_warnings_and_names_its_summary(cohort: Path, capsys: Captured) -> None:
+    shutil.copytree(cohort, "cohort")
+    for case in ("case_0", "case_2"):
+        Path(f"cohort/{case}/{case}_t1.nii.gz").rename(f"cohort/{case}/swap")
+        Path(f"cohort/{case}/{case}_t2.nii.gz").rename(f"cohort/{case}/{case}_t1.nii.gz")
+        Path(f"cohort/{case}/swap").rename(f"cohort/{case}/{case}_t2.nii.gz")
+    names = ("case_0", "case_2")
+    rows = [[case, *(f"cohort/{case}/{case}_{kind}.nii.gz" for kind in ("t2", "t1ce", "t1", "flair"))] for case in names]
+    Path("swapped.csv").write_text("case,t1,t1ce,t2,flair\n" + "".join(f"{','.join(row)}\n" for row in rows))
+    assert segment("swapped.csv", "-o", "out", "--shard", "1/1") == 0
+    err = capsys.readouterr().err
+    assert err.splitlines()[-1].startswith("2 cases in out, 2 with warnings (see summary-1-of-1.csv) (")
+    assert err.count("a swap gives wrong labels") == 4
 
 
 def test_no_sidecar_writes_none_but_the_summary(cohort: Path) -> None:
