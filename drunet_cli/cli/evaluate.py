@@ -14,7 +14,7 @@ from drunet_cli.brats import ReadLabels
 from drunet_cli.cli import options
 from drunet_cli.cli.completion import one_of
 from drunet_cli.cli.signals import raise_lost
-from drunet_cli.errors import CaseError, DrunetError, MisuseError, OutputError
+from drunet_cli.errors import CaseError, DrunetError, MisuseError, OutputError, one_line
 
 if TYPE_CHECKING:
     from drunet_cli.cli.batch import Batch
@@ -120,7 +120,8 @@ def evaluate(
     Regions are WT (whole tumour), TC (tumour core) and ET (enhancing tumour).
     Folders are paired by case: CASE.nii.gz, CASE_seg.nii.gz, CASE-seg.nii.gz, at
     any depth. Printed is a table over cases: mean, SD, median, quartiles and the
-    95 % bootstrap interval of the mean. --json prints one object a case instead.
+    95 % bootstrap interval of the mean; of one case its scores. --json prints one
+    object a case instead.
 
     drunet evaluate results BraTS2021_TrainingData
     """
@@ -218,16 +219,20 @@ def _evaluated(tasks: Sequence[Any], batch: "Batch", *, n_jobs: int) -> list[Map
 
 def _print_tables(documents: Sequence[Mapping[str, Any]], *, seed: int, worst: int | None) -> None:
     from drunet_cli.cli.batch import counted
-    from drunet_cli.cli.console import Screen
-    from drunet_cli.cli.tables import statistics_table, worst_table
+    from drunet_cli.cli.console import Screen, result
+    from drunet_cli.cli.tables import case_table, statistics_table, worst_table
     from drunet_cli.evaluation import tables
 
     first = documents[0]
-    cases = counted(len(documents), "case")
-    title = f"Convention {first['convention']}, surface Dice at {first['tolerance_mm']:g} mm, {cases}"
+    of_what = first["case"] if len(documents) == 1 else counted(len(documents), "case")
+    title = f"Convention {first['convention']}, surface Dice at {first['tolerance_mm']:g} mm, {of_what}"
     screen = Screen()
     labels = {**tables.SCORES, **tables.UNCERTAINTY_SCORES}
-    screen.table(statistics_table(title, tables.summarised(documents, seed=seed), labels))
+    if len(documents) == 1:
+        result(one_line(title))  # above the table and not in it, whose columns are narrower
+        screen.table(case_table(tables.scores_of(first), labels))
+    else:
+        screen.table(statistics_table(title, tables.summarised(documents, seed=seed), labels))
     if worst is not None:
         screen.table(worst_table(tables.worst(documents, worst)))
 

@@ -80,9 +80,17 @@ def statistics_table(title: str, summary: Mapping[str, Mapping[str, "Statistics"
     for region, scores in summary.items():
         for score, found in scores.items():
             numbers = (found.mean, found.sd, found.median, found.lower_quartile, found.upper_quartile)
-            digits = 1 if score.endswith(("_mm", "_ml")) else 3
-            interval = f"{found.low:.{digits}f} to {found.high:.{digits}f}"
-            table.add_row(region, labels[score], *(f"{number:.{digits}f}" for number in numbers), interval)
+            interval = f"{_fixed(found.low, score)} to {_fixed(found.high, score)}"
+            table.add_row(region, labels[score], *(_fixed(number, score) for number in numbers), interval)
+    return table
+
+
+def case_table(scores: Mapping[str, Mapping[str, float]], labels: Mapping[str, str]) -> "Table":
+    """The same of one case."""
+    table = _table("REGION", "SCORE", "VALUE", numbers_from=2)
+    for region, of_region in scores.items():
+        for score, number in of_region.items():
+            table.add_row(region, labels[score], _fixed(number, score))
     return table
 
 
@@ -101,9 +109,14 @@ def scores_table(document: Mapping[str, Any]) -> "Table":
     """One row a region: how one label map compares with its reference, of the object that `evaluation.evaluate` gives."""
     table = _table("REGION", "DICE", "HD95 mm", "VOLUME mL", "REFERENCE mL", numbers_from=1)
     for region, scores in document["regions"].items():
-        numbers = (f"{scores[score]:.1f}" for score in ("hd95_mm", "volume_ml", "reference_volume_ml"))
+        numbers = (_fixed(scores[score], score) for score in ("hd95_mm", "volume_ml", "reference_volume_ml"))
         table.add_row(region, f"{scores['dice']:.3f}", *numbers)
     return table
+
+
+def _fixed(number: float, score: str) -> str:
+    """A number as tables show it; what rounds to 0 has no sign."""
+    return f"{number:z.1f}" if score.endswith(("_mm", "_ml")) else f"{number:z.3f}"
 
 
 def _table(*columns: str, numbers_from: int | None = None) -> "Table":

@@ -114,5 +114,6 @@ def _check_grid(volume: Volume, other: Volume, *, names: tuple[str, str]) -> Non
 
 def _described(scores: dict[str, Any]) -> dict[str, Any]:
     """Volumes to a cubic millimetre, and without the counts of lesions where the convention has none."""
+    # + 0.0: a volume that is 0.0001 mL too small would be -0.0.
     present = {name: value for name, value in scores.items() if value is not None}
-    return {name: round(value, 3) if name.endswith("_ml") else value for name, value in present.items()}
+    return {name: round(value, 3) + 0.0 if name.endswith("_ml") else value for name, value in present.items()}

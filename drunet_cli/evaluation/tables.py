@@ -73,6 +73,15 @@ def summarised(documents: Sequence[Mapping[str, Any]], *, seed: int) -> dict[str
     return summary
 
 
+def scores_of(document: Mapping[str, Any]) -> dict[str, dict[str, float]]:
+    """The same scores of one case, by region and score, those that it has."""
+    flat = {region: _flat(scores) for region, scores in document["regions"].items()}
+    return {
+        region: {score: scores[score] for score in (*SCORES, *UNCERTAINTY_SCORES) if scores.get(score) is not None}
+        for region, scores in flat.items()
+    }
+
+
 def worst(documents: Iterable[Mapping[str, Any]], n: int) -> list[Mapping[str, Any]]:
     """The n cases of lowest mean Dice over the regions, the worst first."""
     return sorted(documents, key=lambda document: (mean_dice(document), document["case"]))[:n]

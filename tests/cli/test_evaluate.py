@@ -120,6 +120,20 @@ def test_the_table_holds_the_mean_of_the_cases(folders: tuple[Path, Path], capsy
         assert line.split()[2:5] == [f"{value:.3f}" for value in (np.mean(dice), np.std(dice, ddof=1), np.median(dice))]
 
 
+def test_of_one_case_its_own_scores_are_printed(cohort: Path, capsys: Captured) -> None:
+    assert evaluate(*files_of(cohort, 1), "--json", "--quiet") == 0
+    [document] = objects(capsys.readouterr().out)
+    assert evaluate(*files_of(cohort, 1), "--quiet") == 0
+    title, header, *lines = capsys.readouterr().out.splitlines()
+    assert title == f"Convention brats, surface Dice at 1 mm, {document['case']}"
+    assert header.split() == ["REGION", "SCORE", "VALUE"]
+    values = {(line.split()[0], line[8:-8].strip()): line.split()[-1] for line in lines}
+    assert len(values) == 3 * 7
+    for region, scores in document["regions"].items():
+        assert values[region, "Dice"] == f"{scores['dice']:.3f}"
+        assert values[region, "HD95 mm"] == f"{scores['hd95_mm']:.1f}"
+
+
 def test_notes_go_to_stderr_one_a_case(folders: tuple[Path, Path], capsys: Captured) -> None:
     assert evaluate(*folders) == 0
     *notes, summary = capsys.readouterr().err.splitlines()
@@ -138,7 +152,7 @@ def test_quiet_leaves_the_table_alone(folders: tuple[Path, Path], capsys: Captur
 def test_two_files_are_compared_alone(cohort: Path, capsys: Captured) -> None:
     assert evaluate(*files_of(cohort, 0)) == 0
     out, err = capsys.readouterr()
-    assert out.startswith("Convention brats, surface Dice at 1 mm, 1 case")
+    assert out.startswith("Convention brats, surface Dice at 1 mm, case_0\n")
     assert err == "case_0: Dice WT 1.000, TC 1.000, ET 1.000\n"
 
 

@@ -8,7 +8,8 @@ from rich.console import Console
 from rich.table import Table
 
 from drunet_cli.brats import REGIONS
-from drunet_cli.cli.tables import cohort_table, fields_table, plan_table, worst_table
+from drunet_cli.cli.tables import case_table, cohort_table, fields_table, plan_table, statistics_table, worst_table
+from drunet_cli.evaluation.tables import SCORES, statistics
 from drunet_cli.segmentation.summary import Status, SummaryRow
 
 
@@ -28,6 +29,15 @@ def test_numbers_end_below_one_another_and_names_begin_so() -> None:
         "a                     0.500  0.500  0.500",
         "longer                1.000  1.000  1.000",
     ]
+
+
+def test_what_rounds_to_nothing_has_no_sign() -> None:
+    scores = {"volume_error_ml": -0.04, "dice": -0.0}
+    shown = [*lines_of(case_table({"WT": scores}, SCORES))]
+    over_cases = {"WT": {name: statistics([number, number], seed=0) for name, number in scores.items()}}
+    shown += lines_of(statistics_table("two", over_cases, SCORES))
+    assert [line.split()[-1] for line in shown[1:3]] == ["0.0", "0.000"]
+    assert not [line for line in shown if "-" in line]
 
 
 def test_fields_without_a_value_are_left_out() -> None:

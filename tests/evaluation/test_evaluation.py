@@ -276,3 +276,11 @@ def test_a_damaged_file_is_refused_by_name(name: str, content: bytes | None, tmp
     with pytest.raises(CaseError) as caught:
         of_files(tmp_path)
     assert str(caught.value).startswith(f"{path}: ")
+
+
+def test_a_volume_that_is_a_little_too_small_is_not_minus_nothing(tmp_path: Path) -> None:
+    smaller = tumour()
+    smaller[3, 4, 3] = 0
+    fine = np.diag([-0.2, -0.2, 0.2, 1.0])
+    error = scored(tmp_path, smaller, tumour(), affine=fine)["regions"]["WT"]["volume_error_ml"]
+    assert json.dumps(error) == "0.0"
