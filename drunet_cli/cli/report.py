@@ -68,15 +68,14 @@ def report(
         raise MisuseError(f"--csv {csv}: name a .csv file")
 
     from drunet_cli.cli.console import Screen
-    from drunet_cli.segmentation.runs import read_runs
+    from drunet_cli.segmentation.runs import collapsed, read_runs
 
     _check(output, csv, overwrite=overwrite)
     screen = Screen(quiet=quiet)
     read = read_runs([Path(run) for run in runs])
-    for record in read.records:
-        if record.problem:
-            screen.warning(f"{record.row.case}: {record.problem}")
-    for notice in read.notices:
+    problems = [record for record in read.records if record.problem]
+    told = [(f"{each.row.case}: {each.row.output}", each.problem.removeprefix(f"{each.row.output}: ")) for each in problems]
+    for notice in (*collapsed(told), *read.notices):
         screen.warning(notice)
     if csv is not None:
         _write_table(read.records, csv, overwrite=overwrite)

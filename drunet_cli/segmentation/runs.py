@@ -5,7 +5,7 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Any, Final
@@ -70,34 +70,64 @@ def read_runs(paths: Sequence[Path]) -> Runs:
     A file that is found twice counts once. Raises CaseError for a folder that cannot be listed or holds nothing of a run, and
     for a file that is no sidecar.
     """
-    notices: list[str] = []
+    notices = _Notices()
     records: dict[tuple[str, str], Record] = {}
     for path in paths:
         is_folder = os.path.isdir(path)  # noqa: PTH112  # unlike Path.is_dir it raises for no path
         for record in _in_folder(path, notices) if is_folder else [_of_file(path)]:
             records.setdefault((os.path.realpath(record.source), record.row.case), record)
     ordered = sorted(records.values(), key=lambda record: (record.row.case, str(record.source)))
-    return Runs(tuple(ordered), (*dict.fromkeys(notices), *_repeated(ordered)))
+    return Runs(tuple(ordered), (*notices.lines(), *_repeated(ordered)))
+
+
+@dataclass
+class _Notices:
+    """left_out: files and why, each once. tables: summaries from which so many cases were taken."""
+
+    left_out: dict[str, str] = field(default_factory=dict)
+    tables: Counter[Path] = field(default_factory=Counter)
+
+    def lines(self) -> list[str]:
+        """One for each kind."""
+        told = collapsed((path, f"{reason}; left out") for path, reason in self.left_out.items())
+        if self.tables:
+            n_more, n_cases = len(self.tables) - 1, self.tables.total()
+            which, whose, what = (f" and {n_more} more", "their", "tables") if n_more else ("", "its", "table")
+            told.append(
+                f"{next(iter(self.tables))}{which}: {n_cases} of {whose} cases without a sidecar; taken from the {what}"
+            )
+        return told
+
+
+def collapsed(told: Iterable[tuple[str, str]]) -> list[str]:
+    """One line for all that the same is told of. told: of what, and what."""
+    of_what: dict[str, list[str]] = defaultdict(list)
+    for each, words in told:
+        of_what[words].append(each)
+    more = {words: f" (the same of {len(found) - 1} more)" if len(found) > 1 else "" for words, found in of_what.items()}
+    return [f"{found[0]}: {words}{more[words]}" for words, found in of_what.items()]
 
 
 def _of_file(path: Path) -> Record:
     record = _record_of(path)
     if isinstance(record, Record):
         return record
-    raise CaseError(record or f"{path}: is not a sidecar that drunet wrote; name the folder of a run, or a sidecar in it")
+    reason = record or "is not a sidecar that drunet wrote; name the folder of a run, or a sidecar in it"
+    raise CaseError(f"{path}: {reason}")
 
 
-def _in_folder(folder: Path, notices: list[str]) -> list[Record]:
+def _in_folder(folder: Path, notices: _Notices) -> list[Record]:
     files = _files_in(folder)
+    others = [path for path in files if not _SUMMARY.fullmatch(path.name)]
     with ThreadPoolExecutor(_THREADS) as threads:
-        read = list(threads.map(_record_of, [path for path in files if not _SUMMARY.fullmatch(path.name)]))
+        read = list(threads.map(_record_of, others))
     records = [each for each in read if isinstance(each, Record)]
-    damaged = [each for each in read if isinstance(each, str)]
+    damaged = {str(path): each for path, each in zip(others, read, strict=True) if isinstance(each, str)}
     records += _without_sidecar([path for path in files if _SUMMARY.fullmatch(path.name)], records, notices)
     if not records and not any(_SUMMARY.fullmatch(path.name) and is_summary(path) for path in files):  # of an empty shard
-        reason = damaged[0] if damaged else f"{folder}: holds no sidecar of a segmented case"
+        reason = ": ".join(next(iter(damaged.items()))) if damaged else f"{folder}: holds no sidecar of a segmented case"
         raise CaseError(f"{reason}; name a folder that drunet segment wrote")
-    notices += [f"{each}; left out" for each in damaged]
+    notices.left_out |= damaged
     return records
 
 
@@ -120,19 +150,19 @@ def _files_in(folder: Path) -> list[Path]:
 
 
 def _record_of(path: Path) -> Record | str | None:
-    """The case of a sidecar; why it cannot be read; None for any other file."""
+    """The case of a sidecar; why it cannot be used; None for any other file."""
     document = read_sidecar(path)
     if document is None:
         try:
             with path.open("rb") as stream:
                 is_ours = _SCHEMA_BEGINS in stream.read(_LOOKED_AT_BYTES)
         except OSError as error:
-            return f"{path}: cannot be read: {error.strerror}"
-        return f"{path}: is a damaged sidecar" if is_ours else None
+            return f"cannot be read: {error.strerror}"
+        return "is a damaged sidecar" if is_ours else None
     if document["schema"] != SCHEMA:
-        return f"{path}: is of schema {document['schema']}, which another version of drunet wrote"
+        return f"is of schema {document['schema']}, which another version of drunet wrote"
     if not isinstance(document.get("case"), str):
-        return f"{path}: is a damaged sidecar: names no case"
+        return "is a damaged sidecar: names no case"
     row = row_of(document, Status.DONE)
     messages = tuple(message for _, message in described_warnings(document))
     return _looked_up(Record(row=row, source=path, messages=messages, document=document))
@@ -167,7 +197,7 @@ def _label_map_of(record: Record) -> Path:
     return next((path for path in candidates if os.path.exists(path)), candidates[0])  # noqa: PTH110
 
 
-def _without_sidecar(summaries: Iterable[Path], of_cases: Sequence[Record], notices: list[str]) -> Iterator[Record]:
+def _without_sidecar(summaries: Iterable[Path], of_cases: Sequence[Record], notices: _Notices) -> Iterator[Record]:
     """What summaries tell of cases that have no sidecar beside them; of several that tell of a case the latest."""
     described = {(os.path.realpath(record.folder), record.row.case) for record in of_cases}
     told: dict[tuple[str, str], Record] = {}
@@ -177,10 +207,9 @@ def _without_sidecar(summaries: Iterable[Path], of_cases: Sequence[Record], noti
                 rows = {(os.path.realpath(path.parent), row.case): Record(row=row, source=path) for row in read_summary(path)}
                 told |= rows
         except (CaseError, OutputError) as error:
-            notices.append(f"{error}; left out")
+            notices.left_out[str(path)] = str(error).removeprefix(f"{path}: ")
     records = [record for key, record in told.items() if key not in described]
-    for source, n in Counter(record.source for record in records if record.row.status is not Status.FAILED).items():
-        notices.append(f"{source}: {n} of its cases without a sidecar; taken from the table")
+    notices.tables |= Counter(record.source for record in records if record.row.status is not Status.FAILED)
     for record in records:
         yield record if record.row.status is Status.FAILED else _looked_up(record)
 

@@ -9,7 +9,7 @@ from typing import Final
 from drunet_cli.errors import CaseError
 from drunet_cli.io.naming import stem
 from drunet_cli.io.png import encode_webp
-from drunet_cli.segmentation.runs import Record
+from drunet_cli.segmentation.runs import Record, collapsed
 from drunet_cli.segmentation.summary import Status
 
 # Pixels. A preview of 1496 pixels takes about 460 kB; so wide as WebP 50 kB, 15 kB when narrow (on synthetic cases). A page of
@@ -43,19 +43,19 @@ def read_thumbnails(records: Sequence[Record], *, n_threads: int, on_done: Calla
     label_maps = [Path(record.row.output) for record in records if record.row.status is not Status.FAILED and _may_have(record)]
     previews = [label_map.with_name(f"{stem(label_map)}_preview.png") for label_map in label_maps]
     width = _WIDE if len(records) <= _MOST_WIDE else _NARROW
-    by_label_map, notices = {}, []
+    by_label_map, unshown = {}, []
     threads = ThreadPoolExecutor(n_threads)
     try:
         read = threads.map(lambda path: _read(path, width), previews)
-        for label_map, found in zip(label_maps, read, strict=True):
+        for label_map, preview, found in zip(label_maps, previews, read, strict=True):
             on_done()
             if isinstance(found, Thumbnail):
                 by_label_map[str(label_map)] = found
             elif found is not None:
-                notices.append(f"{found}; not shown")
+                unshown.append((str(preview), f"{found}; not shown"))
     finally:
         threads.shutdown(cancel_futures=True)
-    return Thumbnails(by_label_map, tuple(notices))
+    return Thumbnails(by_label_map, tuple(collapsed(unshown)))
 
 
 def _may_have(record: Record) -> bool:
@@ -69,11 +69,11 @@ def _read(path: Path, width: int) -> Thumbnail | CaseError | None:
         with path.open("rb") as stream:
             content = stream.read(_LARGEST_BYTES + 1)
         if len(content) > _LARGEST_BYTES:
-            return CaseError(f"{path}: is larger than any preview")
+            return CaseError("is larger than any preview")
         return Thumbnail(path, *encode_webp(content, width=width))
     except FileNotFoundError:
         return None
     except OSError as error:
-        return CaseError(f"{path}: cannot be read: {error.strerror}")
+        return CaseError(f"cannot be read: {error.strerror}")
     except CaseError as error:
-        return CaseError(f"{path}: {error}")
+        return error

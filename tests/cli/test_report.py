@@ -5,13 +5,14 @@ import io
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from drunet_cli.cli.app import main
 from drunet_cli.errors import CaseError
-from drunet_cli.segmentation.summary import COLUMNS, encode_summary, failed_row
+from drunet_cli.segmentation.summary import COLUMNS, Status, encode_summary, failed_row, row_of
 from tests.segmentation.small_runs import write_case
 from tests.support import GOLDEN_WEIGHTS, image_options
 
@@ -128,6 +129,34 @@ def test_warnings_are_about_what_became_of_the_files(quiet: bool, runs: Path, ca
             "Warning: runs/two/c_preview.png: is not a PNG file; not shown",
         ]
     )
+
+
+def test_what_is_wrong_with_many_is_told_once_with_a_count(runs: Path, capsys: Captured) -> None:
+    for case in "defg":
+        write_case(Path("runs/two"), case)
+        Path(f"runs/two/{case}_preview.png").write_bytes(b"no picture")
+    for case in "def":
+        Path(f"runs/two/{case}.nii.gz").unlink()
+    for case in "hi":
+        write_case(Path("runs/three"), case).write_text('{"schema": "drunet.segmentation/1"')
+    done = [row_of(json.loads(Path(f"runs/two/{case}.json").read_text()), Status.DONE) for case in "cg"]
+    for shard, row in zip((1, 2), done, strict=True):
+        folder = Path(f"runs/bare-{shard}")
+        folder.mkdir()
+        folder.joinpath(f"summary-{shard}-of-2.csv").write_bytes(encode_summary([replace(row, case=f"bare {shard}")]))
+        folder.joinpath(Path(row.output).name).write_bytes(b"a label map")
+    folders = ["runs/bare-1", "runs/bare-2", "runs/two", "runs"]
+    assert main(["report", *folders, "-o", "report.html"]) == 0
+    told = [line.removeprefix("Warning: ") for line in capsys.readouterr().err.splitlines() if line.startswith("Warning: ")]
+    gone = "is gone; the volumes are those that were found"
+    assert told == [
+        f"d: runs/two/d.nii.gz: {gone} (the same of 2 more)",
+        "runs/three/h.json: is a damaged sidecar; left out (the same of 1 more)",
+        "runs/bare-1/summary-1-of-2.csv and 1 more: 2 of their cases without a sidecar; taken from the tables",
+        "runs/two/d_preview.png: is not a PNG file; not shown (the same of 3 more)",
+    ]
+    page = Path("report.html").read_text()
+    assert (page.count("not shown"), page.count(gone)) == (1, 3)  # on the page every case says what is wrong with it
 
 
 def test_report_imports_no_torch(runs: Path) -> None:
