@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Final
 
 from drunet_cli.brats import CHANNELS, Modality
-from drunet_cli.errors import CaseError
+from drunet_cli.errors import CaseError, listed
 from drunet_cli.io.case import BrokenCase, Case, case_of, why_unreadable
 from drunet_cli.io.case_table import HEADER, is_table, place_of, read_table
 from drunet_cli.io.folders import Folder, Identity, folders_from, identity_of
@@ -35,6 +35,9 @@ _IMAGE_ROLES: Final = frozenset((*CHANNELS, *CHANNEL_NUMBERS))
 # nnU-Net's label maps are not taken as references: their class numbers are those of dataset.json, and in its BraTS sets 1 is
 # oedema and 2 the core. Nor are they looked at: a label map called case_0001.nii.gz would pass for a channel.
 _LABEL_FOLDERS: Final = ("labelsTr", "labelsTs")
+# In a message about what was not found: so many names of what was, of a folder with no more images than that all of them.
+_MOST_NAMES: Final = 6
+_LONGEST_NAME: Final = 60
 
 
 @dataclass(frozen=True)
@@ -51,11 +54,15 @@ class Cohort:
 
 @dataclass(frozen=True)
 class _Group:
-    """Files of one folder that make a case, by what each may be: a modality, "seg", or a number of four digits."""
+    """Files of one folder that make a case, by what each may be: a modality, "seg", or a number of four digits.
+
+    others: names of further images in the folder that may be the case's too.
+    """
 
     name: str
     folder: Path
     files: Mapping[str, Sequence[Path]]
+    others: Sequence[str]
 
 
 @dataclass(frozen=True)
@@ -154,12 +161,15 @@ def _from_folder(
     source: Path, naming: Naming, channels_in: Callable[[Path], Channels], left_out: Identity | None
 ) -> Iterator[_Found]:
     nothing = True
+    seen: list[str] = []
     for folder in folders_from(source, left_out=left_out, names_left_out=_LABEL_FOLDERS):
         if not isinstance(folder, Folder):
             nothing = False
             path, error = folder
             yield _unusable(path, f"{why_unreadable(path, error, kind='folder')}; mend its permissions or leave it out")
             continue
+        if nothing:
+            seen += folder.files
         for group in _groups(folder, naming):
             nothing = False
             case: Case | BrokenCase
@@ -173,7 +183,22 @@ def _from_folder(
     if nothing:
         numbered = "" if naming.patterns else ", or NAME_0000.nii.gz to NAME_0003.nii.gz"
         files = naming.expected(CHANNELS) + numbered
-        yield _unusable(source, f"no case found: looked for files named {files}; --pattern names others")
+        yield _unusable(source, f"no case found: looked for files named {files}, found {_found_instead(seen)}")
+
+
+def _found_instead(names: Sequence[str]) -> str:
+    """What there is where no case is, and what to do."""
+    if images := [name for name in names if is_nifti(name)]:
+        return f"{_listed(images)}; say by --pattern MODALITY=GLOB which are which, such as t1ce='*_contrast.nii.gz'"
+    if names:
+        return f"no .nii.gz or .nii but {_listed(names)}; convert the images to NIfTI first, or name another folder"
+    return "no file at all; name another folder"
+
+
+def _listed(names: Sequence[str]) -> str:
+    cut = _LONGEST_NAME // 2
+    short = [name if len(name) <= _LONGEST_NAME else f"{name[:cut]}...{name[-cut:]}" for name in names[:_MOST_NAMES]]
+    return listed([*short, *names[_MOST_NAMES:]], most=_MOST_NAMES)
 
 
 def _groups(folder: Folder, naming: Naming) -> Iterator[_Group]:
@@ -184,11 +209,15 @@ def _groups(folder: Folder, naming: Naming) -> Iterator[_Group]:
         name = "" if naming.patterns else before or with_a_name(folder.path).name
         for role in roles:
             groups[name][role].append(folder.path / image)
+    every = [name for name in folder.files if is_nifti(name)]
     for name, files in groups.items():
         if not files.keys() & _IMAGE_ROLES:
             continue
         images = [path for role, paths in files.items() if role != SEGMENTATION for path in paths]
-        yield _Group(name or common_stem(images) or with_a_name(folder.path).name, folder.path, files)
+        own = {path.name for paths in files.values() for path in paths}
+        few = len(every) <= _MOST_NAMES
+        others = [other for other in every if other not in own and (few or other.startswith(name))]
+        yield _Group(name or common_stem(images) or with_a_name(folder.path).name, folder.path, files, others)
 
 
 def _case(group: _Group, naming: Naming, channels_in: Callable[[Path], Channels]) -> Case:
@@ -207,6 +236,8 @@ def _case(group: _Group, naming: Naming, channels_in: Callable[[Path], Channels]
     if missing := [modality for modality in CHANNELS if roles[modality] not in group.files]:
         parts = ", ".join(modality.display for modality in missing)
         looked_for = naming.expected(roles[modality] for modality in missing)
-        raise CaseError(f"{where} has no {parts}: looked for {looked_for}; --pattern names others")
+        own = sorted({path.name for paths in group.files.values() for path in paths})
+        found = _listed([*group.others, *own])  # what is not told yet first
+        raise CaseError(f"{where} has no {parts}: looked for {looked_for}, found {found}; --pattern names others")
     images = {modality: group.files[roles[modality]][0] for modality in CHANNELS}
     return case_of(images, name=group.name, segmentation=next(iter(group.files.get(SEGMENTATION, ())), None))

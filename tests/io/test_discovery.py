@@ -228,8 +228,39 @@ def test_a_reference_alone_is_no_case(tmp_path: Path) -> None:
 def test_what_a_case_lacks_is_named_with_its_folder(tmp_path: Path) -> None:
     written(tmp_path / "x", "a_", ["flair", "t2"])
     assert only_error(tmp_path) == (
-        f"{tmp_path / 'x'}: a has no T1ce, T1: looked for NAME_t1ce.nii.gz, NAME_t1.nii.gz; --pattern names others"
+        f"{tmp_path / 'x'}: a has no T1ce, T1: looked for NAME_t1ce.nii.gz, NAME_t1.nii.gz, "
+        "found a_flair.nii.gz, a_t2.nii.gz; --pattern names others"
     )
+
+
+def test_what_is_there_instead_of_a_modality_is_named_first(tmp_path: Path) -> None:
+    written(tmp_path, "a_", ["flair", "t1", "t2"])
+    touched(tmp_path / "a_T1_contrast.nii.gz", tmp_path / "notes.txt")
+    assert "looked for NAME_t1ce.nii.gz, found a_T1_contrast.nii.gz, a_flair.nii.gz, a_t1.nii.gz, " in only_error(tmp_path)
+
+
+def test_of_many_cases_in_a_folder_only_the_broken_one_is_listed(tmp_path: Path) -> None:
+    for n in range(20):
+        written(tmp_path, f"case{n:02}_")
+    (tmp_path / "case07_t1ce.nii.gz").rename(tmp_path / "case07_T1_contrast.nii.gz")
+    [broken] = find_cases([tmp_path]).broken
+    found = "found case07_T1_contrast.nii.gz, case07_flair.nii.gz, case07_t1.nii.gz, case07_t2.nii.gz; "
+    assert found in str(broken.error)
+
+
+def test_a_folder_of_other_names_lists_some_of_them_in_a_line_of_bounded_length(tmp_path: Path) -> None:
+    for n in range(300):
+        touched(tmp_path / f"p{n:03}" / f"{'long' * 40}_{n:03}_T1w.nii.gz")
+    error = only_error(tmp_path)
+    assert error.count("_T1w.nii.gz") == 6
+    assert " and 294 more; say by --pattern MODALITY=GLOB which are which" in error
+    assert len(error) - len(str(tmp_path)) < 800
+
+
+def test_a_folder_of_dicom_files_is_told_apart(tmp_path: Path) -> None:
+    touched(*(tmp_path / "study" / f"IM{n:04}" for n in range(9)))
+    assert "found no .nii.gz or .nii but IM0000, IM0001, " in only_error(tmp_path)
+    assert "convert the images to NIfTI first" in only_error(tmp_path)
 
 
 def test_a_broken_case_leaves_the_others_and_keeps_its_name(tmp_path: Path) -> None:
@@ -540,7 +571,8 @@ def test_channels_come_before_dataset_json(tmp_path: Path) -> None:
 def test_numbers_that_nothing_explains_are_refused(tmp_path: Path) -> None:
     written(tmp_path / "imagesTr", "a_", NNUNET)
     assert only_error(tmp_path) == (
-        f"{tmp_path / 'imagesTr'}: nothing says which modalities _0000 to _0003 are; give --channels with the four in order"
+        f"{tmp_path / 'imagesTr'}: nothing says which modalities _0000 to _0003 are; give --channels with the four in order, "
+        "such as t1,t1ce,t2,flair"
     )
 
 
@@ -665,7 +697,8 @@ def test_with_patterns_a_folder_is_one_case_named_by_its_files_or_itself(tmp_pat
 def test_a_pattern_is_of_the_whole_file_name_in_its_very_letters(tmp_path: Path, glob: str) -> None:
     written(tmp_path, "a_", ["FL", "t1ce", "t1", "t2"])
     error = only_error(tmp_path, naming=Naming({"flair": glob}))
-    assert error == f"{tmp_path}: a has no FLAIR: looked for {glob}; --pattern names others"
+    found = "a_FL.nii.gz, a_t1.nii.gz, a_t1ce.nii.gz, a_t2.nii.gz"
+    assert error == f"{tmp_path}: a has no FLAIR: looked for {glob}, found {found}; --pattern names others"
 
 
 def test_a_pattern_finds_neither_hidden_files_nor_other_formats(tmp_path: Path) -> None:
@@ -683,7 +716,7 @@ def test_a_pattern_for_the_reference_alone_goes_with_numbers(tmp_path: Path) -> 
 
 def test_a_folder_without_cases_says_which_patterns_were_looked_for(tmp_path: Path) -> None:
     error = only_error(tmp_path, naming=Naming({"t1": "*T1w*"}))
-    assert "looked for files named NAME_flair.nii.gz, NAME_t1ce.nii.gz, *T1w*, NAME_t2.nii.gz; --pattern" in error
+    assert "looked for files named NAME_flair.nii.gz, NAME_t1ce.nii.gz, *T1w*, NAME_t2.nii.gz, found no file at all; " in error
 
 
 # One case alone
