@@ -25,8 +25,8 @@ def print_prospects(
             notes = [would_download(entry) for entry in missing_weights(weights)]
         except WeightsError as error:
             stop = error
-    if stop is None and not cohort.alone and (found or cohort.broken):
-        notes = [_counts(found, cohort), *notes]
+        else:
+            notes = notes if cohort.alone else [_counts(found, cohort), *notes]
     planned = [Planned(each.case, each.state, each.would, each.warnings, each.error) for each in found]
     print_plan(planned, cohort, seg=False, json=json, quiet=screen.quiet, notes=notes, stop=stop)
 

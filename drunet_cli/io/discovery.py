@@ -232,7 +232,10 @@ def _case(group: _Group, naming: Naming, channels_in: Callable[[Path], Channels]
         if len(several := group.files.get(role, ())) > 1:
             first, second, *others = (path.name for path in several)
             more = f" and {len(others)} more" if others else ""
-            raise CaseError(f"{where} has {first} and {second}{more} for {part}; keep one, or tell it apart by --pattern")
+            remedy = (
+                f"narrow --pattern {role}={naming.patterns[role]}" if role in naming.patterns else "tell it apart by --pattern"
+            )
+            raise CaseError(f"{where} has {first} and {second}{more} for {part}; keep one, or {remedy}")
     if missing := [modality for modality in CHANNELS if roles[modality] not in group.files]:
         parts = ", ".join(modality.display for modality in missing)
         looked_for = naming.expected(roles[modality] for modality in missing)

@@ -235,7 +235,9 @@ def test_no_download_is_foretold_where_no_case_can_be_used(capsys: Captured) -> 
     for case in ("case_0", "case_1"):
         shutil.copyfile(GOLDEN_WEIGHTS, f"cases/{case}/{case}_t1.nii.gz")
     assert segment("cases", "--dry-run", weights=DEFAULT) == 1
-    assert "downloaded" not in capsys.readouterr().err
+    *errors, last = capsys.readouterr().err.splitlines()
+    assert len(errors) == N_CASES
+    assert last == "Error: 2 of 2 cases would fail: case_0, case_1"
 
 
 def test_a_cache_that_holds_no_weights_ends_it_with_their_code(capsys: Captured) -> None:

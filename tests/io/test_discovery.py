@@ -701,6 +701,12 @@ def test_a_pattern_is_of_the_whole_file_name_in_its_very_letters(tmp_path: Path,
     assert error == f"{tmp_path}: a has no FLAIR: looked for {glob}, found {found}; --pattern names others"
 
 
+def test_a_pattern_that_two_files_of_a_case_have_is_to_be_narrowed(tmp_path: Path) -> None:
+    written(tmp_path, "a_", ["FLAIR", "T1w", "ce_T1w", "T2w"])
+    error = only_error(tmp_path, naming=Naming({"t1ce": "*_ce_T1w.nii.gz", "t1": "*_T1w.nii.gz"}))
+    assert error.endswith("a_T1w.nii.gz and a_ce_T1w.nii.gz for T1; keep one, or narrow --pattern t1=*_T1w.nii.gz")
+
+
 def test_a_pattern_finds_neither_hidden_files_nor_other_formats(tmp_path: Path) -> None:
     written(tmp_path, "a_")
     touched(tmp_path / "a_flair.json", tmp_path / "._a_flair.nii.gz", tmp_path / ".a_flair.nii.gz.host.1.tmp")
