@@ -153,9 +153,8 @@ def evaluate(
     inputs = [Path(prediction), *(path for pair in pairing.pairs for path in (pair.prediction, pair.reference))]
     if used := [path for path in outputs if any(is_same_file(path, given) for given in inputs)]:
         raise OutputError(f"{used[0]}: is one of the inputs; name another output")
-    if allow_missing:
-        for error in pairing.missing.values():
-            screen.note(f"{error}; left out")
+    if pairing.missing:
+        screen.note(pairing.missing_in_words(allowed=allow_missing))
     failures = pairing.unpaired if allow_missing else {**pairing.unpaired, **pairing.missing}
     n_cases = len(pairing.pairs) + len(failures)
     if n_cases == 0:

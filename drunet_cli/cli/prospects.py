@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Sequence
+from typing import Final
 
 from drunet_cli.cli.batch import counted
 from drunet_cli.cli.console import Screen
@@ -9,7 +10,9 @@ from drunet_cli.cli.downloads import would_download
 from drunet_cli.cli.plans import Planned, print_plan
 from drunet_cli.errors import DrunetError, WeightsError
 from drunet_cli.io.discovery import Cohort
-from drunet_cli.segmentation.prospect import Prospect, missing_weights
+from drunet_cli.segmentation.prospect import LEAVE_OUT, Prospect, missing_weights
+
+_FAIL_IN: Final = "fail in"
 
 
 def print_prospects(
@@ -33,9 +36,10 @@ def print_prospects(
 
 def _counts(found: Sequence[Prospect], cohort: Cohort) -> str:
     would = Counter(each.would for each in found if each.error is None)
-    would["fail in"] = len(cohort.broken) + sum(each.error is not None for each in found)
+    would[_FAIL_IN] = len(cohort.broken) + sum(each.error is not None for each in found)
     counts = ", ".join(f"{words} {n}" for words, n in would.items() if n)
     n_warned = sum(bool(each.warnings) for each in found)
     warned = f"; {n_warned} with warnings" if n_warned else ""
     n_cases = counted(len(found) + len(cohort.broken), "case")
-    return f"Of {n_cases} drunet would {counts}{warned} (headers were read, voxels were not)"
+    read = "" if would.keys() <= {LEAVE_OUT, _FAIL_IN} else " (headers were read, voxels were not)"
+    return f"Of {n_cases} drunet would {counts}{warned}{read}"

@@ -1,5 +1,6 @@
 """Tables for people, a function for each: what a command found or did, in rows and columns."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -45,7 +46,8 @@ def cohort_table(rows: Sequence["SummaryRow"]) -> "Table":
         column.justify = "right"
     for row in rows:
         volumes = (f"{row.volumes_ml[region]:.1f}" if region in row.volumes_ml else "" for region in REGIONS)
-        table.add_row(Text(one_line(row.case)), row.status, *volumes, Text(one_line(row.error or ", ".join(row.warnings))))
+        told = [code if n == 1 else f"{n} x {code}" for code, n in Counter(row.warnings).items()]
+        table.add_row(Text(one_line(row.case)), row.status, *volumes, Text(one_line(row.error or ", ".join(told))))
     return table
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Final
 
 from drunet_cli.brats import Modality
-from drunet_cli.errors import CaseError
+from drunet_cli.errors import CaseError, listed
 from drunet_cli.io.folders import Folder, folders_from
 from drunet_cli.io.naming import NIFTI_SUFFIXES, SEGMENTATION, WORDS, before_and_last_word, is_nifti, stem, with_a_name
 
@@ -38,6 +38,15 @@ class Pairing:
     pairs: tuple[Pair, ...]
     unpaired: Mapping[str, CaseError]
     missing: Mapping[str, CaseError]
+
+    def missing_in_words(self, *, allowed: bool) -> str:
+        """Of those of which one side is there, in one line: that they are left out, or how they would be."""
+        if not allowed:
+            cases = "1 case has" if len(self.missing) == 1 else f"{len(self.missing)} cases have"
+            return f"{cases} no partner; --allow-missing leaves such out"
+        if len(self.missing) == 1:
+            return f"{next(iter(self.missing.values()))}; left out"
+        return f"{len(self.missing)} cases without a partner are left out: {listed(sorted(self.missing))}"
 
 
 def pair_up(predictions: Path, references: Path) -> Pairing:

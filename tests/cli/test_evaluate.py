@@ -432,6 +432,7 @@ def test_a_case_without_a_partner_is_a_failure_and_the_others_are_compared(own: 
     out, err = capsys.readouterr()
     assert ", 2 case" in out.splitlines()[0]
     assert f"case_1_seg.nii.gz: has no partner in {own}\n" in err
+    assert "1 case has no partner; --allow-missing leaves such out\n" in err
     assert err.splitlines()[-1] == "Error: 1 of 3 cases failed: case_1"
 
 
@@ -441,6 +442,14 @@ def test_allow_missing_lists_it_and_succeeds(own: Path, cohort: Path, capsys: Ca
     err = capsys.readouterr().err
     assert f"case_1_seg.nii.gz: has no partner in {own}; left out\n" in err
     assert "Error" not in err
+
+
+def test_many_cases_without_a_partner_are_left_out_in_one_line(own: Path, cohort: Path, capsys: Captured) -> None:
+    for n in (0, 2):
+        (own / f"case_{n}.nii.gz").unlink()
+    assert evaluate(own, cohort / "ref", "--allow-missing") == 0
+    [told] = [line for line in capsys.readouterr().err.splitlines() if "partner" in line]
+    assert told == "2 cases without a partner are left out: case_0, case_2"
 
 
 def test_allow_missing_does_not_excuse_a_damaged_case(own: Path, cohort: Path) -> None:

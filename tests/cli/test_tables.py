@@ -47,6 +47,11 @@ def test_fields_without_a_value_are_left_out() -> None:
     ]
 
 
+def test_a_warning_that_a_case_has_twice_is_counted() -> None:
+    row = SummaryRow(case="a", status=Status.DONE, warnings=("modality-name", "resampled", "modality-name"))
+    assert lines_of(cohort_table([row]))[1].endswith("  2 x modality-name, resampled")
+
+
 @pytest.mark.parametrize("name", ["[red]case", "a\nb", "a\x1b[31mb"])
 def test_a_name_is_printed_as_it_is_and_on_one_line(name: str) -> None:
     row = SummaryRow(case=name, status=Status.DONE, volumes_ml=dict.fromkeys(REGIONS, 1.25))
