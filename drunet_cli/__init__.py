@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from drunet_cli.segmentation.segmenter import Segmenter
 
 __all__ = ["SegmentedCase", "Segmenter", "__version__"]
-__version__ = "0.1.0.dev0"
+__version__ = "0.1.0"
 
 _LAZY: Final = {"SegmentedCase": "drunet_cli.segmentation.segmented", "Segmenter": "drunet_cli.segmentation.segmenter"}
 
