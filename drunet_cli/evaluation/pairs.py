@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Final
 
 from drunet_cli.brats import Modality
-from drunet_cli.errors import CaseError, listed
+from drunet_cli.errors import CaseError, MisuseError, listed
 from drunet_cli.io.folders import Folder, folders_from
 from drunet_cli.io.naming import NIFTI_SUFFIXES, SEGMENTATION, WORDS, before_and_last_word, is_nifti, stem, with_a_name
 
@@ -52,7 +52,7 @@ class Pairing:
 def pair_up(predictions: Path, references: Path) -> Pairing:
     """Two label maps, or two folders whose label maps are paired by the names of their cases.
 
-    Raises CaseError when one is a file and the other a folder, or a folder holds no label map.
+    Raises MisuseError when one is a file and the other a folder, CaseError when one is absent or a folder holds no label map.
     """
     for path in (predictions, references):
         if not os.path.exists(path):  # noqa: PTH110  # unlike Path.exists it raises for no path
@@ -60,7 +60,7 @@ def pair_up(predictions: Path, references: Path) -> Pairing:
     if predictions.samefile(references):
         raise CaseError(f"{predictions}: is given as prediction and as reference")
     if predictions.is_dir() != references.is_dir():
-        raise CaseError(f"{predictions} and {references}: give two label maps, or two folders")
+        raise MisuseError(f"{predictions} and {references}: give two label maps, or two folders")
     if not predictions.is_dir():
         return Pairing((Pair(_case_name(references), predictions, references),), {}, {})
     sides = {folder: label_maps_in(folder) for folder in (predictions, references)}

@@ -90,11 +90,14 @@ def import_weights(path: Path, *, name: str = DEFAULT, bn_epsilon: float | None 
     bn_epsilon: to run a Keras file with, by default as published; a .safetensors file has its own.
     Raises WeightsError when the file is not this network's, or not what the registry expects under that name; OutputError
     when the name is taken and `overwrite` is not set, or the cache cannot be written; MisuseError for the name of bundled
-    weights, or an epsilon that does not apply.
+    weights or an illegal one, or an epsilon that does not apply.
     """
     if name in BUNDLED:
         raise MisuseError(f"weights {name} come with drunet and are not replaced; give yours another --name")
-    target = cached_path(name)
+    try:
+        target = cached_path(name)
+    except WeightsError as error:
+        raise MisuseError(f"--name: {error}") from error
     if is_file(target) and not overwrite:
         raise OutputError(f"{target}: weights {name} are in the cache already; give --overwrite to replace them")
     check_file(path)

@@ -127,7 +127,10 @@ def read_metadata(path: Path) -> Metadata:
     except FileNotFoundError as error:
         raise WeightsError(f"{path}: no such weights file") from error
     except (OSError, safetensors.SafetensorError) as error:
-        raise WeightsError(f"{path}: not a readable safetensors file: {error}") from error
+        # The library tells of a length that its header does not promise in its own terms.
+        wrong_length = "incomplete metadata" in str(error) or "invalid header length" in str(error)
+        reason = "it is cut short or too long; copy or download it again" if wrong_length else error
+        raise WeightsError(f"{path}: not a readable safetensors file: {reason}") from error
     if document is None:
         raise WeightsError(
             f"{path}: lacks drunet's metadata (base width, epsilon); give weights that drunet wrote, or a Keras .h5"

@@ -96,8 +96,15 @@ def prepare_arrays(arrays: Mapping[Modality, npt.NDArray[Any]], affine: npt.Arra
 def prepare_given(images: Mapping[Modality, Image], affine: npt.ArrayLike | None, *, name: str | None) -> PreparedCase:
     """Four files, or four arrays with their affine.
 
-    Raises CaseError, and MisuseError where files and arrays are mixed, or an affine is missing or too much.
+    Raises CaseError, MisuseError where files and arrays are mixed, or an affine is missing or too much, TypeError for what is
+    neither.
     """
+    for modality, image in images.items():
+        if not isinstance(image, str | os.PathLike | np.ndarray):
+            raise TypeError(
+                f"{modality}: give a path or a numpy array, not {type(image).__name__} "
+                "(of an image that nibabel loaded: image.get_fdata(), with affine=image.affine)"
+            )
     arrays = {modality: image for modality, image in images.items() if isinstance(image, np.ndarray)}
     if not arrays:
         if affine is not None:

@@ -42,7 +42,8 @@ def _check_numbers(least: int, **numbers: float | None) -> None:
 class Segmenter:
     """Segments cases with one or several sets of weights, on one device or several.
 
-    Weights and engines are opened when the first case needs them, and kept. The settings are those of `drunet segment`:
+    Weights and engines are opened when the first case needs them, and kept. The settings are those of `drunet segment`, whose
+    options messages name (flips is --tta flips, min_volume_ml is --min-volume, and so on):
 
     weights: a registered name, a file, or several of them, of whose probabilities the mean is taken.
     device: "auto", "cpu", "cuda", "cuda:1", "mps".
@@ -135,7 +136,8 @@ class Segmenter:
         all). Of several devices the first computes.
 
         Raises CaseError for images that cannot be segmented, WeightsError for weights that cannot be had, DeviceError for a
-        device that is absent or too small, MisuseError where files and arrays are mixed or an affine is missing or too much.
+        device that is absent or too small, MisuseError where files and arrays are mixed or an affine is missing or too much,
+        TypeError for an image that is neither path nor array.
         """
         labels = Labels(labels)
         prepared = pipeline.prepare_given(
@@ -154,7 +156,7 @@ class Segmenter:
         return SegmentedCase(kept, document, labels)
 
     def check(self) -> None:
-        """Raise WeightsError for weights that cannot be had, before anything is read."""
+        """Raise WeightsError for weights that cannot be had, before anything is read; the device is not tried."""
         for name in self.weights:
             check_available(name)
 

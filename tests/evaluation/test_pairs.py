@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from drunet_cli.errors import CaseError
+from drunet_cli.errors import CaseError, MisuseError
 from drunet_cli.evaluation.pairs import Pair, Pairing, label_maps_in, pair_up, read_pairs, table_of
 
 HEADER = "case,prediction,reference\n"
@@ -58,7 +58,7 @@ def test_a_reference_in_the_current_folder_is_called_as_that_is(tmp_path: Path, 
 def test_a_file_and_a_folder_are_no_pair(folder_first: bool, tmp_path: Path) -> None:
     touch(tmp_path, "folder/a.nii", "b.nii")
     one, other = (tmp_path / "folder", tmp_path / "b.nii")[:: 1 if folder_first else -1]
-    with pytest.raises(CaseError, match="give two label maps, or two folders"):
+    with pytest.raises(MisuseError, match="give two label maps, or two folders"):
         pair_up(one, other)
 
 

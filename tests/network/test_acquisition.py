@@ -26,7 +26,7 @@ from drunet_cli.io.inputs import file_sha256
 from drunet_cli.network import download, registry
 from drunet_cli.network.acquisition import import_weights, metadata_of, obtain, open_weights
 from drunet_cli.network.checkpoint import read_checkpoint, write_checkpoint
-from drunet_cli.network.registry import DEFAULT, ENTRIES, Entry, cache_folder, cached_path
+from drunet_cli.network.registry import DEFAULT, ENTRIES, Entry, cache_folder, cached_path, check_available
 from drunet_cli.network.watcher import Watcher
 from tests.network.file_server import Answer, FileServer, serving
 from tests.support import GOLDEN_WEIGHTS
@@ -297,8 +297,23 @@ def test_a_folder_is_no_weights_file(tmp_path: Path) -> None:
         open_weights(f"{tmp_path}/")
 
 
-def test_offline_is_an_error_before_any_request(mirror: Callable[[FileServer], None], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("DRUNET_OFFLINE", "1")
+@pytest.mark.parametrize("name", ["my/name", "a b", "mine.h5", ""])
+def test_a_name_that_cannot_be_is_misuse(name: str) -> None:
+    with pytest.raises(MisuseError, match=r"--name: weights name .*: use letters"):
+        import_weights(GOLDEN_WEIGHTS, name=name)
+
+
+@pytest.mark.parametrize("switch", ["0", "false", "No", "off", ""])
+def test_offline_can_be_switched_off(switch: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DRUNET_OFFLINE", switch)
+    check_available(DEFAULT)
+
+
+@pytest.mark.parametrize("switch", ["1", "TRUE", "y"])
+def test_offline_is_an_error_before_any_request(
+    switch: str, mirror: Callable[[FileServer], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DRUNET_OFFLINE", switch)
     with serving(CONTENT) as server:
         mirror(server)
         message = _refusal()

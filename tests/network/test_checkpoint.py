@@ -139,7 +139,8 @@ def test_a_truncated_file_is_refused(tmp_path: Path, n_bytes: int) -> None:
     path = tmp_path / "w.safetensors"
     write_checkpoint(path, STATE, METADATA, overwrite=False)
     path.write_bytes(path.read_bytes()[:n_bytes])
-    with pytest.raises(WeightsError, match="not a readable safetensors file"):
+    reason = "header too small" if 0 <= n_bytes < 8 else "it is cut short"
+    with pytest.raises(WeightsError, match=f"not a readable safetensors file: .*{reason}"):
         read_checkpoint(path)
 
 

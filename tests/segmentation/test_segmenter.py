@@ -184,6 +184,11 @@ def test_files_and_arrays_are_not_mixed(segmenter: Segmenter, arrays: dict[str, 
         segmenter.segment(**FILES, affine=affine)
 
 
+def test_what_is_neither_path_nor_array_is_named(segmenter: Segmenter) -> None:
+    with pytest.raises(TypeError, match=r"t1: give a path or a numpy array, not Nifti1Image .*get_fdata"):
+        segmenter.segment(**{**FILES, "t1": open_image(FILES["t1"])})
+
+
 def test_weights_that_are_absent_are_an_error(tmp_path: Path) -> None:
     with pytest.raises(WeightsError, match="no such weights file"):
         Segmenter(tmp_path / "none.safetensors", device="cpu").segment(**FILES)
