@@ -20,6 +20,12 @@ WORDS: Final[Mapping[str, Modality]] = {
 }
 # Where all four are named, T1w can only be the one without contrast agent (Task01_BrainTumour: FLAIR, T1w, t1gd, T2w).
 _CHANNEL_WORDS: Final = {**WORDS, "t1w": Modality.T1}
+# With contrast agent, and without. A single c, post and pre are parts of other names too (patient C, after surgery).
+_AGENT: Final = frozenset(
+    ("gd", "gad", "gado", "gadolinium", "ce", "km", "contrast", "enhanced", "postcontrast", "postgd", "postgad")
+)
+_NO_AGENT: Final = frozenset(("precontrast", "noncontrast", "nocontrast", "nonenhanced", "unenhanced", "nogd", "nongd"))
+_NEGATIONS: Final = frozenset(("pre", "non", "no", "without", "wo"))
 SEGMENTATION: Final = "seg"
 CHANNEL_NUMBERS: Final = ("0000", "0001", "0002", "0003")  # nnU-Net's
 _ANY_NUMBER: Final = re.compile(r"[0-9]{4}")
@@ -68,8 +74,25 @@ def words(path: Path) -> list[str]:
 
 
 def modality_in_name(path: Path) -> Modality | None:
-    """The modality that the last telling word of a file name stands for; None where none does, or T1w, which may be either."""
-    return next((WORDS[word] for word in reversed(words(path)) if word in WORDS), None)
+    """The modality that the last telling word of a file name stands for; None where none does, or T1w, which may be either.
+
+    Of a plain T1 or T1w the other words say whether it is with contrast agent: T1_post, T1w_Gd, T1_noncontrast.
+    """
+    found = words(path)
+    last = next((word for word in reversed(found) if word in WORDS), "t1w" if "t1w" in found else None)
+    if last is None or last not in ("t1", "t1w"):
+        return None if last is None else WORDS[last]
+    pairs = list(zip(["", *found], found, strict=False))
+    if any(word in _AGENT and before not in _NEGATIONS for before, word in pairs):
+        return Modality.T1CE
+    if any(word in _NO_AGENT or (word in _AGENT and before in _NEGATIONS) for before, word in pairs):
+        return Modality.T1
+    after = found[len(found) - found[::-1].index(last) :]
+    if not {"post", "c"}.isdisjoint(after):
+        return Modality.T1CE
+    if last == "t1w":
+        return Modality.T1 if "pre" in after else None
+    return None if "post" in found else Modality.T1
 
 
 def roles_in_name(image: str, naming: Naming) -> tuple[str, list[str]]:

@@ -182,7 +182,8 @@ def test_a_name_too_long_for_the_file_system_is_a_case_error(images: dict[Modali
         ("BraTS-GLI-00005-100-t2f.nii.gz", Modality.FLAIR),
         ("BraTS-GLI-00005-100-t2w.nii.gz", Modality.T2),
         ("sub-01_T2w.nii", Modality.T2),
-        ("sub-01_ce-GD_T1w.nii.gz", None),
+        ("sub-01_T1w.nii.gz", None),
+        ("sub-01_ce-GD_T1w.nii.gz", Modality.T1CE),
         ("t1/flair.nii", Modality.FLAIR),
         ("T1_brain.nii.gz", Modality.T1),
         ("contrast.nii.gz", None),
@@ -190,6 +191,40 @@ def test_a_name_too_long_for_the_file_system_is_a_case_error(images: dict[Modali
 )
 def test_a_file_name_tells_its_modality(name: str, modality: Modality | None) -> None:
     assert modality_in_name(Path(name)) is modality
+
+
+WITH_AGENT = """
+    T1post T1_post T1-post t1gd p_T1_Gd T1-Gd T1_Gad T1.gado T1-gadolinium T1C T1_C T1-C T1+C T1w+C T1_CE T1w_CE T1w_Gd
+    T1_contrast T1_enhanced T1_postcontrast T1_post_contrast T1_KM Gd_T1 contrast_T1 CE-T1 ce_T1w T1_mprage_post ses-pre_T1_Gd
+    T1_Gd_brain sub-01_ce-gadolinium_T1w
+"""
+WITHOUT_AGENT = """
+    T1 T1n T1pre T1_pre pre_T1 T1w_pre T1_noncontrast T1w_noncontrast T1_non_contrast T1_pre_contrast T1-pre-Gd
+    T1_precontrast T1_without_contrast T1_unenhanced C_T1 c-01_T1 T1_postop T1_brain
+"""
+
+
+@pytest.mark.parametrize("name", WITH_AGENT.split())
+def test_words_of_a_contrast_agent_make_a_t1_a_t1ce(name: str) -> None:
+    assert modality_in_name(Path(f"{name}.nii.gz")) is Modality.T1CE
+
+
+@pytest.mark.parametrize("name", WITHOUT_AGENT.split())
+def test_words_for_no_contrast_agent_leave_a_t1_a_t1(name: str) -> None:
+    assert modality_in_name(Path(f"{name}.nii.gz")) is Modality.T1
+
+
+@pytest.mark.parametrize("name", ["post_T1", "ses-post_T1w", "ses-pre_T1w"])
+def test_a_session_before_or_after_something_says_nothing_of_a_contrast_agent(name: str) -> None:
+    assert modality_in_name(Path(f"{name}.nii.gz")) is None
+
+
+@pytest.mark.parametrize(
+    ("name", "modality"),
+    [("T2_post", Modality.T2), ("FLAIR_Gd", Modality.FLAIR), ("T1_to_T2", Modality.T2), ("T2_in_T1w", Modality.T2)],
+)
+def test_words_of_a_contrast_agent_are_of_t1_alone(name: str, modality: Modality) -> None:
+    assert modality_in_name(Path(f"{name}.nii.gz")) is modality
 
 
 def test_patterns_go_by_modality_in_any_of_its_spellings() -> None:
