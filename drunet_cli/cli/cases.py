@@ -50,7 +50,7 @@ def share_of(cohort: Cohort, shard: tuple[int, int]) -> Cohort:
     share = sorted(found, key=lambda item: item.name)[k - 1 :: n]
     cases = tuple(item for item in share if isinstance(item, Case))
     broken = tuple(item for item in share if isinstance(item, BrokenCase))
-    return Cohort(cases, (*broken, *sources), alone=False)
+    return replace(cohort, cases=cases, broken=(*broken, *sources), alone=False)
 
 
 def naming_of(patterns: Sequence[str], channels: str | None) -> Naming:

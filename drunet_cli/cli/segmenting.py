@@ -82,7 +82,7 @@ class Run:
             self._check()
         except DrunetError as error:
             stop = error
-        self._note_if_empty()
+        self._tell_of_cohort()
         print_prospects(found, self._cohort, self._segmenter.weights, self._screen, json=self._json, stop=stop)
 
     def segment(self) -> None:
@@ -91,7 +91,7 @@ class Run:
         share_memory_arenas()
         self._remove_stale()
         self._check()
-        self._note_if_empty()
+        self._tell_of_cohort()
         tasks = self._tasks()
         n_cases = len(tasks) + len(self._cohort.broken)
         batch = Batch(self._screen, n_cases=n_cases, alone=self._cohort.alone, json=self._json)
@@ -111,7 +111,9 @@ class Run:
                     rows.append(self._tell(task, outcome, batch, since=begin))
         self._end(rows, batch, seconds=time.perf_counter() - begin)
 
-    def _note_if_empty(self) -> None:
+    def _tell_of_cohort(self) -> None:
+        for note in self._cohort.notes:
+            self._screen.warning(note)
         if self._outputs.shard is not None and not (self._cohort.cases or self._cohort.broken):
             k, n = self._outputs.shard
             self._screen.note(f"shard {k} of {n} is empty: there are fewer cases than shards")

@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import Final
 
 from drunet_cli.brats import CHANNELS, Modality
-from drunet_cli.errors import CaseError, listed
+from drunet_cli.errors import CaseError
 from drunet_cli.io.case import BrokenCase, Case, case_of, why_unreadable
 from drunet_cli.io.case_table import HEADER, is_table, place_of, read_table
 from drunet_cli.io.folders import Folder, Identity, folders_from, identity_of
+from drunet_cli.io.name_lists import MOST_NAMES, found_instead, names_listed
 from drunet_cli.io.naming import (
     BUILT_IN,
     CHANNEL_NUMBERS,
@@ -30,14 +31,12 @@ from drunet_cli.io.naming import (
     roles_in_name,
     with_a_name,
 )
+from drunet_cli.io.passed_over import PassedOver
 
 _IMAGE_ROLES: Final = frozenset((*CHANNELS, *CHANNEL_NUMBERS))
 # nnU-Net's label maps are not taken as references: their class numbers are those of dataset.json, and in its BraTS sets 1 is
 # oedema and 2 the core. Nor are they looked at: a label map called case_0001.nii.gz would pass for a channel.
 _LABEL_FOLDERS: Final = ("labelsTr", "labelsTs")
-# In a message about what was not found: so many names of what was, of a folder with no more images than that all of them.
-_MOST_NAMES: Final = 6
-_LONGEST_NAME: Final = 60
 
 
 @dataclass(frozen=True)
@@ -45,11 +44,13 @@ class Cohort:
     """What the sources hold, sorted by name; no two cases share a name.
 
     alone: one folder was given, and all there is in it is one case whose files lie directly in it.
+    notes: of folders that were passed over, one line each.
     """
 
     cases: tuple[Case, ...]
     broken: tuple[BrokenCase, ...]
     alone: bool
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -83,9 +84,13 @@ def find_cases(sources: Sequence[Path], naming: Naming = BUILT_IN, *, leave_out:
     """
     channels_in = functools.cache(lambda folder: naming.channels or described_channels(folder))
     found: dict[Hashable, _Found] = {}
+    notes: dict[str, None] = {}  # each once
     for source in sources:
         for item in _from_source(source, naming, channels_in, _identity(leave_out)):
-            found.setdefault(item.key, item)
+            if isinstance(item, str):
+                notes[item] = None
+            else:
+                found.setdefault(item.key, item)
     items = list(found.values())
     cases, doubled = _told_by_name([(item.case, item.place) for item in items if isinstance(item.case, Case)])
     broken = doubled + [item.case for item in items if isinstance(item.case, BrokenCase)]
@@ -93,6 +98,7 @@ def find_cases(sources: Sequence[Path], naming: Naming = BUILT_IN, *, leave_out:
         cases=tuple(sorted(cases, key=lambda case: case.name)),
         broken=tuple(sorted(broken, key=lambda case: (case.name, str(case.error)))),
         alone=len(sources) == len(items) == 1 and items[0].folder == sources[0],
+        notes=tuple(notes),
     )
 
 
@@ -127,7 +133,7 @@ def _identity(folder: Path | None) -> Identity | None:
 
 def _from_source(
     source: Path, naming: Naming, channels_in: Callable[[Path], Channels], left_out: Identity | None
-) -> Iterator[_Found]:
+) -> Iterator[_Found | str]:
     try:
         status = source.stat()
     except (OSError, ValueError) as error:
@@ -159,18 +165,21 @@ def _from_table(table: Path, identity: Identity) -> Iterator[_Found]:
 
 def _from_folder(
     source: Path, naming: Naming, channels_in: Callable[[Path], Channels], left_out: Identity | None
-) -> Iterator[_Found]:
+) -> Iterator[_Found | str]:
     nothing = True
+    passed_over = PassedOver(source)
     seen: list[str] = []
     for folder in folders_from(source, left_out=left_out, names_left_out=_LABEL_FOLDERS):
         if not isinstance(folder, Folder):
             nothing = False
             path, error = folder
+            passed_over.refused(path)
             yield _unusable(path, f"{why_unreadable(path, error, kind='folder')}; mend its permissions or leave it out")
             continue
         if nothing:
             seen += folder.files
-        for group in _groups(folder, naming):
+        passed_over.saw(folder, cases=bool(groups := list(_groups(folder, naming))))
+        for group in groups:
             nothing = False
             case: Case | BrokenCase
             try:
@@ -183,22 +192,8 @@ def _from_folder(
     if nothing:
         numbered = "" if naming.patterns else ", or NAME_0000.nii.gz to NAME_0003.nii.gz"
         files = naming.expected(CHANNELS) + numbered
-        yield _unusable(source, f"no case found: looked for files named {files}, found {_found_instead(seen)}")
-
-
-def _found_instead(names: Sequence[str]) -> str:
-    """What there is where no case is, and what to do."""
-    if images := [name for name in names if is_nifti(name)]:
-        return f"{_listed(images)}; say by --pattern MODALITY=GLOB which are which, such as t1ce='*_contrast.nii.gz'"
-    if names:
-        return f"no .nii.gz or .nii but {_listed(names)}; convert the images to NIfTI first, or name another folder"
-    return "no file at all; name another folder"
-
-
-def _listed(names: Sequence[str]) -> str:
-    cut = _LONGEST_NAME // 2
-    short = [name if len(name) <= _LONGEST_NAME else f"{name[:cut]}...{name[-cut:]}" for name in names[:_MOST_NAMES]]
-    return listed([*short, *names[_MOST_NAMES:]], most=_MOST_NAMES)
+        yield _unusable(source, f"no case found: looked for files named {files}, found {found_instead(seen)}")
+    yield from passed_over.notes()
 
 
 def _groups(folder: Folder, naming: Naming) -> Iterator[_Group]:
@@ -215,7 +210,7 @@ def _groups(folder: Folder, naming: Naming) -> Iterator[_Group]:
             continue
         images = [path for role, paths in files.items() if role != SEGMENTATION for path in paths]
         own = {path.name for paths in files.values() for path in paths}
-        few = len(every) <= _MOST_NAMES
+        few = len(every) <= MOST_NAMES
         others = [other for other in every if other not in own and (few or other.startswith(name))]
         yield _Group(name or common_stem(images) or with_a_name(folder.path).name, folder.path, files, others)
 
@@ -240,7 +235,7 @@ def _case(group: _Group, naming: Naming, channels_in: Callable[[Path], Channels]
         parts = ", ".join(modality.display for modality in missing)
         looked_for = naming.expected(roles[modality] for modality in missing)
         own = sorted({path.name for paths in group.files.values() for path in paths})
-        found = _listed([*group.others, *own])  # what is not told yet first
+        found = names_listed([*group.others, *own])  # what is not told yet first
         raise CaseError(f"{where} has no {parts}: looked for {looked_for}, found {found}; --pattern names others")
     images = {modality: group.files[roles[modality]][0] for modality in CHANNELS}
     return case_of(images, name=group.name, segmentation=next(iter(group.files.get(SEGMENTATION, ())), None))

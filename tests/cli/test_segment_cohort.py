@@ -765,6 +765,17 @@ def test_a_source_without_cases_fails_every_shard_and_shifts_none(shard: str, co
     assert [path.name for path in sorted(Path("one").glob("*.gz"))] == [path.name for path in sorted(Path("two").glob("*.gz"))]
 
 
+@pytest.mark.parametrize("shard", [[], ["--shard", "1/2"]])
+def test_a_patient_without_nifti_is_told_before_the_cases(shard: list[str], cohort: Path, capsys: Captured) -> None:
+    shutil.copytree(cohort, "cohort")
+    Path("cohort/case_9").mkdir()
+    told = "Warning: 1 folder holds no NIfTI and was passed over: cohort/case_9 (empty)"
+    assert segment("cohort", "-o", "out", "--dry-run", *shard) == 0
+    assert capsys.readouterr().err.splitlines().count(told) == 1
+    assert segment("cohort", "-o", "out", *shard) == 0
+    assert capsys.readouterr().err.splitlines()[0] == told
+
+
 def test_results_among_the_cases_are_no_cases(tmp_path: Path) -> None:
     cohort = write_cases(tmp_path / "own", 1)
     write_case(cohort / "patient_0001", seed=5)  # whose label map would pass for a channel of nnU-Net's

@@ -332,6 +332,41 @@ def test_a_folder_without_cases_beside_one_that_has_some_is_named(tmp_path: Path
     assert [case.name for case in cohort.broken] == [str(tmp_path / "empty")]
 
 
+def test_folders_without_nifti_beside_cases_are_told(tmp_path: Path) -> None:
+    written(tmp_path / "set" / "p1", "p1_")
+    touched(tmp_path / "set" / "p2" / "series" / "IM1.dcm", tmp_path / "set" / "p2" / "series" / "IM2.dcm")
+    (tmp_path / "set" / "p3").mkdir()
+    cohort = find_cases([tmp_path / "set", tmp_path / "set"])
+    assert names(cohort) == ["p1"]
+    folder = tmp_path / "set"
+    assert cohort.notes == (
+        f"2 folders hold no NIfTI and were passed over: {folder / 'p2'} (IM1.dcm, ...), {folder / 'p3'} (empty)",
+    )
+
+
+def test_of_many_folders_without_nifti_some_are_named(tmp_path: Path) -> None:
+    written(tmp_path / "grade" / "p1", "p1_")
+    written(tmp_path / "grade" / "p2", "p2_")
+    for n in range(9):
+        touched(tmp_path / "grade" / f"q{n}" / ("x" * 200))
+    (note,) = find_cases([tmp_path]).notes
+    assert note.startswith("9 folders hold no NIfTI and were passed over: ")
+    assert note.endswith("xxx) and 6 more")
+    assert note.count("q") == 3
+    assert "x" * 61 not in note
+
+
+def test_ordinary_side_folders_of_a_data_set_are_not_told(tmp_path: Path) -> None:
+    for case in ("p1", "p2"):
+        written(tmp_path / case / "nifti", f"{case}_")
+        touched(tmp_path / case / "dicom" / "IM1.dcm")
+        (tmp_path / case / "nifti" / "empty").mkdir()
+    written(tmp_path / "others" / "p3", "p3_", words=["t1"])
+    touched(tmp_path / "code" / "run.py", tmp_path / "code" / "__pycache__" / "run.pyc", tmp_path / "labelsTr" / "a.mha")
+    touched(tmp_path / ".git" / "config", tmp_path / "atlas" / "x" / "mni.nii.gz")
+    assert find_cases([tmp_path]).notes == ()
+
+
 def test_an_absent_source_is_named_by_its_path(tmp_path: Path) -> None:
     (broken,) = find_cases([tmp_path / "absent"]).broken
     assert broken.name == str(tmp_path / "absent")
