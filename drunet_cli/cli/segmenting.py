@@ -2,21 +2,20 @@
 
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Final
 
 from drunet_cli.cli.batch import Batch, counted
 from drunet_cli.cli.cases import label_map_path, names_a_file
-from drunet_cli.cli.console import Screen, regions_in_words
+from drunet_cli.cli.console import Screen
 from drunet_cli.cli.prospects import print_prospects
+from drunet_cli.cli.results import case_note, last_line, note_rows
 from drunet_cli.cli.signals import raise_lost
-from drunet_cli.cli.tables import cohort_table
 from drunet_cli.errors import DrunetError, MisuseError, OutputError, Terminated
 from drunet_cli.host import share_memory_arenas
-from drunet_cli.io.atomic import check_writable, remove_stale_in, written
+from drunet_cli.io.atomic import check_writable, made_folder, remove_stale_in, written
 from drunet_cli.io.case import Case
 from drunet_cli.io.discovery import Cohort
 from drunet_cli.segmentation import existing
@@ -30,15 +29,12 @@ from drunet_cli.segmentation.steps import CaseTask, Listener, Network, Outcome
 from drunet_cli.segmentation.summary import (
     Status,
     SummaryRow,
-    described_weights,
     encode_summary,
     failed_row,
     is_summary,
     row_of,
     summary_name,
 )
-
-_MOST_ROWS: Final = 40
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,6 +87,10 @@ class Run:
         share_memory_arenas()
         self._remove_stale()
         self._check()
+        with made_folder(self._outputs.folder or self._outputs.output.parent):
+            self._segment(since=begin)
+
+    def _segment(self, *, since: float) -> None:
         self._tell_of_cohort()
         tasks = self._tasks()
         n_cases = len(tasks) + len(self._cohort.broken)
@@ -108,8 +108,8 @@ class Run:
             n_cpus = self._segmenter.threads
             with closing(segment_cases(tasks, self._open_network, n_cpus=n_cpus, listener=listener)) as outcomes:
                 for task, outcome in self._noted(outcomes, batch):
-                    rows.append(self._tell(task, outcome, batch, since=begin))
-        self._end(rows, batch, seconds=time.perf_counter() - begin)
+                    rows.append(self._tell(task, outcome, batch, since=since))
+        self._end(rows, batch, seconds=time.perf_counter() - since)
 
     def _tell_of_cohort(self) -> None:
         for note in self._cohort.notes:
@@ -200,7 +200,11 @@ class Run:
     def _tell(self, task: CaseTask, outcome: Outcome, batch: Batch, *, since: float) -> SummaryRow:
         if isinstance(outcome, DrunetError):
             batch.failed(task.case.name, outcome)
-            return failed_row(task.case.name, outcome)
+            kept = existing.intact_document(task.target.label_map) if task.skip_if else None
+            if kept is None:
+                return failed_row(task.case.name, outcome)
+            known = {**kept, "case": task.case.name, "output": str(task.target.label_map)}
+            return replace(row_of(known, Status.LEFT_OUT), error=str(outcome))
         # A complete output may have been moved with its sidecar since, or made of the case by another name.
         document = {**outcome.document, "case": task.case.name, "output": str(task.target.label_map)}
         for warning in outcome.new_warnings:
@@ -209,7 +213,7 @@ class Run:
         batch.done(
             str(task.target.label_map),
             {**document, "left_out": True} if outcome.left_out else document,
-            note=_note(document, left_out=outcome.left_out, seconds=seconds),
+            note=case_note(document, left_out=outcome.left_out, seconds=seconds),
         )
         return row_of(document, Status.LEFT_OUT if outcome.left_out else Status.DONE)
 
@@ -222,27 +226,7 @@ class Run:
                     stream.write(encode_summary(rows))
             except OutputError as error:
                 unwritten = error
-            self._tabulate(rows)
-        n_warned = sum(bool(row.warnings) for row in rows)
-        told_in = f" (see {self._outputs.summary.name})" if unwritten is None else ""
-        warned = f", {n_warned} with warnings{told_in}" if n_warned else ""
-        n_left_out = sum(row.status is Status.LEFT_OUT for row in rows)
-        were = "was" if n_left_out == 1 else "were"
-        left_out = f"; {n_left_out} {were} complete and left out" if n_left_out else ""
-        done = f"{counted(batch.n_done, 'case')} in {self._outputs.output}{warned}{left_out}"
+            note_rows(rows, self._outputs.summary, self._screen)
+        told_in = None if unwritten else self._outputs.summary.name
+        done = last_line(rows, n_done=batch.n_done, output=self._outputs.output, told_in=told_in)
         batch.finish(f"{done} ({seconds:.1f} s)", unwritten)
-
-    def _tabulate(self, rows: Sequence[SummaryRow]) -> None:
-        remarkable = [row for row in rows if row.error or row.warnings]
-        shown = sorted(rows if len(rows) <= _MOST_ROWS else remarkable[:_MOST_ROWS], key=lambda row: row.case)
-        if shown and len(rows) > 1:
-            self._screen.note_table(cohort_table(shown))
-        if len(shown) < len(rows):
-            self._screen.note(f"{counted(len(rows), 'case')}, all of them in {self._outputs.summary}")
-
-
-def _note(document: Mapping[str, Any], *, left_out: bool, seconds: float) -> str:
-    volumes = regions_in_words(document["volumes_ml"])
-    how = "complete, left out" if left_out else f"{seconds:.1f} s on {document['device']}"
-    weights = " and ".join(str(each["name"]) for each in described_weights(document))
-    return f"{document['case']}: {volumes} ({how}, weights {weights})"

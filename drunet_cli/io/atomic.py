@@ -83,6 +83,25 @@ def put(target: Path, content: bytes) -> None:
         raise OutputError(f"{target}: cannot be written: {error.strerror or error}") from error
 
 
+@contextmanager
+def made_folder(folder: Path) -> Iterator[None]:
+    """Make a folder, and those above it, before the block; remove after it what was made and is still empty.
+
+    Raises OutputError where it cannot be made.
+    """
+    missing = [each for each in (folder, *folder.parents) if not os.path.lexists(each)]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"{folder}: the folder cannot be made: {error.strerror or error}; name another OUT") from error
+    try:
+        yield
+    finally:
+        for each in missing:
+            with suppress(OSError):  # not empty, as a rule
+                each.rmdir()
+
+
 def check_writable(target: Path, *, overwrite: bool) -> None:
     """Raise OutputError now for what would stop `written(target)` later: an existing file, or a folder that refuses."""
     if os.path.isdir(target):  # noqa: PTH112  # unlike Path.is_dir it raises for no name

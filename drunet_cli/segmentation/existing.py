@@ -116,6 +116,15 @@ def finished_document(label_map: Path, case: Case, making: Making) -> dict[str, 
     return document
 
 
+def intact_document(label_map: Path) -> dict[str, Any] | None:
+    """The sidecar's object of a label map that is as it was written, of whatever making; None for any other."""
+    document = read_sidecar(sidecar_path(label_map))
+    try:
+        return document if document is not None and document.get("output_sha256") == file_sha256(label_map) else None
+    except OSError:
+        return None
+
+
 def undescribed(label_map: Path) -> OutputError:
     """What is to be said of a label map without a sidecar."""
     return OutputError(f"{label_map}: exists already, without a sidecar that says what it was made of; {_REMEDY}")

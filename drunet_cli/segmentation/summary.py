@@ -19,7 +19,7 @@ class Status(StrEnum):
     """What became of a case."""
 
     DONE = "done"
-    LEFT_OUT = "left out"  # its outputs were complete before
+    LEFT_OUT = "left out"  # its outputs were complete before; with an error where they are not those that were asked for
     FAILED = "failed"
 
 

@@ -430,14 +430,52 @@ def test_outputs_of_another_making_fail_and_stay(
         assert said[case].startswith(f"out/{case}.nii.gz: {reason}")
         assert said[case].endswith("; give --overwrite to segment the case again")
         assert reason in summary()[case]["error"]
+    assert f"\n0 of {N_CASES} cases in out (" in err
     assert before.items() <= contents(Path("out")).items()
+
+
+@pytest.mark.parametrize("shard", [[], ["--shard", "1/1"]])
+def test_a_refused_case_keeps_in_the_table_what_is_known_of_its_label_map(
+    shard: list[str], cohort: Path, capsys: Captured
+) -> None:
+    assert segment(cohort, "-o", "out", "--quiet", *shard) == 0
+    name = "summary-1-of-1.csv" if shard else "summary.csv"
+    before = summary(name)
+    assert segment(cohort, "-o", "out", "--skip-existing", "--labels", "brats2023", *shard) == 1
+    after = summary(name)
+    assert {case: {**row, "status": "done", "error": ""} for case, row in after.items()} == before
+    assert {row["status"] for row in after.values()} == {"left out"}
+    capsys.readouterr()
+    assert main(["report", "out", "--json"]) == 0
+    told = objects(capsys.readouterr().out)
+    assert {case: str(row["wt_ml"]) for case, row in told.items()} == {case: row["wt_ml"] for case, row in after.items()}
+
+
+def test_a_folder_that_cannot_be_made_ends_the_run_before_its_first_case(cohort: Path, capsys: Captured) -> None:
+    assert segment(cohort, "-o", "/proc/drunet/out") == 6
+    assert capsys.readouterr() == (
+        "",
+        "Error: /proc/drunet/out: the folder cannot be made: No such file or directory; name another OUT\n",
+    )
+
+
+def test_a_run_that_writes_nothing_leaves_no_folder(cohort: Path, capsys: Captured) -> None:
+    shutil.copytree(cohort / "case_0", "case")
+    spoil(Path("case"))
+    assert segment("case", "-o", "deep/out") == 3
+    assert "case" in capsys.readouterr().err
+    assert names_in(".") == ["case"]
 
 
 def test_an_output_of_another_making_does_not_stop_the_rest(segmented: Path, cohort: Path, capsys: Captured) -> None:
     outputs(segmented, "case_1")
     assert segment(cohort, "-o", "out", "--skip-existing", "--labels", "brats2023") == 1
     assert capsys.readouterr().out.splitlines() == [LABEL_MAPS[0], LABEL_MAPS[2]]
-    assert {case: row["status"] for case, row in summary().items()} == {"case_0": "done", "case_1": "failed", "case_2": "done"}
+    assert {case: row["status"] for case, row in summary().items()} == {
+        "case_0": "done",
+        "case_1": "left out",
+        "case_2": "done",
+    }
     older, newer = (np.asarray(open_image(f"{folder}/case_2.nii.gz").dataobj) for folder in (segmented, "out"))
     assert np.array_equal(np.where(older == 4, 3, older), newer)
 
@@ -753,6 +791,7 @@ def test_only_broken_cases_leave_a_summary_and_need_no_weights(cohort: Path, cap
     out, err = capsys.readouterr()
     assert (out, sorted(errors(err))) == ("", CASES)
     assert names_in("out") == ["summary.csv"]
+    assert "\n0 of 3 cases in out (" in err
 
 
 @pytest.mark.parametrize("shard", ["1/3", "2/3", "3/3"])
