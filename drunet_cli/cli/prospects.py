@@ -8,15 +8,16 @@ from drunet_cli.cli.batch import counted
 from drunet_cli.cli.console import Screen
 from drunet_cli.cli.downloads import would_download
 from drunet_cli.cli.plans import Planned, print_plan
-from drunet_cli.errors import DrunetError, WeightsError
+from drunet_cli.errors import DrunetError, MisuseError, WeightsError
 from drunet_cli.io.discovery import Cohort
 from drunet_cli.segmentation.prospect import LEAVE_OUT, Prospect, missing_weights
+from drunet_cli.segmentation.segmenter import Segmenter
 
 _FAIL_IN: Final = "fail in"
 
 
 def print_prospects(
-    found: Sequence[Prospect], cohort: Cohort, weights: Sequence[str], screen: Screen, *, json: bool, stop: DrunetError | None
+    found: Sequence[Prospect], cohort: Cohort, segmenter: Segmenter, screen: Screen, *, json: bool, stop: DrunetError | None
 ) -> None:
     """Print what would become of the cases that can be used, those that cannot, and whether weights would be downloaded.
 
@@ -25,8 +26,10 @@ def print_prospects(
     notes = []
     if stop is None and any(each.error is None for each in found):
         try:
-            notes = [would_download(entry) for entry in missing_weights(weights)]
-        except WeightsError as error:
+            notes = [
+                would_download(entry) for entry in missing_weights(segmenter.weights, sampled=segmenter.samples_as_recorded)
+            ]
+        except (WeightsError, MisuseError) as error:
             stop = error
         else:
             notes = notes if cohort.alone else [_counts(found, cohort), *notes]
@@ -41,5 +44,5 @@ def _counts(found: Sequence[Prospect], cohort: Cohort) -> str:
     n_warned = sum(bool(each.warnings) for each in found)
     warned = f"; {n_warned} with warnings" if n_warned else ""
     n_cases = counted(len(found) + len(cohort.broken), "case")
-    read = "" if would.keys() <= {LEAVE_OUT, _FAIL_IN} else " (headers were read, voxels were not)"
+    read = "" if would.keys() <= {LEAVE_OUT, _FAIL_IN} else " (headers were read; voxels were not, nor was the device tried)"
     return f"Of {n_cases} drunet would {counts}{warned}{read}"

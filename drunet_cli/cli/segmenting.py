@@ -23,7 +23,7 @@ from drunet_cli.segmentation.cohort import segment_cases
 from drunet_cli.segmentation.existing import State
 from drunet_cli.segmentation.outputs import Wanted
 from drunet_cli.segmentation.pipeline import PreparedCase
-from drunet_cli.segmentation.prospect import prospects
+from drunet_cli.segmentation.prospect import check_distinct, prospects
 from drunet_cli.segmentation.segmenter import Segmenter
 from drunet_cli.segmentation.steps import CaseTask, Listener, Network, Outcome
 from drunet_cli.segmentation.summary import (
@@ -57,7 +57,7 @@ class Outputs(Wanted):
 
 
 class Run:
-    """One run. Raises MisuseError where several cases would get one file."""
+    """One run. Raises MisuseError where several cases would get one file, or the same weights are given twice."""
 
     def __init__(self, cohort: Cohort, outputs: Outputs, segmenter: Segmenter, screen: Screen, *, json: bool) -> None:
         self._cohort = cohort
@@ -66,6 +66,7 @@ class Run:
         self._screen = screen
         self._json = json
         self._targets = {case.name: outputs.target(label_map_path(outputs.output, case.name)) for case in cohort.cases}
+        check_distinct(segmenter.weights)
         if outputs.folder is None and not cohort.alone:
             raise MisuseError(f"-o {outputs.output}: is one file; name a folder, which gets a label map of each case")
 
@@ -79,7 +80,7 @@ class Run:
         except DrunetError as error:
             stop = error
         self._tell_of_cohort()
-        print_prospects(found, self._cohort, self._segmenter.weights, self._screen, json=self._json, stop=stop)
+        print_prospects(found, self._cohort, self._segmenter, self._screen, json=self._json, stop=stop)
 
     def segment(self) -> None:
         """Segment all cases. Raises the error of a case that was given alone, typer.Exit where one of several failed."""

@@ -3,18 +3,33 @@
 import os
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final
 
-from drunet_cli.errors import DrunetError
+from drunet_cli.errors import DrunetError, MisuseError, WeightsError
 from drunet_cli.io.case import Case
 from drunet_cli.io.checks import CaseWarning
 from drunet_cli.io.images import check_headers
 from drunet_cli.network.acquisition import metadata_of
-from drunet_cli.network.registry import BUNDLED, Entry, cached_path, find_entry, is_file, is_file_name
+from drunet_cli.network.checkpoint import Metadata, read_metadata
+from drunet_cli.network.registry import (
+    BUNDLED,
+    PUBLISHED_BN_EPSILON,
+    Entry,
+    cached_path,
+    check_file,
+    find_entry,
+    is_file,
+    is_file_name,
+    weights_path,
+)
+from drunet_cli.network.sources import read_source
 from drunet_cli.segmentation import existing
 from drunet_cli.segmentation.existing import State
 from drunet_cli.segmentation.outputs import Target
+from drunet_cli.segmentation.sidecar import recorded_rate
 
 LEAVE_OUT: Final = "verify and leave out"
 _THREADS: Final = 8  # four headers a case come from file systems that answer slowly and many at once
@@ -68,12 +83,41 @@ def _would(case: Case, target: Target, state: State, *, skip_existing: bool) -> 
     return "segment"
 
 
-def missing_weights(names: Iterable[str]) -> list[Entry]:
-    """Those of the weights, by name or file, that would be downloaded. Raises WeightsError where the cache holds no weights."""
+def missing_weights(names: Iterable[str], *, sampled: bool) -> list[Entry]:
+    """Those of the weights, by name or file, that would be downloaded.
+
+    sampled: with dropout at the rates that they record. Raises MisuseError for weights that record none, and WeightsError for
+    a file that holds no weights. Of a .safetensors file only the header is read.
+    """
     missing = []
-    for name in (name for name in names if not is_file_name(name)):
-        if name in BUNDLED or is_file(cached_path(name)):
-            metadata_of(name)
-        else:
-            missing.append(find_entry(name))
+    rates: dict[str, float | None] = {}
+    for name in names:
+        if not is_file_name(name) and name not in BUNDLED and not is_file(cached_path(name)):
+            missing.append(entry := find_entry(name))
+            rates[name] = entry.dropout
+            continue
+        metadata = _of_file(Path(name)) if is_file_name(name) else metadata_of(name)[1]
+        rates[metadata.name] = metadata.dropout
+    if sampled:
+        for name, rate in rates.items():
+            recorded_rate(name, rate)
     return missing
+
+
+def _of_file(path: Path) -> Metadata:
+    """Raises WeightsError in the words of the run."""
+    check_file(path)
+    with path.open("rb") as stream:
+        is_safetensors = stream.read(9)[8:] == b"{"
+    return read_metadata(path) if is_safetensors else read_source(path, bn_epsilon=PUBLISHED_BN_EPSILON).metadata
+
+
+def check_distinct(names: Iterable[str]) -> None:
+    """Raise MisuseError for weights that are given twice, by whatever name: the mean would be the same."""
+    seen: dict[str, str] = {}
+    for name in names:
+        with suppress(WeightsError):  # of a name that cannot be, which is told elsewhere
+            file = os.path.realpath(name if is_file_name(name) else weights_path(name))
+            if file in seen:
+                raise MisuseError(f"--weights {name}: the same file as --weights {seen[file]}; give it once")
+            seen[file] = name

@@ -106,6 +106,7 @@ class Segmenter:
         self._flips = flips
         self._mc_samples = mc_samples
         self._dropout = dropout
+        self.samples_as_recorded = mc_samples > 0 and dropout is None
         self._seed = seed
         self._probabilities = probabilities
         self._uncertainty = uncertainty

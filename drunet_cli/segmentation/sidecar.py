@@ -46,13 +46,16 @@ def dropout_of(checkpoints: Sequence[Checkpoint], *, given: float | None) -> Dro
     """The rates of the samples: as given, else as the weights record them. Raises MisuseError for weights that record none."""
     if given is not None:
         return Dropout(rates=(given,) * len(checkpoints), given=True)
-    rates = []
-    for checkpoint in checkpoints:
-        if not checkpoint.metadata.dropout:
-            what = "were trained without dropout" if checkpoint.metadata.dropout == 0 else "do not record their dropout rate"
-            raise MisuseError(f"--mc-samples: the weights {checkpoint.metadata.name} {what}; name one by --dropout")
-        rates.append(checkpoint.metadata.dropout)
-    return Dropout(rates=tuple(rates), given=False)
+    metadata = [checkpoint.metadata for checkpoint in checkpoints]
+    return Dropout(rates=tuple(recorded_rate(each.name, each.dropout) for each in metadata), given=False)
+
+
+def recorded_rate(name: str, dropout: float | None) -> float:
+    """The rate that weights of this name record, for samples. Raises MisuseError for none."""
+    if not dropout:
+        what = "were trained without dropout" if dropout == 0 else "do not record their dropout rate"
+        raise MisuseError(f"--mc-samples: the weights {name} {what}; name one by --dropout")
+    return dropout
 
 
 def sidecar_path(label_map: Path) -> Path:

@@ -22,7 +22,7 @@ Captured = pytest.CaptureFixture[str]
 # As in test_segment_cohort.py: windows, since they are fast.
 SETTINGS: Final = ("--window", "auto", "--device", "cpu", "--threads", "1")
 N_CASES: Final = 2
-VOXELS_UNREAD: Final = "(headers were read, voxels were not)"
+VOXELS_UNREAD: Final = "(headers were read; voxels were not, nor was the device tried)"
 
 
 @pytest.fixture(autouse=True)
@@ -254,3 +254,38 @@ def test_weights_that_may_not_be_fetched_end_it_with_their_code(monkeypatch: pyt
     out, err = capsys.readouterr()
     assert len(out.splitlines()) == 1 + N_CASES
     assert "DRUNET_OFFLINE" in err
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "reason"),
+    [
+        ("page.h5", b"<html>", "page.h5: is a web page, not weights; "),
+        ("cut.h5", GOLDEN_WEIGHTS.read_bytes()[:3000], "cut.h5: "),
+        ("cut.safetensors", b"\x40\0\0\0\0\0\0\0{}", "cut.safetensors: not a readable safetensors file"),
+    ],
+)
+def test_a_file_that_holds_no_weights_ends_it_with_their_code(name: str, content: bytes, reason: str, capsys: Captured) -> None:
+    Path(name).write_bytes(content)
+    said = []
+    for option in (["--dry-run"], []):
+        assert segment("cases", *option, weights=name) == 4
+        said.append(capsys.readouterr().err.splitlines()[-1])
+    assert said[0] == said[1]
+    assert said[0].startswith(f"Error: {reason}")
+
+
+@pytest.mark.parametrize("weights", [GOLDEN_WEIGHTS, DEFAULT])
+def test_samples_of_weights_that_record_no_dropout_end_it_as_misuse(weights: str | Path, capsys: Captured) -> None:
+    assert segment("cases", "--dry-run", "--mc-samples", "2", weights=weights) == 2
+    assert "do not record their dropout rate; name one by --dropout" in capsys.readouterr().err.splitlines()[-1]
+    assert segment("cases", "--dry-run", "--mc-samples", "2", "--dropout", "0.2", weights=weights) == 0
+
+
+def test_the_same_weights_twice_are_misuse_by_whatever_name(capsys: Captured) -> None:
+    Path("link.h5").symlink_to(GOLDEN_WEIGHTS)
+    for option in (["--dry-run"], []):
+        assert segment("cases", "--weights", "link.h5", *option) == 2
+        said = f"Error: --weights link.h5: the same file as --weights {GOLDEN_WEIGHTS}; give it once\n"
+        assert capsys.readouterr() == ("", said)
+    assert segment("cases", "--weights", "compact", "--dry-run", weights="compact") == 2
+    assert segment("cases", "--weights", "compact", "--dry-run") == 0
