@@ -14,7 +14,7 @@ from drunet_cli.brats import ReadLabels
 from drunet_cli.cli import options
 from drunet_cli.cli.completion import one_of
 from drunet_cli.cli.signals import raise_lost
-from drunet_cli.errors import CaseError, DrunetError, MisuseError, OutputError, one_line
+from drunet_cli.errors import CaseError, DrunetError, MisuseError, OutputError
 
 if TYPE_CHECKING:
     from drunet_cli.cli.batch import Batch
@@ -136,6 +136,7 @@ def evaluate(
 
     from drunet_cli.cli.batch import Batch, counted
     from drunet_cli.cli.console import Screen
+    from drunet_cli.cli.scores import print_tables, write
     from drunet_cli.evaluation.comparison import Convention
     from drunet_cli.evaluation.evaluation import EvaluationTask
     from drunet_cli.host import granted_cpus
@@ -178,11 +179,11 @@ def evaluate(
     unwritten = None
     if documents:
         try:
-            _write(documents, csv=csv, plot=plot, overwrite=overwrite)
+            write(documents, csv=csv, plot=plot, overwrite=overwrite)
         except OutputError as error:
             unwritten = error
         if not json:
-            _print_tables(documents, seed=seed, worst=worst)
+            print_tables(documents, seed=seed, worst=worst)
     batch.finish(f"{counted(batch.n_done, 'case')} compared, convention {convention}", unwritten)
 
 
@@ -214,40 +215,3 @@ def _evaluated(tasks: Sequence[Any], batch: "Batch", *, n_jobs: int) -> list[Map
             dice = ", ".join(f"{name} {scores['dice']:.3f}" for name, scores in outcome["regions"].items())
             batch.done(None, outcome, note=f"{task.pair.case}: Dice {dice}")
     return sorted(documents, key=lambda document: str(document["case"]))
-
-
-def _print_tables(documents: Sequence[Mapping[str, Any]], *, seed: int, worst: int | None) -> None:
-    from drunet_cli.cli.batch import counted
-    from drunet_cli.cli.console import Screen, result
-    from drunet_cli.cli.tables import case_table, statistics_table, worst_table
-    from drunet_cli.evaluation import tables
-
-    first = documents[0]
-    of_what = first["case"] if len(documents) == 1 else counted(len(documents), "case")
-    title = f"Convention {first['convention']}, surface Dice at {first['tolerance_mm']:g} mm, {of_what}"
-    screen = Screen()
-    labels = {**tables.SCORES, **tables.UNCERTAINTY_SCORES}
-    if len(documents) == 1:
-        result(one_line(title))  # above the table and not in it, whose columns are narrower
-        screen.table(case_table(tables.scores_of(first), labels))
-    else:
-        screen.table(statistics_table(title, tables.summarised(documents, seed=seed), labels))
-    if worst is not None:
-        screen.table(worst_table(tables.worst(documents, worst)))
-
-
-def _write(documents: Sequence[Mapping[str, Any]], *, csv: Path | None, plot: Path | None, overwrite: bool) -> None:
-    from drunet_cli.evaluation.tables import as_csv
-    from drunet_cli.io.atomic import remove_stale, written
-
-    for path in (csv, plot):
-        if path is not None:
-            remove_stale(path)
-    if csv is not None:
-        with written(csv, overwrite=overwrite) as stream:
-            stream.write(as_csv(documents).encode(errors="surrogateescape"))
-    if plot is not None:
-        from drunet_cli.evaluation.plots import box_plots
-
-        with written(plot, overwrite=overwrite) as stream:
-            stream.write(box_plots(documents))
