@@ -249,7 +249,7 @@ def test_info_describes_bundled_weights_in_the_words_of_the_registry(capsys: pyt
     [
         (["import", "absent.h5"], 4, "absent.h5: no such weights file"),
         (["import", str(GOLDEN_WEIGHTS.parent / "slices.npz")], 4, "neither a Keras HDF5 nor a safetensors file"),
-        (["import", str(GOLDEN_WEIGHTS), "--name", "a b"], 4, "use letters"),
+        (["import", str(GOLDEN_WEIGHTS), "--name", "a b"], 2, "use letters"),
         (["import", str(GOLDEN_WEIGHTS), "--epsilon", "0"], 2, "--epsilon 0: must lie between 0 and 1"),
         (["import", str(GOLDEN_WEIGHTS), "--name", "compact"], 2, "weights compact come with drunet and are not replaced"),
         (["import", str(GOLDEN_WEIGHTS), "--name", "compact", "--overwrite"], 2, "give yours another --name"),
