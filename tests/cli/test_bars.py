@@ -25,7 +25,7 @@ HIDE_CURSOR: Final = "\x1b[?25l"
 SHOW_CURSOR: Final = "\x1b[?25h"
 ERASE_LINE: Final = "\x1b[2K"
 _SEQUENCE: Final = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
-WEIGHTS: Final = ("--weights", str(GOLDEN_WEIGHTS), "--engine", "torch", "--device", "cpu", "--threads", "1")
+WEIGHTS: Final = ("--weights", str(GOLDEN_WEIGHTS), "--device", "cpu", "--threads", "1")
 TRAINING: Final = """
 [network]
 base_width = 1
