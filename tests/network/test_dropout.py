@@ -11,6 +11,7 @@ from drunet_cli.network.engine_torch import TorchEngine
 
 CPU = torch.device("cpu")
 SEEDS = [3, 14, 15, 92, 65]
+ROUNDING = 1e-4  # of float32 in probabilities, which differs between CPUs; other masks change them by over 10 times as much
 
 
 def _engine(checkpoint: Checkpoint, rate: float = 0.2, *, batch_size: int | None = None) -> TorchEngine:
@@ -21,16 +22,16 @@ def test_a_sample_is_the_same_whatever_it_is_computed_beside(checkpoint: Checkpo
     together = _engine(checkpoint, batch_size=5).probabilities(slices, dropout_seeds=SEEDS)
     for batch_size in (1, 2):
         apart = _engine(checkpoint, batch_size=batch_size).probabilities(slices, dropout_seeds=SEEDS)
-        np.testing.assert_allclose(apart, together, atol=1e-5)  # float32 rounding of probabilities
+        np.testing.assert_allclose(apart, together, atol=ROUNDING)
     turned = _engine(checkpoint).probabilities(slices[::-1].copy(), dropout_seeds=SEEDS[::-1])
-    np.testing.assert_allclose(turned[::-1], together, atol=1e-5)
+    np.testing.assert_allclose(turned[::-1], together, atol=ROUNDING)
 
 
 def test_other_seeds_give_other_samples(checkpoint: Checkpoint, slices: npt.NDArray[np.uint8]) -> None:
     engine = _engine(checkpoint)
     first, again, other = (engine.probabilities(slices[:1], dropout_seeds=[seed]) for seed in (SEEDS[0], SEEDS[0], SEEDS[1]))
     assert first.tobytes() == again.tobytes()
-    assert np.abs(first - other).max() > 1e-3
+    assert np.abs(first - other).max() > 10 * ROUNDING
 
 
 def test_without_seeds_dropout_is_off(checkpoint: Checkpoint, slices: npt.NDArray[np.uint8]) -> None:
