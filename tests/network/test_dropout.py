@@ -56,6 +56,15 @@ def test_dropout_zeroes_its_share_and_keeps_the_mean(rate: float) -> None:
     assert not torch.equal(dropped[0], dropped[1])
 
 
+def test_a_mask_is_the_same_in_any_batch() -> None:
+    dropout, ones = SliceDropout(0.2), torch.ones(len(SEEDS), 4, 9, 7)
+    with dropout.sampled(SEEDS, CPU):
+        together = dropout(ones)
+    for index, seed in enumerate(SEEDS):
+        with dropout.sampled([seed], CPU):
+            assert torch.equal(dropout(ones[:1])[0], together[index])
+
+
 def test_the_layers_of_a_slice_have_masks_of_their_own() -> None:
     dropout = SliceDropout(0.5)
     with dropout.sampled([7], CPU):
