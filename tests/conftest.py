@@ -9,11 +9,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import cast
 
+import numpy as np
+import numpy.typing as npt
 import pytest
 
 from drunet_cli.host import keep_to_itself, wait_considerately
-from drunet_cli.network.registry import DEFAULT, ENTRIES, Entry
-from tests.support import Drunet
+from drunet_cli.weights.acquisition import open_weights
+from drunet_cli.weights.checkpoint import Checkpoint
+from drunet_cli.weights.registry import DEFAULT, ENTRIES, Entry
+from tests.support import GOLDEN, GOLDEN_WEIGHTS, Drunet
 
 wait_considerately()  # here, before a test imports torch: beside other work the tests would take twice as long
 keep_to_itself()  # and before one imports onnxruntime
@@ -59,3 +63,15 @@ def drunet(tmp_path: Path) -> Drunet:
         )
 
     return run
+
+
+@pytest.fixture(scope="module")
+def checkpoint() -> Checkpoint:
+    """The golden weights, of base width 1."""
+    return open_weights(str(GOLDEN_WEIGHTS))
+
+
+@pytest.fixture(scope="module")
+def slices() -> npt.NDArray[np.uint8]:
+    """The golden case as the network's slices."""
+    return np.asarray(np.load(GOLDEN / "slices.npz")["slices"])

@@ -6,8 +6,8 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from drunet_cli.network.keras_h5 import keras_layers
-from drunet_cli.network.structure import tensor_shapes
+from drunet_cli.weights.keras_h5 import keras_layers
+from drunet_cli.weights.structure import tensor_shapes
 
 
 def write_keras_h5(path: Path, *, base_width: int, seed: int = 0, first_number: int = 0, group: str = "/") -> None:

@@ -21,10 +21,11 @@ MODULES: Final = sorted(path.relative_to(PACKAGE).as_posix() for path in PACKAGE
 ROOMS: Final = (
     {"brats", "errors", "host", "jobs"},
     {"io"},
-    {"conversion", "evaluation"},
+    {"phantom", "conversion", "evaluation"},
+    {"weights"},
     {"network"},
     {"segmentation"},
-    {"training"},
+    {"report", "training"},
     {"cli"},
 )
 TORCH_AT_THE_TOP: Final = re.compile(
@@ -32,9 +33,9 @@ TORCH_AT_THE_TOP: Final = re.compile(
     r"|training/(augmentation|distributed|feed|initialisation|learner|loop|loss|publication|recent_loss|session|state)\.py"
 )
 TORCH_IN_FUNCTIONS: Final = re.compile(r"network/(engines|export)\.py|segmentation/\w+\.py|training/history\.py")
-REQUESTS: Final = re.compile(r"network/(answer|download|network_errors|web_page)\.py")
+REQUESTS: Final = re.compile(r"weights/(answer|download|network_errors|web_page)\.py")
 PACKAGE_OF: Final = {"pillow": "PIL", "protobuf": "google"}  # where a distribution has another name than what it installs
-PILLOW: Final = re.compile(r"io/png\.py|segmentation/(drawing|thumbnails)\.py")
+PILLOW: Final = re.compile(r"io/png\.py|segmentation/drawing\.py|report/thumbnails\.py")
 RICH: Final = re.compile(r"cli/(bars|console|tables)\.py")
 NIBABEL: Final = re.compile(r"io/\w+\.py|segmentation/sidecar\.py")
 

@@ -6,7 +6,7 @@ Where nothing is offered, the shell offers files.
 from collections.abc import Callable, Iterable
 
 from drunet_cli.errors import WeightsError
-from drunet_cli.network.registry import BUNDLED, ENTRIES, cached_names
+from drunet_cli.weights.registry import BUNDLED, ENTRIES, cached_names
 
 
 def one_of(words: Iterable[str]) -> Callable[[str], list[str]]:

@@ -85,14 +85,14 @@ class _Task:
 
     def check(self) -> None:
         """Raise OutputError now for what would stop the writing later."""
-        from drunet_cli.io.phantom.phantom import check_phantom_writable
+        from drunet_cli.phantom.phantom import check_phantom_writable
 
         check_phantom_writable(self.folder, self.name, overwrite=self.overwrite)
 
 
 def _written(task: _Task) -> "Case":
     """In a worker process, or here."""
-    from drunet_cli.io.phantom.phantom import make_phantom, write_phantom
+    from drunet_cli.phantom.phantom import make_phantom, write_phantom
 
     return write_phantom(make_phantom(task.seed, tumour=task.tumour), task.folder, task.name, overwrite=task.overwrite)
 
@@ -121,9 +121,9 @@ def _segment_one(seed: int, folder: Path, *, device: str, overwrite: bool, scree
     begin = time.perf_counter()
     from drunet_cli.cli.console import result_json
     from drunet_cli.cli.tables import scores_table
-    from drunet_cli.network.registry import COMPACT
     from drunet_cli.segmentation.outputs import Extra, Target
     from drunet_cli.segmentation.segmenter import Segmenter
+    from drunet_cli.weights.registry import COMPACT
 
     task = _Task(seed=seed, folder=folder, overwrite=overwrite)
     target = Target(label_map=folder / f"{task.name}.nii.gz", extras=frozenset({Extra.PREVIEW}), overwrite=overwrite)
@@ -197,7 +197,7 @@ def _scores(case: "Case", label_map: Path) -> dict[str, Any]:
 
 
 def _say_how_to_go_on(task: _Task, target: "Target", screen: "Screen") -> None:
-    from drunet_cli.network.registry import COMPACT, DEFAULT, ENTRIES
+    from drunet_cli.weights.registry import COMPACT, DEFAULT, ENTRIES
 
     screen.note(f"Images and truth: {task.folder / task.name}")
     screen.note(f"Label map: {target.label_map}, sidecar: {target.sidecar_path}")

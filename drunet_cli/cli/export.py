@@ -11,7 +11,7 @@ from drunet_cli.cli.signals import raise_lost
 from drunet_cli.errors import MisuseError, OutputError
 from drunet_cli.network.engine import Precision
 from drunet_cli.network.export import Exported, Format, Variant
-from drunet_cli.network.registry import DEFAULT, PUBLISHED_BN_EPSILON
+from drunet_cli.weights.registry import DEFAULT, PUBLISHED_BN_EPSILON
 
 _SUFFIXES: Final = {".onnx": Format.ONNX, ".h5": Format.KERAS, ".safetensors": Format.SAFETENSORS}
 _TORCHSCRIPT: Final = ("torchscript", ".pt")
@@ -137,7 +137,7 @@ def _variant(output: Path, format_: str | None, precision: Precision, head: str 
 
 def _check_output(output: Path, weights: str, *, overwrite: bool) -> None:
     from drunet_cli.io.atomic import check_writable, is_same_file, remove_stale
-    from drunet_cli.network.registry import is_file_name, weights_path
+    from drunet_cli.weights.registry import is_file_name, weights_path
 
     remove_stale(output)
     check_writable(output, overwrite=overwrite)

@@ -9,7 +9,7 @@ import typer
 from drunet_cli.cli.completion import one_of, weights_names
 from drunet_cli.errors import MisuseError
 from drunet_cli.host import devices_named
-from drunet_cli.network.registry import DEFAULT
+from drunet_cli.weights.registry import DEFAULT
 
 _DEVICE_NAMES: Final = one_of(("auto", "cpu", "cuda", "mps"))  # which of them are there would take PyTorch to say
 _SHARD: Final = re.compile(r"(\d{1,6})/(\d{1,6})", re.ASCII)

@@ -11,7 +11,7 @@ from drunet_cli.errors import MisuseError, OutputError
 
 if TYPE_CHECKING:
     from drunet_cli.cli.console import Screen
-    from drunet_cli.segmentation.runs import Record, Runs
+    from drunet_cli.report.runs import Record, Runs
 
 
 def report(
@@ -68,7 +68,7 @@ def report(
         raise MisuseError(f"--csv {csv}: name a .csv file")
 
     from drunet_cli.cli.console import Screen
-    from drunet_cli.segmentation.runs import collapsed, read_runs
+    from drunet_cli.report.runs import collapsed, read_runs
 
     _check(output, csv, overwrite=overwrite)
     screen = Screen(quiet=quiet)
@@ -137,8 +137,8 @@ def _write_table(records: Sequence["Record"], path: Path, *, overwrite: bool) ->
 def _write_page(runs: "Runs", path: Path, screen: "Screen", *, overwrite: bool) -> None:
     from drunet_cli.host import granted_cpus
     from drunet_cli.io.atomic import written
-    from drunet_cli.segmentation.page import encode_page
-    from drunet_cli.segmentation.thumbnails import read_thumbnails
+    from drunet_cli.report.page import encode_page
+    from drunet_cli.report.thumbnails import read_thumbnails
 
     with screen.case_bar(len(runs.records)) as advance:
         thumbnails = read_thumbnails(runs.records, n_threads=granted_cpus(), on_done=advance)

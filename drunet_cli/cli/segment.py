@@ -9,7 +9,7 @@ from drunet_cli.brats import Labels, Modality
 from drunet_cli.cli import answer_options, options
 from drunet_cli.errors import MisuseError
 from drunet_cli.network.engine import EngineName, Precision, WindowMode
-from drunet_cli.network.registry import DEFAULT
+from drunet_cli.weights.registry import DEFAULT
 
 
 def segment(
@@ -49,8 +49,7 @@ def segment(
         Precision,
         typer.Option(
             metavar="FORMAT",
-            help="Number format: auto, float32, bfloat16 or float16. auto is float32, which gives the published labels; on "
-            "CUDA GPUs half precision, where the weights record that it gives them too.",
+            help="Number format: auto, float32, bfloat16 or float16. auto is float32, which gives the published labels.",
             rich_help_panel=options.NETWORK,
         ),
     ] = Precision.AUTO,

@@ -15,9 +15,9 @@ from drunet_cli.training.preparation import Plan, Preparation, Request, fill, se
 from drunet_cli.training.processes import processes
 
 if TYPE_CHECKING:
-    from drunet_cli.network.checkpoint import Checkpoint
     from drunet_cli.training.distributed import Team
     from drunet_cli.training.recipe import Recipe
+    from drunet_cli.weights.checkpoint import Checkpoint
 
 
 def run_training(
@@ -115,7 +115,7 @@ def _finish(request: Request, *, is_done: bool, screen: Screen, json: bool) -> N
 
 def _checkpoint(init: str, request: Request, screen: Screen) -> "Checkpoint | None":
     """The weights to begin with; a dry run does without those that it would have to download."""
-    from drunet_cli.network.registry import check_available, is_file, is_file_name, weights_path
+    from drunet_cli.weights.registry import check_available, is_file, is_file_name, weights_path
 
     check_available(init)
     if request.dry_run and not is_file_name(init) and not is_file(weights_path(init)):

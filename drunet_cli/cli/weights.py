@@ -8,7 +8,7 @@ import typer
 from drunet_cli.cli import options
 from drunet_cli.cli.completion import weights_names
 from drunet_cli.errors import MisuseError
-from drunet_cli.network.registry import DEFAULT, PUBLISHED_BN_EPSILON
+from drunet_cli.weights.registry import DEFAULT, PUBLISHED_BN_EPSILON
 
 _HELP: Final = """Fetch, import and describe trained weights.
 
@@ -53,7 +53,7 @@ def download(name: _Name = DEFAULT, quiet: options.Quiet = False) -> None:
     """
     from drunet_cli.cli.console import Screen, result
     from drunet_cli.cli.downloads import DownloadWatcher
-    from drunet_cli.network.acquisition import obtain
+    from drunet_cli.weights.acquisition import obtain
 
     with DownloadWatcher(Screen(quiet=quiet)).shown() as watcher:
         path = obtain(name, watcher=watcher)
@@ -70,7 +70,7 @@ def path(name: _Name = DEFAULT) -> None:
     drunet weights path compact
     """
     from drunet_cli.cli.console import result
-    from drunet_cli.network.acquisition import metadata_of
+    from drunet_cli.weights.acquisition import metadata_of
 
     result(str(metadata_of(name)[0]))
 
@@ -140,8 +140,8 @@ def import_file(
     if epsilon is not None and not 0 < epsilon < 1:
         raise MisuseError(f"--epsilon {epsilon:g}: must lie between 0 and 1")
     from drunet_cli.cli.console import Screen, result
-    from drunet_cli.network.acquisition import import_weights
-    from drunet_cli.network.checkpoint import read_metadata
+    from drunet_cli.weights.acquisition import import_weights
+    from drunet_cli.weights.checkpoint import read_metadata
 
     cached = import_weights(file, name=name, bn_epsilon=epsilon, overwrite=overwrite)
     metadata = read_metadata(cached)

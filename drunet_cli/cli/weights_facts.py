@@ -6,7 +6,7 @@ from dataclasses import asdict
 from typing import Any, Final
 
 from drunet_cli.errors import WeightsError
-from drunet_cli.network.registry import (
+from drunet_cli.weights.registry import (
     BUNDLED,
     DEFAULT,
     ENTRIES,
@@ -38,7 +38,6 @@ _LABELS: Final = {
     "bn_epsilon": "batch-norm epsilon",
     "dropout": "trained with dropout",
     "window": "window",
-    "half_precision": "half precision",
     "licence": "licence",
     "citation": "citation",
     "origin": "origin",
@@ -59,7 +58,7 @@ def words_of(row: Mapping[str, Any]) -> tuple[str, str, str]:
 
 
 def _listed(name: str) -> dict[str, Any]:
-    from drunet_cli.network.acquisition import metadata_of
+    from drunet_cli.weights.acquisition import metadata_of
 
     known = ENTRIES.get(name) or BUNDLED.get(name)
     where, error = _where(name), None
@@ -94,7 +93,7 @@ def _listed(name: str) -> dict[str, Any]:
 def described_weights(weights: str) -> dict[str, Any]:
     """All that is known of weights by name or file, be they there or not. Raises WeightsError for unknown or damaged ones."""
     from drunet_cli.io.inputs import file_sha256
-    from drunet_cli.network.acquisition import metadata_of
+    from drunet_cli.weights.acquisition import metadata_of
 
     where = "file" if is_file_name(weights) else _where(weights)
     if where == "not-downloaded":
@@ -139,11 +138,6 @@ def words_for(document: Mapping[str, Any]) -> dict[str, str]:
     words["where"] = place + ("; used unless others are named" if document["default"] else "")
     if words["window"]:
         words["window"] = _WINDOWS[document["window"]]
-    words["half_precision"] = "; ".join(
-        f"{measured['precision']}: Dice with float32 {measured['dice']:g} or more, {measured['n_cases']} cases, "
-        f"{measured['device']}, torch {measured['torch']}"
-        for measured in document.get("half_precision", ())
-    )
     words["origin"] = _origin(document)
     if document["where"] == "not-downloaded":
         name = document["name"]

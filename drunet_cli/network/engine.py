@@ -19,10 +19,7 @@ class EngineName(StrEnum):
 
 
 class Precision(StrEnum):
-    """Number format of the network's arithmetic. `auto` is float32, in which the labels equal the published code's.
-
-    On CUDA it is half precision where the metadata of the weights record that this gave the same labels.
-    """
+    """Number format of the network's arithmetic. `auto` is float32, in which the labels equal the published code's."""
 
     AUTO = "auto"
     FLOAT32 = "float32"

@@ -12,9 +12,9 @@ from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 from drunet_cli.brats import ClassMap
 from drunet_cli.errors import DeviceError, WeightsError
 from drunet_cli.host import cpu_name, granted_cpus
-from drunet_cli.network.checkpoint import Checkpoint
 from drunet_cli.network.engine import EngineName, Precision, ignore_progress
 from drunet_cli.network.graph import INPUT, build_graph
+from drunet_cli.weights.checkpoint import Checkpoint
 
 Head: TypeAlias = Callable[[npt.NDArray[np.float32]], npt.NDArray[Any]]
 

@@ -13,12 +13,12 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from drunet_cli.brats import ClassMap
 from drunet_cli.errors import DeviceError, WeightsError
 from drunet_cli.network.arithmetic import exact_arithmetic
-from drunet_cli.network.checkpoint import Checkpoint, check_tensors
 from drunet_cli.network.devices import check_device_fault, device_name, is_out_of_memory
 from drunet_cli.network.dropout import SliceDropout
 from drunet_cli.network.engine import EngineName, Precision, ignore_progress
 from drunet_cli.network.model import Bottleneck, DecoderBlock, DRUNet104, InputBlock
 from drunet_cli.network.transfer import Arrival, Transfer
+from drunet_cli.weights.checkpoint import Checkpoint, check_tensors
 
 # Measured on 2 cores at base width 16: 0.35 s a slice one by one, 0.36 in twos, 0.47 in fours, 0.55 in eights
 # (tests/benchmarks/cpu.py).

@@ -1,16 +1,15 @@
 """Which engine computes, settled before anything that takes time is imported."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from importlib import metadata, util
 from typing import Final
 
 from drunet_cli.errors import MisuseError
 from drunet_cli.host import keep_to_itself, may_have_gpu
-from drunet_cli.network.checkpoint import Checkpoint, Metadata
 from drunet_cli.network.engine import Engine, EngineName, Precision
+from drunet_cli.weights.checkpoint import Checkpoint
 
 _EXTRA: Final = ("onnx", "onnxruntime")
-_LEAST_DICE: Final = 0.999
 
 
 def choose_engine(name: EngineName, *, device: str, precision: Precision, sampling: bool = False) -> EngineName:
@@ -51,29 +50,6 @@ def settle_device(engine: EngineName, device: str, *, on_warning: Callable[[str]
     from drunet_cli.network.devices import resolve_device
 
     return str(resolve_device(device, on_warning=on_warning))
-
-
-def settle_precision(weights: Sequence[Metadata], devices: Sequence[str]) -> Precision:
-    """What `auto` amounts to, one for all: float32, unless the devices are CUDA's and all weights record better.
-
-    That is a half precision that was measured to give the labels of float32, with a Dice of 0.999 or more in every region of
-    every case; float16, which rounds less, rather than bfloat16. devices: settled.
-    """
-    if not all(device.startswith("cuda") for device in devices):
-        return Precision.FLOAT32
-    fit = [{each.precision for each in of_one.half_precision if each.dice >= _LEAST_DICE} for of_one in weights]
-    common = set.intersection(*fit)
-    if Precision.FLOAT16 in common:
-        return Precision.FLOAT16
-    return Precision.BFLOAT16 if common and _have_bfloat16(devices) else Precision.FLOAT32
-
-
-def _have_bfloat16(devices: Sequence[str]) -> bool:
-    import torch
-
-    from drunet_cli.network.devices import has_bfloat16
-
-    return all(has_bfloat16(torch.device(device)) for device in devices)
 
 
 def open_engine(

@@ -2,7 +2,7 @@
 
 import io
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
@@ -14,8 +14,8 @@ from drunet_cli.errors import DeviceError, OutputError, WeightsError
 from drunet_cli.network.engine import Precision
 
 if TYPE_CHECKING:
-    from drunet_cli.network.checkpoint import Checkpoint, Metadata, State
     from drunet_cli.network.comparison import Images
+    from drunet_cli.weights.checkpoint import Checkpoint, State
 
 # Of a logit, as a share of the largest; of classes, how far apart the two best logits may lie where the class differs. On
 # comparison_images, with the golden weights, a trained network of base width 4 and random ones of widths 1, 2 and 16, it was
@@ -160,7 +160,7 @@ def _onnx_answers(path: Path, batches: "list[Images]") -> list[npt.NDArray[Any]]
 
 
 def _keras(checkpoint: "Checkpoint", _variant: Variant) -> memoryview:
-    from drunet_cli.network.keras_writer import write_keras_h5
+    from drunet_cli.weights.keras_writer import write_keras_h5
 
     content = io.BytesIO()
     write_keras_h5(content, checkpoint)
@@ -168,7 +168,7 @@ def _keras(checkpoint: "Checkpoint", _variant: Variant) -> memoryview:
 
 
 def _check_keras(checkpoint: "Checkpoint", _variant: Variant, path: Path) -> Check:
-    from drunet_cli.network.keras_h5 import read_keras_h5
+    from drunet_cli.weights.keras_h5 import read_keras_h5
 
     try:
         _, state = read_keras_h5(path)
@@ -178,19 +178,19 @@ def _check_keras(checkpoint: "Checkpoint", _variant: Variant, path: Path) -> Che
 
 
 def _safetensors(checkpoint: "Checkpoint", variant: Variant) -> bytes:
-    from drunet_cli.network.checkpoint import encode_checkpoint
+    from drunet_cli.weights.checkpoint import encode_checkpoint
 
-    return encode_checkpoint(_rounded(checkpoint.state, variant.precision), _metadata(checkpoint, variant))
+    return encode_checkpoint(_rounded(checkpoint.state, variant.precision), checkpoint.metadata)
 
 
 def _check_safetensors(checkpoint: "Checkpoint", variant: Variant, path: Path) -> Check:
-    from drunet_cli.network.checkpoint import read_checkpoint
+    from drunet_cli.weights.checkpoint import read_checkpoint
 
     try:
         again = read_checkpoint(path)
     except WeightsError as error:
         raise OutputError(f"it cannot be read back: {error}") from error
-    if again.metadata != _metadata(checkpoint, variant):
+    if again.metadata != checkpoint.metadata:
         raise OutputError("read back, its metadata differ")
     exact = _check_state(again.state, _rounded(checkpoint.state, variant.precision))
     if variant.precision is Precision.FLOAT32 or exact.difference > 0:
@@ -200,12 +200,6 @@ def _check_safetensors(checkpoint: "Checkpoint", variant: Variant, path: Path) -
     batches = comparison_images()
     difference = reference_of(checkpoint, batches).logit_difference(reference_of(again, batches).logits)
     return Check(difference=difference, tolerance=TOLERANCES[variant.precision], measured=_OF_LOGITS)
-
-
-def _metadata(checkpoint: "Checkpoint", variant: Variant) -> "Metadata":
-    """What was measured was measured with weights that are not rounded."""
-    metadata = checkpoint.metadata
-    return metadata if variant.precision is Precision.FLOAT32 else replace(metadata, half_precision=())
 
 
 def _rounded(state: "State", precision: Precision) -> Mapping[str, npt.NDArray[Any]]:

@@ -8,7 +8,7 @@ The same function as model.py up to float32 rounding, to be read beside it. What
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from enum import StrEnum
 from typing import Any, Final, TypeAlias
 
@@ -19,9 +19,9 @@ from onnx import TensorProto, helper, numpy_helper
 
 import drunet_cli
 from drunet_cli.brats import CHANNELS, N_CLASSES, TumourClass
-from drunet_cli.network.checkpoint import Checkpoint, check_tensors
 from drunet_cli.network.engine import Precision
-from drunet_cli.network.structure import BRIDGE, N_CHANNELS, PADDED_STAGE, STAGE_BLOCKS, Block, stage_blocks
+from drunet_cli.weights.checkpoint import Checkpoint, check_tensors
+from drunet_cli.weights.structure import BRIDGE, N_CHANNELS, PADDED_STAGE, STAGE_BLOCKS, Block, stage_blocks
 
 Weight: TypeAlias = npt.NDArray[np.float32] | npt.NDArray[np.float16]
 
@@ -100,7 +100,7 @@ def embedded(graph: Graph) -> onnx.ModelProto:
 def _properties(checkpoint: Checkpoint, head: Head, precision: Precision) -> dict[str, str]:
     """What a user of the file must know, as text."""
     facts: dict[str, Any] = {
-        **asdict(replace(checkpoint.metadata, half_precision=())),  # which was PyTorch's
+        **asdict(checkpoint.metadata),
         "sha256": checkpoint.sha256,
         "network": "DR-Unet104, Colman et al. 2020, arXiv:2011.02840",
         "channels": json.dumps(list(CHANNELS)),

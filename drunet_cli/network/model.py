@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from drunet_cli.brats import N_CLASSES
-from drunet_cli.network.structure import N_CHANNELS, PADDED_STAGE, STAGE_BLOCKS, stage_width
+from drunet_cli.weights.structure import N_CHANNELS, PADDED_STAGE, STAGE_BLOCKS, stage_width
 
 _BN_MOMENTUM: Final = 0.01  # Keras' 0.99, counted from the other end
 

@@ -19,11 +19,11 @@ from drunet_cli.io.images import CaseImages, images_of, read_images
 from drunet_cli.io.inputs import InputFile, input_file, stamp
 from drunet_cli.io.nifti_header import Header
 from drunet_cli.io.slices import SliceStack
-from drunet_cli.network.checkpoint import Checkpoint
 from drunet_cli.network.engine import Engine
 from drunet_cli.segmentation import sidecar
 from drunet_cli.segmentation.postprocess import NO_POSTPROCESSING, Postprocessing, postprocess
 from drunet_cli.segmentation.predict import Plan, Prediction, predict
+from drunet_cli.weights.checkpoint import Checkpoint
 
 Image: TypeAlias = str | os.PathLike[str] | npt.NDArray[Any]
 

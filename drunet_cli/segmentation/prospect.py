@@ -12,9 +12,13 @@ from drunet_cli.errors import DrunetError, MisuseError, WeightsError
 from drunet_cli.io.case import Case
 from drunet_cli.io.checks import CaseWarning
 from drunet_cli.io.images import check_headers
-from drunet_cli.network.acquisition import metadata_of
-from drunet_cli.network.checkpoint import Metadata, read_metadata
-from drunet_cli.network.registry import (
+from drunet_cli.segmentation import existing
+from drunet_cli.segmentation.existing import State
+from drunet_cli.segmentation.outputs import Target
+from drunet_cli.segmentation.sidecar import recorded_rate
+from drunet_cli.weights.acquisition import metadata_of
+from drunet_cli.weights.checkpoint import Metadata, read_metadata
+from drunet_cli.weights.registry import (
     BUNDLED,
     PUBLISHED_BN_EPSILON,
     Entry,
@@ -25,11 +29,7 @@ from drunet_cli.network.registry import (
     is_file_name,
     weights_path,
 )
-from drunet_cli.network.sources import read_source
-from drunet_cli.segmentation import existing
-from drunet_cli.segmentation.existing import State
-from drunet_cli.segmentation.outputs import Target
-from drunet_cli.segmentation.sidecar import recorded_rate
+from drunet_cli.weights.sources import read_source
 
 LEAVE_OUT: Final = "verify and leave out"
 _THREADS: Final = 8  # four headers a case come from file systems that answer slowly and many at once

@@ -12,10 +12,8 @@ import numpy.typing as npt
 from drunet_cli.brats import Labels, Modality
 from drunet_cli.errors import MisuseError
 from drunet_cli.host import devices_named, granted_cpus
-from drunet_cli.network.checkpoint import Checkpoint
 from drunet_cli.network.engine import Engine, EngineName, Precision, WindowMode
-from drunet_cli.network.engines import choose_engine, open_engine, settle_device, settle_precision
-from drunet_cli.network.registry import DEFAULT, check_available
+from drunet_cli.network.engines import choose_engine, open_engine, settle_device
 from drunet_cli.segmentation import pipeline
 from drunet_cli.segmentation.existing import Making
 from drunet_cli.segmentation.postprocess import Postprocessing
@@ -23,12 +21,14 @@ from drunet_cli.segmentation.predict import Plan
 from drunet_cli.segmentation.segmented import SegmentedCase
 from drunet_cli.segmentation.sidecar import Dropout, describe_settings, dropout_of
 from drunet_cli.segmentation.steps import Network
+from drunet_cli.weights.checkpoint import Checkpoint
+from drunet_cli.weights.registry import DEFAULT, check_available
 
 _LOG: Final = logging.getLogger("drunet_cli")
 
 
 def _open_logged(weights: str) -> Checkpoint:
-    from drunet_cli.network import acquisition
+    from drunet_cli.weights import acquisition
 
     return acquisition.open_weights(weights)
 
@@ -189,10 +189,7 @@ class Segmenter:
         """As asked for; `auto` settled."""
         if self._precision is not Precision.AUTO:
             return self._precision
-        weights = [checkpoint.metadata for checkpoint in self.checkpoints]
-        if not any(metadata.half_precision for metadata in weights):  # then it is the same on every device
-            return Precision.FLOAT32
-        return settle_precision(weights, self._where)
+        return Precision.FLOAT32
 
     @cached_property
     def _where(self) -> list[str]:

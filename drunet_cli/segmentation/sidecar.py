@@ -20,10 +20,10 @@ from drunet_cli.io.checks import CaseWarning
 from drunet_cli.io.geometry import Geometry
 from drunet_cli.io.inputs import InputFile
 from drunet_cli.io.naming import stem
-from drunet_cli.network.checkpoint import Checkpoint
 from drunet_cli.network.engine import Engine
 from drunet_cli.segmentation.postprocess import Postprocessing
 from drunet_cli.segmentation.predict import Plan
+from drunet_cli.weights.checkpoint import Checkpoint
 
 SCHEMA: Final = "drunet.segmentation/1"
 _LARGEST_SIDECAR_BYTES: Final = 2**20

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from drunet_cli.errors import DeviceError, DivergedError
-from drunet_cli.network.checkpoint import Checkpoint, Metadata, State
 from drunet_cli.network.devices import check_device_fault, is_out_of_memory
 from drunet_cli.network.engine import Precision, WindowMode
 from drunet_cli.network.engine_torch import TorchEngine
@@ -29,6 +28,7 @@ from drunet_cli.training.sampling import Plan, Planner, SliceSource
 from drunet_cli.training.state import Progress
 from drunet_cli.training.validation import CaseScore, HeldOut, score_all
 from drunet_cli.training.watcher import Watcher
+from drunet_cli.weights.checkpoint import Checkpoint, Metadata, State
 
 # How long a killed run may have worked in vain, however long its epochs are.
 _SAVE_EVERY_S: Final = 15 * 60.0

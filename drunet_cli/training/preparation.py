@@ -9,7 +9,6 @@ from typing import Any, Final
 from drunet_cli.errors import CaseError, DrunetError, MisuseError, OutputError, WeightsError
 from drunet_cli.io.naming import BUILT_IN, Naming
 from drunet_cli.jobs import each
-from drunet_cli.network.checkpoint import Metadata
 from drunet_cli.training.intake import PreparedCase, StoreTask, prepare_case
 from drunet_cli.training.recipe import RECIPES, Recipe
 from drunet_cli.training.recipe_file import changed, differences, read_recipe
@@ -19,6 +18,7 @@ from drunet_cli.training.sources import find_sources
 from drunet_cli.training.split import Split, read_split, split_by_fold, split_by_fraction
 from drunet_cli.training.store import open_store
 from drunet_cli.training.watcher import Watcher
+from drunet_cli.weights.checkpoint import Metadata
 
 _NAMED: Final = 20
 _DEFAULT_FRACTION: Final = 0.2

@@ -2,11 +2,11 @@
 
 from dataclasses import dataclass, replace
 
-from drunet_cli.network.checkpoint import Metadata, State, write_checkpoint
 from drunet_cli.training.history import Epoch, EventWriter, History, draw_curves, write_tables
 from drunet_cli.training.learner import Learner
 from drunet_cli.training.run_folder import RunFolder
 from drunet_cli.training.state import Progress, write_state
+from drunet_cli.weights.checkpoint import Metadata, State, write_checkpoint
 
 
 @dataclass(frozen=True, kw_only=True)

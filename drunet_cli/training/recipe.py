@@ -11,8 +11,8 @@ from types import MappingProxyType
 from typing import Any, Final, Literal
 
 from drunet_cli.io.geometry import FRAME
-from drunet_cli.network.checkpoint import MAX_BASE_WIDTH
 from drunet_cli.training.recipe_name import RecipeName
+from drunet_cli.weights.checkpoint import MAX_BASE_WIDTH
 
 WINDOW_STRIDE: Final = 32  # of the network: windows that begin at its multiples meet the same grid of strides as the frame
 

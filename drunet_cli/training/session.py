@@ -9,7 +9,6 @@ import torch
 
 from drunet_cli.errors import CaseError, DeviceError, MisuseError
 from drunet_cli.network.arithmetic import exact_arithmetic
-from drunet_cli.network.checkpoint import Checkpoint, Metadata
 from drunet_cli.network.devices import check_device_fault, device_name, is_out_of_memory
 from drunet_cli.network.engine import Precision
 from drunet_cli.network.model import DRUNet104
@@ -25,6 +24,7 @@ from drunet_cli.training.run_folder import RunFolder, versions
 from drunet_cli.training.state import Progress, read_state, write_state
 from drunet_cli.training.store import StoredCase, open_store
 from drunet_cli.training.watcher import Watcher
+from drunet_cli.weights.checkpoint import Checkpoint, Metadata
 
 # A GPU computes a step while these make the next; on the CPU they would take its cores.
 _FEEDING_THREADS: Final = 4

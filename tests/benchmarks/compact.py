@@ -11,11 +11,11 @@ import argparse
 from dataclasses import replace
 from pathlib import Path
 
-from drunet_cli.network.acquisition import open_weights
-from drunet_cli.network.checkpoint import Checkpoint
 from drunet_cli.network.engine import Precision
 from drunet_cli.network.export import Format, Variant, export
-from drunet_cli.network.registry import BRATS2021, BUNDLED, COMPACT
+from drunet_cli.weights.acquisition import open_weights
+from drunet_cli.weights.checkpoint import Checkpoint
+from drunet_cli.weights.registry import BRATS2021, BUNDLED, COMPACT
 
 ENTRY = BUNDLED[COMPACT]
 

@@ -23,9 +23,9 @@ import numpy as np
 
 from drunet_cli.brats import CHANNELS
 from drunet_cli.host import cpu_name, granted_cpus, wait_considerately
-from drunet_cli.network.acquisition import open_weights
 from drunet_cli.network.engine import EngineName, Precision
 from drunet_cli.network.engines import open_engine
+from drunet_cli.weights.acquisition import open_weights
 
 GIGAFLOP_A_SLICE = 54.16  # 240 x 240, base width 16, an addition and a multiplication being two
 
@@ -33,7 +33,7 @@ PLAIN_LOOP = """
 import sys
 from pathlib import Path
 import nibabel as nib, numpy as np, torch
-from drunet_cli.network.acquisition import open_weights
+from drunet_cli.weights.acquisition import open_weights
 from drunet_cli.network.engine_torch import build_model
 weights, threads, output, *files = sys.argv[1:]
 torch.set_num_threads(int(threads))
@@ -58,7 +58,7 @@ nib.Nifti1Image(labels, nib.load(files[0]).affine).to_filename(output)
 NETWORK_ALONE = """
 import sys, time
 import numpy as np
-from drunet_cli.network.acquisition import open_weights
+from drunet_cli.weights.acquisition import open_weights
 from drunet_cli.network.engine import EngineName, Precision
 from drunet_cli.network.engines import open_engine
 engine = open_engine(

@@ -14,8 +14,7 @@ network         by precision and batch size: seconds a case (155 slices, copies 
                 matrix product in the same format, peak memory, and what the first use of a shape costs
 variants        float16: as it is, with cudnn.benchmark, as CUDA graph, compiled: seconds to prepare, seconds a case
 memory          with the allocator capped at --memory-cap GB, whether a batch that is too large ends in the same labels
-fidelity        voxels equal to those of float32 on the CPU, and Dice of WT / TC / ET, by case and precision; with --record FILE
-                the weights are written again with what was measured, for `--precision auto` (drunet weights import FILE);
+fidelity        voxels equal to those of float32 on the CPU, and Dice of WT / TC / ET, by case and precision;
                 at full width the CPU's label maps take minutes: `--sections fidelity --fidelity --minutes 30`
 """
 
@@ -49,7 +48,7 @@ import sys, time
 from pathlib import Path
 import nibabel as nib, numpy as np, torch
 from drunet_cli.brats import CHANNELS
-from drunet_cli.network.acquisition import open_weights
+from drunet_cli.weights.acquisition import open_weights
 from drunet_cli.network.engine_torch import build_model
 weights, device, precision, output, *folders = sys.argv[1:]
 device = torch.device(device)
@@ -89,7 +88,6 @@ def main() -> None:
     parser.add_argument("--precision", default="float16", choices=("float32", "bfloat16", "float16"), help="of cold and cohort")
     parser.add_argument("--batch-sizes", type=int, nargs="+", default=[8, 16, 32, 64, 128])
     parser.add_argument("--fidelity", nargs="?", const="", metavar="WEIGHTS", help="compare labels; by default of WEIGHTS")
-    parser.add_argument("--record", type=Path, metavar="FILE", help="write the weights of --fidelity with what was measured")
     parser.add_argument("--memory-cap", type=float, default=7.0, help="GB; 7 is about what an 8 GB card leaves to PyTorch")
     parser.add_argument("--minutes", type=float, default=9.0)
     parser.add_argument("--sections", default=",".join(SECTIONS), help="some of them, separated by commas")
@@ -97,10 +95,6 @@ def main() -> None:
     arguments = parser.parse_args()
     if unknown := set(arguments.sections.split(",")) - set(SECTIONS):
         parser.error(f"no such sections: {', '.join(sorted(unknown))}")
-    if arguments.record and (arguments.device == "cpu" or arguments.fidelity is None or not arguments.folders):
-        parser.error("--record is of a GPU, of --fidelity, and of real cases: name some")
-    if arguments.record and arguments.record.exists():
-        parser.error(f"{arguments.record} exists")
     if arguments.part:
         section, _, part = arguments.part.partition(":")
         arguments.device = arguments.device.replace("cuda", "cuda:0")  # as some of PyTorch's functions want it
@@ -131,7 +125,6 @@ def run_all(given: argparse.Namespace) -> bool:
         ]
         command += ["--base-width", str(given.base_width), "--cases", str(given.cases), "--memory-cap", str(given.memory_cap)]
         command += ["--batch-sizes", *map(str, given.batch_sizes), "--fidelity", given.fidelity or weights]
-        command += ["--record", str(given.record)] if given.record else []
         for section in SECTIONS:
             needless = {
                 "weights": given.weights != "random",
@@ -200,10 +193,10 @@ def write_random_weights(given: argparse.Namespace) -> None:
     """He-normal numbers, with the batch norms set by slices of the first case: else activations double from block to block."""
     import torch
 
-    from drunet_cli.network.checkpoint import Metadata, write_checkpoint
     from drunet_cli.training.initialisation import new_network
     from drunet_cli.training.recipe import RECIPES
     from drunet_cli.training.recipe_name import RecipeName
+    from drunet_cli.weights.checkpoint import Metadata, write_checkpoint
 
     settings = replace(RECIPES[RecipeName.PAPER].network, base_width=given.base_width, bn_momentum=1.0, dropout=0.0)
     model = new_network(settings, seed=0).train()
@@ -216,7 +209,7 @@ def write_random_weights(given: argparse.Namespace) -> None:
 
 
 def write_cases(folders: list[Path]) -> None:
-    from drunet_cli.io.phantom.phantom import make_phantom, write_phantom
+    from drunet_cli.phantom.phantom import make_phantom, write_phantom
 
     for seed, folder in enumerate(folders):
         write_phantom(make_phantom(seed), folder.parent, name=folder.name)
@@ -237,9 +230,9 @@ def describe(given: argparse.Namespace) -> None:
 def open_engine_of(given: argparse.Namespace, precision: str, *, batch_size: int | None = None, **options: Any) -> Any:
     import torch
 
-    from drunet_cli.network.acquisition import open_weights
     from drunet_cli.network.engine import Precision
     from drunet_cli.network.engine_torch import TorchEngine
+    from drunet_cli.weights.acquisition import open_weights
 
     if precision == "tf32":
         allow_tf32()
@@ -426,7 +419,7 @@ def cold_case(given: argparse.Namespace) -> None:
     mark("normalise, hash")
     import torch
 
-    from drunet_cli.network.acquisition import open_weights
+    from drunet_cli.weights.acquisition import open_weights
 
     mark("import PyTorch")
     torch.zeros(1, device=given.device)
@@ -521,7 +514,6 @@ def memory(given: argparse.Namespace) -> None:
 def fidelity(given: argparse.Namespace) -> None:
     """Ten cases at most."""
     import numpy as np
-    import torch
 
     from drunet_cli.brats import REGIONS
     from drunet_cli.evaluation.comparison import mask_of
@@ -529,12 +521,10 @@ def fidelity(given: argparse.Namespace) -> None:
     from drunet_cli.host import granted_cpus
     from drunet_cli.io.discovery import find_cases
     from drunet_cli.io.images import read_images
-    from drunet_cli.network.acquisition import open_weights
-    from drunet_cli.network.checkpoint import HalfPrecision, write_checkpoint
-    from drunet_cli.network.devices import device_name
     from drunet_cli.network.engine import EngineName, Precision, WindowMode
     from drunet_cli.network.engines import choose_engine, open_engine
     from drunet_cli.segmentation.predict import Plan, predict
+    from drunet_cli.weights.acquisition import open_weights
 
     given.weights = given.fidelity
     describe(given)
@@ -572,20 +562,6 @@ def fidelity(given: argparse.Namespace) -> None:
             share = 1 - np.count_nonzero(found != expected[name]) / found.size
             print(f"| {precision} | {name} | {share:.8f} | {' / '.join(f'{score:.6f}' for score in scores)} |", flush=True)
     print("\nlowest Dice: " + ", ".join(f"{name} {value:.6f}" for name, value in least.items()))
-    if given.record:
-        measured = tuple(
-            HalfPrecision(
-                precision=precision,
-                dice=least[precision],
-                n_cases=len(cases),
-                device=device_name(torch.device(given.device)),
-                torch=torch.__version__,
-            )
-            for precision in (Precision.FLOAT16, Precision.BFLOAT16)
-        )
-        metadata = replace(checkpoint.metadata, half_precision=measured)
-        write_checkpoint(given.record, checkpoint.state, metadata, overwrite=False)
-        print(f"recorded in {given.record}")
 
 
 if __name__ == "__main__":

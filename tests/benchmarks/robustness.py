@@ -31,10 +31,10 @@ from drunet_cli.io.geometry import fit
 from drunet_cli.io.images import CaseImages
 from drunet_cli.io.labelled import read_labelled
 from drunet_cli.io.labels import class_map_of
-from drunet_cli.network.acquisition import open_weights
 from drunet_cli.network.engine import Engine, EngineName, Precision, WindowMode
 from drunet_cli.network.engines import choose_engine, open_engine
 from drunet_cli.segmentation.predict import Plan, predict
+from drunet_cli.weights.acquisition import open_weights
 
 Voxels = npt.NDArray[Any]
 Change = Callable[[Voxels, Modality], Voxels]

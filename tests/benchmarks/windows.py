@@ -22,11 +22,11 @@ from drunet_cli.io.case import Case
 from drunet_cli.io.discovery import find_cases
 from drunet_cli.io.labelled import read_labelled
 from drunet_cli.io.labels import class_map_of
-from drunet_cli.network.acquisition import open_weights
 from drunet_cli.network.engine import Engine, EngineName, Precision, WindowMode
 from drunet_cli.network.engines import choose_engine, open_engine
 from drunet_cli.segmentation.predict import Plan, predict
 from drunet_cli.segmentation.windows import windows_by_shape
+from drunet_cli.weights.acquisition import open_weights
 
 
 def main() -> None:

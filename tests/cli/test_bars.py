@@ -17,8 +17,8 @@ from typing import Final
 import pytest
 
 from tests.cli.small_cohort import write_cases
-from tests.network.file_server import Answer, serving
 from tests.support import GOLDEN_WEIGHTS, image_options
+from tests.weights.file_server import Answer, serving
 
 COLUMNS: Final = 80
 HIDE_CURSOR: Final = "\x1b[?25l"

@@ -21,8 +21,8 @@ from drunet_cli.cli.app import main
 from drunet_cli.io.discovery import find_cases
 from drunet_cli.io.labels import class_map_of
 from drunet_cli.io.nifti import load_volume
-from drunet_cli.io.phantom import phantom
-from drunet_cli.network.registry import COMPACT
+from drunet_cli.phantom import phantom
+from drunet_cli.weights.registry import COMPACT
 from tests.support import image_options
 
 SMALL: Final = (48, 56, 32)  # a synthetic case is made in a tenth of a second

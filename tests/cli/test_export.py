@@ -11,9 +11,9 @@ import pytest
 from drunet_cli.cli.app import main
 from drunet_cli.io.inputs import file_sha256
 from drunet_cli.network import export as exports
-from drunet_cli.network.checkpoint import read_metadata
 from drunet_cli.network.engine import Precision
-from drunet_cli.network.registry import cached_path
+from drunet_cli.weights.checkpoint import read_metadata
+from drunet_cli.weights.registry import cached_path
 from tests.support import GOLDEN_WEIGHTS
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from drunet_cli.cli.app import main
-from drunet_cli.network.registry import DEFAULT, ENTRIES
+from drunet_cli.weights.registry import DEFAULT, ENTRIES
 from tests.cli.small_cohort import contents, write_case, write_cases
 from tests.support import GOLDEN_WEIGHTS, image_options, open_image
 

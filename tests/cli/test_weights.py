@@ -2,17 +2,16 @@
 
 import json
 import re
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from drunet_cli.cli.app import main
 from drunet_cli.io.inputs import file_sha256
-from drunet_cli.network.acquisition import import_weights, open_weights
-from drunet_cli.network.checkpoint import HalfPrecision, write_checkpoint
-from drunet_cli.network.engine import Precision
-from drunet_cli.network.registry import BUNDLED, ENTRIES, cached_path, other_ways
+from drunet_cli.weights.acquisition import import_weights, open_weights
+from drunet_cli.weights.checkpoint import write_checkpoint
+from drunet_cli.weights.registry import BUNDLED, ENTRIES, cached_path, other_ways
 from tests.support import GOLDEN_WEIGHTS, Drunet, image_options
 
 
@@ -56,20 +55,6 @@ def test_info_tells_what_belongs_to_the_weights(capsys: pytest.CaptureFixture[st
     assert cached["source_sha256"] == source["sha256"] == source["source_sha256"]
     assert (cached["base_width"], cached["bn_epsilon"], cached["dropout"]) == (1, 0.001, None)
     assert "Colman" in cached["citation"]
-
-
-def test_info_tells_in_words_what_was_measured_in_half_precision(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    golden = open_weights(str(GOLDEN_WEIGHTS))
-    measured = HalfPrecision(precision=Precision.FLOAT16, dice=0.9995, n_cases=10, device="a GPU", torch="2.11.0")
-    write_checkpoint(tmp_path / "w", golden.state, replace(golden.metadata, half_precision=(measured,)), overwrite=False)
-    assert main(["weights", "import", str(tmp_path / "w"), "--name", "measured", "--quiet"]) == 0
-    assert main(["weights", "info", "measured", "--json"]) == 0
-    assert json.loads(capsys.readouterr().out.splitlines()[-1])["half_precision"] == [asdict(measured)]
-    assert main(["weights", "info", "measured"]) == 0
-    words = " ".join(capsys.readouterr().out.split())
-    assert "half precision float16: Dice with float32 0.9995 or more, 10 cases, a GPU, torch 2.11.0" in words
-    assert main(["weights", "info", str(GOLDEN_WEIGHTS)]) == 0
-    assert "half precision" not in capsys.readouterr().out
 
 
 @pytest.mark.usefixtures("golden_is_published")

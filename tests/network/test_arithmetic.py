@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from drunet_cli.network.arithmetic import exact_arithmetic
-from drunet_cli.network.checkpoint import Checkpoint
 from drunet_cli.network.engine_torch import TorchEngine
+from drunet_cli.weights.checkpoint import Checkpoint
 
 Switches = tuple[object, bool, bool, bool]
 CPU = torch.device("cpu")

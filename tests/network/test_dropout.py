@@ -5,9 +5,9 @@ import numpy.typing as npt
 import pytest
 import torch
 
-from drunet_cli.network.checkpoint import Checkpoint
 from drunet_cli.network.dropout import SliceDropout
 from drunet_cli.network.engine_torch import TorchEngine
+from drunet_cli.weights.checkpoint import Checkpoint
 
 CPU = torch.device("cpu")
 SEEDS = [3, 14, 15, 92, 65]

@@ -8,10 +8,10 @@ import numpy.typing as npt
 import pytest
 import torch
 
-from drunet_cli.network.acquisition import open_weights
-from drunet_cli.network.checkpoint import Checkpoint
 from drunet_cli.network.engine import Precision
 from drunet_cli.network.engine_torch import TorchEngine
+from drunet_cli.weights.acquisition import open_weights
+from drunet_cli.weights.checkpoint import Checkpoint
 from tests.keras_file import write_keras_h5
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="this machine has no CUDA device")

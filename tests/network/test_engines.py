@@ -9,16 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from drunet_cli.errors import MisuseError
 from drunet_cli.host import may_have_gpu
 from drunet_cli.network import engines
-from drunet_cli.network.acquisition import open_weights
-from drunet_cli.network.checkpoint import Checkpoint, HalfPrecision, Metadata
 from drunet_cli.network.engine import EngineName, Precision
-from drunet_cli.network.engines import choose_engine, open_engine, settle_precision
+from drunet_cli.network.engines import choose_engine, open_engine
 from drunet_cli.network.export import Format, Variant, export
+from drunet_cli.weights.acquisition import open_weights
+from drunet_cli.weights.checkpoint import Checkpoint
 from tests.support import GOLDEN_WEIGHTS
 
 AUTO, TORCH, ONNX = EngineName.AUTO, EngineName.TORCH, EngineName.ONNXRUNTIME
@@ -81,39 +80,6 @@ def test_onnx_runtime_by_name_is_refused_for_what_it_is_not_used_for(machine: An
 def test_pytorch_by_name_needs_nothing_else(machine: Any) -> None:
     machine(missing="onnx")
     assert choose_engine(TORCH, device="cpu", precision=Precision.FLOAT16) is TORCH
-
-
-def _weights(**dice: float) -> Metadata:
-    """Weights of which so much Dice was measured in these precisions."""
-    measured = (
-        HalfPrecision(precision=Precision(name), dice=value, n_cases=10, device="a GPU", torch="2.11")
-        for name, value in dice.items()
-    )
-    return Metadata(name="x", base_width=1, bn_epsilon=1e-3, half_precision=tuple(measured))
-
-
-@pytest.mark.parametrize(
-    ("weights", "device", "expected"),
-    [
-        ([_weights()], "cuda:0", "float32"),
-        ([_weights(float16=0.999)], "cuda:0", "float16"),
-        ([_weights(float16=0.9989)], "cuda:0", "float32"),
-        ([_weights(bfloat16=1.0)], "cuda:0", "bfloat16"),
-        ([_weights(bfloat16=1.0)], "cuda:7", "float32"),  # an old one
-        ([_weights(bfloat16=1.0, float16=0.999)], "cuda:7", "float16"),
-        ([_weights(bfloat16=1.0, float16=0.9)], "cuda:0", "bfloat16"),
-        ([_weights(float16=1.0)], "cpu", "float32"),
-        ([_weights(float16=1.0)], "mps", "float32"),
-        ([_weights(float16=1.0), _weights()], "cuda:0", "float32"),
-        ([_weights(float16=1.0), _weights(bfloat16=1.0)], "cuda:0", "float32"),
-        ([_weights(float16=1.0), _weights(float16=1.0, bfloat16=1.0)], "cuda:0", "float16"),
-    ],
-)
-def test_auto_precision_is_float32_unless_all_weights_record_better_for_a_gpu(
-    monkeypatch: pytest.MonkeyPatch, weights: list[Metadata], device: str, expected: str
-) -> None:
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5) if device.index == 7 else (9, 0))
-    assert settle_precision(weights, ["cuda:0", device] if device == "cuda:7" else [device]) is Precision(expected)
 
 
 class _Driver:

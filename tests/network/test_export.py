@@ -15,13 +15,14 @@ import safetensors.numpy
 
 from drunet_cli.errors import OutputError, Terminated
 from drunet_cli.io.inputs import file_sha256
-from drunet_cli.network import checkpoint as checkpoints
-from drunet_cli.network import comparison, graph, keras_writer
+from drunet_cli.network import comparison, graph
 from drunet_cli.network import export as exports
-from drunet_cli.network.acquisition import open_weights
-from drunet_cli.network.checkpoint import Checkpoint, HalfPrecision, State, read_checkpoint
 from drunet_cli.network.engine import Precision
 from drunet_cli.network.export import Exported, Format, Variant, export
+from drunet_cli.weights import checkpoint as checkpoints
+from drunet_cli.weights import keras_writer
+from drunet_cli.weights.acquisition import open_weights
+from drunet_cli.weights.checkpoint import Checkpoint, State, read_checkpoint
 from tests.support import GOLDEN, GOLDEN_WEIGHTS
 
 LOGITS: Final = Variant(format=Format.ONNX, head="logits")
@@ -50,16 +51,6 @@ def answer(path: Path, images: npt.NDArray[np.float32]) -> npt.NDArray[Any]:
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     (output,) = session.run(None, {"slices": images})
     return np.asarray(output)
-
-
-@pytest.mark.parametrize(("variant", "kept"), [(SAFETENSORS, True), (SAFETENSORS_HALF, False)], ids=["whole", "half"])
-def test_a_measurement_is_exported_only_with_the_weights_that_were_measured(
-    golden: Checkpoint, tmp_path: Path, variant: Variant, kept: bool
-) -> None:
-    record = HalfPrecision(precision=Precision.FLOAT16, dice=1.0, n_cases=10, device="a GPU", torch="2.11.0")
-    measured = replace(golden, metadata=replace(golden.metadata, half_precision=(record,)))
-    exported(measured, tmp_path / "w.safetensors", variant)
-    assert bool(read_checkpoint(tmp_path / "w.safetensors").metadata.half_precision) is kept
 
 
 def golden_images() -> npt.NDArray[np.float32]:

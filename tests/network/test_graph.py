@@ -11,11 +11,11 @@ import pytest
 import torch
 
 from drunet_cli.errors import WeightsError
-from drunet_cli.network.checkpoint import Checkpoint, Metadata
 from drunet_cli.network.engine import Precision
 from drunet_cli.network.engine_torch import build_model
 from drunet_cli.network.graph import Head, build_graph, embedded
-from drunet_cli.network.structure import tensor_shapes
+from drunet_cli.weights.checkpoint import Checkpoint, Metadata
+from drunet_cli.weights.structure import tensor_shapes
 from tests.support import GOLDEN
 
 SIZES = [(1, 240, 240), (3, 16, 48), (2, 144, 176)]

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from drunet_cli.errors import DeviceError, LostDeviceError
-from drunet_cli.network.checkpoint import Checkpoint
 from drunet_cli.network.engine import Precision
 from drunet_cli.network.engine_torch import TorchEngine, build_model, fold_norms
 from drunet_cli.network.transfer import Arrival, Transfer
+from drunet_cli.weights.checkpoint import Checkpoint
 
 CPU = torch.device("cpu")
 N = 5  # golden slices

@@ -11,13 +11,13 @@ import numpy.typing as npt
 
 from drunet_cli.brats import ClassMap, Labels
 from drunet_cli.io.discovery import find_cases
-from drunet_cli.network.checkpoint import Checkpoint, Metadata
 from drunet_cli.network.engine import EngineName, Precision, WindowMode, ignore_progress
 from drunet_cli.segmentation.cohort import segment_cases
 from drunet_cli.segmentation.existing import Making
 from drunet_cli.segmentation.outputs import Target
 from drunet_cli.segmentation.predict import Plan
 from drunet_cli.segmentation.steps import CaseTask, Listener, Network, Outcome
+from drunet_cli.weights.checkpoint import Checkpoint, Metadata
 
 PATIENCE_S: Final = 10.0  # for what takes milliseconds
 CHECKPOINT: Final = Checkpoint(metadata=Metadata(name="bright", base_width=1, bn_epsilon=1e-3), state={}, sha256="5eed" * 16)

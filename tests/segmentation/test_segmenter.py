@@ -5,7 +5,6 @@ import logging
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -18,8 +17,6 @@ from drunet_cli import SegmentedCase, Segmenter
 from drunet_cli.brats import Labels
 from drunet_cli.cli.app import main
 from drunet_cli.errors import CaseError, DeviceError, MisuseError, OutputError, WeightsError
-from drunet_cli.network.acquisition import open_weights
-from drunet_cli.network.checkpoint import HalfPrecision, write_checkpoint
 from drunet_cli.network.engine import Precision
 from drunet_cli.segmentation import segmenter as segmenter_module
 from tests.support import GOLDEN_IMAGES, GOLDEN_WEIGHTS, image_options, open_image
@@ -248,32 +245,22 @@ def test_a_label_map_is_saved_as_nifti_or_not_at_all(result: SegmentedCase, tmp_
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.fixture
-def measured(tmp_path: Path) -> Path:
-    """Weights that record equal labels in float16."""
-    golden = open_weights(str(GOLDEN_WEIGHTS))
-    record = HalfPrecision(precision=Precision.FLOAT16, dice=1.0, n_cases=10, device="a GPU", torch="2.11.0")
-    path = tmp_path / "measured.safetensors"
-    write_checkpoint(path, golden.state, replace(golden.metadata, half_precision=(record,)), overwrite=False)
-    return path
-
-
 @pytest.mark.parametrize(
     ("asked", "device", "expected"),
     [
-        ("auto", "cuda:0", "float16"),
+        ("auto", "cuda:0", "float32"),
         ("auto", "cpu", "float32"),
         ("float32", "cuda:0", "float32"),
         ("bfloat16", "cpu", "bfloat16"),
     ],
 )
 def test_precision_is_one_for_what_computes_and_for_what_existing_outputs_are_compared_with(
-    measured: Path, monkeypatch: pytest.MonkeyPatch, asked: str, device: str, expected: str
+    monkeypatch: pytest.MonkeyPatch, asked: str, device: str, expected: str
 ) -> None:
     monkeypatch.setattr(segmenter_module, "settle_device", lambda *_, **__: device)
     opened: list[Precision] = []
     monkeypatch.setattr(segmenter_module, "open_engine", lambda *_, precision, **__: opened.append(precision))
-    segmenter = Segmenter(measured, precision=asked, engine="torch", threads=1)
+    segmenter = Segmenter(GOLDEN_WEIGHTS, precision=asked, engine="torch", threads=1)
     assert segmenter.making(Labels.BRATS2020).settings["precision"] == expected
     assert len(segmenter.network.engines) == 1
     assert opened == [Precision(expected)]

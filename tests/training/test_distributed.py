@@ -17,7 +17,6 @@ import psutil
 import pytest
 import safetensors.numpy
 
-from drunet_cli.network.checkpoint import read_checkpoint
 from drunet_cli.network.engine_torch import build_model
 from drunet_cli.training import publication
 from drunet_cli.training.preparation import Request, fill, settle
@@ -25,6 +24,7 @@ from drunet_cli.training.recipe import Recipe
 from drunet_cli.training.recipe_file import changed, encoded
 from drunet_cli.training.run_folder import RunFolder
 from drunet_cli.training.watcher import Watcher
+from drunet_cli.weights.checkpoint import read_checkpoint
 from tests.conversion.small_cases import small_case
 from tests.training.test_loop import (
     N_CASES,

@@ -20,7 +20,6 @@ from torch import Tensor
 
 from drunet_cli.brats import CHANNELS, REGIONS
 from drunet_cli.errors import DeviceError, DivergedError, MisuseError, WeightsError
-from drunet_cli.network.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
 from drunet_cli.network.engine import Engine, Precision, WindowMode
 from drunet_cli.network.engine_torch import build_model
 from drunet_cli.training import loop, publication, session, validation
@@ -41,6 +40,7 @@ from drunet_cli.training.state import Progress
 from drunet_cli.training.store import open_store
 from drunet_cli.training.validation import CaseScore, HeldOut
 from drunet_cli.training.watcher import Watcher
+from drunet_cli.weights.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
 from tests.conversion.small_cases import SHAPE
 from tests.support import Drunet, image_options
 

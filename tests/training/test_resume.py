@@ -18,13 +18,13 @@ import torch
 from torch import Tensor
 
 from drunet_cli.errors import CaseError, MisuseError, OutputError, WeightsError
-from drunet_cli.network.checkpoint import read_checkpoint
 from drunet_cli.training import loop, publication
 from drunet_cli.training.preparation import Request, fill, settle
 from drunet_cli.training.recipe_file import encoded
 from drunet_cli.training.recipe_name import RecipeName
 from drunet_cli.training.run_folder import RunFolder
 from drunet_cli.training.watcher import Watcher
+from drunet_cli.weights.checkpoint import read_checkpoint
 from tests.conversion.small_cases import brain_in, files_in, labels_in, save, small_case
 from tests.support import Drunet
 from tests.training.test_loop import (

@@ -29,11 +29,11 @@ from drunet_cli.errors import CaseError, DrunetError, OutputError
 from drunet_cli.io.case import Case
 from drunet_cli.io.geometry import FRAME
 from drunet_cli.io.images import read_images
-from drunet_cli.network.checkpoint import Metadata, write_checkpoint
 from drunet_cli.training import intake
 from drunet_cli.training.intake import PreparedCase, StoreTask, prepare_case
 from drunet_cli.training.sources import TrainingCase, find_sources, read_labelled_slices
 from drunet_cli.training.store import SCHEMA, StoredCase, open_store
+from drunet_cli.weights.checkpoint import Metadata, write_checkpoint
 from tests.conversion.small_cases import (
     BLANK,
     BRATS_AFFINE,

@@ -1,0 +1,49 @@
+"""The tumour in its head: the shares of its tissues, and the class of every voxel."""
+
+import math
+from collections.abc import Mapping
+
+import numpy as np
+
+from drunet_cli.brats import ClassMap, TumourClass
+from drunet_cli.phantom.glioma import Glioma
+from drunet_cli.phantom.grid import FloatArray
+from drunet_cli.phantom.head import Head
+from drunet_cli.phantom.shapes import beyond, squares
+
+
+def tumour_shares(
+    glioma: Glioma, head: Head, healthy: Mapping[str, FloatArray], rng: np.random.Generator
+) -> tuple[dict[str, FloatArray], ClassMap]:
+    """Shares of the tumour's tissues, to be laid over the healthy, and the truth, [V]."""
+    grid = head.grid
+    coarse, fine, finest = grid.noise(rng, 11.0), grid.noise(rng, 6.0), grid.noise(rng, 3.5)
+    size = np.float32(glioma.foci[0][1])
+    core = np.full_like(coarse, -np.inf)
+    for centre, radius in glioma.foci:
+        away = squares(*(c - np.float32(middle) for c, middle in zip(grid.xyz, centre, strict=True)))
+        core = np.maximum(core, np.float32(radius) - np.sqrt(away))
+    core += np.float32(0.2) * size * coarse + np.float32(0.09) * size * fine + np.float32(0.5) * finest
+    # Gliomas hardly cross the falx, and keep within the cerebrum; oedema goes a little way through the corpus callosum.
+    side = head.p[0] * np.float32(math.copysign(1, glioma.foci[0][0][0])) - np.float32(1.5)
+    within = np.where(head.in_cerebrum, head.cerebrum - 1, -9)
+    core = np.minimum(core, np.minimum(side, within))
+
+    white = 1 - np.clip(healthy["grey"] + healthy["csf"] + np.float32(0.7) * healthy["deep"], 0, 1)
+    fingers = np.float32(0.4) * np.clip(coarse, -2, 1.5) + np.float32(0.2) * fine
+    reach = np.float32(glioma.reach) * (1 + fingers)
+    oedema = core + reach - np.float32(0.6 * glioma.reach) * (1 - white) - beyond(-side)
+    oedema = np.minimum(oedema, within)
+    inside = grid.ramp(core, 1.2)
+    enhancing = np.zeros_like(inside)
+    if glioma.rim:
+        rim = np.float32(glioma.rim) * (1 + np.float32(0.5) * fine + np.float32(0.25) * finest)
+        shell = np.maximum(rim - core, np.float32(2.2) * (finest - np.float32(1.2)))  # and nodules within
+        enhancing = grid.ramp(shell, 1.2) * np.clip((fine - np.float32(glioma.gaps)) * 3, 0, 1) * inside
+    solid = np.clip(np.float32(0.45) * (coarse - fine) + np.float32(-0.1 if glioma.rim else 1.0), 0, 1)
+    classes = np.zeros(core.shape, dtype=np.uint8)
+    classes[(oedema > 0) & (healthy["csf"] < 0.5)] = TumourClass.ED
+    classes[inside > 0.5] = TumourClass.NCR
+    classes[enhancing > 0.5] = TumourClass.ET
+    oedema_share = grid.ramp(oedema, 3.0) * (1 - healthy["csf"])
+    return {"ED": oedema_share, "NCR": inside, "solid": inside * solid, "ET": enhancing}, classes

@@ -1,0 +1,157 @@
+"""drunet's own weights file: safetensors with the facts that the numbers alone do not tell. No torch.
+
+The tensors are those of DRUNet104's state dict, float32 or float16, without `num_batches_tracked`. The header's metadata hold
+one key, `drunet`: the JSON object of Metadata. One key, because safetensors writes several in no fixed order, and the same
+import is to give the same bytes everywhere.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, Final, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+import safetensors
+import safetensors.numpy
+
+from drunet_cli.brats import CHANNELS
+from drunet_cli.errors import WeightsError
+from drunet_cli.io.atomic import written
+from drunet_cli.io.inputs import file_sha256
+from drunet_cli.weights.structure import tensor_shapes
+
+State: TypeAlias = dict[str, npt.NDArray[np.float32]]
+
+_METADATA_KEY: Final = "drunet"
+_FORMAT: Final = 1
+MAX_BASE_WIDTH: Final = 256  # 16 times the published: whatever claims more is damaged
+
+
+@dataclass(frozen=True, kw_only=True)
+class Metadata:
+    """What belongs to a set of weights beside its numbers.
+
+    name: the registry's, or the file's stem. bn_epsilon: the batch-norm epsilon to run them with.
+    dropout: the rate they were trained with, None where it is not known.
+    window: "auto" where they were trained on windows of the frame, so that windows serve them; "full" where not.
+    origin: where the source file came from (URL or file name), or how it was trained; source_sha256: of that file.
+    """
+
+    name: str
+    base_width: int
+    bn_epsilon: float
+    dropout: float | None = None
+    window: str = "full"
+    origin: str = ""
+    source_sha256: str = ""
+    licence: str = ""
+    citation: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """Weights in memory: the state dict's arrays, their metadata, and the SHA-256 of the file they were read from."""
+
+    metadata: Metadata
+    state: State
+    sha256: str
+
+
+def check_tensors(checkpoint: Checkpoint) -> None:
+    """Raise WeightsError naming the first tensor that is missing, left over, or of another shape than the network's."""
+    metadata, state = checkpoint.metadata, checkpoint.state
+    expected = tensor_shapes(metadata.base_width)
+    for name in sorted(expected.keys() | state.keys()):
+        if name not in state:
+            raise WeightsError(f"weights {metadata.name}: tensor {name} is missing")
+        if name not in expected:
+            raise WeightsError(f"weights {metadata.name}: tensor {name} is left over; DR-Unet104 has none of that name")
+        if state[name].shape != expected[name]:
+            shapes = f"{state[name].shape}, base width {metadata.base_width} needs {expected[name]}"
+            raise WeightsError(f"weights {metadata.name}: tensor {name} has shape {shapes}")
+
+
+def write_checkpoint(path: Path, state: State, metadata: Metadata, *, overwrite: bool) -> None:
+    """Write a checkpoint, complete or not at all. Raises OutputError."""
+    content = encode_checkpoint(state, metadata)
+    with written(path, overwrite=overwrite) as stream:
+        stream.write(content)
+
+
+def encode_checkpoint(state: Mapping[str, npt.NDArray[np.float32] | npt.NDArray[np.float16]], metadata: Metadata) -> bytes:
+    """The bytes of a checkpoint's file."""
+    document = {"format": _FORMAT, "channels": list(CHANNELS), **asdict(metadata)}
+    return safetensors.numpy.save(dict(state), {_METADATA_KEY: json.dumps(document, sort_keys=True)})
+
+
+def read_checkpoint(path: Path) -> Checkpoint:
+    """Read a checkpoint whole; float16 comes back as float32.
+
+    Raises WeightsError when the file is damaged, is not drunet's, or holds values that are not finite.
+    """
+    metadata = read_metadata(path)
+    try:
+        with safetensors.safe_open(path, framework="numpy") as file:
+            state = {key: _tensor(file, key, path) for key in file.keys()}  # noqa: SIM118  # not a dict
+    except (OSError, safetensors.SafetensorError) as error:
+        raise WeightsError(f"{path}: cannot be read: {error}") from error
+    return Checkpoint(metadata=metadata, state=state, sha256=file_sha256(path))
+
+
+def read_metadata(path: Path) -> Metadata:
+    """Read the metadata alone, which costs nothing. Raises WeightsError."""
+    try:
+        with safetensors.safe_open(path, framework="numpy") as file:
+            document = (file.metadata() or {}).get(_METADATA_KEY)
+    except FileNotFoundError as error:
+        raise WeightsError(f"{path}: no such weights file") from error
+    except (OSError, safetensors.SafetensorError) as error:
+        # The library tells of a length that its header does not promise in its own terms.
+        wrong_length = "incomplete metadata" in str(error) or "invalid header length" in str(error)
+        reason = "it is cut short or too long; copy or download it again" if wrong_length else error
+        raise WeightsError(f"{path}: not a readable safetensors file: {reason}") from error
+    if document is None:
+        raise WeightsError(
+            f"{path}: lacks drunet's metadata (base width, epsilon); give weights that drunet wrote, or a Keras .h5"
+        )
+    try:
+        return _metadata(json.loads(document))
+    except (ValueError, TypeError, KeyError) as error:
+        raise WeightsError(f"{path}: its drunet metadata cannot be understood: {error}") from error
+
+
+def _metadata(document: dict[str, Any]) -> Metadata:
+    """Fields that this version does not know are left aside; those that a file lacks keep their defaults."""
+    if document["format"] != _FORMAT:
+        raise ValueError(f"format {document['format']}; this drunet reads format {_FORMAT}")
+    if document["channels"] != list(CHANNELS):
+        raise ValueError(f"channels {document['channels']}; this drunet feeds {list(CHANNELS)}")
+    facts = {field.name: document[field.name] for field in fields(Metadata) if field.name in document}
+    metadata = Metadata(**facts)
+    width, epsilon, dropout = metadata.base_width, metadata.bn_epsilon, metadata.dropout
+    if type(width) is not int or not 1 <= width <= MAX_BASE_WIDTH:
+        raise ValueError(f"base width {width!r}")
+    if type(epsilon) is not float or not 0 < epsilon < 1:
+        raise ValueError(f"epsilon {epsilon!r}")
+    if dropout is not None and (type(dropout) not in (int, float) or not 0 <= dropout < 1):
+        raise ValueError(f"dropout {dropout!r}")
+    if metadata.window not in ("full", "auto"):
+        raise ValueError(f"window {metadata.window!r}")
+    texts = (metadata.name, metadata.origin, metadata.source_sha256, metadata.licence, metadata.citation)
+    if not all(type(text) is str for text in texts):
+        raise ValueError("a text that is none")
+    return metadata
+
+
+def _tensor(file: Any, key: str, path: Path) -> npt.NDArray[np.float32]:
+    number_format = file.get_slice(key).get_dtype()  # first: numpy has no bfloat16 to read one into
+    if number_format not in ("F32", "F16"):
+        raise WeightsError(f"{path}: tensor {key} is {number_format}; float32 or float16 is needed")
+    array: npt.NDArray[Any] = file.get_tensor(key)
+    if not np.isfinite(array).all():
+        raise WeightsError(f"{path}: tensor {key} holds values that are not finite")
+    if key.endswith("running_var") and array.size and array.min() < 0:
+        raise WeightsError(f"{path}: tensor {key} holds a negative variance")
+    return array.astype(np.float32, copy=False)

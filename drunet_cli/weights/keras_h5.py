@@ -1,0 +1,142 @@
+"""The authors' weights file: a Keras 2 `save_weights` HDF5 file, as a state dict of the PyTorch model.
+
+Keras numbers layers by kind in the order in which the authors' code creates them; that order, not the file's, says which
+layer is which. A file is taken only if every number in it has exactly one place in the model, and every place one number.
+Source of names, order and layouts: Dr_Unet104_model.py, and files written by Keras 2.15.
+"""
+
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Final
+
+import h5py
+import numpy as np
+import numpy.typing as npt
+
+from drunet_cli.errors import WeightsError
+from drunet_cli.weights.checkpoint import MAX_BASE_WIDTH, State
+from drunet_cli.weights.structure import Block, Shape, blocks, tensor_shapes
+
+_CONV, _NORM, _UPSAMPLE, _OUTPUT = "conv2d", "batch_normalization", "conv2d_transpose", "output_layer"
+_LAYER_NAME: Final = re.compile(rf"({_UPSAMPLE}|{_CONV}|{_NORM}|{_OUTPUT})(?:_(\d+))?")
+_KERNEL_AND_BIAS: Final = {"kernel:0": "weight", "bias:0": "bias"}
+WEIGHT_NAMES: Final = {  # of the layers of a kind: Keras' name, and that of the state dict
+    _CONV: _KERNEL_AND_BIAS,
+    _UPSAMPLE: _KERNEL_AND_BIAS,
+    _OUTPUT: _KERNEL_AND_BIAS,
+    _NORM: {"gamma:0": "weight", "beta:0": "bias", "moving_mean:0": "running_mean", "moving_variance:0": "running_var"},
+}
+# The input block and the decoder's blocks create their shortcut convolution first, the down block last.
+_CREATED: Final[Mapping[Block, Mapping[str, tuple[str, ...]]]] = {
+    Block.INPUT: {_CONV: ("shortcut", "conv1", "conv2", "conv3"), _NORM: ("norm1", "norm2")},
+    Block.DOWN: {_CONV: ("conv1", "conv2", "conv3", "shortcut"), _NORM: ("norm1", "norm2", "norm3")},
+    Block.BOTTLENECK: {_CONV: ("conv1", "conv2", "conv3"), _NORM: ("norm1", "norm2", "norm3")},
+    Block.DECODER: {_UPSAMPLE: ("upsample",), _CONV: ("shortcut", "conv1", "conv2"), _NORM: ("norm1", "norm2")},
+}
+# What h5py raises for a damaged file or one with another content where a group, a dataset or a string is expected.
+_H5PY_ERRORS: Final = (OSError, KeyError, RuntimeError, ValueError, TypeError, AttributeError)
+
+
+def keras_layers() -> Iterator[tuple[str, str]]:
+    """Yield (Keras kind, path in the model) of every layer with weights, in the authors' order of creation."""
+    for block, path in blocks():
+        for kind, names in _CREATED[block].items():
+            yield from ((kind, f"{path}.{name}") for name in names)
+    yield _NORM, "head_norm"
+    yield _OUTPUT, "head"
+
+
+def read_keras_h5(path: Path) -> tuple[int, State]:
+    """Read the base width and the state dict (float32, without `num_batches_tracked`) from a Keras 2 HDF5 file.
+
+    Files of `save_weights` and of `model.save` are read. Nothing in the file is executed.
+    Raises WeightsError naming the layer that is missing, left over, of another shape, or not finite.
+    """
+    try:
+        with h5py.File(path, "r") as file:
+            return _read(file, path)
+    except _H5PY_ERRORS as error:
+        # HDF5 itself names the two lengths in its own terms.
+        reason = "it is cut short; copy or download it again" if "truncated file" in str(error) else error
+        raise WeightsError(f"{path}: not a readable Keras HDF5 weights file: {reason}") from error
+
+
+def _read(file: h5py.File, path: Path) -> tuple[int, State]:
+    root = file.get("model_weights", file)
+    if "layer_names" not in root.attrs:
+        raise WeightsError(f"{path}: has no layer_names; a Keras 2 save_weights file of DR-Unet104 is needed")
+    found = _layers_by_kind(root, path)
+    base_width = _base_width(root, found, path)
+    shapes = tensor_shapes(base_width)
+    state: State = {}
+    used: set[str] = set()
+    for kind, layer_path in keras_layers():
+        if not found[kind]:
+            raise WeightsError(f"{path}: a layer {kind} is missing; DR-Unet104 has more of them")
+        name = found[kind].pop(0)
+        for keras_name, parameter in WEIGHT_NAMES[kind].items():
+            dataset_name, tensor_name = f"{name}/{name}/{keras_name}", f"{layer_path}.{parameter}"
+            state[tensor_name] = _tensor(root, dataset_name, shapes[tensor_name], path)
+            used.add(dataset_name)
+    left_over = sorted(name for names in found.values() for name in names) + sorted(_dataset_names(root) - used)
+    if left_over:
+        raise WeightsError(f"{path}: {left_over[0]} is left over; this is not DR-Unet104 at base width {base_width}")
+    return base_width, state
+
+
+def _layers_by_kind(root: h5py.Group, path: Path) -> dict[str, list[str]]:
+    """Names of the layers that hold weights, by kind, sorted by their number, which must run without a gap."""
+    numbered: dict[str, dict[int, str]] = {_CONV: {}, _NORM: {}, _UPSAMPLE: {}, _OUTPUT: {}}
+    for name in map(_text, root.attrs["layer_names"]):
+        if name not in root:
+            raise WeightsError(f"{path}: layer {name} is listed but missing")
+        if len(root[name].attrs["weight_names"]) == 0:
+            continue
+        match = _LAYER_NAME.fullmatch(name)
+        if match is None:
+            raise WeightsError(f"{path}: layer {name} is left over; DR-Unet104 has none of that name")
+        numbered[match[1]][int(match[2] or 0)] = name
+    for kind, names in numbered.items():
+        gaps = set(range(min(names, default=0), max(names, default=0))) - names.keys()
+        if gaps:
+            raise WeightsError(f"{path}: layer {kind}_{min(gaps)} is missing")
+    return {kind: [names[number] for number in sorted(names)] for kind, names in numbered.items()}
+
+
+def _base_width(root: h5py.Group, found: dict[str, list[str]], path: Path) -> int:
+    if not found[_CONV]:
+        raise WeightsError(f"{path}: holds no convolution")
+    name = found[_CONV][0]  # the input block's shortcut: [1, 1, 4, 4w]
+    shape = root[f"{name}/{name}/kernel:0"].shape
+    if len(shape) != 4 or shape[3] % 4 or not 1 <= shape[3] // 4 <= MAX_BASE_WIDTH:
+        raise WeightsError(f"{path}: layer {name} has a kernel of shape {shape}; DR-Unet104 begins with [1, 1, 4, 4w]")
+    return int(shape[3]) // 4
+
+
+def _tensor(root: h5py.Group, name: str, shape: Shape, path: Path) -> npt.NDArray[np.float32]:
+    """One dataset in PyTorch's layout: kernels [h, w, in, out] to [out, in, h, w], transposed kernels likewise."""
+    if name not in root:
+        raise WeightsError(f"{path}: {name} is missing")
+    dataset = root[name]
+    if not isinstance(dataset, h5py.Dataset) or dataset.dtype.kind != "f" or dataset.external or dataset.is_virtual:
+        raise WeightsError(f"{path}: {name} is not an array of numbers kept in this file")
+    keras_shape = (*shape[2:], shape[1], shape[0]) if len(shape) == 4 else shape
+    if dataset.shape != keras_shape:
+        raise WeightsError(f"{path}: {name} has shape {dataset.shape}, DR-Unet104 needs {keras_shape}")
+    array = dataset[()].astype(np.float32, copy=False)
+    if not np.isfinite(array).all():
+        raise WeightsError(f"{path}: {name} holds {np.count_nonzero(~np.isfinite(array))} values that are not finite")
+    if name.endswith("moving_variance:0") and array.min() < 0:
+        raise WeightsError(f"{path}: {name} holds a negative variance")
+    return np.ascontiguousarray(array.transpose(3, 2, 0, 1)) if len(shape) == 4 else array
+
+
+def _dataset_names(root: h5py.Group) -> set[str]:
+    names: set[str] = set()
+    root.visititems(lambda name, item: names.add(name) if isinstance(item, h5py.Dataset) else None)
+    return names
+
+
+def _text(name: str | bytes) -> str:
+    return name.decode("utf-8", "replace") if isinstance(name, bytes) else str(name)

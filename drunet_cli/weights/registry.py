@@ -1,0 +1,215 @@
+"""Named weights: where they come from, under which terms, and where they lie. No torch, no network.
+
+The cache holds `weights/NAME.safetensors`, put there by a rename of a complete and verified file: whoever finds that name may
+use it, without a lock, also where the cache is read-only. Bundled weights lie in the package; a file of such a name in the
+cache is never looked at.
+"""
+
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import drunet_cli
+from drunet_cli.errors import WeightsError
+
+DEFAULT: Final = "brats2020"
+COMPACT: Final = "compact"
+PAPER: Final = (
+    "Colman J, Zhang L, Duan W, Ye X. DR-Unet104 for Multimodal MRI Brain Tumor Segmentation. "
+    "BrainLes 2020, LNCS 12659, 2021. arXiv:2011.02840"
+)
+# The published inference code, evaluate.py, runs with Keras' default; train.py sets 1e-5.
+PUBLISHED_BN_EPSILON: Final = 1e-3
+BRATS2021: Final = (
+    "Baid U, Ghodasara S, Mohan S, et al. The RSNA-ASNR-MICCAI BraTS 2021 Benchmark on Brain Tumor Segmentation and "
+    "Radiogenomic Classification. 2021. arXiv:2107.02314. Data: TCIA, doi:10.7937/jc8x-9874"
+)
+_PACKAGED: Final = Path(drunet_cli.__file__).parent / "weights"
+SUFFIX: Final = ".safetensors"
+_FILE_SUFFIXES: Final = (".h5", ".hdf5", SUFFIX)
+_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """A set of weights that drunet knows how to fetch.
+
+    summary: a few words, of the description. url: of the bytes; page: where a person with a browser gets them.
+    url_variable: environment variable of a mirror. source_sha256: of the source file, None where its authors publish none.
+    """
+
+    name: str
+    summary: str
+    description: str
+    url: str
+    page: str
+    url_variable: str
+    megabytes: int
+    licence: str
+    citation: str
+    base_width: int
+    bn_epsilon: float
+    dropout: float | None
+    source_sha256: str | None
+
+
+ENTRIES: Final[Mapping[str, Entry]] = {
+    DEFAULT: Entry(
+        name=DEFAULT,
+        summary="the published DR-Unet104",
+        description="DR-Unet104 as published by its authors, trained on the BraTS 2020 training data",
+        url="https://drive.usercontent.google.com/download?id=1v8b5dPEa9nTVVkzjdjX6exZo4anlOhTH&export=download",
+        page="https://drive.google.com/file/d/1v8b5dPEa9nTVVkzjdjX6exZo4anlOhTH/view",
+        url_variable="DRUNET_WEIGHTS_URL",
+        megabytes=307,
+        licence="for your own research if you cite the paper (the authors' README)",
+        citation=PAPER,
+        base_width=16,
+        bn_epsilon=PUBLISHED_BN_EPSILON,
+        dropout=None,  # the paper preferred 0.2, the file's name says 0.5, and nothing else does
+        source_sha256=None,
+    )
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bundled:
+    """A set of weights that comes with drunet: nothing is fetched, nothing can be imported under its name.
+
+    summary: a few words, of the description, which is also what the file's metadata say of its origin, so that every sidecar
+    says it. Its other facts are there.
+    """
+
+    name: str
+    summary: str
+    description: str
+    licence: str
+    citation: str
+
+    @property
+    def path(self) -> Path:
+        """The file in the package."""
+        return _PACKAGED / f"{self.name}{SUFFIX}"
+
+
+BUNDLED: Final[Mapping[str, Bundled]] = {
+    COMPACT: Bundled(
+        name=COMPACT,
+        summary="small: for trying and testing, not for research results",
+        description=(
+            "a small DR-Unet104 that comes with drunet, trained on ten cases of BraTS 2021 mixed with synthetic ones: "
+            "for trying and testing, not for research results"
+        ),
+        licence=(
+            "cite the paper and BraTS 2021 (data from TCIA, doi:10.7937/jc8x-9874; "
+            "believed to be under CC BY 4.0, which was not verified)"
+        ),
+        citation=f"{PAPER}. Trained on: {BRATS2021}",
+    )
+}
+
+
+def cache_folder() -> Path:
+    """Folder of the weights: below DRUNET_CACHE_DIR if set, else below the platform's cache folder."""
+    import platformdirs  # not needed by every command that knows the name of the default weights
+
+    root = Path(os.environ.get("DRUNET_CACHE_DIR") or platformdirs.user_cache_path("drunet"))
+    try:
+        return root.expanduser().absolute() / "weights"
+    except RuntimeError as error:  # ~nobody
+        raise WeightsError(f"DRUNET_CACHE_DIR {root}: {error}") from error
+
+
+def cached_path(name: str) -> Path:
+    """Where the weights of this name lie in the cache, be they there or not. Raises WeightsError for an illegal name."""
+    if not _NAME.fullmatch(name) or is_file_name(name):
+        raise WeightsError(f"weights name {name!r}: use letters, digits, '.', '_' and '-', and no suffix of a weights file")
+    return cache_folder() / f"{name}{SUFFIX}"
+
+
+def weights_path(name: str) -> Path:
+    """The file of these weights, be it there or not: in the package if they are bundled, else in the cache.
+
+    Raises WeightsError for an illegal name.
+    """
+    return BUNDLED[name].path if name in BUNDLED else cached_path(name)
+
+
+def cached_names() -> list[str]:
+    """Names of all weights that are used from the cache, sorted."""
+    names = (path.name.removesuffix(SUFFIX) for path in cache_folder().glob(f"[!.]*{SUFFIX}"))
+    return sorted(name for name in names if name not in BUNDLED)
+
+
+def is_file_name(weights: str) -> bool:
+    """Whether `--weights` was given a file and not a name."""
+    return weights.lower().endswith(_FILE_SUFFIXES) or os.sep in weights
+
+
+def check_available(weights: str) -> None:
+    """Raise WeightsError for weights that cannot be had: an absent file, an unknown name, or a download while offline."""
+    if is_file_name(weights):
+        check_file(Path(weights))
+    elif weights not in BUNDLED and not is_file(cached_path(weights)):
+        entry = find_entry(weights)
+        offline = os.environ.get("DRUNET_OFFLINE", "").lower() not in ("", "0", "false", "no", "off")
+        if offline and not source_url(entry).startswith("file:"):
+            raise WeightsError(
+                f"weights {weights} are not in the cache, and DRUNET_OFFLINE forbids downloading", details=other_ways(entry)
+            )
+
+
+def is_file(path: Path) -> bool:
+    """Whether a file is there and can be seen; unlike Path.is_file, no name and no folder makes it raise."""
+    return os.path.isfile(path)  # noqa: PTH113
+
+
+def check_file(path: Path) -> None:
+    """Raise WeightsError unless this is a file that can be read."""
+    try:
+        with path.open("rb"):
+            pass
+    except FileNotFoundError as error:
+        raise WeightsError(f"{path}: no such weights file") from error
+    except IsADirectoryError as error:
+        raise WeightsError(
+            f"{path}: is a folder; give the weights file in it, such as best.safetensors of a training"
+        ) from error
+    except OSError as error:
+        raise WeightsError(f"{path}: cannot be read: {error.strerror}") from error
+
+
+def find_entry(name: str) -> Entry:
+    """The registry's entry of weights to be fetched. Raises WeightsError that lists the names there are."""
+    if name not in ENTRIES:
+        known = ", ".join(sorted({*ENTRIES, *BUNDLED, *cached_names()}))
+        raise WeightsError(f"weights {name!r} are not known; known: {known}, or give a .h5 or .safetensors file")
+    return ENTRIES[name]
+
+
+def source_url(entry: Entry) -> str:
+    """Where the source file is fetched from: the mirror that the environment names, else the authors' link."""
+    return os.environ.get(entry.url_variable) or entry.url
+
+
+def shown_source(entry: Entry) -> str:
+    """Where the weights come from, as a person is told: the page that the README names, or the mirror."""
+    from drunet_cli.weights.download import shown_url
+
+    url = source_url(entry)
+    return entry.page if url == entry.url else shown_url(url)
+
+
+def other_ways(entry: Entry) -> tuple[str, ...]:
+    """What to do where a download is not possible: lines for the details of an error, within 80 columns but for the folder."""
+    return (
+        f"By hand: open this page on a machine with internet (about {entry.megabytes} MB),",
+        f"  {entry.page}",
+        f"  copy the file here, and run: drunet weights import FILE --name {entry.name}",
+        f"From a mirror: set {entry.url_variable} to its https:// or file:// URL",
+        f"To try drunet without: drunet segment --weights {COMPACT} (not for research)",
+        f"Cache folder (DRUNET_CACHE_DIR): {cache_folder()}",
+    )

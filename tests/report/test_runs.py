@@ -1,0 +1,217 @@
+"""What is found of runs in their folders."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from drunet_cli.errors import CaseError
+from drunet_cli.report.runs import Runs, read_runs
+from drunet_cli.segmentation.sidecar import SCHEMA
+from drunet_cli.segmentation.summary import Status, SummaryRow, encode_summary, failed_row, row_of
+from tests.segmentation.small_runs import document_of, write_case, write_outputs
+from tests.support import open_to_all, unprivileged
+
+
+def cases(runs: Runs) -> list[str]:
+    return [record.row.case for record in runs.records]
+
+
+def write_summary(folder: Path, *rows: SummaryRow, name: str = "summary.csv", age_s: int = 0) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / name
+    path.write_bytes(encode_summary(rows))
+    now = path.stat().st_mtime
+    os.utime(path, (now - age_s, now - age_s))
+
+
+def failed(case: str, reason: str = "no such file") -> SummaryRow:
+    return failed_row(case, CaseError(f"{case}: {reason}"))
+
+
+def test_cases_are_found_at_any_depth_in_their_order(tmp_path: Path) -> None:
+    for folder, case in (("", "c"), ("one", "b"), ("one/two", "a")):
+        write_case(tmp_path / folder, case)
+    assert cases(read_runs([tmp_path])) == ["a", "b", "c"]
+
+
+def test_other_files_are_passed_over(tmp_path: Path) -> None:
+    write_case(tmp_path, "a")
+    for name, content in (
+        ("dataset.json", '{"schema": 1}'),
+        ("broken.json", "{"),
+        ("list.json", "[]"),
+        ("summary.csv", "case\n"),
+    ):
+        (tmp_path / name).write_text(content)
+    runs = read_runs([tmp_path])
+    assert (cases(runs), runs.notices) == (["a"], ())
+
+
+def test_sidecar_may_be_named_itself(tmp_path: Path) -> None:
+    write_case(tmp_path, "b")
+    assert cases(read_runs([write_case(tmp_path, "a")])) == ["a"]
+
+
+def test_file_that_is_found_twice_counts_once(tmp_path: Path) -> None:
+    sidecar = write_case(tmp_path / "runs/one", "a")
+    write_summary(tmp_path / "runs/one", failed("b"))
+    (tmp_path / "link").symlink_to("runs/one")
+    runs = read_runs([tmp_path / "runs", tmp_path / "runs/one", sidecar, tmp_path / "link"])
+    assert (cases(runs), runs.notices) == (["a", "b"], ())
+
+
+@pytest.mark.timeout(20)  # looked through again and again, it would take for ever
+def test_folder_that_is_linked_into_a_run_is_looked_through_once(tmp_path: Path) -> None:
+    write_case(tmp_path / "elsewhere", "a")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/shard").symlink_to("../elsewhere")
+    for name in ("back", "again"):
+        (tmp_path / "elsewhere" / name).symlink_to("../run")
+    assert cases(read_runs([tmp_path / "run"])) == ["a"]
+
+
+def test_case_of_two_runs_is_kept_twice_and_told(tmp_path: Path) -> None:
+    for folder in ("one", "two"):
+        write_case(tmp_path / folder, "a")
+        write_case(tmp_path / folder, "b")
+    write_case(tmp_path / "two", "c")
+    runs = read_runs([tmp_path / "one", tmp_path / "two"])
+    assert cases(runs) == ["a", "a", "b", "b", "c"]
+    assert runs.notices == (f"a and 1 more: in {tmp_path}/one and in {tmp_path}/two; all are kept",)
+
+
+def test_label_map_is_found_where_its_run_was_moved_to(tmp_path: Path) -> None:
+    write_case(tmp_path / "before", "a")
+    (tmp_path / "before").rename(tmp_path / "after")
+    (record,) = read_runs([tmp_path / "after"]).records
+    assert (record.row.output, record.row.warnings) == (str(tmp_path / "after/a.nii.gz"), ())
+
+
+def test_label_map_is_found_when_it_was_renamed_with_its_sidecar(tmp_path: Path) -> None:
+    sidecar = write_case(tmp_path, "a")
+    sidecar.rename(tmp_path / "z.json")
+    (tmp_path / "a.nii.gz").rename(tmp_path / "z.nii.gz")
+    (record,) = read_runs([tmp_path]).records
+    assert (record.row.output, record.row.warnings) == (str(tmp_path / "z.nii.gz"), ())
+
+
+def test_label_map_that_is_gone_is_told(tmp_path: Path) -> None:
+    write_case(tmp_path, "a", warnings=["resampled"])
+    (tmp_path / "a.nii.gz").unlink()
+    (record,) = read_runs([tmp_path]).records
+    assert record.row.warnings == ("resampled", "label-map-missing")
+    assert record.problem == record.messages[1] == f"{tmp_path}/a.nii.gz: is gone; the volumes are those that were found"
+
+
+def test_label_map_that_was_changed_is_told(tmp_path: Path) -> None:
+    write_case(tmp_path, "a")
+    (tmp_path / "a.nii.gz").write_bytes(b"corrected by hand")
+    (record,) = read_runs([tmp_path]).records
+    assert (record.row.warnings, len(record.messages)) == (("label-map-changed",), 1)
+
+
+def test_label_map_that_cannot_be_read_is_told(tmp_path: Path) -> None:
+    write_case(tmp_path, "a")
+    (tmp_path / "a.nii.gz").unlink()
+    (tmp_path / "a.nii.gz").mkdir()
+    (record,) = read_runs([tmp_path]).records
+    assert record.row.warnings == ("label-map-unreadable",)
+
+
+def test_failed_cases_of_all_shards_are_counted(tmp_path: Path) -> None:
+    for shard in (1, 2):
+        document = document_of(f"done_{shard}")
+        write_outputs(tmp_path, document)
+        rows = (row_of(document, Status.DONE), failed(f"failed_{shard}"))
+        write_summary(tmp_path, *rows, name=f"summary-{shard}-of-2.csv")
+    runs = read_runs([tmp_path])
+    assert [(record.row.case, record.row.status) for record in runs.records] == [
+        ("done_1", "done"),
+        ("done_2", "done"),
+        ("failed_1", "failed"),
+        ("failed_2", "failed"),
+    ]
+    assert runs.records[2].row.error == "failed_1: no such file"
+
+
+def test_case_that_failed_before_it_was_segmented_has_not_failed(tmp_path: Path) -> None:
+    write_case(tmp_path, "a")
+    write_summary(tmp_path, failed("a"))
+    assert [record.row.status for record in read_runs([tmp_path]).records] == ["done"]
+
+
+def test_case_that_failed_in_another_run_has_failed_there(tmp_path: Path) -> None:
+    write_case(tmp_path / "one", "a")
+    write_summary(tmp_path / "two", failed("a"))
+    assert [record.row.status for record in read_runs([tmp_path]).records] == ["done", "failed"]
+
+
+def test_latest_of_several_summaries_tells_why_a_case_failed(tmp_path: Path) -> None:
+    write_summary(tmp_path, failed("a", "the latest reason"), name="summary-1-of-2.csv")
+    write_summary(tmp_path, failed("a", "an earlier reason"), age_s=60)
+    assert [record.row.error for record in read_runs([tmp_path]).records] == ["a: the latest reason"]
+
+
+def test_case_without_a_sidecar_is_taken_from_the_summary(tmp_path: Path) -> None:
+    write_case(tmp_path, "a").unlink()
+    write_summary(tmp_path, row_of(document_of("a"), Status.DONE))
+    runs = read_runs([tmp_path])
+    assert runs.records[0].row.volumes_ml["WT"] == 3.5
+    assert runs.records[0].row.output == str(tmp_path / "a.nii.gz")
+    assert runs.notices == (f"{tmp_path}/summary.csv: 1 of its cases without a sidecar; taken from the table",)
+
+
+@pytest.mark.parametrize(
+    ("content", "notice"),
+    [
+        ("", "is a damaged sidecar"),
+        (json.dumps({"schema": SCHEMA, "case": 7}), "is a damaged sidecar: names no case"),
+        (json.dumps({"schema": "drunet.segmentation/2", "case": "b"}), "is of schema drunet.segmentation/2, which another"),
+    ],
+)
+def test_sidecar_that_cannot_be_understood_is_told(content: str, notice: str, tmp_path: Path) -> None:
+    write_case(tmp_path, "a")
+    damaged = write_case(tmp_path, "b")
+    damaged.write_text(content or damaged.read_text()[:200])
+    runs = read_runs([tmp_path])
+    assert cases(runs) == ["a"]
+    assert [told.startswith(f"{damaged}: {notice}") for told in runs.notices] == [True]
+
+
+def test_damaged_summary_is_told(tmp_path: Path) -> None:
+    write_case(tmp_path, "a")
+    (tmp_path / "summary.csv").write_bytes(encode_summary([]) + b"b,fai\n")
+    runs = read_runs([tmp_path])
+    assert cases(runs) == ["a"]
+    assert [told.startswith(f"{tmp_path}/summary.csv: line 2 is damaged") for told in runs.notices] == [True]
+
+
+def test_folder_that_holds_nothing_of_a_run_is_refused(tmp_path: Path) -> None:
+    write_case(tmp_path / "run", "a")
+    (tmp_path / "none").mkdir()
+    with pytest.raises(CaseError, match="none: holds no sidecar of a segmented case"):
+        read_runs([tmp_path / "run", tmp_path / "none"])
+
+
+@pytest.mark.parametrize("name", ["absent", "a.nii.gz"])
+def test_file_that_is_no_sidecar_is_refused(name: str, tmp_path: Path) -> None:
+    write_case(tmp_path, "a")
+    with pytest.raises(CaseError, match=name):
+        read_runs([tmp_path / name])
+
+
+def test_summary_of_an_empty_shard_is_a_run_without_cases(tmp_path: Path) -> None:
+    write_case(tmp_path / "one", "a")
+    (tmp_path / "two").mkdir()
+    (tmp_path / "two" / "summary-2-of-2.csv").write_bytes(encode_summary([]))
+    assert cases(read_runs([tmp_path / "one", tmp_path / "two"])) == ["a"]
+
+
+def test_folder_that_may_not_be_listed_is_refused(tmp_path: Path) -> None:
+    write_case(tmp_path, "a")
+    (tmp_path / "shut").mkdir(mode=0o000)
+    open_to_all(tmp_path)
+    with unprivileged(), pytest.raises(CaseError, match="shut: cannot be listed"):
+        read_runs([tmp_path])

@@ -1,0 +1,135 @@
+"""drunet's own weights file."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import safetensors.numpy
+import torch
+from safetensors.torch import save_file as torch_save_file
+
+from drunet_cli.errors import OutputError, WeightsError
+from drunet_cli.io.inputs import file_sha256
+from drunet_cli.weights.checkpoint import (
+    Metadata,
+    read_checkpoint,
+    read_metadata,
+    write_checkpoint,
+)
+
+STATE = {"head.weight": np.arange(8, dtype=np.float32).reshape(4, 2, 1, 1), "head.bias": np.zeros(4, dtype=np.float32)}
+METADATA = Metadata(name="ours", base_width=2, bn_epsilon=1e-5, dropout=0.2, origin="run 1", licence="Apache-2.0")
+
+
+def test_weights_and_metadata_come_back_as_they_went(tmp_path: Path) -> None:
+    path = tmp_path / "w.safetensors"
+    write_checkpoint(path, STATE, METADATA, overwrite=False)
+    checkpoint = read_checkpoint(path)
+    assert checkpoint.metadata == METADATA == read_metadata(path)
+    assert checkpoint.sha256 == file_sha256(path)
+    assert checkpoint.state.keys() == STATE.keys()
+    assert all(np.array_equal(checkpoint.state[key], STATE[key]) for key in STATE)
+
+
+def test_equal_weights_give_equal_bytes(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        write_checkpoint(tmp_path / name, dict(reversed(STATE.items())) if name == "b" else STATE, METADATA, overwrite=False)
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+
+
+def test_float16_weights_are_read_as_float32(tmp_path: Path) -> None:
+    path = tmp_path / "w.safetensors"
+    write_checkpoint(path, {key: array.astype(np.float16) for key, array in STATE.items()}, METADATA, overwrite=False)
+    assert {array.dtype for array in read_checkpoint(path).state.values()} == {np.dtype(np.float32)}
+
+
+def test_an_existing_file_is_kept(tmp_path: Path) -> None:
+    path = tmp_path / "w.safetensors"
+    path.write_text("mine")
+    with pytest.raises(OutputError, match="--overwrite"):
+        write_checkpoint(path, STATE, METADATA, overwrite=False)
+    assert path.read_text() == "mine"
+
+
+def _document(**changes: object) -> dict[str, object]:
+    document: dict[str, object] = {
+        "format": 1,
+        "channels": ["flair", "t1ce", "t1", "t2"],
+        "name": "x",
+        "base_width": 1,
+        "bn_epsilon": 1e-3,
+        "dropout": None,
+        "origin": "",
+        "source_sha256": "",
+        "licence": "",
+        "citation": "",
+    }
+    return document | changes
+
+
+@pytest.mark.parametrize(
+    ("metadata", "complaint"),
+    [
+        (None, "lacks drunet's metadata"),
+        ({"format": "pt"}, "lacks drunet's metadata"),
+        ({"drunet": "{"}, "cannot be understood"),
+        ({"drunet": "[1]"}, "cannot be understood"),
+        ({"drunet": json.dumps(_document(format=2))}, "format 2"),
+        ({"drunet": json.dumps(_document(channels=["t1", "t1ce", "t2", "flair"]))}, "channels"),
+        ({"drunet": json.dumps(_document(bn_epsilon=0))}, "epsilon 0"),
+        ({"drunet": json.dumps(_document(base_width="wide"))}, "base width 'wide'"),
+        ({"drunet": json.dumps(_document(base_width="1"))}, "base width '1'"),
+        ({"drunet": json.dumps(_document(base_width=True))}, "base width True"),
+        ({"drunet": json.dumps(_document(base_width=10**30))}, "base width 10000"),
+        ({"drunet": json.dumps(_document(bn_epsilon="0.001"))}, "epsilon '0.001'"),
+        ({"drunet": json.dumps(_document(dropout="x"))}, "dropout 'x'"),
+        ({"drunet": json.dumps(_document(name=5))}, "a text that is none"),
+    ],
+)
+def test_a_file_that_does_not_say_how_to_run_it_is_refused(
+    tmp_path: Path, metadata: dict[str, str] | None, complaint: str
+) -> None:
+    path = tmp_path / "w.safetensors"
+    safetensors.numpy.save_file(STATE, path, metadata)
+    with pytest.raises(WeightsError, match=complaint):
+        read_checkpoint(path)
+
+
+def test_values_that_are_not_finite_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "w.safetensors"
+    write_checkpoint(path, STATE | {"head.bias": np.array([0, np.inf, 0, 0], dtype=np.float32)}, METADATA, overwrite=False)
+    with pytest.raises(WeightsError, match=r"head\.bias holds values that are not finite"):
+        read_checkpoint(path)
+
+
+@pytest.mark.parametrize("n_bytes", [0, 4, 20, 300, -1])
+def test_a_truncated_file_is_refused(tmp_path: Path, n_bytes: int) -> None:
+    path = tmp_path / "w.safetensors"
+    write_checkpoint(path, STATE, METADATA, overwrite=False)
+    path.write_bytes(path.read_bytes()[:n_bytes])
+    reason = "header too small" if 0 <= n_bytes < 8 else "it is cut short"
+    with pytest.raises(WeightsError, match=f"not a readable safetensors file: .*{reason}"):
+        read_checkpoint(path)
+
+
+def test_facts_that_a_later_version_adds_are_left_aside_and_missing_ones_keep_their_defaults(tmp_path: Path) -> None:
+    document = _document(windows=[144, 176])
+    del document["dropout"]
+    safetensors.numpy.save_file(STATE, tmp_path / "w.safetensors", {"drunet": json.dumps(document)})
+    assert read_metadata(tmp_path / "w.safetensors").dropout is None
+
+
+def test_a_negative_variance_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "w.safetensors"
+    variance = {"head_norm.running_var": np.array([1, -1], dtype=np.float32)}
+    write_checkpoint(path, STATE | variance, METADATA, overwrite=False)
+    with pytest.raises(WeightsError, match=r"head_norm\.running_var holds a negative variance"):
+        read_checkpoint(path)
+
+
+def test_number_formats_that_numpy_lacks_are_refused_in_words(tmp_path: Path) -> None:
+    path = tmp_path / "w.safetensors"
+    torch_save_file({"head.bias": torch.zeros(4, dtype=torch.bfloat16)}, path, {"drunet": json.dumps(_document())})
+    with pytest.raises(WeightsError, match=r"head\.bias is BF16"):
+        read_checkpoint(path)
