@@ -12,13 +12,12 @@ import importlib
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
-    from drunet_cli.segmentation.segmented import SegmentedCase
-    from drunet_cli.segmentation.segmenter import Segmenter
+    from drunet_cli.segmentation.segmenter import SegmentedCase, Segmenter
 
 __all__ = ["SegmentedCase", "Segmenter", "__version__"]
 __version__ = "0.1.0"
 
-_LAZY: Final = {"SegmentedCase": "drunet_cli.segmentation.segmented", "Segmenter": "drunet_cli.segmentation.segmenter"}
+_LAZY: Final = {"SegmentedCase": "drunet_cli.segmentation.segmenter", "Segmenter": "drunet_cli.segmentation.segmenter"}
 
 
 def __getattr__(name: str) -> Any:

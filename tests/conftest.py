@@ -14,7 +14,7 @@ import numpy.typing as npt
 import pytest
 
 from drunet_cli.host import keep_to_itself, wait_considerately
-from drunet_cli.weights.acquisition import open_weights
+from drunet_cli.weights.cache import open_weights
 from drunet_cli.weights.checkpoint import Checkpoint
 from drunet_cli.weights.registry import DEFAULT, ENTRIES, Entry
 from tests.support import GOLDEN, GOLDEN_WEIGHTS, Drunet

@@ -6,7 +6,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from drunet_cli.weights.keras_h5 import keras_layers
+from drunet_cli.weights.keras import keras_layers
 from drunet_cli.weights.structure import tensor_shapes
 
 

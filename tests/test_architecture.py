@@ -29,14 +29,13 @@ ROOMS: Final = (
     {"cli"},
 )
 TORCH_AT_THE_TOP: Final = re.compile(
-    r"network/(model|arithmetic|devices|dropout|engine_torch|transfer|comparison)\.py"
-    r"|training/(augmentation|distributed|feed|initialisation|learner|loop|loss|publication|recent_loss|session|state)\.py"
+    r"network/(model|torch_engine|comparison)\.py|training/(augmentation|distributed|learner|loop|state|session|feed)\.py"
 )
-TORCH_IN_FUNCTIONS: Final = re.compile(r"network/(engines|export)\.py|segmentation/\w+\.py|training/history\.py")
-REQUESTS: Final = re.compile(r"weights/(answer|download|network_errors|web_page)\.py")
+TORCH_IN_FUNCTIONS: Final = re.compile(r"network/(engine|export)\.py|segmentation/\w+\.py|training/history\.py")
+REQUESTS: Final = re.compile(r"weights/download\.py")
 PACKAGE_OF: Final = {"pillow": "PIL", "protobuf": "google"}  # where a distribution has another name than what it installs
-PILLOW: Final = re.compile(r"io/png\.py|segmentation/drawing\.py|report/thumbnails\.py")
-RICH: Final = re.compile(r"cli/(bars|console|tables)\.py")
+PILLOW: Final = re.compile(r"io/png\.py|segmentation/preview\.py|report/page\.py")
+RICH: Final = re.compile(r"cli/console\.py")
 NIBABEL: Final = re.compile(r"io/\w+\.py|segmentation/sidecar\.py")
 
 

@@ -1,23 +1,126 @@
-"""The two streams, and what becomes of them when nobody reads: with bars and tables, the only modules that know rich.
-
-stdout carries results alone; progress, notes, warnings and errors go to stderr. A reader that goes away (a closed pipe) stops
-the output, not the work. rich is imported where something is drawn, since a script's run need not wait for it.
-"""
+"""The two streams, bars that move on a terminal, and tables for people."""
 
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from drunet_cli.brats import REGIONS
-from drunet_cli.cli.bars import SegmentationBar, progress
 from drunet_cli.errors import DrunetError, one_line
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.progress import Progress, ProgressColumn, TaskID
     from rich.table import Table
+
+    from drunet_cli.evaluation.evaluate import Statistics
+    from drunet_cli.segmentation.cohort import SummaryRow
+
+
+def progress(screen: "Screen", *columns: "ProgressColumn") -> "Progress":
+    """A bar of these columns, to be started; it leaves nothing behind."""
+    from rich.progress import Progress
+
+    # Redirected, results would go to stderr with the bar.
+    return Progress(*columns, console=screen.console, transient=True, redirect_stdout=False, redirect_stderr=False)
+
+
+class SegmentationBar:
+    """The bar of a run of cases, on a terminal that is there; it appears with the first slices."""
+
+    def __init__(self, screen: "Screen", n_cases: int) -> None:
+        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+
+        of_one = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("slices"))
+        of_many = (BarColumn(), TextColumn("{task.fields[counted]}/{task.total} cases"), TextColumn("{task.description}"))
+        self._progress = progress(screen, *(of_one if n_cases == 1 else of_many), TimeRemainingColumn())
+        self._n_cases = n_cases
+        self._n_ended = 0
+        self._parts: dict[str, float] = {}  # of cases in hand
+        self._task: TaskID | None = None
+
+    def show(self, name: str, done: int, total: int) -> None:
+        """So many slices of a case are done."""
+        if self._task is None:
+            self._task = self._progress.add_task(name, total=total if self._n_cases == 1 else self._n_cases, counted=0)
+            self._progress.start()
+        self._parts[name] = done / total
+        slices = f"{name} {done}/{total} slices"
+        if self._n_cases == 1:
+            self._progress.update(self._task, description=name, completed=done)
+        else:
+            self._draw(slices)
+
+    def count(self, name: str) -> None:
+        """A case has come to its end, whatever it was."""
+        self._n_ended += 1
+        self._parts.pop(name, None)
+        if self._n_cases > 1:
+            self._draw()
+
+    def stop(self) -> None:
+        """Take the bar away."""
+        self._progress.stop()
+
+    def _draw(self, description: str | None = None) -> None:
+        if self._task is not None:
+            completed = self._n_ended + sum(self._parts.values())
+            self._progress.update(self._task, description=description, completed=completed, counted=self._n_ended)
+
+
+class DownloadBar:
+    """The bar of one download, on a terminal that is there."""
+
+    def __init__(self, screen: "Screen", name: str, n_bytes: float) -> None:
+        from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+
+        columns = (TextColumn(name), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+        self._progress = progress(screen, *columns)
+        self._task = self._progress.add_task(name, total=n_bytes)
+        self._progress.start()
+
+    def move(self, n_bytes: int, n_total: int | None) -> None:
+        """So many bytes are there."""
+        self._progress.update(self._task, completed=n_bytes, total=n_total)
+
+    def stop(self) -> None:
+        """Take the bar away."""
+        self._progress.stop()
+
+
+class TrainingBar:
+    """One bar, of whatever a training is at."""
+
+    def __init__(self, screen: "Screen") -> None:
+        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=16),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[state]}"),
+            TimeRemainingColumn(compact=True),
+        )
+        self._progress = progress(screen, *columns)
+        self._tasks: dict[str, TaskID] = {}
+        self._progress.start()
+
+    def show(self, what: str, done: int, total: int, state: str = "") -> None:
+        """Show this alone, which keeps its own time."""
+        kind = what.partition(" ")[0]
+        if kind not in self._tasks:
+            self._tasks[kind] = self._progress.add_task(what, total=total, state=state)
+        for other, task in self._tasks.items():
+            self._progress.update(task, visible=other == kind)
+        self._progress.update(self._tasks[kind], description=what, completed=done, total=total, state=state)
+
+    def stop(self) -> None:
+        """Take the bar away."""
+        self._progress.stop()
+
 
 _WIDE = 100_000
 
@@ -174,3 +277,120 @@ def _discard(descriptor: int) -> None:
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, descriptor)
     os.close(nowhere)
+
+
+def weights_table(rows: Sequence[tuple[str, str, str]]) -> "Table":
+    """One row a set of weights: name, place, summary."""
+    from rich.text import Text
+
+    table = _table("NAME", "WHERE", "DESCRIPTION")
+    for row in rows:
+        table.add_row(*(Text(one_line(cell)) for cell in row))
+    return table
+
+
+def fields_table(document: Mapping[str, Any]) -> "Table":
+    """One row a field that has a value."""
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, show_header=False)
+    table.add_column(style="bold")
+    table.add_column(overflow="fold")
+    for name, value in document.items():
+        if value not in (None, ""):
+            table.add_row(name, str(value))
+    return table
+
+
+def cohort_table(rows: Sequence["SummaryRow"]) -> "Table":
+    """What became of cases, a row each: volumes in mL."""
+    from rich.text import Text
+
+    table = _table("CASE", "STATUS", *(f"{region} mL" for region in REGIONS), "NOTES")
+    for column in table.columns[2:-1]:
+        column.justify = "right"
+    for row in rows:
+        volumes = (f"{row.volumes_ml[region]:.1f}" if region in row.volumes_ml else "" for region in REGIONS)
+        told = [code if n == 1 else f"{n} x {code}" for code, n in Counter(row.warnings).items()]
+        table.add_row(Text(one_line(row.case)), row.status, *volumes, Text(one_line(row.error or ", ".join(told))))
+    return table
+
+
+def plan_table(rows: Sequence[tuple[str, ...]], *, seg: bool) -> "Table":
+    """What a dry run has found: a case, what is there of it, what would be done, and where it is or what is wrong.
+
+    seg: whether the rows say, before the folder, which cases have a segmentation.
+    """
+    from rich.text import Text
+
+    table = _table("CASE", "STATE", "WOULD", *(["SEG"] if seg else []), "FOLDER")
+    for row in rows:
+        table.add_row(*(Text(one_line(cell)) for cell in row))
+    return table
+
+
+def training_plan_table(rows: Sequence[Mapping[str, Any]]) -> "Table":
+    """What a dry run of a training has found: a row a case."""
+    from rich.text import Text
+
+    table = _table("CASE", "FOR", "IN STORE", "SLICES", "WITH TUMOUR", numbers_from=3)
+    for row in rows:
+        stored = "yes" if row["in_store"] else "no"
+        table.add_row(Text(one_line(row["case"])), row["split"], stored, str(row["slices"]), str(row["tumour_slices"]))
+    return table
+
+
+def statistics_table(title: str, summary: Mapping[str, Mapping[str, "Statistics"]], labels: Mapping[str, str]) -> "Table":
+    """One row a region and score. summary: by region and score; labels: of the scores."""
+    table = _table("REGION", "SCORE", "MEAN", "SD", "MEDIAN", "Q1", "Q3", "95 % OF MEAN", numbers_from=2)
+    table.title, table.title_justify, table.title_style = title, "left", ""
+    for region, scores in summary.items():
+        for score, found in scores.items():
+            numbers = (found.mean, found.sd, found.median, found.lower_quartile, found.upper_quartile)
+            interval = f"{_fixed(found.low, score)} to {_fixed(found.high, score)}"
+            table.add_row(region, labels[score], *(_fixed(number, score) for number in numbers), interval)
+    return table
+
+
+def case_table(scores: Mapping[str, Mapping[str, float]], labels: Mapping[str, str]) -> "Table":
+    """The same of one case."""
+    table = _table("REGION", "SCORE", "VALUE", numbers_from=2)
+    for region, of_region in scores.items():
+        for score, number in of_region.items():
+            table.add_row(region, labels[score], _fixed(number, score))
+    return table
+
+
+def worst_table(documents: Sequence[Mapping[str, Any]]) -> "Table":
+    """One row a case: Dice of the regions."""
+    from rich.text import Text
+
+    table = _table("WORST CASES, DICE OF", *REGIONS, numbers_from=1)
+    for document in documents:
+        dice = (f"{document['regions'][region]['dice']:.3f}" for region in REGIONS)
+        table.add_row(Text(one_line(document["case"])), *dice)
+    return table
+
+
+def scores_table(document: Mapping[str, Any]) -> "Table":
+    """One row a region: how one label map compares with its reference, of the object that `evaluation.evaluate` gives."""
+    table = _table("REGION", "DICE", "HD95 mm", "VOLUME mL", "REFERENCE mL", numbers_from=1)
+    for region, scores in document["regions"].items():
+        numbers = (_fixed(scores[score], score) for score in ("hd95_mm", "volume_ml", "reference_volume_ml"))
+        table.add_row(region, f"{scores['dice']:.3f}", *numbers)
+    return table
+
+
+def _fixed(number: float, score: str) -> str:
+    """A number as tables show it; what rounds to 0 has no sign."""
+    return f"{number:z.1f}" if score.endswith(("_mm", "_ml")) else f"{number:z.3f}"
+
+
+def _table(*columns: str, numbers_from: int | None = None) -> "Table":
+    """numbers_from: the first column that holds numbers, if any does."""
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for n, column in enumerate(columns):
+        table.add_column(column, overflow="fold", justify="left" if numbers_from is None or n < numbers_from else "right")
+    return table

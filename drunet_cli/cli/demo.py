@@ -85,14 +85,14 @@ class _Task:
 
     def check(self) -> None:
         """Raise OutputError now for what would stop the writing later."""
-        from drunet_cli.phantom.phantom import check_phantom_writable
+        from drunet_cli.phantom.scanner import check_phantom_writable
 
         check_phantom_writable(self.folder, self.name, overwrite=self.overwrite)
 
 
 def _written(task: _Task) -> "Case":
     """In a worker process, or here."""
-    from drunet_cli.phantom.phantom import make_phantom, write_phantom
+    from drunet_cli.phantom.scanner import make_phantom, write_phantom
 
     return write_phantom(make_phantom(task.seed, tumour=task.tumour), task.folder, task.name, overwrite=task.overwrite)
 
@@ -119,8 +119,7 @@ def _write(tasks: list[_Task], *, screen: "Screen", json: bool) -> None:
 
 def _segment_one(seed: int, folder: Path, *, device: str, overwrite: bool, screen: "Screen", json: bool) -> None:
     begin = time.perf_counter()
-    from drunet_cli.cli.console import result_json
-    from drunet_cli.cli.tables import scores_table
+    from drunet_cli.cli.console import result_json, scores_table
     from drunet_cli.segmentation.outputs import Extra, Target
     from drunet_cli.segmentation.segmenter import Segmenter
     from drunet_cli.weights.registry import COMPACT
@@ -187,8 +186,7 @@ def _segmented(case: "Case", target: "Target", network: "Network", screen: "Scre
 def _scores(case: "Case", label_map: Path) -> dict[str, Any]:
     """The object of `drunet evaluate --json`."""
     from drunet_cli.brats import ReadLabels
-    from drunet_cli.evaluation.comparison import Convention
-    from drunet_cli.evaluation.evaluation import EvaluationTask, evaluate
+    from drunet_cli.evaluation.evaluate import Convention, EvaluationTask, evaluate
     from drunet_cli.evaluation.pairs import Pair
 
     assert case.segmentation is not None

@@ -4,14 +4,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from drunet_cli.cli.bars import DownloadBar
-from drunet_cli.cli.console import Screen
+from drunet_cli.cli.console import DownloadBar, Screen
 from drunet_cli.cli.signals import raise_lost
-from drunet_cli.weights.acquisition import open_weights
+from drunet_cli.weights.cache import Watcher, open_weights
 from drunet_cli.weights.checkpoint import Checkpoint
 from drunet_cli.weights.download import shown_url
 from drunet_cli.weights.registry import Entry, cache_folder, source_url
-from drunet_cli.weights.watcher import Watcher
 
 
 def opener(screen: Screen) -> Callable[[str], Checkpoint]:

@@ -12,7 +12,7 @@ import typer
 
 from drunet_cli.brats import ReadLabels
 from drunet_cli.cli import options
-from drunet_cli.cli.completion import one_of
+from drunet_cli.cli.options import one_of
 from drunet_cli.cli.signals import raise_lost
 from drunet_cli.errors import CaseError, DrunetError, MisuseError, OutputError
 
@@ -137,8 +137,7 @@ def evaluate(
     from drunet_cli.cli.batch import Batch, counted
     from drunet_cli.cli.console import Screen
     from drunet_cli.cli.scores import print_tables, write
-    from drunet_cli.evaluation.comparison import Convention
-    from drunet_cli.evaluation.evaluation import EvaluationTask
+    from drunet_cli.evaluation.evaluate import Convention, EvaluationTask
     from drunet_cli.host import granted_cpus
     from drunet_cli.io.atomic import check_writable, is_same_file
 
@@ -201,7 +200,7 @@ def _pairing(prediction: str, reference: str | None) -> "Pairing":
 
 def _evaluated(tasks: Sequence[Any], batch: "Batch", *, n_jobs: int) -> list[Mapping[str, Any]]:
     """The objects of all cases that could be compared, by case."""
-    from drunet_cli.evaluation.evaluation import evaluate
+    from drunet_cli.evaluation.evaluate import evaluate
     from drunet_cli.jobs import each
 
     documents: list[Mapping[str, Any]] = []

@@ -6,7 +6,7 @@ from typing import Annotated, Final
 import typer
 
 from drunet_cli.cli import options
-from drunet_cli.cli.completion import one_of
+from drunet_cli.cli.options import one_of
 from drunet_cli.cli.signals import raise_lost
 from drunet_cli.errors import MisuseError, OutputError
 from drunet_cli.network.engine import Precision
@@ -85,7 +85,7 @@ def export(
     from drunet_cli.cli.console import Screen, result, result_json
     from drunet_cli.cli.downloads import opener
     from drunet_cli.host import wait_considerately
-    from drunet_cli.network.engines import check_onnx
+    from drunet_cli.network.engine import check_onnx
     from drunet_cli.network.export import export as export_weights
 
     # Cheap checks first, as in segment.

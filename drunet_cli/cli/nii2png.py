@@ -16,8 +16,7 @@ from drunet_cli.errors import DrunetError, MisuseError, OutputError
 
 if TYPE_CHECKING:
     from drunet_cli.cli.console import Screen
-    from drunet_cli.conversion.dataset import Surveyed
-    from drunet_cli.conversion.layout import Layout
+    from drunet_cli.conversion.dataset import Layout, Surveyed
     from drunet_cli.conversion.nii2png import CaseTask, ConvertedCase
     from drunet_cli.io.discovery import Cohort
 
@@ -87,8 +86,7 @@ def nii2png(
 
     from drunet_cli.cli.cases import case_of_files, cohort_of
     from drunet_cli.cli.console import Screen
-    from drunet_cli.conversion.dataset import check_folders, check_may_write, survey
-    from drunet_cli.conversion.layout import Layout
+    from drunet_cli.conversion.dataset import Layout, check_folders, check_may_write, survey
     from drunet_cli.conversion.nii2png import CaseTask
     from drunet_cli.host import granted_cpus
     from drunet_cli.io.discovery import Cohort

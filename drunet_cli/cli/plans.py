@@ -73,8 +73,7 @@ def print_plan(
 
 def _print_cases(planned: Sequence[Planned], cohort: Cohort, screen: "Screen", *, seg: bool, json: bool) -> None:
     from drunet_cli.cli.batch import failure
-    from drunet_cli.cli.console import result_json
-    from drunet_cli.cli.tables import plan_table
+    from drunet_cli.cli.console import plan_table, result_json
     from drunet_cli.segmentation.sidecar import describe_warnings
 
     if not json:

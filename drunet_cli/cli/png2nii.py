@@ -17,7 +17,7 @@ from drunet_cli.errors import CaseError, DrunetError, MisuseError
 if TYPE_CHECKING:
     from drunet_cli.cli.batch import Batch
     from drunet_cli.cli.console import Screen
-    from drunet_cli.conversion.layout import SliceFile
+    from drunet_cli.conversion.dataset import SliceFile
     from drunet_cli.conversion.png2nii import LabelTask
 
 _NAMED = 3
@@ -148,7 +148,7 @@ def _convert(tasks: Sequence["LabelTask"], batch: "Batch", *, n_jobs: int) -> No
 
 def _with_labels_of_segmentations(tasks: Sequence["LabelTask"], screen: "Screen") -> list["LabelTask"]:
     """In the one convention that the segmentations of all cases tell, also for those whose own does not tell."""
-    from drunet_cli.conversion.description import read_description
+    from drunet_cli.conversion.dataset import read_description
 
     told = set()
     for task in tasks:
@@ -166,7 +166,7 @@ def _with_labels_of_segmentations(tasks: Sequence["LabelTask"], screen: "Screen"
 
 def _slice_sets(masks: Path, case: str | None) -> dict[str, list["SliceFile"]]:
     """The slices to convert, by case. Raises CaseError where there are none."""
-    from drunet_cli.conversion.layout import Layout, slice_files
+    from drunet_cli.conversion.dataset import Layout, slice_files
 
     sets = slice_files(masks)
     if not sets:

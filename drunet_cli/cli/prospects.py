@@ -10,7 +10,7 @@ from drunet_cli.cli.downloads import would_download
 from drunet_cli.cli.plans import Planned, print_plan
 from drunet_cli.errors import DrunetError, MisuseError, WeightsError
 from drunet_cli.io.discovery import Cohort
-from drunet_cli.segmentation.prospect import LEAVE_OUT, Prospect, missing_weights
+from drunet_cli.segmentation.plan import LEAVE_OUT, Prospect, missing_weights
 from drunet_cli.segmentation.segmenter import Segmenter
 
 _FAIL_IN: Final = "fail in"

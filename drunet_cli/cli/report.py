@@ -87,7 +87,7 @@ def report(
 
 def _check(output: Path | None, csv: Path | None, *, overwrite: bool) -> None:
     from drunet_cli.io.atomic import check_writable
-    from drunet_cli.segmentation.summary import is_summary
+    from drunet_cli.segmentation.cohort import is_summary
 
     for path in (output, csv):
         if path is not None:
@@ -97,8 +97,7 @@ def _check(output: Path | None, csv: Path | None, *, overwrite: bool) -> None:
 
 
 def _print(records: Sequence["Record"], written: Sequence[Path], *, json: bool) -> None:
-    from drunet_cli.cli.console import Screen, result, result_json
-    from drunet_cli.cli.tables import cohort_table
+    from drunet_cli.cli.console import Screen, cohort_table, result, result_json
 
     if json:
         for record in records:
@@ -111,14 +110,14 @@ def _print(records: Sequence["Record"], written: Sequence[Path], *, json: bool) 
 
 
 def _columns(record: "Record") -> dict[str, Any]:
-    from drunet_cli.segmentation.summary import columns_of
+    from drunet_cli.segmentation.cohort import columns_of
 
     return {**columns_of(record.row), "folder": str(record.folder)}
 
 
 def _counts(records: Sequence["Record"]) -> str:
     from drunet_cli.cli.batch import counted
-    from drunet_cli.segmentation.summary import Status
+    from drunet_cli.segmentation.cohort import Status
 
     n_failed = sum(record.row.status is Status.FAILED for record in records)
     n_warned = sum(bool(record.row.warnings) for record in records)
@@ -127,7 +126,7 @@ def _counts(records: Sequence["Record"]) -> str:
 
 def _write_table(records: Sequence["Record"], path: Path, *, overwrite: bool) -> None:
     from drunet_cli.io.atomic import written
-    from drunet_cli.segmentation.summary import COLUMNS, encode_table
+    from drunet_cli.segmentation.cohort import COLUMNS, encode_table
 
     with written(path, overwrite=overwrite) as stream:
         # The column more tells this table from a run's summary, should it lie in the folder of one.
@@ -137,8 +136,7 @@ def _write_table(records: Sequence["Record"], path: Path, *, overwrite: bool) ->
 def _write_page(runs: "Runs", path: Path, screen: "Screen", *, overwrite: bool) -> None:
     from drunet_cli.host import granted_cpus
     from drunet_cli.io.atomic import written
-    from drunet_cli.report.page import encode_page
-    from drunet_cli.report.thumbnails import read_thumbnails
+    from drunet_cli.report.page import encode_page, read_thumbnails
 
     with screen.case_bar(len(runs.records)) as advance:
         thumbnails = read_thumbnails(runs.records, n_threads=granted_cpus(), on_done=advance)

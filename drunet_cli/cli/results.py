@@ -5,9 +5,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from drunet_cli.cli.batch import counted
-from drunet_cli.cli.console import Screen, regions_in_words
-from drunet_cli.cli.tables import cohort_table
-from drunet_cli.segmentation.summary import Status, SummaryRow, described_weights
+from drunet_cli.cli.console import Screen, cohort_table, regions_in_words
+from drunet_cli.segmentation.cohort import Status, SummaryRow, described_weights
 
 _MOST_ROWS: Final = 40
 

@@ -5,10 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from drunet_cli.cli.batch import counted
-from drunet_cli.cli.console import Screen, result
-from drunet_cli.cli.tables import case_table, statistics_table, worst_table
+from drunet_cli.cli.console import Screen, case_table, result, statistics_table, worst_table
 from drunet_cli.errors import one_line
-from drunet_cli.evaluation import tables
+from drunet_cli.evaluation import evaluate
 from drunet_cli.io.atomic import remove_stale, written
 
 
@@ -18,14 +17,14 @@ def print_tables(documents: Sequence[Mapping[str, Any]], *, seed: int, worst: in
     of_what = first["case"] if len(documents) == 1 else counted(len(documents), "case")
     title = f"Convention {first['convention']}, surface Dice at {first['tolerance_mm']:g} mm, {of_what}"
     screen = Screen()
-    labels = {**tables.SCORES, **tables.UNCERTAINTY_SCORES}
+    labels = {**evaluate.SCORES, **evaluate.UNCERTAINTY_SCORES}
     if len(documents) == 1:
         result(one_line(title))  # above the table and not in it, whose columns are narrower
-        screen.table(case_table(tables.scores_of(first), labels))
+        screen.table(case_table(evaluate.scores_of(first), labels))
     else:
-        screen.table(statistics_table(title, tables.summarised(documents, seed=seed), labels))
+        screen.table(statistics_table(title, evaluate.summarised(documents, seed=seed), labels))
     if worst is not None:
-        screen.table(worst_table(tables.worst(documents, worst)))
+        screen.table(worst_table(evaluate.worst(documents, worst)))
 
 
 def write(documents: Sequence[Mapping[str, Any]], *, csv: Path | None, plot: Path | None, overwrite: bool) -> None:
@@ -35,7 +34,7 @@ def write(documents: Sequence[Mapping[str, Any]], *, csv: Path | None, plot: Pat
             remove_stale(path)
     if csv is not None:
         with written(csv, overwrite=overwrite) as stream:
-            stream.write(tables.as_csv(documents).encode(errors="surrogateescape"))
+            stream.write(evaluate.as_csv(documents).encode(errors="surrogateescape"))
     if plot is not None:
         from drunet_cli.evaluation.plots import box_plots
 

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from drunet_cli.brats import Labels, Modality
-from drunet_cli.cli import answer_options, options
+from drunet_cli.cli import options
 from drunet_cli.errors import MisuseError
 from drunet_cli.network.engine import EngineName, Precision, WindowMode
 from drunet_cli.weights.registry import DEFAULT
@@ -75,15 +75,15 @@ def segment(
     deterministic: options.Deterministic = False,
     batch_size: options.BatchSize = None,
     threads: options.Threads = None,
-    tta: answer_options.Tta = answer_options.TestTime.NONE,
-    mc_samples: answer_options.McSamples = 0,
-    dropout: answer_options.DropoutRate = None,
-    seed: answer_options.Seed = 0,
-    min_volume: answer_options.MinVolume = 0.0,
-    min_enhancing: answer_options.MinEnhancing = 0.0,
-    preview: answer_options.Preview = False,
-    probabilities: answer_options.Probabilities = False,
-    uncertainty: answer_options.Uncertainty = False,
+    tta: options.Tta = options.TestTime.NONE,
+    mc_samples: options.McSamples = 0,
+    dropout: options.DropoutRate = None,
+    seed: options.Seed = 0,
+    min_volume: options.MinVolume = 0.0,
+    min_enhancing: options.MinEnhancing = 0.0,
+    preview: options.Preview = False,
+    probabilities: options.Probabilities = False,
+    uncertainty: options.Uncertainty = False,
 ) -> None:
     """Segment brain tumours: four MRI files of a patient in, a 3D label map out.
 
@@ -129,7 +129,7 @@ def segment(
         deterministic=deterministic,
         batch_size=batch_size,
         threads=threads,
-        flips=tta is answer_options.TestTime.FLIPS,
+        flips=tta is options.TestTime.FLIPS,
         mc_samples=mc_samples,
         dropout=dropout,
         seed=seed,

@@ -18,23 +18,22 @@ from drunet_cli.host import share_memory_arenas
 from drunet_cli.io.atomic import check_writable, made_folder, remove_stale_in, written
 from drunet_cli.io.case import Case
 from drunet_cli.io.discovery import Cohort
-from drunet_cli.segmentation import existing
-from drunet_cli.segmentation.cohort import segment_cases
-from drunet_cli.segmentation.existing import State
-from drunet_cli.segmentation.outputs import Wanted
-from drunet_cli.segmentation.pipeline import PreparedCase
-from drunet_cli.segmentation.prospect import check_distinct, prospects
-from drunet_cli.segmentation.segmenter import Segmenter
-from drunet_cli.segmentation.steps import CaseTask, Listener, Network, Outcome
-from drunet_cli.segmentation.summary import (
+from drunet_cli.segmentation import plan
+from drunet_cli.segmentation.cohort import (
     Status,
     SummaryRow,
     encode_summary,
     failed_row,
     is_summary,
     row_of,
+    segment_cases,
     summary_name,
 )
+from drunet_cli.segmentation.outputs import Wanted
+from drunet_cli.segmentation.pipeline import PreparedCase
+from drunet_cli.segmentation.plan import State, check_distinct, prospects
+from drunet_cli.segmentation.segmenter import Segmenter
+from drunet_cli.segmentation.steps import CaseTask, Listener, Network, Outcome
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,7 +133,7 @@ class Run:
             raise
 
     def _state(self, case: Case) -> State:
-        return existing.state_of(self._targets[case.name].label_map, sidecar=self._outputs.sidecar)
+        return plan.state_of(self._targets[case.name].label_map, sidecar=self._outputs.sidecar)
 
     def _something_there(self, case: Case) -> bool:
         """A label map, or what is in the way of the files beside it."""
@@ -149,22 +148,22 @@ class Run:
         # Sidecars are adopted whatever this run is to do, and at whichever cases: with the rest they would be lost to the next.
         if self._outputs.folder is None:
             for target in targets:
-                existing.adopt_sidecar(target.label_map)
+                plan.adopt_sidecar(target.label_map)
                 target.remove_stale()
         else:
-            existing.adopt_sidecars_in(self._outputs.folder)
+            plan.adopt_sidecars_in(self._outputs.folder)
             for suffix in (".nii.gz", ".json", ".png", ".csv"):
                 remove_stale_in(self._outputs.folder, suffix=suffix)
         if self._outputs.skip_existing:
             for target in targets:
-                existing.remove_orphan(target.label_map)
+                plan.remove_orphan(target.label_map)
 
     def _check(self) -> None:
         """Raise, before anything is read, what would stop the run later."""
         cases = self._cohort.cases
         if not (self._cohort.alone or self._outputs.skip_existing or self._outputs.overwrite):
             label_maps = [target.label_map for target in self._targets.values()]
-            if refusal := existing.refusal(label_maps, sidecar=self._outputs.sidecar):
+            if refusal := plan.refusal(label_maps, sidecar=self._outputs.sidecar):
                 raise OutputError(refusal)
         if not self._cohort.alone:
             check_writable(self._outputs.summary, overwrite=True)
@@ -201,7 +200,7 @@ class Run:
     def _tell(self, task: CaseTask, outcome: Outcome, batch: Batch, *, since: float) -> SummaryRow:
         if isinstance(outcome, DrunetError):
             batch.failed(task.case.name, outcome)
-            kept = existing.intact_document(task.target.label_map) if task.skip_if else None
+            kept = plan.intact_document(task.target.label_map) if task.skip_if else None
             if kept is None:
                 return failed_row(task.case.name, outcome)
             known = {**kept, "case": task.case.name, "output": str(task.target.label_map)}

@@ -7,10 +7,10 @@ from typing import Annotated, Any
 import typer
 
 from drunet_cli.cli import options
-from drunet_cli.cli.completion import weights_names
+from drunet_cli.cli.options import weights_names
 from drunet_cli.errors import MisuseError
 from drunet_cli.network.engine import Precision
-from drunet_cli.training.recipe_name import RecipeName
+from drunet_cli.training.recipe import RecipeName
 
 _DATA = "Data"
 _TRAINING = "Training"

@@ -5,16 +5,14 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from drunet_cli.brats import REGIONS
-from drunet_cli.cli.bars import TrainingBar
-from drunet_cli.cli.console import Screen, result_json
+from drunet_cli.cli.console import Screen, TrainingBar, result_json, training_plan_table
 from drunet_cli.cli.signals import raise_lost
-from drunet_cli.cli.tables import training_plan_table
 from drunet_cli.training.watcher import Watcher
 
 if TYPE_CHECKING:
     from drunet_cli.training.history import Epoch
-    from drunet_cli.training.intake import PreparedCase
     from drunet_cli.training.preparation import Preparation, Request
+    from drunet_cli.training.store import PreparedCase
 
 
 class TrainingScreen(Watcher):
@@ -93,7 +91,7 @@ class TrainingScreen(Watcher):
 def print_plan(preparation: "Preparation", request: "Request", *, screen: Screen, json: bool) -> None:
     """What a dry run has found and what would be done, on stdout."""
     from drunet_cli.cli.batch import counted
-    from drunet_cli.training.length import Length
+    from drunet_cli.training.recipe import Length
 
     split, recipe = preparation.split, preparation.recipe
     validation = set(split.validation)

@@ -6,7 +6,7 @@ from typing import Annotated, Final
 import typer
 
 from drunet_cli.cli import options
-from drunet_cli.cli.completion import weights_names
+from drunet_cli.cli.options import weights_names
 from drunet_cli.errors import MisuseError
 from drunet_cli.weights.registry import DEFAULT, PUBLISHED_BN_EPSILON
 
@@ -31,8 +31,7 @@ def list_weights(json: options.Json = False) -> None:
 
     drunet weights list
     """
-    from drunet_cli.cli.console import Screen, result_json
-    from drunet_cli.cli.tables import weights_table
+    from drunet_cli.cli.console import Screen, result_json, weights_table
     from drunet_cli.cli.weights_facts import listed_weights, words_of
 
     rows = listed_weights()
@@ -53,7 +52,7 @@ def download(name: _Name = DEFAULT, quiet: options.Quiet = False) -> None:
     """
     from drunet_cli.cli.console import Screen, result
     from drunet_cli.cli.downloads import DownloadWatcher
-    from drunet_cli.weights.acquisition import obtain
+    from drunet_cli.weights.cache import obtain
 
     with DownloadWatcher(Screen(quiet=quiet)).shown() as watcher:
         path = obtain(name, watcher=watcher)
@@ -70,7 +69,7 @@ def path(name: _Name = DEFAULT) -> None:
     drunet weights path compact
     """
     from drunet_cli.cli.console import result
-    from drunet_cli.weights.acquisition import metadata_of
+    from drunet_cli.weights.cache import metadata_of
 
     result(str(metadata_of(name)[0]))
 
@@ -91,8 +90,7 @@ def info(
 
     drunet weights info compact
     """
-    from drunet_cli.cli.console import Screen, result_json
-    from drunet_cli.cli.tables import fields_table
+    from drunet_cli.cli.console import Screen, fields_table, result_json
     from drunet_cli.cli.weights_facts import described_weights, words_for
 
     document = described_weights(weights)
@@ -140,7 +138,7 @@ def import_file(
     if epsilon is not None and not 0 < epsilon < 1:
         raise MisuseError(f"--epsilon {epsilon:g}: must lie between 0 and 1")
     from drunet_cli.cli.console import Screen, result
-    from drunet_cli.weights.acquisition import import_weights
+    from drunet_cli.weights.cache import import_weights
     from drunet_cli.weights.checkpoint import read_metadata
 
     cached = import_weights(file, name=name, bn_epsilon=epsilon, overwrite=overwrite)

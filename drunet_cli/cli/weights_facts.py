@@ -58,7 +58,7 @@ def words_of(row: Mapping[str, Any]) -> tuple[str, str, str]:
 
 
 def _listed(name: str) -> dict[str, Any]:
-    from drunet_cli.weights.acquisition import metadata_of
+    from drunet_cli.weights.cache import metadata_of
 
     known = ENTRIES.get(name) or BUNDLED.get(name)
     where, error = _where(name), None
@@ -92,8 +92,8 @@ def _listed(name: str) -> dict[str, Any]:
 
 def described_weights(weights: str) -> dict[str, Any]:
     """All that is known of weights by name or file, be they there or not. Raises WeightsError for unknown or damaged ones."""
-    from drunet_cli.io.inputs import file_sha256
-    from drunet_cli.weights.acquisition import metadata_of
+    from drunet_cli.io.volumes import file_sha256
+    from drunet_cli.weights.cache import metadata_of
 
     where = "file" if is_file_name(weights) else _where(weights)
     if where == "not-downloaded":

@@ -13,17 +13,22 @@ from typing import Final
 import numpy as np
 
 from drunet_cli.brats import TUMOUR_CLASSES, ClassMap
-from drunet_cli.conversion.description import Description, SliceRow
-from drunet_cli.conversion.existing import check_made_of, finished_description, slices_are_there
-from drunet_cli.conversion.layout import Layout, slice_name
+from drunet_cli.conversion.dataset import (
+    Description,
+    Layout,
+    SliceRow,
+    check_made_of,
+    finished_description,
+    slice_name,
+    slices_are_there,
+)
 from drunet_cli.errors import OutputError
 from drunet_cli.io.atomic import put
 from drunet_cli.io.case import Case
-from drunet_cli.io.inputs import input_file, stamp
-from drunet_cli.io.labelled import read_labelled
 from drunet_cli.io.naming import SEGMENTATION
 from drunet_cli.io.png import encode_label_slices, encode_slices
 from drunet_cli.io.slices import SliceStack
+from drunet_cli.io.volumes import input_file, read_labelled, stamp
 
 _SLICES_AT_ONCE: Final = 16  # encoded by one thread, in a few steps of numpy
 

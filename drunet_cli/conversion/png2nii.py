@@ -12,13 +12,11 @@ from typing import Any
 import numpy as np
 
 from drunet_cli.brats import ClassMap, LabelMap, Labels, describe_labels, label_values, volumes_ml, voxel_counts
-from drunet_cli.conversion.description import Description, is_description, read_description
-from drunet_cli.conversion.layout import Layout, SliceFile, slices_by_z
+from drunet_cli.conversion.dataset import Description, Layout, SliceFile, is_description, read_description, slices_by_z
 from drunet_cli.errors import CaseError, OutputError, listed, without_remedy
 from drunet_cli.io.atomic import check_writable, is_same_file, remove_stale, written
-from drunet_cli.io.checks import voxel_litres
+from drunet_cli.io.checks import same_grid, voxel_litres
 from drunet_cli.io.geometry import FRAME, SAME_PLACE_MM, AxisFit, Geometry, at_1_mm, farthest_corner_mm, laid_out
-from drunet_cli.io.grids import same_grid
 from drunet_cli.io.naming import with_a_name
 from drunet_cli.io.nifti import Volume, encode_label_map, load_volume
 from drunet_cli.io.png import read_label_slice

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 
-from drunet_cli.evaluation.metrics import Mask, SpacingMm, dice
+from drunet_cli.evaluation.scores import Mask, SpacingMm, dice
 from drunet_cli.evaluation.surfaces import box_of, surface_distances
 from drunet_cli.io.geometry import Box
 

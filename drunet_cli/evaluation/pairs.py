@@ -10,7 +10,7 @@ from typing import Final
 
 from drunet_cli.brats import Modality
 from drunet_cli.errors import CaseError, MisuseError, listed
-from drunet_cli.io.folders import Folder, folders_from
+from drunet_cli.io.discovery import Folder, folders_from
 from drunet_cli.io.naming import NIFTI_SUFFIXES, SEGMENTATION, WORDS, before_and_last_word, is_nifti, stem, with_a_name
 
 COLUMNS: Final = ("case", "prediction", "reference")

@@ -17,7 +17,7 @@ import numpy.typing as npt
 from scipy import ndimage
 from scipy.spatial import KDTree
 
-from drunet_cli.evaluation.metrics import Mask, SpacingMm
+from drunet_cli.evaluation.scores import Mask, SpacingMm
 from drunet_cli.io import geometry
 from drunet_cli.io.geometry import Box
 

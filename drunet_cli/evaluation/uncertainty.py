@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from drunet_cli.brats import dice_of
 from drunet_cli.errors import CaseError
-from drunet_cli.evaluation.metrics import Mask
+from drunet_cli.evaluation.scores import Mask
 
 CERTAIN: Final = 0
 UNCERTAIN: Final = 100

@@ -1,12 +1,15 @@
-"""One patient's images: which file is which modality. Reads no voxel."""
+"""One patient's images, which file is which modality, and tables of such cases. Reads no voxel."""
 
+import csv
 import errno
+import io
 import itertools
 import os
 import stat
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 from drunet_cli.brats import CHANNELS, Modality
 from drunet_cli.errors import CaseError
@@ -87,3 +90,90 @@ def _name_of(paths: Sequence[Path]) -> str:
     if len(folders) == 1 and set(words(paths[0])) <= WORDS.keys():  # p7/flair.nii.gz, p7/t1.nii.gz: FLAIR's says nothing
         return with_a_name(folders.pop()).name or stem(paths[0])
     return stem(paths[0])
+
+
+DELIMITERS: Final[Mapping[str, str]] = {".csv": ",", ".tsv": "\t"}
+HEADER: Final = "case,t1,t1ce,t2,flair[,seg]"
+_NAME: Final = "case"
+
+
+@dataclass(frozen=True)
+class Row:
+    """What one row gives. line: of the table, from 1."""
+
+    case: Case | BrokenCase
+    line: int
+
+
+def is_table(path: Path) -> bool:
+    """Whether a file of this name is taken for a table."""
+    return path.suffix.lower() in DELIMITERS
+
+
+def place_of(table: Path, line: int) -> str:
+    """A row, as messages name it."""
+    return f"{table}, line {line}"
+
+
+def read_table(path: Path) -> list[Row]:
+    """The cases of a .csv or .tsv file in UTF-8; relative paths in it begin at its folder.
+
+    A row that makes no case is a BrokenCase. Raises CaseError when the table as a whole cannot be read or has no rows.
+    """
+    lines = _lines(path)
+    _, header = next(lines, (0, []))
+    columns = [cell.lower() for cell in header]
+    for column in (_NAME, *CHANNELS, SEGMENTATION):
+        if column not in columns and column != SEGMENTATION:
+            separated = "tabs" if DELIMITERS[path.suffix.lower()] == "\t" else "commas"
+            raise CaseError(f"{path}: has no column {column}; its first line must be {HEADER}, separated by {separated}")
+        if columns.count(column) > 1:
+            raise CaseError(f"{path}: has more than one column {column}; keep one")
+    rows = [_row(path, line, columns, cells) for line, cells in lines]
+    if not rows:
+        raise CaseError(f"{path}: has no row below its header; give each case a row")
+    return rows
+
+
+def _lines(path: Path) -> Iterator[tuple[int, list[str]]]:
+    """Number of the first line, from 1, and stripped cells of every row that is not blank."""
+    try:
+        text = path.read_bytes().decode("utf-8-sig")
+    except OSError as error:
+        raise CaseError(f"{path}: cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise CaseError(f"{path}: is not text in UTF-8; save the table as UTF-8") from error
+    # Strict: else a quotation mark without its partner silently takes the rest of the table into one cell.
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=DELIMITERS[path.suffix.lower()], strict=True)
+    while True:
+        line = reader.line_num + 1
+        try:
+            cells = [cell.strip() for cell in next(reader)]
+        except StopIteration:
+            return
+        except csv.Error as error:
+            raise CaseError(f"{place_of(path, line)}: cannot be read as a table: {error}; mend its quotation marks") from error
+        if any(cells):
+            yield line, cells
+
+
+def _row(table: Path, line: int, columns: list[str], cells: list[str]) -> Row:
+    place = place_of(table, line)
+    values = dict(zip(columns, cells, strict=False))
+    name = values.get(_NAME, "")
+    if not may_name_a_file(name):
+        return Row(BrokenCase(place, CaseError(f"{place}: {name!r} cannot be part of a file name; rename the case")), line)
+    try:
+        return Row(_case(table, name, values, surplus=cells[len(columns) :]), line)
+    except CaseError as error:
+        return Row(BrokenCase(name, CaseError(f"{place}: {error}")), line)
+
+
+def _case(table: Path, name: str, values: Mapping[str, str], *, surplus: list[str]) -> Case:
+    if any(surplus):
+        raise CaseError("has more cells than the header; put a path that holds a separator in quotation marks")
+    if empty := [column for column in CHANNELS if not values.get(column)]:
+        raise CaseError(f"{name} has no {', '.join(modality.display for modality in empty)}; fill in {', '.join(empty)}")
+    segmentation = values.get(SEGMENTATION)
+    images: dict[Modality, Path] = {modality: table.parent / values[modality] for modality in CHANNELS}
+    return case_of(images, name=name, segmentation=table.parent / segmentation if segmentation else None)

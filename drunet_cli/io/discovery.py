@@ -4,21 +4,19 @@ The last word of a file's name says what it is: a modality in one of the field's
 nnU-Net. What stands before is the case's name, so that one folder may hold many cases.
 """
 
+import errno
 import functools
 import os
 import stat
-from collections import defaultdict
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Container, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeAlias
 
 from drunet_cli.brats import CHANNELS, Modality
-from drunet_cli.errors import CaseError
-from drunet_cli.io.case import BrokenCase, Case, case_of, why_unreadable
-from drunet_cli.io.case_table import HEADER, is_table, place_of, read_table
-from drunet_cli.io.folders import Folder, Identity, folders_from, identity_of
-from drunet_cli.io.name_lists import MOST_NAMES, found_instead, names_listed
+from drunet_cli.errors import CaseError, listed
+from drunet_cli.io.case import HEADER, BrokenCase, Case, case_of, is_table, place_of, read_table, why_unreadable
 from drunet_cli.io.naming import (
     BUILT_IN,
     CHANNEL_NUMBERS,
@@ -31,7 +29,156 @@ from drunet_cli.io.naming import (
     roles_in_name,
     with_a_name,
 )
-from drunet_cli.io.passed_over import PassedOver
+
+Identity: TypeAlias = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Folder:
+    """A folder and the names of the files in it, sorted, hidden ones left out."""
+
+    path: Path
+    identity: Identity
+    files: Sequence[str]
+
+
+def identity_of(status: os.stat_result) -> Identity:
+    """The same by whatever path a file or folder is reached."""
+    return status.st_dev, status.st_ino
+
+
+def folders_from(
+    top: Path, *, left_out: Identity | None = None, names_left_out: Container[str] = ()
+) -> Iterator[Folder | tuple[Path, OSError]]:
+    """The folders from top down in sorted order; for one that refuses, its path and why.
+
+    left_out: a folder that is not entered. names_left_out: of folders below top that are not.
+    """
+    entered: set[Identity] = set() if left_out is None else {left_out}
+    waiting = [top]
+    while waiting:
+        path = waiting.pop()
+        try:
+            identity = identity_of(path.stat())
+            if identity in entered:
+                continue
+            entered.add(identity)
+            with os.scandir(path) as entries:
+                listed = {entry.name: _is_folder(entry) for entry in entries if not entry.name.startswith(".")}
+        except OSError as error:
+            yield path, error
+            continue
+        names = sorted(listed)
+        yield Folder(path, identity, [name for name in names if not listed[name]])
+        waiting += [path / name for name in reversed(names) if listed[name] and name not in names_left_out]
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError as error:  # a link: to itself, or to what may not be seen, which is then said of the folder or the image
+        return error.errno != errno.ELOOP and not is_nifti(entry.name)
+
+
+# In a message about what was not found: so many names of what was, of a folder with no more images than that all of them.
+MOST_NAMES: Final = 6
+_LONGEST_NAME: Final = 60
+
+
+def found_instead(names: Sequence[str]) -> str:
+    """What there is where no case is, and what to do."""
+    if images := [name for name in names if is_nifti(name)]:
+        return f"{names_listed(images)}; say by --pattern MODALITY=GLOB which are which, such as t1ce='*_contrast.nii.gz'"
+    if names:
+        return f"no .nii.gz or .nii but {names_listed(names)}; convert the images to NIfTI first, or name another folder"
+    return "no file at all; name another folder"
+
+
+def names_listed(names: Sequence[str]) -> str:
+    """The first of them, shortened, and how many more there are."""
+    return listed([*map(shortened, names[:MOST_NAMES]), *names[MOST_NAMES:]], most=MOST_NAMES)
+
+
+def shortened(name: str) -> str:
+    """The same, or its beginning and end."""
+    cut = _LONGEST_NAME // 2
+    return name if len(name) <= _LONGEST_NAME else f"{name[:cut]}...{name[-cut:]}"
+
+
+_MOST: Final = 3
+_OF_NO_PATIENT: Final = (".py", ".pyc", ".m", ".r", ".sh", ".ipynb", ".md", ".rst", ".html", ".log")
+
+
+class PassedOver:
+    """Is shown the folders below top, and tells which of them a reader would have taken for patients.
+
+    Those are, with all below them without a NIfTI, beside folders with cases: of the data set itself, or of a folder in it that
+    parts several (so p1/dicom beside p1/nifti is none). Folders that hold code or notes alone are none either.
+    """
+
+    def __init__(self, top: Path) -> None:
+        self._top = top
+        self._seen: list[Path] = []
+        self._nifti: set[Path] = set()  # with the folders above, as the next
+        self._cases: set[Path] = set()
+        self._of_patients: set[Path] = set()
+        self._first_files: dict[Path, Sequence[str]] = {}
+
+    def saw(self, folder: Folder, *, cases: bool) -> None:
+        """cases: some were found directly in it."""
+        self._seen.append(folder.path)
+        if cases:
+            self._mark(self._cases, folder.path)
+        if any(map(is_nifti, folder.files)):
+            self._mark(self._nifti, folder.path)
+        elif folder.files:
+            for path in self._upwards(folder.path):
+                if path in self._first_files:
+                    break
+                self._first_files[path] = folder.files[:2]
+            if not all(name.lower().endswith(_OF_NO_PATIENT) for name in folder.files):
+                self._mark(self._of_patients, folder.path)
+
+    def refused(self, path: Path) -> None:
+        """A folder that cannot be looked into, which is told elsewhere."""
+        self._mark(self._nifti, path)
+
+    def notes(self) -> list[str]:
+        """One line for all, or none."""
+        beside = Counter(path.parent for path in self._cases if path != self._top)
+        found = [path for path in self._seen if self._would_be_missed(path, beside)]
+        if not found:
+            return []
+        folders = listed(
+            [f"{path} ({self._content(path)})" for path in found[:_MOST]] + [""] * (len(found) - _MOST), most=_MOST
+        )
+        how_many = "1 folder holds no NIfTI and was" if len(found) == 1 else f"{len(found)} folders hold no NIfTI and were"
+        return [f"{how_many} passed over: {folders}"]
+
+    def _would_be_missed(self, path: Path, beside: Counter[Path]) -> bool:
+        if path == self._top or path in self._nifti or beside[path.parent] < (1 if path.parent == self._top else 2):
+            return False
+        return path not in self._first_files or path in self._of_patients
+
+    def _content(self, path: Path) -> str:
+        if path not in self._first_files:
+            return "empty"
+        first, *more = self._first_files[path]
+        return f"{shortened(first)}, ..." if more else shortened(first)
+
+    def _mark(self, marked: set[Path], path: Path) -> None:
+        for each in self._upwards(path):
+            if each in marked:
+                break
+            marked.add(each)
+
+    def _upwards(self, path: Path) -> Iterator[Path]:
+        """The folder and those above it, up to the top."""
+        while path != self._top:
+            yield path
+            path = path.parent
+        yield path
+
 
 _IMAGE_ROLES: Final = frozenset((*CHANNELS, *CHANNEL_NUMBERS))
 # nnU-Net's label maps are not taken as references: their class numbers are those of dataset.json, and in its BraTS sets 1 is

@@ -14,9 +14,8 @@ from drunet_cli.brats import CHANNELS
 from drunet_cli.errors import DeviceError, WeightsError
 from drunet_cli.host import granted_cpus
 from drunet_cli.io.slices import normalise
-from drunet_cli.network.devices import is_out_of_memory
-from drunet_cli.network.engine_torch import build_model
-from drunet_cli.phantom.phantom import make_phantom
+from drunet_cli.network.torch_engine import build_model, is_out_of_memory
+from drunet_cli.phantom.scanner import make_phantom
 from drunet_cli.weights.checkpoint import Checkpoint
 
 Images: TypeAlias = npt.NDArray[np.float32]  # [N, 4, X, Y], 0 to 1

@@ -72,7 +72,7 @@ def export(checkpoint: "Checkpoint", target: Path, variant: Variant, *, overwrit
     the network or whose output is not finite, DeviceError when memory does not suffice.
     """
     from drunet_cli.io.atomic import written
-    from drunet_cli.io.inputs import file_sha256
+    from drunet_cli.io.volumes import file_sha256
 
     encode, check = _KINDS[variant.format]
     with written(target, overwrite=overwrite) as stream:
@@ -92,7 +92,7 @@ def export(checkpoint: "Checkpoint", target: Path, variant: Variant, *, overwrit
 def _onnx(checkpoint: "Checkpoint", variant: Variant) -> bytes:
     from google.protobuf.message import EncodeError
 
-    from drunet_cli.network.graph import Head, build_graph, embedded
+    from drunet_cli.network.onnx_engine import Head, build_graph, embedded
 
     with np.errstate(over="ignore"):  # told below
         graph = build_graph(checkpoint, head=Head(variant.head or Head.LOGITS), precision=variant.precision)
@@ -112,7 +112,7 @@ def _onnx(checkpoint: "Checkpoint", variant: Variant) -> bytes:
 
 def _check_onnx(checkpoint: "Checkpoint", variant: Variant, path: Path) -> Check:
     from drunet_cli.network.comparison import comparison_images, reference_of
-    from drunet_cli.network.graph import Head
+    from drunet_cli.network.onnx_engine import Head
 
     batches = comparison_images()
     answers = _onnx_answers(path, batches)
@@ -144,8 +144,7 @@ def _onnx_answers(path: Path, batches: "list[Images]") -> list[npt.NDArray[Any]]
     from onnxruntime.capi import onnxruntime_pybind11_state as errors
 
     from drunet_cli.network.comparison import NO_MEMORY
-    from drunet_cli.network.engine_onnx import is_out_of_memory
-    from drunet_cli.network.graph import INPUT
+    from drunet_cli.network.onnx_engine import INPUT, is_out_of_memory
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = granted_cpus()
@@ -160,7 +159,7 @@ def _onnx_answers(path: Path, batches: "list[Images]") -> list[npt.NDArray[Any]]
 
 
 def _keras(checkpoint: "Checkpoint", _variant: Variant) -> memoryview:
-    from drunet_cli.weights.keras_writer import write_keras_h5
+    from drunet_cli.weights.keras import write_keras_h5
 
     content = io.BytesIO()
     write_keras_h5(content, checkpoint)
@@ -168,7 +167,7 @@ def _keras(checkpoint: "Checkpoint", _variant: Variant) -> memoryview:
 
 
 def _check_keras(checkpoint: "Checkpoint", _variant: Variant, path: Path) -> Check:
-    from drunet_cli.weights.keras_h5 import read_keras_h5
+    from drunet_cli.weights.keras import read_keras_h5
 
     try:
         _, state = read_keras_h5(path)

@@ -1,13 +1,12 @@
-"""The report: one page of many cases that opens from a file, with pictures, and loads nothing from anywhere.
-
-Its numbers come from the sidecars alone (and, for cases without one, from the summaries). Whatever stands in a file is escaped,
-and the page forbids its browser every script but its own and every request.
-"""
+"""The report: one page of many cases that opens from a file, with pictures, and loads nothing from anywhere."""
 
 import base64
 import hashlib
+import math
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from html import escape
 from importlib.resources import files
 from itertools import zip_longest
@@ -15,13 +14,170 @@ from pathlib import Path
 from typing import Final
 from urllib.parse import quote
 
+import numpy as np
+
 import drunet_cli
-from drunet_cli.errors import one_line
-from drunet_cli.report.provenance import Fact, provenance
-from drunet_cli.report.runs import Record, Runs
-from drunet_cli.report.thumbnails import Thumbnail, Thumbnails
-from drunet_cli.report.volume_chart import volume_charts
-from drunet_cli.segmentation.summary import VOLUMES, Status
+from drunet_cli.brats import REGION_NAMES, REGIONS
+from drunet_cli.errors import CaseError, one_line
+from drunet_cli.io.naming import stem
+from drunet_cli.io.png import encode_webp
+from drunet_cli.report.runs import Fact, Record, Runs, collapsed, provenance
+from drunet_cli.segmentation.cohort import VOLUMES, Status
+
+# Pixels. A preview of 1496 pixels takes about 460 kB; so wide as WebP 50 kB, 15 kB when narrow (on synthetic cases). A page of
+# 200 cases thus has some 13 MB and can be sent by mail; with 1251, as BraTS 2021 has, 25 MB.
+_WIDE: Final = 960
+_NARROW: Final = 480
+_MOST_WIDE: Final = 250
+_LARGEST_BYTES: Final = 2**23
+
+
+@dataclass(frozen=True)
+class Thumbnail:
+    """path: of the preview itself. webp: the picture, made smaller, of so many pixels."""
+
+    path: Path
+    webp: bytes
+    width: int
+    height: int
+
+
+@dataclass(frozen=True)
+class Thumbnails:
+    """by_label_map: of the cases that have one, by the row's output. notices: why others cannot be shown, one line each."""
+
+    by_label_map: dict[str, Thumbnail]
+    notices: tuple[str, ...] = ()
+
+
+def read_thumbnails(records: Sequence[Record], *, n_threads: int, on_done: Callable[[], None] = lambda: None) -> Thumbnails:
+    """Read every preview that there is. on_done: called once a record."""
+    label_maps = [Path(record.row.output) for record in records if record.row.status is not Status.FAILED and _may_have(record)]
+    previews = [label_map.with_name(f"{stem(label_map)}_preview.png") for label_map in label_maps]
+    width = _WIDE if len(records) <= _MOST_WIDE else _NARROW
+    by_label_map, unshown = {}, []
+    threads = ThreadPoolExecutor(n_threads)
+    try:
+        read = threads.map(lambda path: _read(path, width), previews)
+        for label_map, preview, found in zip(label_maps, previews, read, strict=True):
+            on_done()
+            if isinstance(found, Thumbnail):
+                by_label_map[str(label_map)] = found
+            elif found is not None:
+                unshown.append((str(preview), f"{found}; not shown"))
+    finally:
+        threads.shutdown(cancel_futures=True)
+    return Thumbnails(by_label_map, tuple(collapsed(unshown)))
+
+
+def _may_have(record: Record) -> bool:
+    """Whether its sidecar names a preview; a picture that it does not name may be of another label map."""
+    files = (record.document or {}).get("files")
+    return files is None or any(str(name).endswith("_preview.png") for name in files)
+
+
+def _read(path: Path, width: int) -> Thumbnail | CaseError | None:
+    try:
+        with path.open("rb") as stream:
+            content = stream.read(_LARGEST_BYTES + 1)
+        if len(content) > _LARGEST_BYTES:
+            return CaseError("is larger than any preview")
+        return Thumbnail(path, *encode_webp(content, width=width))
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        return CaseError(f"cannot be read: {error.strerror}")
+    except CaseError as error:
+        return error
+
+
+# Of the picture, in its own units.
+_WIDTH, _HEIGHT = 360, 150
+_LEFT, _RIGHT, _TOP, _BASE = 8, 352, 18, 112
+_CASES = (115, 123)
+_TICKS: Final = 138
+_MOST_BARS: Final = 20
+_MOST_MARKED: Final = 1000  # more cases than this are told by the bars alone
+
+
+def volume_charts(records: Sequence[Record]) -> str:
+    """A histogram of each region over the same volumes, with a mark below it for every case. Empty where no volume is known."""
+    volumes = {
+        region: sorted(
+            (record.row.volumes_ml[region], record.row.case) for record in records if region in record.row.volumes_ml
+        )
+        for region in REGIONS
+    }
+    values = {region: np.array([volume for volume, _ in cases]) for region, cases in volumes.items() if cases}
+    if not values:
+        return ""
+    step, edges = _edges(max(float(of_region[-1]) for of_region in values.values()))
+    counts = {region: np.histogram(np.minimum(of_region, edges[-1]), edges)[0].tolist() for region, of_region in values.items()}
+    return "".join(
+        f"<figure><figcaption>{_caption(region, values[region])}</figcaption>"
+        f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="Histogram of {REGION_NAMES[region]} volume">'
+        f"{_bars(counts[region], step)}{_marks(volumes[region], edges[-1])}{_axis(edges)}</svg></figure>"
+        for region in values
+    )
+
+
+def _caption(region: str, volumes: "np.ndarray[tuple[int], np.dtype[np.float64]]") -> str:
+    lower, median, upper = np.percentile(volumes, (25, 50, 75))
+    n_empty = int(np.count_nonzero(volumes == 0))
+    empty = f"; none in {n_empty}" if n_empty else ""
+    return (
+        f"<strong>{region}</strong> {REGION_NAMES[region]}: median {median:.1f} mL, quartiles {lower:.1f} to {upper:.1f} "
+        f'<span class="dim">({volumes.size} with volumes{empty})</span>'
+    )
+
+
+def _edges(largest: float) -> tuple[float, list[float]]:
+    """A round width of the bars, and where they begin and end."""
+    at_least = max(largest, 0.1) / _MOST_BARS
+    power = 10.0 ** math.floor(math.log10(at_least))
+    step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= at_least * (1 - 1e-9))
+    n_bars = max(1, math.ceil(largest / step * (1 - 1e-9)))
+    return step, [index * step for index in range(n_bars + 1)]
+
+
+def _bars(counts: Sequence[int], step: float) -> str:
+    most = max(counts)
+    width = (_RIGHT - _LEFT) / len(counts)
+    bars = []
+    for index, count in enumerate(counts):
+        if count:
+            height = (_BASE - _TOP) * count / most
+            told = f"{index * step:g} to {(index + 1) * step:g} mL: {count} of the cases"
+            bars.append(
+                f'<rect class="bar" x="{_LEFT + index * width:.1f}" y="{_BASE - height:.1f}" width="{width - 1:.1f}" '
+                f'height="{height:.1f}"><title>{told}</title></rect>'
+            )
+    label = _LEFT + (counts.index(most) + 0.5) * width
+    return f'{"".join(bars)}<text class="tick" x="{label:.1f}" y="{_TOP - 4}" text-anchor="middle">{most}</text>'
+
+
+def _marks(cases: Sequence[tuple[float, str]], largest: float) -> str:
+    if len(cases) > _MOST_MARKED:
+        return ""
+    top, bottom = _CASES
+    marks = []
+    for volume, case in cases:
+        x = _LEFT + (_RIGHT - _LEFT) * volume / largest
+        told = escape(f"{one_line(case)}: {volume:.1f} mL")
+        marks.append(f'<path class="case" d="M{x:.1f} {top}V{bottom}"><title>{told}</title></path>')
+    return "".join(marks)
+
+
+def _axis(edges: Sequence[float]) -> str:
+    ticks = {0: "start", (len(edges) - 1) // 2: "middle", len(edges) - 1: "end"}
+    labels: Mapping[int, str] = ticks if len(edges) > 2 else {0: "start", len(edges) - 1: "end"}
+    texts = "".join(
+        f'<text class="tick" x="{_LEFT + (_RIGHT - _LEFT) * index / (len(edges) - 1):.1f}" y="{_TICKS}" '
+        f'text-anchor="{anchor}">{edges[index]:g} mL</text>'
+        for index, anchor in labels.items()
+    )
+    return f'<path class="axis" d="M{_LEFT} {_BASE}H{_RIGHT}"/>{texts}'
+
 
 _ASSETS: Final = files("drunet_cli.report") / "page_assets"
 _PAGE: Final = """<!doctype html>

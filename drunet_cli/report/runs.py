@@ -1,5 +1,6 @@
-"""What runs have left in their folders: a record for each case, from its sidecar, else from the run's summary."""
+"""What runs have left in their folders, a record for each case, and where the label maps come from."""
 
+import json
 import os
 import re
 from collections import Counter, defaultdict
@@ -11,10 +12,18 @@ from pathlib import Path
 from typing import Any, Final
 
 from drunet_cli.errors import CaseError, OutputError
-from drunet_cli.io.inputs import file_sha256
 from drunet_cli.io.naming import stem
+from drunet_cli.io.volumes import file_sha256
+from drunet_cli.segmentation.cohort import (
+    Status,
+    SummaryRow,
+    described_warnings,
+    described_weights,
+    is_summary,
+    read_summary,
+    row_of,
+)
 from drunet_cli.segmentation.sidecar import SCHEMA, read_sidecar
-from drunet_cli.segmentation.summary import Status, SummaryRow, described_warnings, is_summary, read_summary, row_of
 
 _SUMMARY: Final = re.compile(r"summary(-[0-9]+-of-[0-9]+)?\.csv")
 _SCHEMA_BEGINS: Final = SCHEMA.partition("/")[0].encode()
@@ -236,3 +245,58 @@ def _repeated(records: Iterable[Record]) -> list[str]:
         others = f" and {len(names) - 1} more" if len(names) > 1 else ""
         notices.append(f"{names[0]}{others}: in {' and in '.join(places)}; all are kept")
     return notices
+
+
+_NOT_RECORDED: Final = "not recorded"
+
+
+@dataclass(frozen=True)
+class Fact:
+    """One thing that was recorded of the cases. variants: each with the number of its cases, the most frequent first."""
+
+    name: str
+    variants: tuple[tuple[str, int], ...]
+
+
+def provenance(records: Iterable[Record]) -> list[Fact]:
+    """Folders, weights, devices, settings and versions of all cases that were segmented.
+
+    A case of whose sidecar is nothing known, or not this, counts as not recorded.
+    """
+    segmented = [record for record in records if record.row.status is not Status.FAILED]
+    facts = [dict(_facts(record)) for record in segmented]
+    names = dict.fromkeys(name for of_case in facts for name in of_case)
+    return [Fact(name, _variants([of_case.get(name, _NOT_RECORDED) for of_case in facts])) for name in names]
+
+
+def _facts(record: Record) -> Iterator[tuple[str, str]]:
+    document = record.document or {}
+    yield "folder", str(record.folder)
+    if weights := described_weights(document):
+        yield "weights", " + ".join(map(_weights_in_words, weights))
+    if device := document.get("device"):
+        name = document.get("device_name")
+        yield "device", f"{device} ({name})" if name and name != device else str(device)
+    yield from _inner("label values, ", document.get("labels"))
+    yield from _inner("", document.get("settings"))
+    yield from _inner("version of ", document.get("versions"))
+
+
+def _weights_in_words(weights: Mapping[str, Any]) -> str:
+    origin = f", origin {weights['origin']}" if weights.get("origin") else ""
+    return f"{weights.get('name') or 'unnamed'}, sha256 {weights.get('sha256') or 'unknown'}{origin}"
+
+
+def _inner(prefix: str, value: object) -> Iterator[tuple[str, str]]:
+    if isinstance(value, Mapping):
+        yield from ((f"{prefix}{name}".replace("_", " "), _in_words(each)) for name, each in value.items())
+
+
+def _in_words(value: object) -> str:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name} {_in_words(each)}" for name, each in value.items())
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def _variants(values: Sequence[str]) -> tuple[tuple[str, int], ...]:
+    return tuple(sorted(Counter(values).items(), key=lambda variant: (-variant[1], variant[0])))

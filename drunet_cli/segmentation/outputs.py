@@ -13,9 +13,9 @@ from drunet_cli.brats import Labels, Modality, describe_labels, label_values
 from drunet_cli.errors import OutputError
 from drunet_cli.evaluation.pairs import UNCERTAINTY_MAPS
 from drunet_cli.io.atomic import check_writable, remove_stale, undisturbed, written
-from drunet_cli.io.inputs import file_sha256
 from drunet_cli.io.naming import stem
 from drunet_cli.io.nifti import encode_label_map, encode_map
+from drunet_cli.io.volumes import file_sha256
 from drunet_cli.segmentation import sidecar
 from drunet_cli.segmentation.pipeline import Segmentation
 
@@ -34,7 +34,7 @@ _ENTROPY: Final = "_entropy"
 def chosen(extras: Mapping[Extra, bool]) -> frozenset[Extra]:
     """Those that are wanted. Raises MisuseError where one of them cannot be made here."""
     if extras[Extra.PREVIEW]:
-        from drunet_cli.segmentation.drawing import check_drawable
+        from drunet_cli.segmentation.preview import check_drawable
 
         check_drawable()
     return frozenset(extra for extra, wanted in extras.items() if wanted)

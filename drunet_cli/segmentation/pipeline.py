@@ -15,14 +15,12 @@ from drunet_cli.errors import MisuseError
 from drunet_cli.io.case import Case, case_of
 from drunet_cli.io.checks import CaseWarning, WarningCode, voxel_litres
 from drunet_cli.io.geometry import Geometry
-from drunet_cli.io.images import CaseImages, images_of, read_images
-from drunet_cli.io.inputs import InputFile, input_file, stamp
-from drunet_cli.io.nifti_header import Header
+from drunet_cli.io.nifti import Header
 from drunet_cli.io.slices import SliceStack
+from drunet_cli.io.volumes import CaseImages, InputFile, images_of, input_file, read_images, stamp
 from drunet_cli.network.engine import Engine
 from drunet_cli.segmentation import sidecar
-from drunet_cli.segmentation.postprocess import NO_POSTPROCESSING, Postprocessing, postprocess
-from drunet_cli.segmentation.predict import Plan, Prediction, predict
+from drunet_cli.segmentation.predict import NO_POSTPROCESSING, Plan, Postprocessing, Prediction, postprocess, predict
 from drunet_cli.weights.checkpoint import Checkpoint
 
 Image: TypeAlias = str | os.PathLike[str] | npt.NDArray[Any]

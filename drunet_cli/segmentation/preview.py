@@ -1,19 +1,335 @@
-"""A picture of a segmented case, to be looked at, passed on or shown in a talk.
+"""A picture of a segmented case: three cuts with the labels over them."""
 
-Three cuts through the largest section of the tumour, over FLAIR (upper row) and T1ce (lower row), all in one scale. The view is
-radiological: the patient's left is on the right of the axial and coronal cuts; the sagittal cut has the face on the left.
-"""
-
+import io
+import math
+import unicodedata
 from collections.abc import Mapping, Sequence
-from typing import Any, Final
+from dataclasses import dataclass
+from enum import StrEnum
+from functools import cache
+from typing import Any, Final, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
+from PIL import Image, ImageDraw, ImageFont, features
+from scipy import ndimage
 
 from drunet_cli.brats import CLASS_NAMES, REGION_NAMES, ClassMap, Modality, TumourClass
-from drunet_cli.segmentation.drawing import Canvas, Colour, Pixels, enlarged, fitted, text_width
-from drunet_cli.segmentation.outlines import centres_if_all_specks, outlines, stretched, surrounded_specks
-from drunet_cli.segmentation.sections import LETTERS, Cut, Letters, Plane, largest_cuts
+from drunet_cli.errors import MisuseError
+from drunet_cli.io.geometry import Box, box_of, orientation_to_network, spacing_mm
+
+Greys = npt.NDArray[np.uint8]
+Voxels = npt.NDArray[Any]
+Affine = npt.NDArray[np.float64]
+
+_PERCENTILES: Final = (0.5, 99.5)
+_MOST_SAMPLED: Final = 2**20  # voxels that the percentiles are taken of
+
+
+class Plane(StrEnum):
+    """The direction of a cut."""
+
+    AXIAL = "axial"
+    CORONAL = "coronal"
+    SAGITTAL = "sagittal"
+
+
+@dataclass(frozen=True)
+class Letters:
+    """Where in the patient the four edges of a cut lie."""
+
+    top: str
+    bottom: str
+    left: str
+    right: str
+
+
+LETTERS: Final = {
+    Plane.AXIAL: Letters(top="A", bottom="P", left="R", right="L"),
+    Plane.CORONAL: Letters(top="S", bottom="I", left="R", right="L"),
+    Plane.SAGITTAL: Letters(top="S", bottom="I", left="A", right="P"),
+}
+
+
+@dataclass(frozen=True)
+class Cut:
+    """One plane through the case.
+
+    greys: by modality, [rows, columns], the contrast already set. classes: class indices [rows, columns].
+    height_mm, width_mm: of the whole cut, outer edge to outer edge. position_mm: RAS coordinate of its middle, across it.
+    """
+
+    plane: Plane
+    greys: Mapping[Modality, Greys]
+    classes: ClassMap
+    height_mm: float
+    width_mm: float
+    position_mm: float
+
+
+def largest_cuts(images: Mapping[Modality, Voxels], class_map: ClassMap, *, affine: Affine) -> tuple[Cut, Cut, Cut]:
+    """The axial, the coronal and the sagittal plane with the most tumour voxels; without any tumour, the brain's middle.
+
+    images: each [I, J, K], background 0. class_map: [I, J, K]. affine: voxel indices to RAS millimetres; an oblique one goes to
+    the nearest axes. Of several planes with equally many voxels it is the middle one.
+    """
+    turn = _Turn.of(affine, class_map.shape)
+    turned = {modality: turn.turned(voxels) for modality, voxels in images.items()}
+    classes = turn.turned(class_map)
+    box = _box_of_all([*turned.values(), classes])
+    windows = {modality: _window(voxels[box]) for modality, voxels in turned.items()}
+    tumour = classes[box] > 0
+    of_tumour = box_of(tumour)
+
+    def cut(plane: Plane, axis: int) -> Cut:
+        index = box[axis].start + _fullest(tumour, of_tumour, axis)
+        section = (*box[:axis], index, *box[axis + 1 :])
+        greys = {modality: _grey(_seen(voxels[section], plane), windows[modality]) for modality, voxels in turned.items()}
+        seen = _seen(classes[section], plane)
+        across_mm, down_mm = np.delete(spacing_mm(turn.affine), axis)
+        height_mm, width_mm = float(seen.shape[0] * down_mm), float(seen.shape[1] * across_mm)
+        return Cut(plane, greys, seen, height_mm, width_mm, _position_mm(turn.affine, classes.shape, axis, index))
+
+    return cut(Plane.AXIAL, 2), cut(Plane.CORONAL, 1), cut(Plane.SAGITTAL, 0)
+
+
+@dataclass(frozen=True)
+class _Turn:
+    """From stored axes I, J, K to X, Y, Z. affine: of the turned volume.
+
+    axes: which stored axis lies behind X, Y and Z. flips: for each, 1 or -1, whether that runs the same way.
+    """
+
+    axes: tuple[int, ...]
+    flips: tuple[int, ...]
+    affine: Affine
+
+    @classmethod
+    def of(cls, affine: Affine, shape: tuple[int, ...]) -> "_Turn":
+        """shape: I, J, K."""
+        orientation = orientation_to_network(affine).astype(int)
+        axes = np.argsort(orientation[:, 0])
+        flips = orientation[axes, 1]
+        turned = affine.copy()
+        turned[:, :3] = affine[:, axes] * flips
+        turned[:, 3] += affine[:, axes] @ np.where(flips < 0, np.array(shape)[axes] - 1, 0)
+        return cls(tuple(axes.tolist()), tuple(flips.tolist()), turned)
+
+    def turned(self, voxels: Voxels) -> Voxels:
+        """A view."""
+        return voxels.transpose(self.axes)[tuple(slice(None, None, flip) for flip in self.flips)]
+
+
+def _box_of_all(volumes: Sequence[Voxels]) -> Box:
+    """The box of whatever is above 0 in any; the whole of them where nothing is."""
+    whole = (slice(0, volumes[0].shape[0]), slice(0, volumes[0].shape[1]), slice(0, volumes[0].shape[2]))
+    mask = np.asarray(volumes[0] > 0)
+    for voxels in volumes[1:]:
+        mask |= voxels > 0
+    return box_of(mask) or whole
+
+
+def _fullest(mask: npt.NDArray[np.bool_], box: Box | None, axis: int) -> int:
+    """The plane across this axis with the most voxels; the middle one of those that have as many. box: of the mask."""
+    if box is None:
+        return int(mask.shape[axis]) // 2
+    counts = np.count_nonzero(mask[box], axis=tuple({0, 1, 2} - {axis}))
+    fullest = np.flatnonzero(counts == counts.max())
+    return int(box[axis].start) + int(fullest[len(fullest) // 2])
+
+
+def _position_mm(affine: Affine, shape: tuple[int, ...], axis: int, index: int) -> float:
+    """affine, shape: of the turned volume. index: of the plane across this axis."""
+    middle = (np.array(shape) - 1) / 2
+    middle[axis] = index
+    return float(affine[axis] @ [*middle, 1])
+
+
+def _seen(section: Voxels, plane: Plane) -> Voxels:
+    """A plane of turned voxels, its two axes in their order, as [rows, columns]."""
+    return section.T if plane is Plane.AXIAL else section.T[::-1]
+
+
+def _window(voxels: Voxels) -> tuple[float, float]:
+    """The intensities that become black and white: percentiles of the brain, which is whatever is above 0.
+
+    A brain of one intensity becomes grey.
+    """
+    step = max(1, math.ceil((voxels.size / _MOST_SAMPLED) ** (1 / 3)))
+    sampled = voxels[::step, ::step, ::step]
+    brain = sampled[sampled > 0]
+    if brain.size == 0:
+        return 0.0, 1.0
+    low, high = (float(value) for value in np.percentile(brain, _PERCENTILES))
+    return (low, high) if low < high else (0.0, 2 * high)
+
+
+def _grey(section: Voxels, window: tuple[float, float]) -> Greys:
+    low, high = window
+    shares = (np.clip(section.astype(np.float64), low, high) - low) / (high - low)
+    return np.rint(shares * 255).astype(np.uint8)
+
+
+_EIGHT_NEIGHBOURS: Final = np.ones((3, 3))
+
+
+def stretched(classes: ClassMap, size: tuple[int, int]) -> ClassMap:
+    """Class indices [rows, columns] at another size, never mixed; where that is smaller, the highest of those that meet.
+
+    So no voxel of tumour is lost, and none turns into background beside it.
+    """
+    for axis, length in enumerate(size):
+        available = classes.shape[axis]
+        if length < available:
+            classes = np.maximum.reduceat(classes, np.arange(length) * available // length, axis=axis)
+        else:
+            # The voxel whose area holds the centre of the pixel, in whole numbers so that nothing is rounded.
+            classes = classes.take((2 * np.arange(length) + 1) * available // (2 * length), axis=axis)
+    return classes
+
+
+def outlines(classes: ClassMap, thickness: int) -> ClassMap:
+    """The class index along the inner edge of its area, 0 elsewhere.
+
+    Towards background it has the full thickness; of two classes that meet, the inner one alone, as two lines would hide what
+    lies between: necrosis lies within enhancing tumour, and both within oedema. But enhancing tumour keeps half a line there,
+    so that none of it is without its colour.
+    classes: [rows, columns]. thickness: pixels, even. Beyond the border of the picture lies background.
+    """
+    rows, columns = classes.shape
+    padded = np.pad(classes, thickness)
+    necrosis, enhancing = classes == TumourClass.NCR, classes == TumourClass.ET
+    edge = np.zeros(classes.shape, dtype=bool)
+    for distance in range(1, thickness + 1):
+        for down, across in ((distance, 0), (-distance, 0), (0, distance), (0, -distance)):
+            there = padded[thickness + down :, thickness + across :][:rows, :columns]
+            edge |= there == TumourClass.BACKGROUND
+            edge |= necrosis & (there != TumourClass.NCR)
+            edge |= enhancing & (there == TumourClass.ED)
+            if distance <= thickness // 2:
+                edge |= enhancing & (there == TumourClass.NCR)
+    return np.where(edge, classes, np.uint8(TumourClass.BACKGROUND))
+
+
+def surrounded_specks(classes: ClassMap, side: int, margin: int) -> ClassMap:
+    """Class indices with every lone speck grown by `margin` pixels into the background, so that its outline lies around it.
+
+    classes: [rows, columns]. A lone speck is a connected part of the tumour that fits a square of `side` pixels.
+    """
+    parts, boxes = _parts(classes)
+    small = [number for number, box in enumerate(boxes, start=1) if _fits(box, side)]
+    if not small:
+        return classes
+    grown = ndimage.grey_dilation(np.where(np.isin(parts, small), classes, np.uint8(0)), size=2 * margin + 1)
+    return np.where(classes == TumourClass.BACKGROUND, grown, classes)
+
+
+def centres_if_all_specks(classes: ClassMap, side: int) -> list[tuple[int, int]]:
+    """The centre (row, column) of every connected part of the tumour, if each fits a square of this side; else none."""
+    _, boxes = _parts(classes)
+    if not all(_fits(box, side) for box in boxes):
+        return []
+    return [((rows.start + rows.stop) // 2, (columns.start + columns.stop) // 2) for rows, columns in boxes]
+
+
+def _parts(classes: ClassMap) -> tuple[npt.NDArray[np.int32], list[tuple[slice, slice]]]:
+    """Connected parts of the tumour, numbered from 1, and the box of each."""
+    parts, _ = ndimage.label(classes > 0, structure=_EIGHT_NEIGHBOURS)
+    return parts, ndimage.find_objects(parts)
+
+
+def _fits(box: tuple[slice, slice], side: int) -> bool:
+    return all(extent.stop - extent.start <= side for extent in box)
+
+
+Colour: TypeAlias = tuple[int, int, int]
+Pixels = npt.NDArray[np.uint8]
+
+_ELLIPSIS: Final = "..."
+_SMOOTH: Final = 4  # times finer a ring is drawn than it is shown
+_COMPRESSION: Final = 3  # zlib's 6 takes twice the time for 4 % less
+
+
+def check_drawable() -> None:
+    """Raise MisuseError where Pillow was built without FreeType, which draws its letters; the wheels of PyPI have it."""
+    if not features.check("freetype2"):
+        raise MisuseError(
+            "--preview needs a Pillow with FreeType, which this one was built without: pip install --force-reinstall pillow"
+        )
+
+
+class Canvas:
+    """An RGB picture to draw on. Places are (x, y) in pixels from the top left; sizes of text are the em in pixels."""
+
+    def __init__(self, width: int, height: int, background: Colour) -> None:
+        self._image = Image.new("RGB", (width, height), background)
+        self._draw = ImageDraw.Draw(self._image)
+
+    def text(self, place: tuple[int, int], words: str, *, size: int, colour: Colour, anchor: str = "ls") -> None:
+        """One line. anchor: Pillow's two letters, l, m or r across and s (baseline) or m (middle) down."""
+        self._draw.text(place, words, fill=colour, font=_font(size), anchor=anchor)
+
+    def paste(self, pixels: Pixels, place: tuple[int, int]) -> None:
+        """pixels: [rows, columns, 3], their top left corner at `place`."""
+        self._image.paste(Image.fromarray(pixels), place)
+
+    def rectangle(self, place: tuple[int, int], width: int, height: int, colour: Colour) -> None:
+        """A filled one, its top left corner at `place`."""
+        self._draw.rectangle((*place, place[0] + width - 1, place[1] + height - 1), fill=colour)
+
+    def ring(self, centre: tuple[int, int], radius: int, width: int, colour: Colour) -> None:
+        """A circle line, its outer edge at the radius."""
+        side = 2 * radius + 1
+        stencil = Image.new("L", (side * _SMOOTH, side * _SMOOTH))
+        outer = side * _SMOOTH - 1
+        ImageDraw.Draw(stencil).ellipse((0, 0, outer, outer), outline=255, width=width * _SMOOTH)
+        stencil = stencil.resize((side, side), Image.Resampling.BOX)
+        self._image.paste(colour, (centre[0] - radius, centre[1] - radius), stencil)
+
+    def png(self) -> bytes:
+        """The file; equal drawings give equal bytes."""
+        stream = io.BytesIO()
+        self._image.save(stream, format="PNG", compress_level=_COMPRESSION)
+        return stream.getvalue()
+
+
+def text_width(words: str, size: int) -> int:
+    """Pixels, rounded up."""
+    return int(np.ceil(_font(size).getlength(words)))
+
+
+def fitted(words: str, size: int, width: int) -> str:
+    """Words in the letters that the font has, the middle left out where they are wider than `width` pixels.
+
+    Accents are dropped, whatever else is not ASCII becomes a question mark.
+    """
+    plain = "".join(letter for letter in unicodedata.normalize("NFKD", words) if not unicodedata.combining(letter))
+    plain = "".join(letter if " " <= letter <= "~" else "?" for letter in plain)
+    if text_width(plain, size) <= width:
+        return plain
+    kept = len(plain)
+    shortened = _ELLIPSIS
+    while kept > 0:
+        kept -= 1
+        head, tail = (kept + 1) // 2, kept // 2
+        shortened = plain[:head].rstrip() + _ELLIPSIS + plain[len(plain) - tail :].lstrip()
+        if text_width(shortened, size) <= width:
+            break
+    return shortened
+
+
+def enlarged(greys: Pixels, size: tuple[int, int]) -> Pixels:
+    """Grey pixels [rows, columns] interpolated to another size (rows, columns); also to a smaller one."""
+    rows, columns = size
+    return np.asarray(Image.fromarray(np.ascontiguousarray(greys)).resize((columns, rows), Image.Resampling.BICUBIC))
+
+
+@cache
+def _font(size: int) -> ImageFont.FreeTypeFont:
+    font = ImageFont.load_default(size)
+    assert isinstance(font, ImageFont.FreeTypeFont), "what has no FreeType is refused before"
+    return font
+
 
 # Three of the eight colours of Okabe and Ito, that every kind of colour vision tells from each other and from grey;
 # tests/segmentation/test_preview.py computes how well.

@@ -18,11 +18,10 @@ from drunet_cli.brats import Modality
 from drunet_cli.errors import MisuseError
 from drunet_cli.io.checks import CaseWarning
 from drunet_cli.io.geometry import Geometry
-from drunet_cli.io.inputs import InputFile
 from drunet_cli.io.naming import stem
+from drunet_cli.io.volumes import InputFile
 from drunet_cli.network.engine import Engine
-from drunet_cli.segmentation.postprocess import Postprocessing
-from drunet_cli.segmentation.predict import Plan
+from drunet_cli.segmentation.predict import Plan, Postprocessing
 from drunet_cli.weights.checkpoint import Checkpoint
 
 SCHEMA: Final = "drunet.segmentation/1"

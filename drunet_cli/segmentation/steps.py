@@ -10,11 +10,10 @@ from drunet_cli.io.case import Case
 from drunet_cli.io.checks import CaseWarning
 from drunet_cli.network.engine import Engine
 from drunet_cli.segmentation import pipeline
-from drunet_cli.segmentation.existing import Making, adopt_sidecar, finished_document
 from drunet_cli.segmentation.outputs import Extra, Target
 from drunet_cli.segmentation.pipeline import PreparedCase, Segmentation
-from drunet_cli.segmentation.postprocess import NO_POSTPROCESSING, Postprocessing
-from drunet_cli.segmentation.predict import Plan
+from drunet_cli.segmentation.plan import Making, adopt_sidecar, finished_document
+from drunet_cli.segmentation.predict import NO_POSTPROCESSING, Plan, Postprocessing
 from drunet_cli.segmentation.sidecar import Dropout, describe_settings, encode_sidecar, read_sidecar
 from drunet_cli.weights.checkpoint import Checkpoint
 

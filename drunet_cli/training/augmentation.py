@@ -14,8 +14,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from drunet_cli.brats import CHANNELS
+from drunet_cli.training.batches import Stream, generator
 from drunet_cli.training.recipe import AugmentationSettings
-from drunet_cli.training.sampling import Stream, generator
 
 _MIDDLE: Final = 127 / 255  # where normalisation puts the mean of the brain
 _BLUR_REACH: Final = 3  # pixels

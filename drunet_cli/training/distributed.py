@@ -15,7 +15,7 @@ from torch import distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
 from drunet_cli.errors import DeviceError
-from drunet_cli.network.devices import resolve_device
+from drunet_cli.network.torch_engine import resolve_device
 from drunet_cli.training.processes import Processes
 
 Value = TypeVar("Value")

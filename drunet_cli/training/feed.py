@@ -9,7 +9,7 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from drunet_cli.training.sampling import Plan, Planner, SliceSource, assembled
+from drunet_cli.training.batches import BatchPlan, Planner, SliceSource, assembled
 
 _AHEAD: Final = 4  # batches
 
@@ -34,10 +34,10 @@ class Feed:
         self._planner, self._cases, self._device, self._part = planner, cases, device, part
         self._steps = iter(range(first, end))
         self._executor = ThreadPoolExecutor(threads, thread_name_prefix="batches")
-        self._waiting: deque[tuple[Plan, Future[Tensor]]] = deque()
+        self._waiting: deque[tuple[BatchPlan, Future[Tensor]]] = deque()
         self.waited_s = 0.0
 
-    def __iter__(self) -> Iterator[tuple[Plan, Tensor]]:
+    def __iter__(self) -> Iterator[tuple[BatchPlan, Tensor]]:
         """Yield each plan with its pixels [N, X, Y, 5] uint8 on the device."""
         for _ in range(_AHEAD):
             self._submit_next()
@@ -58,6 +58,6 @@ class Feed:
             plan = self._planner.plan(step)
             self._waiting.append((plan, self._executor.submit(self._assembled, plan)))
 
-    def _assembled(self, plan: Plan) -> Tensor:
+    def _assembled(self, plan: BatchPlan) -> Tensor:
         pixels = torch.from_numpy(assembled(plan, self._cases, self._part))
         return pixels.pin_memory() if self._device.type == "cuda" else pixels

@@ -1,18 +1,52 @@
-"""What changes in a step: the network, its optimiser, and the running average of its weights."""
+"""What changes in a step: the network, its optimiser, the loss, and the running average of the weights."""
 
 import math
 from typing import Final
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
+from drunet_cli.brats import N_CLASSES, REGIONS
 from drunet_cli.network.engine import Precision
-from drunet_cli.network.model import DRUNet104
+from drunet_cli.network.model import Bottleneck, DecoderBlock, DRUNet104, InputBlock
 from drunet_cli.training.augmentation import draw, part_of, varied
-from drunet_cli.training.loss import loss_of
-from drunet_cli.training.recipe import Decay, Optimiser, OptimiserSettings, Recipe
-from drunet_cli.training.sampling import Plan, Stream, generator
+from drunet_cli.training.batches import BatchPlan, Stream, generator
+from drunet_cli.training.recipe import Decay, LossSettings, NetworkSettings, Optimiser, OptimiserSettings, Recipe
+
+_SMOOTH: Final = 1.0  # pixel: defines the Dice of an empty region
+
+
+def loss_of(logits: Tensor, classes: Tensor, settings: LossSettings) -> Tensor:
+    """Weighted sum of cross-entropy and 1 less the soft Dice, a scalar.
+
+    logits: [N, 4, X, Y]; classes: [N, X, Y] int64.
+    """
+    log_probabilities = functional.log_softmax(logits.float(), dim=1)
+    truth = functional.one_hot(classes, N_CLASSES).movedim(3, 1).to(log_probabilities.dtype)
+    total = logits.new_zeros((), dtype=torch.float32)
+    if settings.cross_entropy:
+        # By the one-hot truth and not by index, whose backward pass on CUDA is not reproducible.
+        total = total - settings.cross_entropy * (log_probabilities * truth).sum(dim=1).mean()
+    if settings.dice:
+        total = total + settings.dice * (1 - soft_dice(log_probabilities.exp(), truth).mean())
+    return total
+
+
+def soft_dice(probabilities: Tensor, truth: Tensor) -> Tensor:
+    """Dice of WT, TC and ET over a whole batch, [3]; probabilities and one-hot truth: [N, 4, X, Y]."""
+    predicted, actual = _regions(probabilities), _regions(truth)
+    both = (predicted * actual).sum(dim=(1, 2, 3))
+    return (2 * both + _SMOOTH) / (predicted.sum(dim=(1, 2, 3)) + actual.sum(dim=(1, 2, 3)) + _SMOOTH)
+
+
+def _regions(by_class: Tensor) -> Tensor:
+    """[N, 4, X, Y] summed over the classes of each region: [3, N, X, Y]."""
+    # By slices: an index list would be copied to the device, which waits for it.
+    summed = [torch.stack([by_class[:, index] for index in classes]).sum(dim=0) for classes in REGIONS.values()]
+    return torch.stack(summed)
+
 
 _DTYPES: Final = {Precision.BFLOAT16: torch.bfloat16, Precision.FLOAT16: torch.float16}
 # The average follows closely at first: after n steps it reaches back over about a ninth of them.
@@ -64,7 +98,7 @@ class Learner:
         self._averaged = {name: tensor.detach() for name, tensor in tensors.items() if tensor.is_floating_point()}
         self.averages = {name: tensor.clone() for name, tensor in self._averaged.items()}
 
-    def step(self, pixels: Tensor, plan: Plan) -> Tensor:
+    def step(self, pixels: Tensor, plan: BatchPlan) -> Tensor:
         """Learn from a batch [N, X, Y, 5] uint8 on the device, the part of the plan that is ours; return its loss, a scalar."""
         recipe = self.recipe
         torch.manual_seed(self._seed(plan.step))  # of dropout and noise
@@ -118,3 +152,49 @@ def _optimiser(network: nn.Module, settings: OptimiserSettings, *, fused: bool) 
     kind = torch.optim.AdamW if settings.name is Optimiser.ADAMW else torch.optim.Adam
     betas = settings.beta1, settings.beta2
     return kind(groups, lr=settings.learning_rate, betas=betas, eps=settings.epsilon, fused=fused or None)
+
+
+# Keras draws "he_normal" from a normal that is cut at two SD, and widens it so that the SD is that of the name.
+_CUT_AT_SD: Final = 2.0
+_SD_OF_CUT_NORMAL: Final = 0.87962566103423978
+
+
+def new_network(settings: NetworkSettings, *, seed: int) -> DRUNet104:
+    """DR-Unet104 on the CPU as training begins it: He-normal kernels, Glorot-uniform in transposed and output layer, no bias.
+
+    With zero_residual the last convolution of every residual branch is 0, so that each block begins as its shortcut.
+    Source: the published code's Keras initialisers (reference.md).
+    """
+    torch.manual_seed(seed)
+    network = DRUNet104(settings.base_width, bn_epsilon=settings.bn_epsilon, dropout=settings.dropout)
+    for module in network.modules():
+        if isinstance(module, nn.ConvTranspose2d) or module is network.head:
+            _glorot_uniform(module)
+        elif isinstance(module, nn.Conv2d):
+            _he_normal(module)
+        if isinstance(module, nn.BatchNorm2d):
+            module.momentum = settings.bn_momentum
+    if settings.zero_residual:
+        for module in network.modules():
+            if isinstance(module, InputBlock | Bottleneck):
+                nn.init.zeros_(module.conv3.weight)
+            elif isinstance(module, DecoderBlock):
+                nn.init.zeros_(module.conv2.weight)
+    return network
+
+
+def _he_normal(layer: nn.Conv2d) -> None:
+    sd = math.sqrt(2 / layer.weight[0].numel()) / _SD_OF_CUT_NORMAL
+    nn.init.trunc_normal_(layer.weight, std=sd, a=-_CUT_AT_SD * sd, b=_CUT_AT_SD * sd)
+    _zero_bias(layer)
+
+
+def _glorot_uniform(layer: nn.Module) -> None:
+    assert isinstance(layer, nn.Conv2d | nn.ConvTranspose2d)
+    nn.init.xavier_uniform_(layer.weight)
+    _zero_bias(layer)
+
+
+def _zero_bias(layer: nn.Conv2d | nn.ConvTranspose2d) -> None:
+    assert layer.bias is not None
+    nn.init.zeros_(layer.bias)

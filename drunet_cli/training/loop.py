@@ -4,7 +4,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import IntEnum
 from typing import Final, NoReturn, Protocol
 
@@ -12,23 +12,87 @@ import torch
 from torch import Tensor
 
 from drunet_cli.errors import DeviceError, DivergedError
-from drunet_cli.network.devices import check_device_fault, is_out_of_memory
 from drunet_cli.network.engine import Precision, WindowMode
-from drunet_cli.network.engine_torch import TorchEngine
+from drunet_cli.network.torch_engine import TorchEngine, check_device_fault, is_out_of_memory
+from drunet_cli.training.batches import BatchPlan, Planner, SliceSource
 from drunet_cli.training.distributed import Team
 from drunet_cli.training.feed import Feed
-from drunet_cli.training.history import Epoch, EventWriter, History
+from drunet_cli.training.history import Epoch, EventWriter, History, draw_curves, write_tables
 from drunet_cli.training.learner import Learner, learning_rate
-from drunet_cli.training.length import Length
-from drunet_cli.training.publication import Publication
-from drunet_cli.training.recent_loss import RecentLoss
-from drunet_cli.training.recipe import Recipe
+from drunet_cli.training.recipe import Length, Recipe
 from drunet_cli.training.run_folder import RunFolder
-from drunet_cli.training.sampling import Plan, Planner, SliceSource
-from drunet_cli.training.state import Progress
+from drunet_cli.training.state import Progress, write_state
 from drunet_cli.training.validation import CaseScore, HeldOut, score_all
 from drunet_cli.training.watcher import Watcher
-from drunet_cli.weights.checkpoint import Checkpoint, Metadata, State
+from drunet_cli.weights.checkpoint import Checkpoint, Metadata, State, write_checkpoint
+
+
+@dataclass(frozen=True, kw_only=True)
+class Publication:
+    """Writes for all processes in the first of them; does nothing in the others. n_steps: of the whole training.
+
+    Every method raises OutputError.
+    """
+
+    run: RunFolder
+    learner: Learner
+    metadata: Metadata
+    events: EventWriter
+    n_steps: int
+    is_first: bool
+
+    def publish(self, epoch: Epoch, weights: State, progress: Progress) -> None:
+        """Weights first, then the state that says that the epoch is done, then what is made from it."""
+        if not self.is_first:
+            return
+        metadata = replace(self.metadata, origin=f"{self.metadata.origin}, {epoch.in_words(self.n_steps)}")
+        if epoch.is_best:
+            write_checkpoint(self.run.best, weights, metadata, overwrite=True)
+        write_checkpoint(self.run.last, weights, metadata, overwrite=True)
+        self.save_state(progress)
+        self.tell(progress.history)
+        self.events.add(epoch)
+
+    def save_state(self, progress: Progress) -> None:
+        """Write what --resume needs."""
+        if self.is_first:
+            write_state(self.run.state, self.learner, progress)
+
+    def tell(self, history: History) -> None:
+        """Write the history for people."""
+        if self.is_first:
+            write_tables(history, self.run.metrics, self.run.cases)
+            draw_curves(history, self.run.curves)
+
+
+class RecentLoss:
+    """The loss of some steps ago. On a GPU it is fetched without waiting for what is still computed."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.value: float | None = None
+        self._on_gpu = device.type == "cuda"
+        if self._on_gpu:
+            self._copy = torch.empty((), pin_memory=True)
+            self._copied: torch.cuda.Event | None = None
+
+    @property
+    def is_finite(self) -> bool:
+        """Whether it was a number, as far as is known."""
+        return self.value is None or math.isfinite(self.value)
+
+    def look_at(self, loss: Tensor) -> None:
+        """Learn of this loss, now or when it is there."""
+        if not self._on_gpu:
+            self.value = float(loss)
+            return
+        if self._copied is not None:
+            if not self._copied.query():  # type: ignore[no-untyped-call]
+                return
+            self.value = float(self._copy)
+        self._copy.copy_(loss, non_blocking=True)
+        self._copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        self._copied.record()
+
 
 # How long a killed run may have worked in vain, however long its epochs are.
 _SAVE_EVERY_S: Final = 15 * 60.0
@@ -127,7 +191,7 @@ class _Loop:
         done = self._t.length.n_epochs if step >= self._t.length.n_steps else step // per_epoch
         return done > len(self._progress.history.epochs)
 
-    def _run_steps(self, batches: Iterator[tuple[Plan, Tensor]], feed: Feed) -> bool:
+    def _run_steps(self, batches: Iterator[tuple[BatchPlan, Tensor]], feed: Feed) -> bool:
         """To the end of the epoch; False when asked to stop."""
         t, progress = self._t, self._progress
         end = min((len(progress.history.epochs) + 1) * t.length.steps_per_epoch, t.length.n_steps)
@@ -158,7 +222,7 @@ class _Loop:
         self._note(seconds_before + time.perf_counter() - begin, waited_before + feed.waited_s)
         return True
 
-    def _step(self, plan: Plan, pixels: Tensor) -> Tensor:
+    def _step(self, plan: BatchPlan, pixels: Tensor) -> Tensor:
         learner = self._t.learner
         try:
             return learner.step(pixels, plan)

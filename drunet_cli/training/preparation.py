@@ -9,14 +9,10 @@ from typing import Any, Final
 from drunet_cli.errors import CaseError, DrunetError, MisuseError, OutputError, WeightsError
 from drunet_cli.io.naming import BUILT_IN, Naming
 from drunet_cli.jobs import each
-from drunet_cli.training.intake import PreparedCase, StoreTask, prepare_case
-from drunet_cli.training.recipe import RECIPES, Recipe
-from drunet_cli.training.recipe_file import changed, differences, read_recipe
-from drunet_cli.training.recipe_name import RecipeName
+from drunet_cli.training.cases import Split, find_sources, read_split, split_by_fold, split_by_fraction
+from drunet_cli.training.recipe import RECIPES, Recipe, RecipeName, changed, differences, read_recipe
 from drunet_cli.training.run_folder import RunFolder
-from drunet_cli.training.sources import find_sources
-from drunet_cli.training.split import Split, read_split, split_by_fold, split_by_fraction
-from drunet_cli.training.store import open_store
+from drunet_cli.training.store import PreparedCase, StoreTask, open_store, prepare_case
 from drunet_cli.training.watcher import Watcher
 from drunet_cli.weights.checkpoint import Metadata
 

@@ -25,9 +25,8 @@ import numpy as np
 import drunet_cli
 from drunet_cli.errors import CaseError, OutputError
 from drunet_cli.io.atomic import check_writable, remove_stale, written
-from drunet_cli.training.recipe import Recipe
-from drunet_cli.training.recipe_file import encoded, read_recipe
-from drunet_cli.training.split import Split, read_split
+from drunet_cli.training.cases import Split, read_split
+from drunet_cli.training.recipe import Recipe, encoded, read_recipe
 
 SCHEMA: Final = "drunet.training/1"
 

@@ -8,18 +8,15 @@ from typing import Any, Final
 import torch
 
 from drunet_cli.errors import CaseError, DeviceError, MisuseError
-from drunet_cli.network.arithmetic import exact_arithmetic
-from drunet_cli.network.devices import check_device_fault, device_name, is_out_of_memory
 from drunet_cli.network.engine import Precision
 from drunet_cli.network.model import DRUNet104
+from drunet_cli.network.torch_engine import check_device_fault, device_name, exact_arithmetic, is_out_of_memory
 from drunet_cli.training.distributed import Team
-from drunet_cli.training.initialisation import new_network
-from drunet_cli.training.learner import Learner
-from drunet_cli.training.length import Length
+from drunet_cli.training.learner import Learner, new_network
 from drunet_cli.training.loop import Training, train
 from drunet_cli.training.preparation import Preparation
 from drunet_cli.training.processes import Processes
-from drunet_cli.training.recipe import Recipe
+from drunet_cli.training.recipe import Length, Recipe
 from drunet_cli.training.run_folder import RunFolder, versions
 from drunet_cli.training.state import Progress, read_state, write_state
 from drunet_cli.training.store import StoredCase, open_store

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from drunet_cli.training.history import Epoch
-    from drunet_cli.training.intake import PreparedCase
+    from drunet_cli.training.store import PreparedCase
 
 
 class Watcher:

@@ -1,26 +1,254 @@
-"""The bytes of a URL in a local part file: all of them, or an error. No torch; requests only once a download begins."""
+"""The bytes of a URL in a local file: all of them, or an error in one sentence."""
 
 from __future__ import annotations
 
+import errno
+import os
 import random
 import re
+import socket
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from html.parser import HTMLParser
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
-from urllib.parse import urlsplit
+from typing import TYPE_CHECKING, Final, NoReturn
+from urllib.parse import parse_qsl, unquote, urlencode, urljoin, urlsplit, urlunsplit
 
 from drunet_cli import __version__
 from drunet_cli.errors import WeightsError, one_line
-from drunet_cli.weights.answer import first_byte_of, length_of, retry_after_s, version_of
-from drunet_cli.weights.local_copy import copy_file_url
-from drunet_cli.weights.network_errors import AttemptError, network_errors
-from drunet_cli.weights.web_page import WebPage, confirmed_url, has_html_type, is_html, opening_of, read_page
 
 if TYPE_CHECKING:
-    from requests import Response, Session
+    from requests import RequestException, Response, Session
+
+
+_LONGEST_RETRY_AFTER_S = 60.0
+_CONTENT_RANGE = re.compile(r"bytes (\d+)-\d+/(\d+|\*)")
+
+
+def first_byte_of(response: Response) -> int | None:
+    """Where in the file the answer begins; None for one that is no part of it, or does not tell."""
+    found = _CONTENT_RANGE.fullmatch(response.headers.get("Content-Range", ""))
+    return int(found[1]) if found and response.status_code == 206 else None
+
+
+def length_of(response: Response) -> int | None:
+    """Bytes of the whole file, as far as the server tells."""
+    if response.status_code == 206:
+        found = _CONTENT_RANGE.fullmatch(response.headers.get("Content-Range", ""))
+        length = found[2] if found else ""
+    else:
+        length = response.headers.get("Content-Length", "")
+    return int(length) if length.isdecimal() else None
+
+
+def version_of(response: Response) -> str | None:
+    """What If-Range takes: a strong ETag, else the date of the last change."""
+    tag = response.headers.get("ETag", "W/")
+    return response.headers.get("Last-Modified") if tag.startswith("W/") else tag
+
+
+def retry_after_s(response: Response) -> float:
+    """How long the server asks to wait, a minute at most; 0 where it names a date."""
+    seconds = response.headers.get("Retry-After", "")
+    return min(float(seconds), _LONGEST_RETRY_AFTER_S) if seconds.isdecimal() else 0.0
+
+
+_COPY_BLOCK_BYTES = 1024 * 1024
+
+
+def copy_file_url(url: str, part: Path, *, shown: str, on_progress: Callable[[int, int | None], None]) -> None:
+    """Copy a file:// URL into the part. shown: the URL, as a message begins. Raises WeightsError, OSError for the part."""
+    host, path = urlsplit(url)[1:3]
+    source = Path(unquote(path))
+    if host not in ("", "localhost") or not source.is_absolute() or "\0" in str(source):
+        raise WeightsError(f"{shown}: not a valid file URL, which is file:// and an absolute path of this machine")
+    try:
+        total = source.stat().st_size
+        if not source.is_file():  # a pipe or a device may never end
+            raise WeightsError(f"{shown}: not a file")
+    except OSError as error:
+        raise WeightsError(f"{shown}: {error.strerror}") from error
+    copied = 0
+    with part.open("wb") as stream:
+        for block in _file_blocks(source, shown):
+            stream.write(block)
+            copied += len(block)
+            on_progress(copied, total)
+
+
+def _file_blocks(source: Path, shown: str) -> Iterator[bytes]:
+    # A generator of its own, so that only errors of reading are caught here, not those of writing the part.
+    try:
+        with source.open("rb") as stream:
+            while block := stream.read(_COPY_BLOCK_BYTES):
+                yield block
+    except OSError as error:
+        raise WeightsError(f"{shown}: {error.strerror}") from error
+
+
+# What is the same a few seconds later: no way to the host, nobody who listens, or a firewall that says no.
+_UNREACHABLE: Final = {
+    *(errno.ECONNREFUSED, errno.EHOSTUNREACH, errno.EHOSTDOWN, errno.ENETUNREACH, errno.ENETDOWN),
+    *(errno.EADDRNOTAVAIL, errno.EACCES, errno.EPERM),
+}
+_ATTEMPTS_AT_A_SILENT_HOST: Final = 2  # a firewall that drops what is sent looks like a packet that was lost
+
+
+class AttemptError(Exception):
+    """An attempt failed in a way that another one may mend.
+
+    wait_s: how long the server asks to wait. most_attempts: how many make sense at a host that has never answered.
+    """
+
+    def __init__(self, reason: str, *, wait_s: float = 0.0, most_attempts: int | None = None) -> None:
+        super().__init__(reason)
+        self.wait_s = wait_s
+        self.most_attempts = most_attempts
+
+
+@contextmanager
+def network_errors(shown: str, *, silence_s: float | None = None) -> Iterator[None]:
+    """Put what requests and urllib3 raise into words: AttemptError where another attempt may help, else WeightsError.
+
+    shown: the URL, as the message begins. silence_s: what a time-out means, by default all the time spent in the block:
+    one address of a host is tried after the other, and a proxy or TLS may be what does not answer.
+    """
+    import ssl
+
+    import requests
+    import urllib3.exceptions
+
+    began = time.monotonic()
+    try:
+        yield
+    except requests.ConnectTimeout as error:
+        reason = f"could not connect to {_host(error)}: no answer in {time.monotonic() - began:.1f} s"
+        raise AttemptError(reason, most_attempts=_ATTEMPTS_AT_A_SILENT_HOST) from error
+    except (requests.Timeout, urllib3.exceptions.TimeoutError) as error:
+        silent_s = time.monotonic() - began if silence_s is None else silence_s
+        raise AttemptError(f"the server was silent for {silent_s:.1f} s") from error
+    except requests.exceptions.ConnectionError as error:
+        cause = _system_error(error)
+        if isinstance(cause, ssl.SSLCertVerificationError):
+            raise WeightsError(
+                f"{shown}: the TLS certificate of {_host(error)} cannot be trusted: {cause.verify_message}"
+            ) from error
+        peer = "the proxy" if isinstance(error, requests.exceptions.ProxyError) else _host(error)
+        reason = "it does not speak HTTP" if cause is None else cause.strerror or str(cause)
+        raise AttemptError(f"could not connect to {peer}: {reason}", most_attempts=_attempts_after(cause)) from error
+    except (requests.exceptions.ChunkedEncodingError, urllib3.exceptions.HTTPError) as error:
+        raise AttemptError("the connection was cut") from error
+    except requests.TooManyRedirects as error:
+        raise WeightsError(f"{shown}: the server redirects without end") from error
+    except requests.RequestException as error:  # their texts repeat the URL with user and password
+        raise WeightsError(f"{shown}: the URL, one that it redirects to, or that of the proxy is not valid") from error
+    except OSError as error:  # requests raises it, bare, for a REQUESTS_CA_BUNDLE that does not exist
+        raise WeightsError(f"{shown}: {one_line(str(error))}") from error
+
+
+def _attempts_after(cause: OSError | None) -> int | None:
+    is_unreachable = isinstance(cause, socket.gaierror) or (cause is not None and cause.errno in _UNREACHABLE)
+    return 1 if is_unreachable else None
+
+
+def _host(error: RequestException) -> str:
+    return (urlsplit(str(error.request.url)).hostname if error.request else None) or "the server"
+
+
+def _system_error(error: BaseException) -> OSError | None:
+    """What the operating system or the TLS library said, out of the exceptions that are wrapped around it."""
+    inner = error.__cause__ or error.__context__
+    return inner if inner is None or isinstance(inner, OSError) else _system_error(inner)
+
+
+_PAGE_BYTES = 1024 * 1024
+_HTML_TYPES = ("text/html", "application/xhtml+xml")
+_HTML_OPENINGS = (b"<!doctype html", b"<html")
+
+
+class WebPage(HTMLParser):
+    """A web page that came instead of the file: its text, its title, and where its download form or link leads."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.text = one_line(text)
+        self.title = self.target = ""
+        self.fields: list[tuple[str, str]] = []
+        self._inside = ""
+        with suppress(AssertionError):  # Python's answer to a malformed "<![...": what stands before it counts
+            self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:  # noqa: D102
+        values = {name: value or "" for name, value in attrs}
+        if tag == "title" and not self.title:
+            self._inside = "title"
+        elif tag == "form" and values.get("id") == "download-form" and values.get("method", "get").lower() == "get":
+            self._inside, self.target = "form", values.get("action", "")
+        elif tag == "input" and self._inside == "form" and values.get("name"):
+            self.fields.append((values["name"], values.get("value", "")))
+        elif tag == "a" and not self.target and re.search(r"[?&]confirm=", href := values.get("href", "")):
+            self.target = href
+
+    def handle_endtag(self, tag: str) -> None:  # noqa: D102
+        if tag == self._inside:
+            self._inside = ""
+
+    def handle_data(self, data: str) -> None:  # noqa: D102
+        if self._inside == "title":
+            self.title += data
+
+    @property
+    def says_quota_exceeded(self) -> bool:
+        """Whether Google refuses a file because too many have fetched it."""
+        return "quota exceeded" in self.title.lower() or "many users have viewed or downloaded this file recently" in self.text
+
+
+def read_page(blocks: Iterator[bytes]) -> WebPage:
+    """Read a page, of which no more than 1 MiB counts."""
+    body = b""
+    for block in blocks:
+        body += block
+        if len(body) >= _PAGE_BYTES:
+            break
+    return WebPage(body.decode(errors="replace"))
+
+
+def confirmed_url(page: WebPage, page_url: str) -> str | None:
+    """Where the page's form or link leads, if that is the same server or one of Google's, and no less encrypted."""
+    try:
+        here, there = urlsplit(page_url), urlsplit(urljoin(page_url, page.target))
+        host = there.hostname or ""
+    except ValueError:
+        return None
+    trusted = host == here.hostname or f".{host}".endswith((".google.com", ".googleusercontent.com"))
+    if not page.target or not trusted or there.scheme not in (here.scheme, "https"):
+        return None
+    return urlunsplit(there._replace(query=urlencode(parse_qsl(there.query) + page.fields), fragment=""))
+
+
+def has_html_type(response: Response) -> bool:
+    """Whether the server says that it sends a web page."""
+    return response.headers.get("Content-Type", "").lower().startswith(_HTML_TYPES)
+
+
+def is_html(opening: bytes) -> bool:
+    """Whether a body that begins so is a web page, whatever the server says."""
+    return opening.lstrip().lower().startswith(_HTML_OPENINGS)
+
+
+def opening_of(blocks: Iterator[bytes]) -> bytes:
+    """The first bytes of a body, as many as it takes to tell a web page from a file."""
+    opening = b""
+    for block in blocks:
+        opening += block
+        start = opening.lstrip().lower()
+        if not any(html.startswith(start[: len(html)]) and len(start) < len(html) for html in _HTML_OPENINGS):
+            break
+    return opening
+
 
 Progress = Callable[[int, int | None], None]
 
@@ -246,3 +474,65 @@ def _confirm(download: _Download, page: WebPage, page_url: str) -> None:
 def _refuse_quota(download: _Download, page: WebPage) -> None:
     if page.says_quota_exceeded:
         download.refuse("Google's download quota for this file is used up: try again in 24 hours, or import it by hand")
+
+
+# What file systems without advisory locks answer: NFS without its lock daemon, Lustre without -o flock, some FUSE.
+_NO_LOCKS = {errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, errno.EBADF}
+
+
+@contextmanager
+def exclusive(path: Path, *, on_wait: Callable[[], None], poll_s: float = 0.5) -> Iterator[bool]:
+    """Hold the advisory lock on `path`, a file made if absent, for as long as the block runs; wait while another holds it.
+
+    on_wait: called once, when the lock is first found taken.
+    Yields True with the lock, False where the platform or the file system has none: it spares work, it guards no result.
+    The kernel frees the lock of a killed process. The file stays: a process waiting on a deleted one would lock nothing.
+    Raises OSError when the file cannot be made or opened for writing.
+    """
+    descriptor = _opened(path)
+    try:
+        yield _wait(descriptor, on_wait, poll_s)
+    finally:
+        _release(descriptor)
+
+
+def _opened(path: Path) -> int:
+    try:
+        return os.open(path, os.O_RDWR | os.O_CREAT, 0o666)  # for writing: NFS grants exclusive locks on nothing else
+    except PermissionError:  # another user's file in a shared folder; NFS will answer EBADF to the lock
+        return os.open(path, os.O_RDONLY)
+
+
+def _wait(descriptor: int, on_wait: Callable[[], None], poll_s: float) -> bool:
+    try:
+        import fcntl
+    except ImportError:  # not POSIX
+        return False
+    waiting = False
+    while True:
+        # Polled, not left to the kernel: a lock daemon that does not answer would hold Ctrl-C back as well.
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if not waiting:
+                waiting = True
+                on_wait()
+            time.sleep(poll_s)
+        except OSError as error:
+            if error.errno not in _NO_LOCKS:
+                raise
+            return False
+        else:
+            return True
+
+
+def _release(descriptor: int) -> None:
+    try:
+        import fcntl
+
+        # Closing would leave the lock with a child that was forked meanwhile and has a copy of the descriptor.
+        fcntl.flock(descriptor, fcntl.LOCK_UN)
+    except (ImportError, OSError):  # there was no lock to give back
+        pass
+    finally:
+        os.close(descriptor)

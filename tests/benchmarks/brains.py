@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from drunet_cli.brats import CHANNELS, Modality
-from drunet_cli.evaluation.metrics import dice
+from drunet_cli.evaluation.scores import dice
 from drunet_cli.io.checks import voxel_litres
 from drunet_cli.io.nifti import load_volume
 

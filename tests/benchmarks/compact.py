@@ -13,7 +13,7 @@ from pathlib import Path
 
 from drunet_cli.network.engine import Precision
 from drunet_cli.network.export import Format, Variant, export
-from drunet_cli.weights.acquisition import open_weights
+from drunet_cli.weights.cache import open_weights
 from drunet_cli.weights.checkpoint import Checkpoint
 from drunet_cli.weights.registry import BRATS2021, BUNDLED, COMPACT
 

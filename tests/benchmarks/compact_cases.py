@@ -8,7 +8,7 @@ FOLDER/first holds the four of the first training, FOLDER/second the six without
 import sys
 from pathlib import Path
 
-from drunet_cli.phantom.phantom import make_phantom, write_phantom
+from drunet_cli.phantom.scanner import make_phantom, write_phantom
 
 
 def main(folder: Path) -> None:

@@ -19,7 +19,7 @@ import numpy as np
 
 from drunet_cli.io.case import Case
 from drunet_cli.io.discovery import find_cases
-from drunet_cli.phantom.phantom import Phantom, write_phantom
+from drunet_cli.phantom.scanner import Phantom, write_phantom
 from tests.benchmarks.heads import ORDER, Scan, covered, read_scan, thick_slices
 from tests.benchmarks.implants import with_tumour
 

@@ -23,9 +23,8 @@ import numpy as np
 
 from drunet_cli.brats import CHANNELS
 from drunet_cli.host import cpu_name, granted_cpus, wait_considerately
-from drunet_cli.network.engine import EngineName, Precision
-from drunet_cli.network.engines import open_engine
-from drunet_cli.weights.acquisition import open_weights
+from drunet_cli.network.engine import EngineName, Precision, open_engine
+from drunet_cli.weights.cache import open_weights
 
 GIGAFLOP_A_SLICE = 54.16  # 240 x 240, base width 16, an addition and a multiplication being two
 
@@ -33,8 +32,8 @@ PLAIN_LOOP = """
 import sys
 from pathlib import Path
 import nibabel as nib, numpy as np, torch
-from drunet_cli.weights.acquisition import open_weights
-from drunet_cli.network.engine_torch import build_model
+from drunet_cli.weights.cache import open_weights
+from drunet_cli.network.torch_engine import build_model
 weights, threads, output, *files = sys.argv[1:]
 torch.set_num_threads(int(threads))
 model = build_model(open_weights(weights))
@@ -58,9 +57,9 @@ nib.Nifti1Image(labels, nib.load(files[0]).affine).to_filename(output)
 NETWORK_ALONE = """
 import sys, time
 import numpy as np
-from drunet_cli.weights.acquisition import open_weights
+from drunet_cli.weights.cache import open_weights
 from drunet_cli.network.engine import EngineName, Precision
-from drunet_cli.network.engines import open_engine
+from drunet_cli.network.engine import open_engine
 engine = open_engine(
     EngineName(sys.argv[3]), open_weights(sys.argv[1]), device="cpu", precision=Precision.FLOAT32, batch_size=None,
     threads=int(sys.argv[2]), on_warning=print,

@@ -11,15 +11,14 @@ from pathlib import Path
 import numpy as np
 
 from drunet_cli.brats import REGIONS
-from drunet_cli.evaluation.comparison import mask_of
-from drunet_cli.evaluation.metrics import dice
+from drunet_cli.evaluation.evaluate import mask_of
+from drunet_cli.evaluation.scores import dice
 from drunet_cli.host import cpu_name, granted_cpus, wait_considerately
 from drunet_cli.io.discovery import find_cases
-from drunet_cli.io.images import read_images
-from drunet_cli.network.engine import EngineName, Precision, WindowMode
-from drunet_cli.network.engines import open_engine
+from drunet_cli.io.volumes import read_images
+from drunet_cli.network.engine import EngineName, Precision, WindowMode, open_engine
 from drunet_cli.segmentation.predict import Plan, predict
-from drunet_cli.weights.acquisition import open_weights
+from drunet_cli.weights.cache import open_weights
 
 
 def main() -> None:

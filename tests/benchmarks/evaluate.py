@@ -20,10 +20,10 @@ import nibabel as nib
 import numpy as np
 
 from drunet_cli.brats import REGIONS, ClassMap, Labels, label_values
-from drunet_cli.evaluation.comparison import Convention, compare
+from drunet_cli.evaluation.evaluate import Convention, compare
 from drunet_cli.host import cpu_name, granted_cpus
-from drunet_cli.io.labels import class_map_of
 from drunet_cli.io.nifti import load_volume
+from drunet_cli.io.volumes import class_map_of
 
 
 def shifted(class_map: ClassMap) -> ClassMap:

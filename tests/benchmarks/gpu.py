@@ -48,8 +48,8 @@ import sys, time
 from pathlib import Path
 import nibabel as nib, numpy as np, torch
 from drunet_cli.brats import CHANNELS
-from drunet_cli.weights.acquisition import open_weights
-from drunet_cli.network.engine_torch import build_model
+from drunet_cli.weights.cache import open_weights
+from drunet_cli.network.torch_engine import build_model
 weights, device, precision, output, *folders = sys.argv[1:]
 device = torch.device(device)
 if hasattr(torch.backends.cudnn, "conv"):
@@ -193,9 +193,8 @@ def write_random_weights(given: argparse.Namespace) -> None:
     """He-normal numbers, with the batch norms set by slices of the first case: else activations double from block to block."""
     import torch
 
-    from drunet_cli.training.initialisation import new_network
-    from drunet_cli.training.recipe import RECIPES
-    from drunet_cli.training.recipe_name import RecipeName
+    from drunet_cli.training.learner import new_network
+    from drunet_cli.training.recipe import RECIPES, RecipeName
     from drunet_cli.weights.checkpoint import Metadata, write_checkpoint
 
     settings = replace(RECIPES[RecipeName.PAPER].network, base_width=given.base_width, bn_momentum=1.0, dropout=0.0)
@@ -209,7 +208,7 @@ def write_random_weights(given: argparse.Namespace) -> None:
 
 
 def write_cases(folders: list[Path]) -> None:
-    from drunet_cli.phantom.phantom import make_phantom, write_phantom
+    from drunet_cli.phantom.scanner import make_phantom, write_phantom
 
     for seed, folder in enumerate(folders):
         write_phantom(make_phantom(seed), folder.parent, name=folder.name)
@@ -221,7 +220,7 @@ def describe(given: argparse.Namespace) -> None:
     import torch
 
     from drunet_cli.host import granted_cpus
-    from drunet_cli.network.devices import device_name
+    from drunet_cli.network.torch_engine import device_name
 
     device = device_name(torch.device(given.device))
     print(f"{device}, torch {torch.__version__}, {granted_cpus()} CPUs, {Path(given.weights).name}\n", flush=True)
@@ -231,8 +230,8 @@ def open_engine_of(given: argparse.Namespace, precision: str, *, batch_size: int
     import torch
 
     from drunet_cli.network.engine import Precision
-    from drunet_cli.network.engine_torch import TorchEngine
-    from drunet_cli.weights.acquisition import open_weights
+    from drunet_cli.network.torch_engine import TorchEngine
+    from drunet_cli.weights.cache import open_weights
 
     if precision == "tf32":
         allow_tf32()
@@ -249,10 +248,10 @@ def allow_tf32() -> None:
     """For the rest of this process, against drunet's own rule."""
     import torch
 
-    from drunet_cli.network import arithmetic
+    from drunet_cli.network import torch_engine
 
-    owner, name, exact = arithmetic._tf32_switch()
-    arithmetic._tf32_switch = lambda: (owner, name, "tf32" if exact == "ieee" else True)
+    owner, name, exact = torch_engine._tf32_switch()
+    torch_engine._tf32_switch = lambda: (owner, name, "tf32" if exact == "ieee" else True)
     torch.set_float32_matmul_precision("high")
 
 
@@ -284,7 +283,7 @@ def case_slices(given: argparse.Namespace, n: int) -> Any:
     import numpy as np
 
     from drunet_cli.io.discovery import find_cases
-    from drunet_cli.io.images import read_images
+    from drunet_cli.io.volumes import read_images
 
     slices = read_images(find_cases(given.folders).cases[0]).slices()
     return np.ascontiguousarray(slices[np.arange(n) % len(slices)])
@@ -400,7 +399,7 @@ def cold_case(given: argparse.Namespace) -> None:
         last = time.perf_counter()
 
     from drunet_cli.io.discovery import find_cases
-    from drunet_cli.io.images import read_images
+    from drunet_cli.io.volumes import read_images
     from drunet_cli.network.engine import WindowMode
     from drunet_cli.segmentation import pipeline
     from drunet_cli.segmentation.outputs import Target
@@ -419,7 +418,7 @@ def cold_case(given: argparse.Namespace) -> None:
     mark("normalise, hash")
     import torch
 
-    from drunet_cli.weights.acquisition import open_weights
+    from drunet_cli.weights.cache import open_weights
 
     mark("import PyTorch")
     torch.zeros(1, device=given.device)
@@ -516,15 +515,14 @@ def fidelity(given: argparse.Namespace) -> None:
     import numpy as np
 
     from drunet_cli.brats import REGIONS
-    from drunet_cli.evaluation.comparison import mask_of
-    from drunet_cli.evaluation.metrics import dice
+    from drunet_cli.evaluation.evaluate import mask_of
+    from drunet_cli.evaluation.scores import dice
     from drunet_cli.host import granted_cpus
     from drunet_cli.io.discovery import find_cases
-    from drunet_cli.io.images import read_images
-    from drunet_cli.network.engine import EngineName, Precision, WindowMode
-    from drunet_cli.network.engines import choose_engine, open_engine
+    from drunet_cli.io.volumes import read_images
+    from drunet_cli.network.engine import EngineName, Precision, WindowMode, choose_engine, open_engine
     from drunet_cli.segmentation.predict import Plan, predict
-    from drunet_cli.weights.acquisition import open_weights
+    from drunet_cli.weights.cache import open_weights
 
     given.weights = given.fidelity
     describe(given)

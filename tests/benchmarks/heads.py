@@ -9,9 +9,8 @@ from scipy import ndimage
 
 from drunet_cli.brats import ClassMap, Modality
 from drunet_cli.io.case import Case
-from drunet_cli.io.labelled import read_labelled
-from drunet_cli.io.labels import class_map_of
-from drunet_cli.phantom.phantom import Phantom
+from drunet_cli.io.volumes import class_map_of, read_labelled
+from drunet_cli.phantom.scanner import Phantom
 
 Mask = npt.NDArray[np.bool_]
 Voxels = npt.NDArray[np.float32]

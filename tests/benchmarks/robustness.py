@@ -21,20 +21,17 @@ import numpy.typing as npt
 from scipy import ndimage
 
 from drunet_cli.brats import REGIONS, Modality
-from drunet_cli.evaluation.comparison import mask_of
-from drunet_cli.evaluation.metrics import dice
+from drunet_cli.evaluation.evaluate import mask_of
+from drunet_cli.evaluation.scores import dice
 from drunet_cli.host import cpu_name, granted_cpus
 from drunet_cli.io.case import Case
 from drunet_cli.io.checks import brain_mask
 from drunet_cli.io.discovery import find_cases
 from drunet_cli.io.geometry import fit
-from drunet_cli.io.images import CaseImages
-from drunet_cli.io.labelled import read_labelled
-from drunet_cli.io.labels import class_map_of
-from drunet_cli.network.engine import Engine, EngineName, Precision, WindowMode
-from drunet_cli.network.engines import choose_engine, open_engine
+from drunet_cli.io.volumes import CaseImages, class_map_of, read_labelled
+from drunet_cli.network.engine import Engine, EngineName, Precision, WindowMode, choose_engine, open_engine
 from drunet_cli.segmentation.predict import Plan, predict
-from drunet_cli.weights.acquisition import open_weights
+from drunet_cli.weights.cache import open_weights
 
 Voxels = npt.NDArray[Any]
 Change = Callable[[Voxels, Modality], Voxels]

@@ -14,10 +14,10 @@ from pathlib import Path
 import numpy as np
 
 from drunet_cli.brats import REGIONS, ClassMap
-from drunet_cli.evaluation.comparison import Convention, compare
+from drunet_cli.evaluation.evaluate import Convention, compare
 from drunet_cli.evaluation.surfaces import box_of
-from drunet_cli.io.labels import class_map_of
 from drunet_cli.io.nifti import load_volume
+from drunet_cli.io.volumes import class_map_of
 from tests.evaluation.make_reference_scores import TOLERANCES_MM, package_scores, published_lesionwise
 
 ANISOTROPIC_MM = (0.9375, 0.9375, 1.5)

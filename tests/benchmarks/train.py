@@ -21,20 +21,17 @@ from PIL import Image
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
-from drunet_cli.conversion.layout import Layout, slice_files
+from drunet_cli.conversion.dataset import Layout, slice_files
 from drunet_cli.conversion.nii2png import CaseTask, convert_case
 from drunet_cli.io.discovery import find_cases
 from drunet_cli.network.engine import Precision
 from drunet_cli.network.model import DRUNet104
+from drunet_cli.training.batches import Planner
+from drunet_cli.training.cases import find_sources
 from drunet_cli.training.feed import Feed
-from drunet_cli.training.initialisation import new_network
-from drunet_cli.training.intake import StoreTask, prepare_case
-from drunet_cli.training.learner import Learner
-from drunet_cli.training.recipe import RECIPES, Recipe
-from drunet_cli.training.recipe_name import RecipeName
-from drunet_cli.training.sampling import Planner
-from drunet_cli.training.sources import find_sources
-from drunet_cli.training.store import StoredCase, open_store
+from drunet_cli.training.learner import Learner, new_network
+from drunet_cli.training.recipe import RECIPES, Recipe, RecipeName
+from drunet_cli.training.store import StoredCase, StoreTask, open_store, prepare_case
 
 BLOCKS = 3
 FRAME_GFLOP = 54.16  # forward, base width 16, per 240 x 240 slice (reference.md of the network); backward is twice that

@@ -11,7 +11,7 @@ from tempfile import TemporaryDirectory
 
 from drunet_cli import Segmenter
 from drunet_cli.brats import Modality
-from drunet_cli.phantom.phantom import make_phantom, write_phantom
+from drunet_cli.phantom.scanner import make_phantom, write_phantom
 
 
 def main() -> None:

@@ -15,18 +15,15 @@ import numpy as np
 import numpy.typing as npt
 
 from drunet_cli.brats import REGIONS, ClassMap
-from drunet_cli.evaluation.comparison import mask_of
-from drunet_cli.evaluation.metrics import dice
+from drunet_cli.evaluation.evaluate import mask_of
+from drunet_cli.evaluation.scores import dice
 from drunet_cli.host import cpu_name, granted_cpus
 from drunet_cli.io.case import Case
 from drunet_cli.io.discovery import find_cases
-from drunet_cli.io.labelled import read_labelled
-from drunet_cli.io.labels import class_map_of
-from drunet_cli.network.engine import Engine, EngineName, Precision, WindowMode
-from drunet_cli.network.engines import choose_engine, open_engine
-from drunet_cli.segmentation.predict import Plan, predict
-from drunet_cli.segmentation.windows import windows_by_shape
-from drunet_cli.weights.acquisition import open_weights
+from drunet_cli.io.volumes import class_map_of, read_labelled
+from drunet_cli.network.engine import Engine, EngineName, Precision, WindowMode, choose_engine, open_engine
+from drunet_cli.segmentation.predict import Plan, predict, windows_by_shape
+from drunet_cli.weights.cache import open_weights
 
 
 def main() -> None:

@@ -19,9 +19,9 @@ from drunet_cli import host
 from drunet_cli.brats import REGIONS, class_indices
 from drunet_cli.cli.app import main
 from drunet_cli.io.discovery import find_cases
-from drunet_cli.io.labels import class_map_of
 from drunet_cli.io.nifti import load_volume
-from drunet_cli.phantom import phantom
+from drunet_cli.io.volumes import class_map_of
+from drunet_cli.phantom import scanner
 from drunet_cli.weights.registry import COMPACT
 from tests.support import image_options
 
@@ -73,7 +73,7 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Demo:
 @pytest.fixture
 def small_cases(monkeypatch: pytest.MonkeyPatch) -> None:
     """Small synthetic cases, made in this process."""
-    monkeypatch.setattr(phantom, "make_phantom", functools.partial(phantom.make_phantom, shape=SMALL))
+    monkeypatch.setattr(scanner, "make_phantom", functools.partial(scanner.make_phantom, shape=SMALL))
     monkeypatch.setattr(host, "granted_cpus", lambda: 1)
 
 
@@ -140,7 +140,7 @@ def test_everything_that_the_demo_says_fits_a_narrow_terminal(demo: Demo) -> Non
 def test_nothing_is_begun_where_an_output_exists(
     existing: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(phantom, "make_phantom", lambda _: pytest.fail("a case was made"))
+    monkeypatch.setattr(scanner, "make_phantom", lambda _: pytest.fail("a case was made"))
     kept = tmp_path / existing
     kept.parent.mkdir(exist_ok=True)
     kept.write_bytes(b"mine")
@@ -246,7 +246,7 @@ def test_processes_write_the_cases_that_one_would(tmp_path: Path, monkeypatch: p
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_a_healthy_brain_has_no_tumour(seed: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    case = phantom.write_phantom(phantom.make_phantom(seed, tumour=False), tmp_path, f"healthy_{seed}")
+    case = scanner.write_phantom(scanner.make_phantom(seed, tumour=False), tmp_path, f"healthy_{seed}")
     options = ["--weights", COMPACT, "-o", str(tmp_path / "seg.nii.gz"), "--json", "--quiet"]
     assert main(["segment", *image_options(case.images), *options]) == 0
     assert json.loads(capsys.readouterr().out)["volumes_ml"]["WT"] < NO_TUMOUR_ML

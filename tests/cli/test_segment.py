@@ -13,11 +13,11 @@ import torch
 
 from drunet_cli.brats import CHANNELS, Modality
 from drunet_cli.cli.app import main
-from drunet_cli.io.inputs import file_sha256
+from drunet_cli.io.volumes import file_sha256
 from drunet_cli.network.model import DRUNet104
-from drunet_cli.weights.acquisition import import_weights, open_weights
+from drunet_cli.weights.cache import import_weights, open_weights
 from drunet_cli.weights.checkpoint import write_checkpoint
-from drunet_cli.weights.keras_h5 import read_keras_h5
+from drunet_cli.weights.keras import read_keras_h5
 from tests.support import GOLDEN, GOLDEN_IMAGES, GOLDEN_LABELS, GOLDEN_WEIGHTS, Drunet, image_options, open_image
 
 WEIGHTS = ["--weights", str(GOLDEN_WEIGHTS)]

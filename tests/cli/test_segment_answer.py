@@ -11,8 +11,8 @@ import pytest
 
 from drunet_cli.brats import Modality
 from drunet_cli.cli.app import main
-from drunet_cli.io.inputs import file_sha256
-from drunet_cli.weights.acquisition import open_weights
+from drunet_cli.io.volumes import file_sha256
+from drunet_cli.weights.cache import open_weights
 from drunet_cli.weights.checkpoint import write_checkpoint
 from tests.cli.small_cohort import write_cases
 from tests.support import GOLDEN_IMAGES, GOLDEN_WEIGHTS, image_options, open_image

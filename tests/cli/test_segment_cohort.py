@@ -15,8 +15,8 @@ import pytest
 
 from drunet_cli.brats import CHANNELS
 from drunet_cli.cli.app import main
-from drunet_cli.io.inputs import file_sha256
-from drunet_cli.weights.acquisition import open_weights
+from drunet_cli.io.volumes import file_sha256
+from drunet_cli.weights.cache import open_weights
 from drunet_cli.weights.checkpoint import write_checkpoint
 from tests.cli.small_cohort import (
     NAMES_2021,

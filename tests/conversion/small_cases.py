@@ -12,8 +12,16 @@ import numpy.typing as npt
 from PIL import Image
 
 from drunet_cli.brats import CHANNELS, Modality
-from drunet_cli.conversion.dataset import check_folders, check_may_write, remove_stale_slices, survey, write_manifest
-from drunet_cli.conversion.layout import Layout, slice_files, slice_name
+from drunet_cli.conversion.dataset import (
+    Layout,
+    check_folders,
+    check_may_write,
+    remove_stale_slices,
+    slice_files,
+    slice_name,
+    survey,
+    write_manifest,
+)
 from drunet_cli.conversion.nii2png import CaseTask, ConvertedCase, convert_case
 from drunet_cli.conversion.png2nii import LabelTask, description_of, masks_folder
 from drunet_cli.io.case import Case

@@ -12,14 +12,16 @@ import pytest
 
 from drunet_cli.conversion.dataset import (
     MANIFEST_COLUMNS,
+    Layout,
     State,
     check_folders,
     check_may_write,
     remove_stale_slices,
+    slice_files,
+    slice_name,
     survey,
     write_manifest,
 )
-from drunet_cli.conversion.layout import Layout, slice_files, slice_name
 from drunet_cli.errors import CaseError, DrunetError, OutputError
 from tests.conversion.small_cases import (
     NAME,

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import drunet_cli
-from drunet_cli.conversion.description import SCHEMA, Description, SliceRow, read_description
+from drunet_cli.conversion.dataset import SCHEMA, Description, SliceRow, read_description
 from drunet_cli.errors import CaseError
 from tests.conversion.small_cases import BRATS_AFFINE, NAME, brain_in, convert, images_in, saved_case, small_case
 

@@ -11,8 +11,7 @@ import pytest
 from PIL import Image
 
 from drunet_cli.brats import CHANNELS, Modality
-from drunet_cli.conversion.description import SliceRow, read_description
-from drunet_cli.conversion.layout import Layout
+from drunet_cli.conversion.dataset import Layout, SliceRow, read_description
 from drunet_cli.conversion.nii2png import CaseTask, convert_case
 from drunet_cli.errors import CaseError, DrunetError, OutputError
 from drunet_cli.io.case import Case

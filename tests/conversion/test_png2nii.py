@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from drunet_cli.brats import CHANNELS, Labels, Modality
-from drunet_cli.conversion.layout import Layout, slice_files, slice_name
+from drunet_cli.conversion.dataset import Layout, slice_files, slice_name
 from drunet_cli.conversion.png2nii import LabelTask, check_outputs, convert_labels, description_of, masks_folder
 from drunet_cli.errors import CaseError, DrunetError, OutputError
 from drunet_cli.io.case import Case

@@ -17,7 +17,7 @@ from PIL import Image
 
 from drunet_cli.brats import CHANNELS, Modality
 from drunet_cli.conversion import nii2png
-from drunet_cli.conversion.layout import Layout
+from drunet_cli.conversion.dataset import Layout
 from drunet_cli.conversion.nii2png import CaseTask, convert_case
 from drunet_cli.conversion.png2nii import convert_labels
 from drunet_cli.errors import CaseError, OutputError

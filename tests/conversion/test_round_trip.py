@@ -12,7 +12,7 @@ import pytest
 from drunet_cli.brats import CHANNELS, Labels, Modality
 from drunet_cli.conversion.png2nii import convert_labels
 from drunet_cli.io.case import Case
-from drunet_cli.io.images import read_images
+from drunet_cli.io.volumes import read_images
 from tests.conversion.small_cases import (
     BLANK,
     BRATS_AFFINE,

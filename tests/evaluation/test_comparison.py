@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from drunet_cli.brats import ClassMap, TumourClass
-from drunet_cli.evaluation.comparison import Convention, RegionScores, compare
+from drunet_cli.evaluation.evaluate import Convention, RegionScores, compare
 from drunet_cli.evaluation.lesions import LesionCounts
-from drunet_cli.evaluation.metrics import SpacingMm
+from drunet_cli.evaluation.scores import SpacingMm
 
 UNIT: Final = (1.0, 1.0, 1.0)
 EMPTY: Final = np.zeros((20, 16, 12), dtype=np.uint8)

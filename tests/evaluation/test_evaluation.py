@@ -12,8 +12,7 @@ import pytest
 
 from drunet_cli.brats import ReadLabels
 from drunet_cli.errors import CaseError
-from drunet_cli.evaluation.comparison import Convention
-from drunet_cli.evaluation.evaluation import EvaluationTask, evaluate
+from drunet_cli.evaluation.evaluate import Convention, EvaluationTask, evaluate
 from drunet_cli.evaluation.pairs import Pair
 
 SHAPE: Final = (20, 16, 12)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from drunet_cli.evaluation.lesions import LesionCounts, LesionScores, lesion_scores
-from drunet_cli.evaluation.metrics import Mask, SpacingMm
+from drunet_cli.evaluation.scores import Mask, SpacingMm
 from tests.evaluation.stored_scores import PAIRS, STORED, TOLERANCE, every_pair
 
 UNIT: Final = (1.0, 1.0, 1.0)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from drunet_cli.evaluation.metrics import Mask, Overlap, dice, overlap
+from drunet_cli.evaluation.scores import Mask, Overlap, dice, overlap
 from tests.evaluation.stored_scores import PAIRS, STORED, TOLERANCE, every_pair
 
 EMPTY = np.zeros((2, 3, 4), dtype=np.bool_)

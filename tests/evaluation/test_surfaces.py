@@ -9,7 +9,7 @@ from typing import Final
 import numpy as np
 import pytest
 
-from drunet_cli.evaluation.metrics import Mask, SpacingMm
+from drunet_cli.evaluation.scores import Mask, SpacingMm
 from drunet_cli.evaluation.surfaces import border_hd95_mm, surface_distances
 from tests.evaluation.stored_scores import PAIRS, STORED, TOLERANCE, every_pair
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from drunet_cli.evaluation.tables import (
+from drunet_cli.evaluation.evaluate import (
     SCORES,
     UNCERTAINTY_SCORES,
     Statistics,

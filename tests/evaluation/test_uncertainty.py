@@ -11,10 +11,9 @@ import pytest
 
 from drunet_cli.brats import REGIONS, ClassMap, ReadLabels
 from drunet_cli.errors import CaseError
-from drunet_cli.evaluation.comparison import Convention, mask_of
-from drunet_cli.evaluation.evaluation import EvaluationTask, evaluate
-from drunet_cli.evaluation.metrics import Mask
+from drunet_cli.evaluation.evaluate import Convention, EvaluationTask, evaluate, mask_of
 from drunet_cli.evaluation.pairs import Pair, t1_of, uncertainty_maps_of
+from drunet_cli.evaluation.scores import Mask
 from drunet_cli.evaluation.uncertainty import UncertaintyMap, UncertaintyScores, percentages, uncertainty_scores
 
 SHAPE: Final = (9, 8, 7)

@@ -7,8 +7,7 @@ import pytest
 
 from drunet_cli.brats import Modality
 from drunet_cli.errors import CaseError
-from drunet_cli.io.case import BrokenCase, Case
-from drunet_cli.io.case_table import Row, is_table, read_table
+from drunet_cli.io.case import BrokenCase, Case, Row, is_table, read_table
 
 COLUMNS: Final = ("t1", "t1ce", "t2", "flair", "seg")
 HEADER: Final = "case,t1,t1ce,t2,flair\n"

@@ -3,7 +3,7 @@
 import tempfile
 from pathlib import Path
 
-from drunet_cli.io.folders import Folder, folders_from, identity_of
+from drunet_cli.io.discovery import Folder, folders_from, identity_of
 from tests.support import unprivileged
 
 

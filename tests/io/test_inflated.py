@@ -12,7 +12,7 @@ from typing import Final
 import numpy as np
 import pytest
 
-from drunet_cli.io.inflated import CORRUPT, MOST_INFLATED, Inflated
+from drunet_cli.io.nifti import CORRUPT, MOST_INFLATED, Inflated
 
 CHUNK_BYTES: Final = 2**17  # that inflated.py takes from the file at a time
 FEXTRA, FNAME, FCOMMENT = 4, 8, 16  # flags of a gzip header: RFC 1952

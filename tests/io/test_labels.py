@@ -10,8 +10,8 @@ import pytest
 
 from drunet_cli.brats import Labels, ReadLabels, class_indices, label_values
 from drunet_cli.errors import CaseError
-from drunet_cli.io.labels import class_map_of
 from drunet_cli.io.nifti import Volume, load_volume
+from drunet_cli.io.volumes import class_map_of
 
 INTEGERS: Final = ["u1", "i1", "u2", "i2", "u4", "i4", "u8", "i8"]
 FLOATS: Final = ["f2", "f4", "f8", "g"]

@@ -9,8 +9,7 @@ import numpy.typing as npt
 import pytest
 import torch
 
-from drunet_cli.network.arithmetic import exact_arithmetic
-from drunet_cli.network.engine_torch import TorchEngine
+from drunet_cli.network.torch_engine import TorchEngine, exact_arithmetic
 from drunet_cli.weights.checkpoint import Checkpoint
 
 Switches = tuple[object, bool, bool, bool]

@@ -5,8 +5,7 @@ import numpy.typing as npt
 import pytest
 import torch
 
-from drunet_cli.network.dropout import SliceDropout
-from drunet_cli.network.engine_torch import TorchEngine
+from drunet_cli.network.torch_engine import SliceDropout, TorchEngine
 from drunet_cli.weights.checkpoint import Checkpoint
 
 CPU = torch.device("cpu")

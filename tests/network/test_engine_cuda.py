@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from drunet_cli.network.engine import Precision
-from drunet_cli.network.engine_torch import TorchEngine
-from drunet_cli.weights.acquisition import open_weights
+from drunet_cli.network.torch_engine import TorchEngine
+from drunet_cli.weights.cache import open_weights
 from drunet_cli.weights.checkpoint import Checkpoint
 from tests.keras_file import write_keras_h5
 

@@ -14,9 +14,8 @@ import torch
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
 from drunet_cli.errors import DeviceError, WeightsError
-from drunet_cli.network.engine_onnx import OnnxEngine
-from drunet_cli.network.engine_torch import TorchEngine
-from drunet_cli.network.graph import INPUT
+from drunet_cli.network.onnx_engine import INPUT, OnnxEngine
+from drunet_cli.network.torch_engine import TorchEngine
 from drunet_cli.weights.checkpoint import Checkpoint, write_checkpoint
 
 OUT_OF_MEMORY = "[ONNXRuntimeError] : 6 : RUNTIME_EXCEPTION : Failed to allocate memory for requested buffer of size 7"
@@ -182,7 +181,7 @@ import sys
 from pathlib import Path
 import numpy as np
 from drunet_cli.weights.checkpoint import read_checkpoint
-from drunet_cli.network.engine_onnx import OnnxEngine
+from drunet_cli.network.onnx_engine import OnnxEngine
 OnnxEngine(read_checkpoint(Path(sys.argv[1]))).classes(np.zeros((1, 48, 48, 4), np.uint8))
 print("torch" in sys.modules)
 """

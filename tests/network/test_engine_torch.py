@@ -9,9 +9,8 @@ import pytest
 import torch
 
 from drunet_cli.errors import DeviceError, WeightsError
-from drunet_cli.network.devices import resolve_device
 from drunet_cli.network.engine import Precision
-from drunet_cli.network.engine_torch import TorchEngine, build_model
+from drunet_cli.network.torch_engine import TorchEngine, build_model, resolve_device
 from drunet_cli.weights.checkpoint import Checkpoint
 from tests.support import GOLDEN, GOLDEN_WEIGHTS
 

@@ -12,11 +12,10 @@ import pytest
 
 from drunet_cli.errors import MisuseError
 from drunet_cli.host import may_have_gpu
-from drunet_cli.network import engines
-from drunet_cli.network.engine import EngineName, Precision
-from drunet_cli.network.engines import choose_engine, open_engine
+from drunet_cli.network import engine
+from drunet_cli.network.engine import EngineName, Precision, choose_engine, open_engine
 from drunet_cli.network.export import Format, Variant, export
-from drunet_cli.weights.acquisition import open_weights
+from drunet_cli.weights.cache import open_weights
 from drunet_cli.weights.checkpoint import Checkpoint
 from tests.support import GOLDEN_WEIGHTS
 
@@ -30,7 +29,7 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Any:
     def setup(*, build: str = "2.13.0+cpu", gpu: bool = False, missing: str = "") -> None:
         find = util.find_spec
         monkeypatch.setattr(metadata, "version", lambda _: build)
-        monkeypatch.setattr(engines, "may_have_gpu", lambda: gpu)
+        monkeypatch.setattr(engine, "may_have_gpu", lambda: gpu)
         monkeypatch.setattr(util, "find_spec", lambda name: None if name == missing else find(name))
 
     return setup
@@ -120,7 +119,7 @@ def test_amds_driver_may_have_a_gpu(tmp_path: Path) -> None:
 
 
 def test_onnx_runtime_that_cannot_be_imported_is_told_with_the_way_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "drunet_cli.network.engine_onnx", None)
+    monkeypatch.setitem(sys.modules, "drunet_cli.network.onnx_engine", None)
     with pytest.raises(MisuseError, match=r"cannot be imported \(.*\); use --engine torch"):
         open_engine(
             ONNX,
@@ -138,7 +137,7 @@ def test_a_folder_that_bears_the_name_of_a_package_is_none(tmp_path: Path, monke
     monkeypatch.setattr(sys, "path", [str(tmp_path)])
     monkeypatch.delitem(sys.modules, "onnx", raising=False)
     with pytest.raises(MisuseError, match="onnx"):
-        engines.check_onnx()
+        engine.check_onnx()
 
 
 def _open(checkpoint: Checkpoint, _folder: Path) -> None:
@@ -157,7 +156,7 @@ def test_onnx_runtime_is_kept_to_itself_before_it_is_imported(
     checkpoint = open_weights(str(GOLDEN_WEIGHTS))
     monkeypatch.delenv("ORT_DISABLE_TELEMETRY")
     monkeypatch.setitem(sys.modules, "onnxruntime", None)  # an import fails, and what was to be done before it is done
-    monkeypatch.delitem(sys.modules, "drunet_cli.network.engine_onnx", raising=False)
+    monkeypatch.delitem(sys.modules, "drunet_cli.network.onnx_engine", raising=False)
     with pytest.raises((ImportError, MisuseError)):
         use(checkpoint, tmp_path)
     assert os.environ.pop("ORT_DISABLE_TELEMETRY") == "1"

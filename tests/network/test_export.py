@@ -14,14 +14,14 @@ import pytest
 import safetensors.numpy
 
 from drunet_cli.errors import OutputError, Terminated
-from drunet_cli.io.inputs import file_sha256
-from drunet_cli.network import comparison, graph
+from drunet_cli.io.volumes import file_sha256
+from drunet_cli.network import comparison, onnx_engine
 from drunet_cli.network import export as exports
 from drunet_cli.network.engine import Precision
 from drunet_cli.network.export import Exported, Format, Variant, export
 from drunet_cli.weights import checkpoint as checkpoints
-from drunet_cli.weights import keras_writer
-from drunet_cli.weights.acquisition import open_weights
+from drunet_cli.weights import keras
+from drunet_cli.weights.cache import open_weights
 from drunet_cli.weights.checkpoint import Checkpoint, State, read_checkpoint
 from tests.support import GOLDEN, GOLDEN_WEIGHTS
 
@@ -160,13 +160,11 @@ def spoilt(state: Mapping[str, npt.NDArray[Any]]) -> State:
 @pytest.fixture
 def _careless(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever is written, one of its tensors is wrong."""
-    build, write, encode = graph.build_graph, keras_writer.write_keras_h5, checkpoints.encode_checkpoint
+    build, write, encode = onnx_engine.build_graph, keras.write_keras_h5, checkpoints.encode_checkpoint
     monkeypatch.setattr(
-        graph, "build_graph", lambda given, **options: build(replace(given, state=spoilt(given.state)), **options)
+        onnx_engine, "build_graph", lambda given, **options: build(replace(given, state=spoilt(given.state)), **options)
     )
-    monkeypatch.setattr(
-        keras_writer, "write_keras_h5", lambda stream, given: write(stream, replace(given, state=spoilt(given.state)))
-    )
+    monkeypatch.setattr(keras, "write_keras_h5", lambda stream, given: write(stream, replace(given, state=spoilt(given.state))))
     monkeypatch.setattr(checkpoints, "encode_checkpoint", lambda state, metadata: encode(spoilt(state), metadata))
 
 

@@ -12,8 +12,8 @@ import torch
 
 from drunet_cli.errors import WeightsError
 from drunet_cli.network.engine import Precision
-from drunet_cli.network.engine_torch import build_model
-from drunet_cli.network.graph import Head, build_graph, embedded
+from drunet_cli.network.onnx_engine import Head, build_graph, embedded
+from drunet_cli.network.torch_engine import build_model
 from drunet_cli.weights.checkpoint import Checkpoint, Metadata
 from drunet_cli.weights.structure import tensor_shapes
 from tests.support import GOLDEN

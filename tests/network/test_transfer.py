@@ -11,8 +11,7 @@ from torch import Tensor
 
 from drunet_cli.errors import DeviceError, LostDeviceError
 from drunet_cli.network.engine import Precision
-from drunet_cli.network.engine_torch import TorchEngine, build_model, fold_norms
-from drunet_cli.network.transfer import Arrival, Transfer
+from drunet_cli.network.torch_engine import Arrival, TorchEngine, Transfer, build_model, fold_norms
 from drunet_cli.weights.checkpoint import Checkpoint
 
 CPU = torch.device("cpu")

@@ -13,11 +13,11 @@ from scipy import ndimage
 from drunet_cli.brats import CHANNELS, TUMOUR_CLASSES, Labels, Modality, TumourClass, class_indices
 from drunet_cli.errors import MisuseError, OutputError
 from drunet_cli.io.discovery import find_cases
-from drunet_cli.io.images import read_images
 from drunet_cli.io.nifti import load_volume
 from drunet_cli.io.slices import normalise
-from drunet_cli.phantom.grid import BRATS_SHAPE
-from drunet_cli.phantom.phantom import Phantom, make_phantom, write_phantom
+from drunet_cli.io.volumes import read_images
+from drunet_cli.phantom.anatomy import BRATS_SHAPE
+from drunet_cli.phantom.scanner import Phantom, make_phantom, write_phantom
 
 SMALL: Final = (96, 112, 64)
 ML_PER_VOXEL: Final = 2.5**3 / 1000

@@ -16,11 +16,9 @@ from PIL import Image
 
 from drunet_cli.errors import CaseError
 from drunet_cli.io.png import encode_slices
-from drunet_cli.report.page import encode_page
+from drunet_cli.report.page import encode_page, read_thumbnails, volume_charts
 from drunet_cli.report.runs import Record, read_runs
-from drunet_cli.report.thumbnails import read_thumbnails
-from drunet_cli.report.volume_chart import volume_charts
-from drunet_cli.segmentation.summary import Status, encode_summary, failed_row
+from drunet_cli.segmentation.cohort import Status, encode_summary, failed_row
 from tests.segmentation.small_runs import document_of, write_case, write_outputs
 
 VOID: Final = {"meta", "input", "img", "br"}

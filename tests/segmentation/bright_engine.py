@@ -13,8 +13,8 @@ from drunet_cli.brats import ClassMap, Labels
 from drunet_cli.io.discovery import find_cases
 from drunet_cli.network.engine import EngineName, Precision, WindowMode, ignore_progress
 from drunet_cli.segmentation.cohort import segment_cases
-from drunet_cli.segmentation.existing import Making
 from drunet_cli.segmentation.outputs import Target
+from drunet_cli.segmentation.plan import Making
 from drunet_cli.segmentation.predict import Plan
 from drunet_cli.segmentation.steps import CaseTask, Listener, Network, Outcome
 from drunet_cli.weights.checkpoint import Checkpoint, Metadata

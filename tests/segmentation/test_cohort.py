@@ -15,7 +15,7 @@ import pytest
 from drunet_cli.brats import Labels
 from drunet_cli.errors import CaseError, DeviceError, DrunetError, LostDeviceError, OutputError
 from drunet_cli.io.case import Case
-from drunet_cli.io.inputs import file_sha256
+from drunet_cli.io.volumes import file_sha256
 from drunet_cli.segmentation import pipeline
 from drunet_cli.segmentation.cohort import segment_cases
 from drunet_cli.segmentation.outputs import Target

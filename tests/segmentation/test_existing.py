@@ -15,8 +15,8 @@ import pytest
 from drunet_cli.brats import CHANNELS, Labels, Modality
 from drunet_cli.errors import CaseError, OutputError
 from drunet_cli.io.case import Case
-from drunet_cli.io.inputs import file_sha256
-from drunet_cli.segmentation.existing import (
+from drunet_cli.io.volumes import file_sha256
+from drunet_cli.segmentation.plan import (
     Making,
     State,
     adopt_sidecar,

@@ -5,7 +5,7 @@ import numpy.typing as npt
 import pytest
 
 from drunet_cli.brats import TumourClass
-from drunet_cli.segmentation.postprocess import Postprocessing, postprocess
+from drunet_cli.segmentation.predict import Postprocessing, postprocess
 
 NCR, ED, ET = TumourClass.NCR, TumourClass.ED, TumourClass.ET
 MICROLITRE = 0.001

@@ -14,10 +14,20 @@ from scipy.spatial.transform import Rotation
 
 from drunet_cli.brats import ClassMap, Modality, TumourClass, volumes_ml, voxel_counts
 from drunet_cli.errors import MisuseError
-from drunet_cli.segmentation.drawing import Canvas, check_drawable, fitted, text_width
-from drunet_cli.segmentation.outlines import outlines, stretched, surrounded_specks
-from drunet_cli.segmentation.preview import CLASS_COLOURS, draw_preview
-from drunet_cli.segmentation.sections import Cut, Plane, largest_cuts
+from drunet_cli.segmentation.preview import (
+    CLASS_COLOURS,
+    Canvas,
+    Cut,
+    Plane,
+    check_drawable,
+    draw_preview,
+    fitted,
+    largest_cuts,
+    outlines,
+    stretched,
+    surrounded_specks,
+    text_width,
+)
 
 Voxels = npt.NDArray[Any]
 Affine = npt.NDArray[np.float64]

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from drunet_cli.network.engine import WindowMode
-from drunet_cli.segmentation.windows import Window, window_of, windows_by_shape
+from drunet_cli.segmentation.predict import Window, window_of, windows_by_shape
 
 
 @pytest.mark.parametrize("start", [0, 1, 31, 32, 33, 100, 207, 208, 224, 225, 239])

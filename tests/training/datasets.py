@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from drunet_cli.errors import CaseError
-from drunet_cli.training.sources import LabelledSlices, Sources, TrainingCase, find_sources, read_labelled_slices
+from drunet_cli.training.cases import LabelledSlices, Sources, TrainingCase, find_sources, read_labelled_slices
 from tests.conversion.small_cases import NAME, convert, small_case
 
 

@@ -16,8 +16,7 @@ from torch import Tensor
 from drunet_cli.errors import MisuseError
 from drunet_cli.training import augmentation
 from drunet_cli.training.augmentation import Variation, draw, part_of, varied
-from drunet_cli.training.recipe import AugmentationSettings, Recipe
-from drunet_cli.training.recipe_file import changed
+from drunet_cli.training.recipe import AugmentationSettings, Recipe, changed
 
 Floats = npt.NDArray[np.float32]
 

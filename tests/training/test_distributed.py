@@ -17,11 +17,10 @@ import psutil
 import pytest
 import safetensors.numpy
 
-from drunet_cli.network.engine_torch import build_model
-from drunet_cli.training import publication
+from drunet_cli.network.torch_engine import build_model
+from drunet_cli.training import loop
 from drunet_cli.training.preparation import Request, fill, settle
-from drunet_cli.training.recipe import Recipe
-from drunet_cli.training.recipe_file import changed, encoded
+from drunet_cli.training.recipe import Recipe, changed, encoded
 from drunet_cli.training.run_folder import RunFolder
 from drunet_cli.training.watcher import Watcher
 from drunet_cli.weights.checkpoint import read_checkpoint
@@ -49,11 +48,11 @@ import sys
 from pathlib import Path
 import safetensors.torch, torch
 from drunet_cli.training.distributed import Team
-from drunet_cli.training.initialisation import new_network
+from drunet_cli.training.learner import new_network
 from drunet_cli.training.learner import Learner
 from drunet_cli.training.processes import Processes, processes
-from drunet_cli.training.recipe_file import read_recipe
-from drunet_cli.training.sampling import Planner, assembled
+from drunet_cli.training.recipe import read_recipe
+from drunet_cli.training.batches import Planner, assembled
 from drunet_cli.training.store import open_store
 
 config, slices, output = map(Path, sys.argv[1:])
@@ -304,7 +303,7 @@ def test_killed_rank_ends_the_training_with_a_message_and_one_process_can_go_on(
     assert "Signal 9 (SIGKILL) received" in stderr  # torchrun's word for it
     assert "This is a fault of drunet" not in stderr
     assert document_of(tmp_path / "run" / "state.safetensors")["step"] == 3  # the epoch before
-    monkeypatch.setattr(publication, "draw_curves", lambda *_: False)
+    monkeypatch.setattr(loop, "draw_curves", lambda *_: False)
     run = trained(as_one(tmp_path, cases))
     assert run.is_done
     assert [(row["epoch"], row["step"]) for row in rows_of(run.folder.metrics)] == [("1", "3"), ("2", "6")]
@@ -327,7 +326,7 @@ def test_sigterm_to_torchrun_saves_the_state(cases: Path, tmp_path: Path, monkey
     assert stderr.count("Stopped; the state is saved. To continue: ") == 1
     assert errors_in(stderr) == []
     assert document_of(tmp_path / "run" / "state.safetensors")["step"] == 5
-    monkeypatch.setattr(publication, "draw_curves", lambda *_: False)
+    monkeypatch.setattr(loop, "draw_curves", lambda *_: False)
     assert trained(as_one(tmp_path, cases)).is_done
 
 

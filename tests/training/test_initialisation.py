@@ -9,9 +9,8 @@ from scipy import stats
 from torch import Tensor, nn
 
 from drunet_cli.network.model import Bottleneck, DecoderBlock, DRUNet104, InputBlock
-from drunet_cli.training.initialisation import new_network
-from drunet_cli.training.recipe import RECIPES, NetworkSettings
-from drunet_cli.training.recipe_name import RecipeName
+from drunet_cli.training.learner import new_network
+from drunet_cli.training.recipe import RECIPES, NetworkSettings, RecipeName
 
 PUBLISHED: Final = NetworkSettings(base_width=2, zero_residual=False)
 BLOCKS: Final = (InputBlock, Bottleneck, DecoderBlock)

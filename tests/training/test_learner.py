@@ -12,12 +12,9 @@ import torch
 from torch import Tensor
 
 from drunet_cli.network.engine import Precision
-from drunet_cli.training.initialisation import new_network
-from drunet_cli.training.learner import Learner, learning_rate
-from drunet_cli.training.recipe import RECIPES, AugmentationSettings, Decay, OptimiserSettings, Recipe
-from drunet_cli.training.recipe_file import changed
-from drunet_cli.training.recipe_name import RecipeName
-from drunet_cli.training.sampling import Plan, Window
+from drunet_cli.training.batches import BatchPlan, Window
+from drunet_cli.training.learner import Learner, learning_rate, new_network
+from drunet_cli.training.recipe import RECIPES, AugmentationSettings, Decay, OptimiserSettings, Recipe, RecipeName, changed
 
 NO_AUGMENTATION: Final = dict.fromkeys((item.name for item in fields(AugmentationSettings)), 0.0)
 PEAK: Final = 2e-3
@@ -82,8 +79,8 @@ def with_changes(**sections: dict[str, Any]) -> Recipe:
     return changed(RECIPE, sections, where="")
 
 
-def plan(step: int, shape: tuple[int, int] = (16, 16), n: int = 4) -> Plan:
-    return Plan(step, shape, (Window(case=0, z=0, x=0, y=0, flip_x=False, flip_y=False),) * n)
+def plan(step: int, shape: tuple[int, int] = (16, 16), n: int = 4) -> BatchPlan:
+    return BatchPlan(step, shape, (Window(case=0, z=0, x=0, y=0, flip_x=False, flip_y=False),) * n)
 
 
 def batch(shape: tuple[int, int] = (16, 16), n: int = 4) -> Tensor:

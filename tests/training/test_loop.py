@@ -21,8 +21,10 @@ from torch import Tensor
 from drunet_cli.brats import CHANNELS, REGIONS
 from drunet_cli.errors import DeviceError, DivergedError, MisuseError, WeightsError
 from drunet_cli.network.engine import Engine, Precision, WindowMode
-from drunet_cli.network.engine_torch import build_model
-from drunet_cli.training import loop, publication, session, validation
+from drunet_cli.network.torch_engine import build_model
+from drunet_cli.training import loop, session, validation
+from drunet_cli.training.batches import BatchPlan, Planner
+from drunet_cli.training.cases import read_split
 from drunet_cli.training.distributed import Team
 from drunet_cli.training.feed import Feed
 from drunet_cli.training.history import Epoch
@@ -30,12 +32,9 @@ from drunet_cli.training.learner import Learner
 from drunet_cli.training.loop import Training
 from drunet_cli.training.preparation import Preparation, Request, fill, settle
 from drunet_cli.training.processes import Processes
-from drunet_cli.training.recipe_file import encoded, read_recipe
-from drunet_cli.training.recipe_name import RecipeName
+from drunet_cli.training.recipe import RecipeName, encoded, read_recipe
 from drunet_cli.training.run_folder import RunFolder
-from drunet_cli.training.sampling import Plan, Planner
 from drunet_cli.training.session import Session
-from drunet_cli.training.split import read_split
 from drunet_cli.training.state import Progress
 from drunet_cli.training.store import open_store
 from drunet_cli.training.validation import CaseScore, HeldOut
@@ -173,7 +172,7 @@ def poisoned(monkeypatch: pytest.MonkeyPatch, at_step: int, *, loss_too: bool) -
     """From one step on, counted from 0, the weights are no longer numbers."""
     step = Learner.step
 
-    def poisoned_step(self: Learner, pixels: Tensor, plan: Plan) -> Tensor:
+    def poisoned_step(self: Learner, pixels: Tensor, plan: BatchPlan) -> Tensor:
         loss = step(self, pixels, plan)
         if plan.step < at_step:
             return loss
@@ -206,7 +205,7 @@ def whole(cases: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
 @pytest.fixture
 def uncurved(monkeypatch: pytest.MonkeyPatch) -> None:
     """A picture takes as long as three steps."""
-    monkeypatch.setattr(publication, "draw_curves", lambda *_: False)
+    monkeypatch.setattr(loop, "draw_curves", lambda *_: False)
 
 
 @pytest.fixture(autouse=True)

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from drunet_cli.brats import N_CLASSES
-from drunet_cli.training.loss import loss_of, soft_dice
+from drunet_cli.training.learner import loss_of, soft_dice
 from drunet_cli.training.recipe import LossSettings
 
 CROSS_ENTROPY: Final = LossSettings(cross_entropy=1, dice=0)

@@ -11,11 +11,10 @@ from typing import Any, Final
 import numpy as np
 import pytest
 
-from drunet_cli.conversion.layout import Layout
+from drunet_cli.conversion.dataset import Layout
 from drunet_cli.errors import CaseError
 from drunet_cli.io.geometry import FRAME
-from drunet_cli.training.png_dataset import MOST_SLICES
-from drunet_cli.training.sources import LabelledSlices, find_sources, read_labelled_slices
+from drunet_cli.training.cases import MOST_SLICES, LabelledSlices, find_sources, read_labelled_slices
 from tests.conversion.small_cases import NAME, SHAPE, convert, image_slice, mask_slice, pixels_of, save_pixels, small_case
 from tests.support import unprivileged
 from tests.training.datasets import assert_unreadable, dataset, only_case, read, refusal

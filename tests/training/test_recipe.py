@@ -10,11 +10,19 @@ from typing import Any, Final
 import pytest
 
 from drunet_cli.errors import CaseError, MisuseError
-from drunet_cli.training.length import Length
 from drunet_cli.training.preparation import Request, fill, settle
-from drunet_cli.training.recipe import RECIPES, Decay, Optimiser, Recipe
-from drunet_cli.training.recipe_file import changed, differences, encoded, read_recipe
-from drunet_cli.training.recipe_name import RecipeName
+from drunet_cli.training.recipe import (
+    RECIPES,
+    Decay,
+    Length,
+    Optimiser,
+    Recipe,
+    RecipeName,
+    changed,
+    differences,
+    encoded,
+    read_recipe,
+)
 from drunet_cli.training.run_folder import RunFolder
 from drunet_cli.training.watcher import Watcher
 from tests.cli.small_cohort import write_cases

@@ -18,10 +18,9 @@ import torch
 from torch import Tensor
 
 from drunet_cli.errors import CaseError, MisuseError, OutputError, WeightsError
-from drunet_cli.training import loop, publication
+from drunet_cli.training import loop
 from drunet_cli.training.preparation import Request, fill, settle
-from drunet_cli.training.recipe_file import encoded
-from drunet_cli.training.recipe_name import RecipeName
+from drunet_cli.training.recipe import RecipeName, encoded
 from drunet_cli.training.run_folder import RunFolder
 from drunet_cli.training.watcher import Watcher
 from drunet_cli.weights.checkpoint import read_checkpoint
@@ -90,7 +89,7 @@ def own_cases(cases: Path, tmp_path: Path) -> Path:
 @pytest.fixture(autouse=True)
 def _uncurved(monkeypatch: pytest.MonkeyPatch) -> None:
     """A picture takes as long as three steps."""
-    monkeypatch.setattr(publication, "draw_curves", lambda *_: False)
+    monkeypatch.setattr(loop, "draw_curves", lambda *_: False)
 
 
 def stopped(request: Request, after: int) -> Run:

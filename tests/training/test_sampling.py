@@ -11,8 +11,8 @@ import numpy.typing as npt
 import pytest
 
 from drunet_cli.io.geometry import FRAME
+from drunet_cli.training.batches import BatchPlan, Pixels, Planner, SliceSource, Stream, assembled, generator
 from drunet_cli.training.recipe import AugmentationSettings, BatchSettings, Sampling
-from drunet_cli.training.sampling import Pixels, Plan, Planner, SliceSource, Stream, assembled, generator
 
 Counts = npt.NDArray[np.int64]
 Interval = tuple[int, int]
@@ -308,7 +308,7 @@ def test_flips_of_probability_one_half_are_independent() -> None:
 def test_probability_of_a_flip_moves_no_window() -> None:
     flipped = planner(COHORT, augmentation=AugmentationSettings(flip_x=1, flip_y=1)).plan(0)
     windows = tuple(replace(window, flip_x=False, flip_y=False) for window in flipped.windows)
-    assert Plan(0, flipped.shape, windows) == planner(COHORT).plan(0)
+    assert BatchPlan(0, flipped.shape, windows) == planner(COHORT).plan(0)
 
 
 @pytest.fixture(scope="module")

@@ -7,11 +7,10 @@ import numpy as np
 import pytest
 
 from drunet_cli.brats import CHANNELS
-from drunet_cli.conversion.layout import Layout
+from drunet_cli.conversion.dataset import Layout
 from drunet_cli.io.case import Case
 from drunet_cli.io.naming import Naming
-from drunet_cli.training.png_dataset import PngCase
-from drunet_cli.training.sources import find_sources
+from drunet_cli.training.cases import PngCase, find_sources
 from tests.conversion.small_cases import BRATS_AFFINE, NAME, SHAPE, brain_in, images_in, labels_in, save, saved_case, small_case
 from tests.training.datasets import assert_unreadable, dataset, names_of, only_case, read, refusal
 

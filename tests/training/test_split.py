@@ -8,7 +8,7 @@ from typing import Final
 import pytest
 
 from drunet_cli.errors import CaseError, MisuseError
-from drunet_cli.training.split import Split, read_split, split_by_fold, split_by_fraction
+from drunet_cli.training.cases import Split, read_split, split_by_fold, split_by_fraction
 
 NAMES: Final = [f"BraTS20_Training_{n:03}" for n in range(1, 24)]
 

@@ -24,15 +24,14 @@ import safetensors.numpy
 
 from drunet_cli import jobs
 from drunet_cli.brats import CHANNELS, Modality
-from drunet_cli.conversion.layout import Layout
+from drunet_cli.conversion.dataset import Layout
 from drunet_cli.errors import CaseError, DrunetError, OutputError
 from drunet_cli.io.case import Case
 from drunet_cli.io.geometry import FRAME
-from drunet_cli.io.images import read_images
-from drunet_cli.training import intake
-from drunet_cli.training.intake import PreparedCase, StoreTask, prepare_case
-from drunet_cli.training.sources import TrainingCase, find_sources, read_labelled_slices
-from drunet_cli.training.store import SCHEMA, StoredCase, open_store
+from drunet_cli.io.volumes import read_images
+from drunet_cli.training import store
+from drunet_cli.training.cases import TrainingCase, find_sources, read_labelled_slices
+from drunet_cli.training.store import SCHEMA, PreparedCase, StoredCase, StoreTask, open_store, prepare_case
 from drunet_cli.weights.checkpoint import Metadata, write_checkpoint
 from tests.conversion.small_cases import (
     BLANK,
@@ -695,7 +694,7 @@ def test_a_case_that_another_run_has_stored_meanwhile_is_left_alone(tmp_path: Pa
         return read_labelled_slices(case)
 
     inodes: list[int] = []
-    monkeypatch.setattr(intake, "read_labelled_slices", read_while_another_run_writes)
+    monkeypatch.setattr(store, "read_labelled_slices", read_while_another_run_writes)
     assert not prepare(tmp_path / "nifti", tmp_path / "store").reused
     assert [path.stat().st_ino] == inodes  # whoever has mapped it over a network need not lose it
 
@@ -708,7 +707,7 @@ def test_files_that_change_while_they_are_read_are_refused(tmp_path: Path, monke
         touch(images[Modality.T1])
         return read
 
-    monkeypatch.setattr(intake, "read_labelled_slices", read_while_somebody_writes)
+    monkeypatch.setattr(store, "read_labelled_slices", read_while_somebody_writes)
     with pytest.raises(CaseError, match="have changed while they were read"):
         prepare(tmp_path / "nifti", tmp_path / "store")
     assert not (tmp_path / "store").exists()
@@ -717,8 +716,8 @@ def test_files_that_change_while_they_are_read_are_refused(tmp_path: Path, monke
 KILLED: Final = """
 import os, signal, sys
 from pathlib import Path
-from drunet_cli.training.sources import find_sources
-from drunet_cli.training.intake import StoreTask, prepare_case
+from drunet_cli.training.cases import find_sources
+from drunet_cli.training.store import StoreTask, prepare_case
 os.fsync = lambda _: os.kill(os.getpid(), signal.SIGKILL)  # all is written, nothing published
 [case] = find_sources([Path(sys.argv[1])]).cases
 prepare_case(StoreTask(case=case, folder=Path(sys.argv[2])))

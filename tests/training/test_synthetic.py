@@ -5,7 +5,7 @@ from typing import Final
 
 import pytest
 
-from drunet_cli.phantom.phantom import make_phantom, write_phantom
+from drunet_cli.phantom.scanner import make_phantom, write_phantom
 from tests.support import Drunet
 from tests.training.test_loop import rows_of
 

@@ -22,12 +22,11 @@ import pytest
 import urllib3.util.connection
 
 from drunet_cli.errors import MisuseError, OutputError, WeightsError
-from drunet_cli.io.inputs import file_sha256
+from drunet_cli.io.volumes import file_sha256
 from drunet_cli.weights import download, registry
-from drunet_cli.weights.acquisition import import_weights, metadata_of, obtain, open_weights
+from drunet_cli.weights.cache import Watcher, import_weights, metadata_of, obtain, open_weights
 from drunet_cli.weights.checkpoint import read_checkpoint, write_checkpoint
 from drunet_cli.weights.registry import DEFAULT, ENTRIES, Entry, cache_folder, cached_path, check_available
-from drunet_cli.weights.watcher import Watcher
 from tests.support import GOLDEN_WEIGHTS
 from tests.weights.file_server import Answer, FileServer, serving
 

@@ -3,7 +3,7 @@
 import pytest
 import requests
 
-from drunet_cli.weights.answer import first_byte_of, length_of, retry_after_s, version_of
+from drunet_cli.weights.download import first_byte_of, length_of, retry_after_s, version_of
 
 
 def answer(status: int, **headers: str) -> requests.Response:

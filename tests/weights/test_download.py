@@ -20,8 +20,7 @@ import urllib3.util.connection
 
 from drunet_cli.errors import WeightsError
 from drunet_cli.weights import download
-from drunet_cli.weights.download import Patience, fetch
-from drunet_cli.weights.web_page import WebPage, confirmed_url
+from drunet_cli.weights.download import Patience, WebPage, confirmed_url, fetch
 from tests.weights.file_server import Answer, serving
 
 CONTENT = random.Random(0).randbytes(300_000)

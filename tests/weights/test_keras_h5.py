@@ -11,7 +11,7 @@ import torch
 
 from drunet_cli.errors import WeightsError
 from drunet_cli.network.model import DRUNet104
-from drunet_cli.weights.keras_h5 import read_keras_h5
+from drunet_cli.weights.keras import read_keras_h5
 from tests.keras_file import write_keras_h5
 from tests.support import GOLDEN, GOLDEN_WEIGHTS
 

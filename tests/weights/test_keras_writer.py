@@ -8,10 +8,9 @@ import h5py
 import numpy as np
 import pytest
 
+from drunet_cli.weights.cache import read_source
 from drunet_cli.weights.checkpoint import Checkpoint
-from drunet_cli.weights.keras_h5 import read_keras_h5
-from drunet_cli.weights.keras_writer import write_keras_h5
-from drunet_cli.weights.sources import read_source
+from drunet_cli.weights.keras import read_keras_h5, write_keras_h5
 from tests import keras_file
 from tests.support import GOLDEN_WEIGHTS
 

@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from drunet_cli.weights.lock import exclusive
+from drunet_cli.weights.download import exclusive
 
 HOLD = """
 import sys
 from pathlib import Path
-from drunet_cli.weights.lock import exclusive
+from drunet_cli.weights.download import exclusive
 with exclusive(Path(sys.argv[1]), on_wait=lambda: None) as locked:
     print(locked, flush=True)
     sys.stdin.read()
@@ -25,7 +25,7 @@ with exclusive(Path(sys.argv[1]), on_wait=lambda: None) as locked:
 TAKE_TURNS = """
 import sys, time
 from pathlib import Path
-from drunet_cli.weights.lock import exclusive
+from drunet_cli.weights.download import exclusive
 marker = Path(sys.argv[1] + ".inside")
 for _ in range(5):
     with exclusive(Path(sys.argv[1]), on_wait=lambda: None, poll_s=0.001) as locked:

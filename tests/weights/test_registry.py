@@ -10,9 +10,9 @@ import pytest
 import safetensors
 
 from drunet_cli.errors import MisuseError, WeightsError
-from drunet_cli.io.inputs import file_sha256
+from drunet_cli.io.volumes import file_sha256
 from drunet_cli.weights import registry
-from drunet_cli.weights.acquisition import import_weights, metadata_of, obtain, open_weights
+from drunet_cli.weights.cache import import_weights, metadata_of, obtain, open_weights
 from drunet_cli.weights.registry import BUNDLED, COMPACT, ENTRIES, cache_folder, cached_path, weights_path
 from tests.support import GOLDEN_WEIGHTS
 

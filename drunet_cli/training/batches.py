@@ -66,7 +66,7 @@ class Window:
 
 
 @dataclass(frozen=True)
-class Plan:
+class BatchPlan:
     """The batch of one step. shape: of its windows."""
 
     step: int
@@ -101,7 +101,7 @@ class Planner:
         """Whole batches that one pass over all slices makes."""
         return self.n_slices // self._batches.size
 
-    def plan(self, step: int) -> Plan:
+    def plan(self, step: int) -> BatchPlan:
         """The batch of a step, counted from 0."""
         rng = generator(self._seed, Stream.WINDOWS, step)
         shapes = self._batches.windows or ((FRAME, FRAME),)
@@ -110,7 +110,7 @@ class Planner:
             chosen = [(case, z, False) for case, z in self._of_all(step)]
         else:
             chosen = [self._favoured(rng) for _ in range(self._batches.size)]
-        return Plan(step, shape, tuple(self._window(rng, case, z, shape, for_tumour) for case, z, for_tumour in chosen))
+        return BatchPlan(step, shape, tuple(self._window(rng, case, z, shape, for_tumour) for case, z, for_tumour in chosen))
 
     def _of_all(self, step: int) -> list[tuple[int, int]]:
         epoch, within = divmod(step, self.steps_of_all_slices)
@@ -143,7 +143,7 @@ def _start(rng: np.random.Generator, size: int, first: int, end: int) -> int:
     return int(rng.choice(starts[held == held.max()]))
 
 
-def assembled(plan: Plan, cases: Sequence[SliceSource], part: slice = slice(None)) -> Pixels:
+def assembled(plan: BatchPlan, cases: Sequence[SliceSource], part: slice = slice(None)) -> Pixels:
     """The windows of a plan, or of a part of it, as [N, X, Y, 5]: four modalities and the class index."""
     windows = plan.windows[part]
     batch = np.empty((len(windows), *plan.shape, N_LAYERS), dtype=np.uint8)

@@ -1,15 +1,151 @@
-"""The anatomy of a phantom without its tumour: the parts of the brain, and the shares of the healthy tissues."""
+"""A synthetic head: the grid it lies on, the shapes it is made of, the tissues."""
 
+import itertools
 import math
-from dataclasses import dataclass
-from typing import Final
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import numpy as np
+import numpy.typing as npt
 from scipy import ndimage
 
-from drunet_cli.phantom.glioma import Glioma
-from drunet_cli.phantom.grid import EXTENT, Coordinates, FloatArray, Grid, Mask
-from drunet_cli.phantom.shapes import beyond, ellipsoid, joined, squares, tube
+if TYPE_CHECKING:
+    from drunet_cli.phantom.tumour import Glioma
+
+
+FloatArray: TypeAlias = npt.NDArray[np.floating[Any]]  # float32, all of them
+Shape: TypeAlias = tuple[int, int, int]
+Mask: TypeAlias = npt.NDArray[np.bool_]
+Coordinates: TypeAlias = tuple[FloatArray, FloatArray, FloatArray]
+
+BRATS_SHAPE: Final = (240, 240, 155)
+_CENTRE_VOXEL: Final = (118.5, 128.5, 75.0)  # mean of the ten brains' boxes
+EXTENT: Final = (76.0, 96.0, 78.0)  # of the box that is computed, to each side; the largest of the ten brains fits in
+_COARSE: Final = 3
+# SD of white noise after the spline: the mean of the sum of its squared weights is 151 / 315 along each axis.
+_B_SPLINE_SD: Final = (151 / 315) ** 1.5
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The voxels that are computed, V in number. axes: atlas mm along X, Y and Z of the box around them; voxel: its size there.
+
+    chosen: [X, Y, Z], which voxels of the box they are. The head fills but a third of it, and time goes by voxels.
+    """
+
+    box: tuple[slice, slice, slice]
+    axes: tuple[FloatArray, FloatArray, FloatArray]
+    voxel: float
+    chosen: Mask
+
+    @classmethod
+    def of(cls, shape: Shape, spacing_mm: float) -> "Grid":
+        """The box of a head in a volume; one smaller than BraTS' 240 x 240 x 155 mm has the head made smaller."""
+        scale = min(1.0, *(n * spacing_mm / n_brats for n, n_brats in zip(shape, BRATS_SHAPE, strict=True)))
+        voxel = spacing_mm / scale
+        box, axes = [], []
+        for n, n_brats, centre, extent in zip(shape, BRATS_SHAPE, _CENTRE_VOXEL, EXTENT, strict=True):
+            mm = (np.arange(n) - (n - 1) / 2) * voxel + (n_brats - 1) / 2 - centre
+            inside = np.flatnonzero(np.abs(mm) <= extent)
+            box.append(slice(int(inside[0]), int(inside[-1]) + 1))
+            axes.append(mm[inside].astype(np.float32))
+        chosen = np.ones([axis.size for axis in axes], dtype=np.bool_)
+        return cls((box[0], box[1], box[2]), (axes[0], axes[1], axes[2]), voxel, chosen)
+
+    def coarser(self) -> "Grid":
+        """Every third voxel along each axis."""
+        x, y, z = (axis[1::_COARSE] for axis in self.axes)
+        return replace(self, axes=(x, y, z), voxel=_COARSE * self.voxel, chosen=self.chosen[1::_COARSE, 1::_COARSE, 1::_COARSE])
+
+    def around(self, brain: Mask) -> "Grid":
+        """The same with those voxels alone that lie in or near the brain. brain: [V] of the coarser grid."""
+        x, y, z = self.coarser().chosen.shape
+        near = ndimage.binary_dilation(brain.reshape(x, y, z), np.ones((3, 3, 3)))
+        at = [np.minimum(np.arange(n) // _COARSE, size - 1) for n, size in zip(self.chosen.shape, near.shape, strict=True)]
+        return replace(self, chosen=near[np.ix_(*at)])
+
+    @cached_property
+    def xyz(self) -> Coordinates:
+        """Where the voxels lie, each [V]."""
+        i, j, k = np.nonzero(self.chosen)
+        return self.axes[0][i], self.axes[1][j], self.axes[2][k]
+
+    def spread(self, values: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """[V] as [X, Y, Z], 0 elsewhere."""
+        whole = np.zeros(self.chosen.shape, dtype=values.dtype)
+        whole[self.chosen] = values
+        return whole
+
+    def noise(self, rng: np.random.Generator, cell: float) -> FloatArray:
+        """[V]: smooth noise of mean 0 and SD 1, by cubic B-splines over random numbers `cell` apart.
+
+        The numbers drawn do not depend on the grid, so that a seed is one head at every resolution.
+        """
+        counts = [math.ceil(2 * extent / cell) + 4 for extent in EXTENT]
+        field = rng.standard_normal(counts, dtype=np.float32) / np.float32(_B_SPLINE_SD)
+        for mm, extent in zip(self.axes[::-1], EXTENT[::-1], strict=True):  # each turn works off the last axis
+            field = np.tensordot(_b_spline((mm + extent) / cell, field.shape[-1]), field, axes=(1, 2))
+        return np.asarray(field[self.chosen])
+
+    def ramp(self, depth: FloatArray, width: float = 0.0) -> FloatArray:
+        """Share of a voxel that lies within a surface, from its depth below it; the edge is a voxel wide, or `width`."""
+        share = depth / np.float32(max(self.voxel, width))
+        share += np.float32(0.5)
+        return np.clip(share, 0, 1, out=share)
+
+
+def _b_spline(positions: FloatArray, n_knots: int) -> FloatArray:
+    """[positions, knots]: weights of the uniform cubic B-spline; position 0 lies on knot 1."""
+    t = np.abs(positions[:, None] + 1 - np.arange(n_knots))
+    weights = np.where(t < 1, 2 / 3 - t**2 + t**3 / 2, np.clip(2 - t, 0, None) ** 3 / 6)
+    return np.asarray(weights, dtype=np.float32)
+
+
+Point: TypeAlias = tuple[float, float, float]
+
+
+def squares(first: FloatArray, *others: FloatArray) -> FloatArray:
+    """Sum of the squares, voxel by voxel."""
+    total = first * first
+    for other in others:
+        total += other * other
+    return total
+
+
+def beyond(distance: FloatArray) -> FloatArray:
+    """The distance where it is above 0, elsewhere 0."""
+    return np.clip(distance, 0, None)
+
+
+def ellipsoid(p: Coordinates, centre: Point, radii: Point) -> FloatArray:
+    """Depth below an ellipsoid's surface, negative outside; to first order."""
+    parts = [(c - np.float32(middle)) / np.float32(radius) for c, middle, radius in zip(p, centre, radii, strict=True)]
+    norm = np.sqrt(squares(*parts))
+    slope = np.sqrt(squares(*(part / np.float32(radius) for part, radius in zip(parts, radii, strict=True))))
+    return np.asarray(norm * (1 - norm) / np.maximum(slope, np.float32(1e-5)))
+
+
+def tube(p: Coordinates, path: tuple[tuple[Point, float], ...]) -> FloatArray:
+    """Depth below the surface of a chain of cones, given by points and the radius at each."""
+    depth = np.full_like(p[0], -np.inf)
+    for (start, radius), (end, radius_at_end) in itertools.pairwise(path):
+        step = [b - a for a, b in zip(start, end, strict=True)]
+        from_start = [c - np.float32(a) for c, a in zip(p, start, strict=True)]
+        along = np.zeros_like(depth)
+        for away, d in zip(from_start, step, strict=True):
+            along += away * np.float32(d / math.hypot(*step) ** 2)
+        along = np.clip(along, 0, 1)
+        distance = np.sqrt(squares(*(away - along * np.float32(d) for away, d in zip(from_start, step, strict=True))))
+        depth = np.maximum(depth, radius + np.float32(radius_at_end - radius) * along - distance)
+    return depth
+
+
+def joined(depth: FloatArray, other: FloatArray, width: float) -> FloatArray:
+    """Depth below the surface of both together, the crease between them filled over `width`."""
+    h = np.clip(width - np.abs(depth - other), 0, None)
+    return np.maximum(depth, other) + h * h * np.float32(0.25 / width)
+
 
 _PUSHED_WITHIN: Final = 3.0  # radii of the core
 _FOLD_STEP: Final = 2.0
@@ -47,7 +183,7 @@ class Head:
         return self.cerebrum > self.cerebellum
 
     @classmethod
-    def of(cls, grid: Grid, rng: np.random.Generator, glioma: Glioma | None) -> "Head":
+    def of(cls, grid: Grid, rng: np.random.Generator, glioma: "Glioma | None") -> "Head":
         """The head that the generator draws, pushed aside by the glioma where there is one; the draws are the same without."""
         p = x, y, z = _anatomical(grid, rng, glioma)
         base = z + np.float32(19.0) - np.float32(0.04) * np.abs(y + 10)  # above the floor of the frontal and occipital lobes
@@ -61,7 +197,7 @@ class Head:
         return cls(grid, p, cerebrum, cerebellum, stem, whole - np.float32(0.2) + np.float32(0.6) * grid.noise(rng, 6.0))
 
 
-def _anatomical(grid: Grid, rng: np.random.Generator, glioma: Glioma | None) -> Coordinates:
+def _anatomical(grid: Grid, rng: np.random.Generator, glioma: "Glioma | None") -> Coordinates:
     turn_x, turn_y, turn_z = rng.normal(0, math.radians(2.5), 3)  # what is left after registration to an atlas
     turns = np.array([[1, -turn_z, turn_y], [turn_z, 1, -turn_x], [-turn_y, turn_x, 1]])
     scales = np.clip(rng.normal(0.99, 0.025) + rng.normal(0, 0.015, 3), 0.92, 1.06)
@@ -75,7 +211,7 @@ def _anatomical(grid: Grid, rng: np.random.Generator, glioma: Glioma | None) -> 
     return p[0], p[1], p[2]
 
 
-def _pushed_aside(grid: Grid, glioma: Glioma) -> Coordinates:
+def _pushed_aside(grid: Grid, glioma: "Glioma") -> Coordinates:
     """Where the tissue of each voxel lay before the tumour grew: nearer to it. The skull holds surface and base in place."""
     x, y, z = grid.xyz
     inside = np.clip(2 - 2 * squares(x / 65, y / 84, z / 66), 0, 1) * np.clip((z + 14) / 8, 0, 1)

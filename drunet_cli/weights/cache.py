@@ -1,22 +1,25 @@
-"""Getting weights: from the package, from the cache, by a download into it, or from a file of the user's."""
+"""Weights by name or file: from the package, from the cache, by a download into the cache."""
 
+import logging
 import os
 import socket
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
 from drunet_cli.errors import MisuseError, OutputError, WeightsError, one_line
 from drunet_cli.io.atomic import check_writable, remove_stale
+from drunet_cli.io.volumes import file_sha256
 from drunet_cli.weights.checkpoint import Checkpoint, Metadata, check_tensors, read_checkpoint, read_metadata, write_checkpoint
-from drunet_cli.weights.download import fetch, shown_url
-from drunet_cli.weights.lock import exclusive
+from drunet_cli.weights.download import exclusive, fetch, shown_url
 from drunet_cli.weights.registry import (
     BUNDLED,
     DEFAULT,
     ENTRIES,
+    PAPER,
     PUBLISHED_BN_EPSILON,
     Entry,
     cached_path,
@@ -30,8 +33,113 @@ from drunet_cli.weights.registry import (
     source_url,
     weights_path,
 )
-from drunet_cli.weights.sources import check_identity, read_source
-from drunet_cli.weights.watcher import LoggingWatcher, Watcher
+
+_HDF5_SIGNATURE: Final = b"\x89HDF\r\n\x1a\n"
+
+
+def read_source(
+    path: Path, *, name: str | None = None, bn_epsilon: float, entry: Entry | None = None, origin: str = ""
+) -> Checkpoint:
+    """Read weights from a Keras HDF5 file, or from a drunet .safetensors file, which says of itself what it is.
+
+    The content decides which, not the suffix. name: theirs from now on; without it that which is recorded, or the file's.
+    bn_epsilon: for Keras files, which do not record it. entry: whose licence and citation a Keras file has. Raises
+    WeightsError unless every tensor of the network is there once, of its shape, and finite.
+    """
+    try:
+        with path.open("rb") as stream:
+            head = stream.read(9)
+    except OSError as error:
+        raise WeightsError(f"{path}: cannot be read: {error.strerror}") from error
+    if head[8:] == b"{":  # safetensors: eight bytes of length, then JSON
+        checkpoint = read_checkpoint(path)
+        check_tensors(checkpoint)
+        checkpoint = replace(checkpoint, metadata=replace(checkpoint.metadata, name=name or checkpoint.metadata.name))
+    elif head[:8] == _HDF5_SIGNATURE:
+        checkpoint = _read_keras(path, name or path.stem, bn_epsilon, entry, origin or path.name)
+    elif not head:
+        raise WeightsError(f"{path}: is empty; copy or download it again")
+    elif head.lstrip()[:1] == b"<":
+        raise WeightsError(f"{path}: is a web page, not weights; open its address in a browser and confirm the download there")
+    else:
+        raise WeightsError(f"{path}: is neither a Keras HDF5 nor a safetensors file")
+    return checkpoint
+
+
+def check_identity(path: Path, metadata: Metadata, entry: Entry, *, remedy: str = "") -> None:
+    """Raise WeightsError where something tells that these are other weights than the registry's of that name.
+
+    The published file is a Keras file without a word on dropout, so what drunet has trained is not made from it.
+    """
+    if metadata.base_width != entry.base_width:
+        reason = f"base width {metadata.base_width}, not {entry.base_width}"
+    elif not metadata.source_sha256 or metadata.dropout != entry.dropout:
+        reason = f"their origin is {metadata.origin or 'not recorded'}"
+    elif entry.source_sha256 not in (None, metadata.source_sha256):
+        reason = f"SHA-256 of the source {metadata.source_sha256}, not {entry.source_sha256}"
+    else:
+        return
+    raise WeightsError(
+        f"{path}: holds other weights than {entry.name}, {entry.summary}: {reason}" + (f"; {remedy}" if remedy else "")
+    )
+
+
+def _read_keras(path: Path, name: str, bn_epsilon: float, entry: Entry | None, origin: str) -> Checkpoint:
+    from drunet_cli.weights.keras import read_keras_h5  # h5py
+
+    base_width, state = read_keras_h5(path)
+    sha256 = file_sha256(path)
+    metadata = Metadata(
+        name=name,
+        base_width=base_width,
+        bn_epsilon=bn_epsilon,
+        dropout=entry.dropout if entry else None,
+        origin=origin,
+        source_sha256=sha256,
+        licence=entry.licence if entry else "",
+        citation=entry.citation if entry else PAPER,
+    )
+    return Checkpoint(metadata=metadata, state=state, sha256=sha256)
+
+
+_LOG: Final = logging.getLogger("drunet_cli")
+
+
+class Watcher:
+    """Told how a download goes; does nothing with it. The command line draws it in a class of its own."""
+
+    def announce_download(self, entry: Entry, url: str, cache: Path) -> None:
+        """A download is about to begin."""
+
+    def downloaded(self, n_bytes: int, n_total: int | None) -> None:
+        """So many bytes have arrived, of so many if that is known."""
+
+    def retrying(self, reason: str, delay_s: float) -> None:
+        """An attempt failed; another follows after so many seconds."""
+
+    def importing(self, path: Path) -> None:
+        """The file is complete and is now verified and converted."""
+
+    def waiting_for_other(self, name: str) -> None:
+        """Another process is fetching the same weights."""
+
+
+class LoggingWatcher(Watcher):
+    """Tells the logger "drunet_cli" why a program waits: as warnings, which Python shows where nothing else is configured."""
+
+    def announce_download(self, entry: Entry, url: str, cache: Path) -> None:
+        """Size, source, folder and licence."""
+        _LOG.warning("downloading weights %s, about %d MB, from %s into %s", entry.name, entry.megabytes, url, cache)
+        _LOG.warning("licence of %s: %s", entry.name, entry.licence)
+
+    def retrying(self, reason: str, delay_s: float) -> None:
+        """Why it takes longer."""
+        _LOG.warning("download: %s; trying again in %.0f s", reason, delay_s)
+
+    def waiting_for_other(self, name: str) -> None:
+        """Why nothing happens."""
+        _LOG.warning("another process is downloading the weights %s: waiting for it", name)
+
 
 _ABANDONED_AFTER_S: Final = 24 * 3600.0
 

@@ -1,0 +1,194 @@
+"""The four volumes of a case, and its segmentation, read and checked."""
+
+import hashlib
+import os
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from drunet_cli.brats import CHANNELS, ClassMap, Labels, Modality, ReadLabels, TumourClass, class_indices, label_value
+from drunet_cli.errors import CaseError
+from drunet_cli.io.case import Case
+from drunet_cli.io.checks import CaseWarning, brain_mask, case_warnings, check_grids, check_volumes, grid_warnings, grids_differ
+from drunet_cli.io.geometry import FRAME, Geometry, at_1_mm, box_of, fit
+from drunet_cli.io.nifti import Volume, load_grid, load_volume, volume_of
+from drunet_cli.io.slices import SliceStack, network_slices
+
+
+@dataclass(frozen=True)
+class CaseImages:
+    """A case that has passed every check. volumes: in the network's channel order."""
+
+    case: Case
+    volumes: Mapping[Modality, Volume]
+    geometry: Geometry
+    warnings: tuple[CaseWarning, ...]
+
+    @property
+    def reference(self) -> Volume:
+        """FLAIR, whose geometry a label map of the case gets."""
+        return self.volumes[Modality.FLAIR]
+
+    def slices(self) -> SliceStack:
+        """[Z, 240, 240, 4], as the network takes them."""
+        return network_slices(list(self.volumes.values()), self.geometry)
+
+
+def read_images(case: Case) -> CaseImages:
+    """Read the four volumes. Raises CaseError for whatever cannot be segmented."""
+    with ThreadPoolExecutor(len(CHANNELS)) as threads:  # decompression runs outside the interpreter's lock
+        volumes = dict(zip(CHANNELS, threads.map(lambda modality: load_volume(case.images[modality]), CHANNELS), strict=True))
+    return _checked(case, volumes)
+
+
+def check_headers(case: Case) -> tuple[CaseWarning, ...]:
+    """The warnings that the headers of a case tell. Raises CaseError as read_images would, for what these tell."""
+    grids = {modality: load_grid(case.images[modality]) for modality in CHANNELS}
+    check_grids(grids)
+    return tuple(grid_warnings(grids))
+
+
+def images_of(arrays: Mapping[Modality, npt.NDArray[Any]], affine: npt.ArrayLike, *, name: str) -> CaseImages:
+    """The same of arrays [I, J, K] that come from no file. affine: 4 x 4, voxel indices to RAS millimetres, of all four."""
+    volumes = {modality: volume_of(arrays[modality], affine, name=f"{name}, array {modality}") for modality in CHANNELS}
+    return _checked(Case(name, {modality: volume.path for modality, volume in volumes.items()}), volumes)
+
+
+def _checked(case: Case, volumes: Mapping[Modality, Volume]) -> CaseImages:
+    check_volumes(volumes)
+    geometry = fit(brain_mask(volumes), affine=volumes[Modality.FLAIR].affine)
+    return CaseImages(case, volumes, geometry, tuple(case_warnings(volumes, geometry)))
+
+
+def class_map_of(volume: Volume, labels: ReadLabels = ReadLabels.AUTO) -> tuple[ClassMap, Labels | None]:
+    """Class indices [I, J, K] of a label map, and its convention; None where it holds no enhancing tumour to tell it by.
+
+    Raises CaseError when a value is no label of BraTS, or 3 and 4 both occur.
+    """
+    classes = np.zeros_like(volume.voxels, dtype=np.uint8)
+    box = box_of(np.asarray(volume.voxels != 0))
+    if box is None:
+        return classes, None
+    inner = volume.voxels[box]
+    try:
+        classes[box] = class_indices(inner, labels)
+    except CaseError as error:
+        raise CaseError(f"{volume.path}: {error}") from error
+    if not (classes[box] == TumourClass.ET).any():
+        return classes, None
+    return classes, Labels.BRATS2023 if (
+        np.rint(inner) == label_value(TumourClass.ET, Labels.BRATS2023)
+    ).any() else Labels.BRATS2020
+
+
+@dataclass(frozen=True)
+class Segmentation:
+    """A reference label map on the frames of its images.
+
+    labels: its convention, None where that does not tell. frames: class indices [240, 240, Z].
+    """
+
+    volume: Volume
+    labels: Labels | None
+    frames: ClassMap
+
+
+@dataclass(frozen=True)
+class LabelledImages:
+    """A case of 1 mm voxels that has passed every check; without a segmentation where it has none."""
+
+    images: CaseImages
+    segmentation: Segmentation | None
+
+
+def read_labelled(case: Case) -> LabelledImages:
+    """Read a case's images, and its segmentation where it has one.
+
+    Raises CaseError for whatever cannot be segmented, for voxels that are not 1 mm, and for a segmentation that is on another
+    grid, holds what is no label of BraTS, or reaches outside the frame.
+    """
+    with ThreadPoolExecutor(1) as thread:
+        loaded = None if case.segmentation is None else thread.submit(load_volume, case.segmentation)
+        images = read_images(case)
+        _check_spacing(images)
+        return LabelledImages(images, None if loaded is None else _segmentation(loaded.result(), images))
+
+
+def _check_spacing(images: CaseImages) -> None:
+    spacing = images.reference.spacing_mm
+    if not at_1_mm(spacing):
+        raise CaseError(
+            f"{images.reference.path}: voxels of {' x '.join(f'{size:g}' for size in spacing)} mm; slices for this network "
+            "have 1 x 1 x 1 mm: resample the four images to it first, and the segmentation by nearest neighbour"
+        )
+
+
+def _segmentation(volume: Volume, images: CaseImages) -> Segmentation:
+    if (error := grids_differ(volume, images.reference, names=("segmentation", "FLAIR"))) is not None:
+        raise error
+    class_map, labels = class_map_of(volume)
+    turned = images.geometry.turned(class_map)
+    frames = images.geometry.frames(turned)
+    if n_lost := np.count_nonzero(turned) - np.count_nonzero(frames):
+        raise CaseError(
+            f"{volume.path}: {n_lost} labelled voxels lie outside the {FRAME} mm frame that is centred on the brain, and would "
+            "be lost; crop the images to the brain first"
+        )
+    return Segmentation(volume, labels, frames)
+
+
+@dataclass(frozen=True)
+class InputFile:
+    """What a file was when it was read. sha256: of its bytes, in hexadecimal."""
+
+    path: str
+    n_bytes: int
+    mtime_ns: int
+    sha256: str
+
+
+def stamp(file: Path) -> os.stat_result:
+    """Size and time of an input. Raises CaseError."""
+    try:
+        return file.stat()
+    except OSError as error:
+        raise CaseError(f"{file}: cannot be read: {error.strerror}") from error
+
+
+def input_file(file: Path, *, before: os.stat_result, sha256: str) -> InputFile:
+    """A file that was read just now. before: its stamp from before it was read, so that a later change shows."""
+    return InputFile(str(file), before.st_size, before.st_mtime_ns, sha256)
+
+
+def changed_files(before: Mapping[str, InputFile], files: Mapping[str, Path]) -> list[Path]:
+    """Those of the files, by modality, that are no longer what was read.
+
+    A file of the same path, size and time is the same; else one of the same size and bytes. Raises CaseError when one cannot
+    be read.
+    """
+    return [file for name, file in files.items() if not _is_unchanged(before[name], file)]
+
+
+def _is_unchanged(before: InputFile, file: Path) -> bool:
+    now = stamp(file)
+    if (before.path, before.n_bytes, before.mtime_ns) == (str(file), now.st_size, now.st_mtime_ns):
+        return True
+    return before.n_bytes == now.st_size and _has_bytes(before, file)
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file's bytes, in hexadecimal."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _has_bytes(before: InputFile, file: Path) -> bool:
+    try:
+        return before.sha256 == file_sha256(file)
+    except OSError as error:
+        raise CaseError(f"{file}: cannot be read: {error.strerror}") from error
