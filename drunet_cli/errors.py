@@ -12,7 +12,7 @@ def one_line(text: str) -> str:
     return " ".join("".join(character if character.isprintable() else " " for character in text).split())
 
 
-def listed(items: Sequence[object], *, most: int = 5) -> str:
+def join_some(items: Sequence[object], *, most: int = 5) -> str:
     """The first of them, and how many more there are, for a message."""
     words = [str(item) for item in items[:most]]
     return ", ".join(words) + (f" and {len(items) - most} more" if len(items) > most else "")

@@ -42,7 +42,7 @@ def devices_named(words: str) -> tuple[str, ...]:
     return names
 
 
-def wait_considerately(environment: MutableMapping[str, str] = os.environ) -> None:
+def limit_openmp_spinning(environment: MutableMapping[str, str] = os.environ) -> None:
     """Let OpenMP's threads wait for one another with less spinning; to be called before torch is imported.
 
     Two processes on the same two cores took 0.7 instead of 2.0 s a slice so, and one alone 0.35 instead of 0.32
@@ -52,7 +52,7 @@ def wait_considerately(environment: MutableMapping[str, str] = os.environ) -> No
         environment.setdefault("GOMP_SPINCOUNT", "10000")
 
 
-def share_memory_arenas() -> None:
+def limit_malloc_arenas() -> None:
     """Let all threads of this process take memory from two places, where glibc gives each its own, whose gaps add up.
 
     Ten cases over and over: the peak was 751 MiB after 5 cases and 793 after 50 without this, 652 and 667 with it
@@ -63,7 +63,7 @@ def share_memory_arenas() -> None:
         ctypes.CDLL(None).mallopt(_M_ARENA_MAX, 2)
 
 
-def keep_to_itself(environment: MutableMapping[str, str] = os.environ) -> None:
+def disable_onnxruntime_telemetry(environment: MutableMapping[str, str] = os.environ) -> None:
     """Let ONNX Runtime tell nobody of its use; to be called before it is imported. What the user has set stays.
 
     Since 1.29 its builds for Linux and macOS otherwise keep an identifier of the machine and a store of events in the user's

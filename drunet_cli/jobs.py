@@ -19,7 +19,7 @@ Task = TypeVar("Task")
 Result = TypeVar("Result")
 
 
-def each(
+def run_tasks(
     function: Callable[[Task], Result], tasks: Sequence[Task], *, n_processes: int
 ) -> Generator[tuple[Task, Result | DrunetError]]:
     """Yield every task with its result, or with the DrunetError that it raised, in the order in which they end.

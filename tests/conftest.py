@@ -13,14 +13,14 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from drunet_cli.host import keep_to_itself, wait_considerately
+from drunet_cli.host import disable_onnxruntime_telemetry, limit_openmp_spinning
 from drunet_cli.weights.cache import open_weights
 from drunet_cli.weights.checkpoint import Checkpoint
 from drunet_cli.weights.registry import DEFAULT, ENTRIES, Entry
 from tests.support import GOLDEN, GOLDEN_WEIGHTS, Drunet
 
-wait_considerately()  # here, before a test imports torch: beside other work the tests would take twice as long
-keep_to_itself()  # and before one imports onnxruntime
+limit_openmp_spinning()  # here, before a test imports torch: beside other work the tests would take twice as long
+disable_onnxruntime_telemetry()  # and before one imports onnxruntime
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -4,7 +4,7 @@ import traceback
 
 import pytest
 
-from drunet_cli.errors import CaseError, listed, one_line, without_remedy
+from drunet_cli.errors import CaseError, join_some, one_line, without_remedy
 
 
 def test_a_message_is_one_line_whatever_a_file_is_called() -> None:
@@ -15,7 +15,7 @@ def test_a_message_is_one_line_whatever_a_file_is_called() -> None:
     ("items", "words"), [([], ""), ([3], "3"), ([1, 2, 3], "1, 2, 3"), ([1, 2, 3, 4], "1, 2, 3 and 1 more")]
 )
 def test_a_list_names_the_first_and_counts_the_others(items: list[int], words: str) -> None:
-    assert listed(items, most=3) == words
+    assert join_some(items, most=3) == words
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from typing import Final
 
 import pytest
 
-from drunet_cli.host import cpu_name, granted_cpus, keep_to_itself, wait_considerately
+from drunet_cli.host import cpu_name, disable_onnxruntime_telemetry, granted_cpus, limit_openmp_spinning
 
 N_AFFINITY: Final = 64
 
@@ -184,11 +184,11 @@ def test_the_processor_has_a_name() -> None:
     ],
 )
 def test_threads_wait_considerately_unless_the_user_has_said_how(before: dict[str, str], after: dict[str, str]) -> None:
-    wait_considerately(before)
+    limit_openmp_spinning(before)
     assert before == after
 
 
 @pytest.mark.parametrize(("before", "after"), [({}, "1"), ({"ORT_DISABLE_TELEMETRY": "0"}, "0")])
 def test_onnx_runtime_tells_nobody_unless_the_user_has_said_so(before: dict[str, str], after: str) -> None:
-    keep_to_itself(before)
+    disable_onnxruntime_telemetry(before)
     assert before == {"ORT_DISABLE_TELEMETRY": after}

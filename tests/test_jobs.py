@@ -15,7 +15,7 @@ import psutil
 import pytest
 
 from drunet_cli.errors import CaseError, DeviceError, DrunetError, MisuseError, OutputError, WeightsError
-from drunet_cli.jobs import each
+from drunet_cli.jobs import run_tasks
 from tests import job_functions
 from tests.job_functions import Wait
 
@@ -82,38 +82,38 @@ pytestmark = pytest.mark.usefixtures("no_worker_stays")
 @pytest.mark.parametrize("n_processes", [2, 3, 8])
 def test_several_processes_give_what_one_gives(n_processes: int) -> None:
     tasks = list(range(7))
-    alone = list(each(job_functions.doubled, tasks, n_processes=1))
+    alone = list(run_tasks(job_functions.doubled, tasks, n_processes=1))
     assert alone == [(task, 2 * task) for task in tasks]
-    together = list(each(job_functions.doubled, tasks, n_processes=n_processes))
+    together = list(run_tasks(job_functions.doubled, tasks, n_processes=n_processes))
     assert sorted(together) == alone
 
 
 @pytest.mark.parametrize(("n_processes", "n_tasks"), [(1, 3), (0, 3), (4, 1)])
 def test_one_process_or_one_task_stays_in_this_process(n_processes: int, n_tasks: int) -> None:
-    outcomes = list(each(job_functions.process_id, range(n_tasks), n_processes=n_processes))
+    outcomes = list(run_tasks(job_functions.process_id, range(n_tasks), n_processes=n_processes))
     assert outcomes == [(task, os.getpid()) for task in range(n_tasks)]
 
 
 def test_several_processes_are_others_and_no_more_than_asked_for() -> None:
-    pids = {pid for _, pid in each(job_functions.process_id, range(12), n_processes=2)}
+    pids = {pid for _, pid in run_tasks(job_functions.process_id, range(12), n_processes=2)}
     assert os.getpid() not in pids
     assert len(pids) <= 2
 
 
 @pytest.mark.parametrize("n_processes", [1, 2])
 def test_no_tasks_give_no_outcomes(n_processes: int) -> None:
-    assert list(each(job_functions.doubled, [], n_processes=n_processes)) == []
+    assert list(run_tasks(job_functions.doubled, [], n_processes=n_processes)) == []
 
 
 def test_nothing_is_done_before_the_first_outcome_is_asked_for(tmp_path: Path) -> None:
-    with closing(each(job_functions.waited, [Wait(tmp_path, n, 0) for n in range(2)], n_processes=2)):
+    with closing(run_tasks(job_functions.waited, [Wait(tmp_path, n, 0) for n in range(2)], n_processes=2)):
         assert workers_of(psutil.Process()) == []
     assert list(tmp_path.iterdir()) == []
 
 
 def test_outcomes_come_in_the_order_in_which_they_end(tmp_path: Path) -> None:
     tasks = [Wait(tmp_path, 0, 1.0), *(Wait(tmp_path, n, 0) for n in range(1, 5))]
-    outcomes = [outcome for _, outcome in each(job_functions.waited, tasks, n_processes=2)]
+    outcomes = [outcome for _, outcome in run_tasks(job_functions.waited, tasks, n_processes=2)]
     assert outcomes[-1] == 0
     assert len(outcomes) == 5
 
@@ -123,7 +123,7 @@ def test_outcomes_come_in_the_order_in_which_they_end(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("n_processes", [1, 2])
 def test_an_expected_error_comes_back_beside_its_task_and_stops_no_other(n_processes: int) -> None:
-    outcomes = dict(each(job_functions.refused_if_odd, range(5), n_processes=n_processes))
+    outcomes = dict(run_tasks(job_functions.refused_if_odd, range(5), n_processes=n_processes))
     assert [outcomes[task] for task in (0, 2, 4)] == [0, 2, 4]
     for task in (1, 3):
         error = outcomes[task]
@@ -135,7 +135,7 @@ def test_an_expected_error_comes_back_beside_its_task_and_stops_no_other(n_proce
 
 @pytest.mark.parametrize("n_processes", [1, 2])
 def test_expected_errors_of_every_kind_keep_their_kind_and_details(n_processes: int) -> None:
-    outcomes = list(each(job_functions.raised, ERRORS, n_processes=n_processes))
+    outcomes = list(run_tasks(job_functions.raised, ERRORS, n_processes=n_processes))
     assert len(outcomes) == len(ERRORS)
     for kind, error in outcomes:
         assert type(error) is kind
@@ -146,7 +146,7 @@ def test_expected_errors_of_every_kind_keep_their_kind_and_details(n_processes: 
 @pytest.mark.parametrize("n_processes", [1, 2])
 def test_another_exception_ends_the_whole_with_its_traceback(n_processes: int) -> None:
     with pytest.raises(ZeroDivisionError) as caught:
-        list(each(job_functions.inverse, [1, 0, 2], n_processes=n_processes))
+        list(run_tasks(job_functions.inverse, [1, 0, 2], n_processes=n_processes))
     shown = "".join(traceback.format_exception(caught.value))
     assert "job_functions.py" in shown
     assert "in inverse" in shown
@@ -154,7 +154,7 @@ def test_another_exception_ends_the_whole_with_its_traceback(n_processes: int) -
 
 def test_an_exception_that_cannot_come_back_is_not_taken_for_a_killed_worker() -> None:
     with pytest.raises(Exception) as caught:  # noqa: PT011  # of whatever kind, so that the command ends with a traceback
-        list(each(job_functions.broken_in_two, range(2), n_processes=2))
+        list(run_tasks(job_functions.broken_in_two, range(2), n_processes=2))
     assert not isinstance(caught.value, DrunetError)
     assert "TwoPartError" in "".join(traceback.format_exception(caught.value))
 
@@ -162,7 +162,7 @@ def test_an_exception_that_cannot_come_back_is_not_taken_for_a_killed_worker() -
 @pytest.mark.parametrize("function", [job_functions.killed_at_3, job_functions.left_at_3])
 def test_a_worker_that_is_killed_is_a_device_error(function: Callable[[int], int]) -> None:
     with pytest.raises(DeviceError, match="a worker process was killed, perhaps for want of memory; try fewer --jobs"):
-        list(each(function, range(8), n_processes=2))
+        list(run_tasks(function, range(8), n_processes=2))
 
 
 # --- ends that come early
@@ -170,14 +170,14 @@ def test_a_worker_that_is_killed_is_a_device_error(function: Callable[[int], int
 
 def test_a_generator_that_is_closed_half_way_does_not_wait_for_the_remaining_tasks(tmp_path: Path) -> None:
     tasks = [Wait(tmp_path, n, 0.2) for n in range(60)]
-    with closing(each(job_functions.waited, tasks, n_processes=2)) as outcomes:
+    with closing(run_tasks(job_functions.waited, tasks, n_processes=2)) as outcomes:
         next(outcomes)
     # One has ended, two are in hand, the pool hands out one beyond, and while this process pauses a few more may begin: not 60.
     assert len(list(tmp_path.iterdir())) <= 12
 
 
 def test_the_tasks_that_are_left_out_never_begin_later(tmp_path: Path) -> None:
-    with closing(each(job_functions.waited, [Wait(tmp_path, n, 0.05) for n in range(40)], n_processes=2)) as outcomes:
+    with closing(run_tasks(job_functions.waited, [Wait(tmp_path, n, 0.05) for n in range(40)], n_processes=2)) as outcomes:
         next(outcomes)
     begun = len(list(tmp_path.iterdir()))
     time.sleep(0.3)
@@ -188,7 +188,7 @@ def test_an_error_of_the_caller_ends_the_workers_too(tmp_path: Path) -> None:
     tasks = [Wait(tmp_path, n, 0.1) for n in range(60)]
 
     def interrupted_at_the_first() -> None:
-        with closing(each(job_functions.waited, tasks, n_processes=2)) as outcomes:
+        with closing(run_tasks(job_functions.waited, tasks, n_processes=2)) as outcomes:
             for _ in outcomes:
                 raise KeyboardInterrupt
 
@@ -235,7 +235,7 @@ def test_no_worker_survives_a_parent_that_is_killed(parent: "subprocess.Popen[st
 
 
 def test_workers_hold_ctrl_c_back_and_this_process_does_not() -> None:
-    outcomes = list(each(job_functions.blocked_signals, range(8), n_processes=2))
+    outcomes = list(run_tasks(job_functions.blocked_signals, range(8), n_processes=2))
     assert all(isinstance(blocked, set) and signal.SIGINT in blocked for _, blocked in outcomes)
     assert signal.SIGINT not in job_functions.blocked_signals(0)
 

@@ -64,7 +64,7 @@ def demo(
         _segment_one(seed, output, device=device, overwrite=overwrite, screen=_screen(quiet), json=json)
     elif device == "auto":
         seeds = range(seed, seed + write_cases)
-        tasks = [_Task(seed=each, folder=output, tumour=not no_tumour, overwrite=overwrite) for each in seeds]
+        tasks = [_Task(seed=run_tasks, folder=output, tumour=not no_tumour, overwrite=overwrite) for run_tasks in seeds]
         _write(tasks, screen=_screen(quiet), json=json)
     else:
         raise MisuseError(f"--write-cases segments nothing, so --device {device} makes no sense with it")
@@ -100,12 +100,12 @@ def _written(task: _Task) -> "Case":
 def _write(tasks: list[_Task], *, screen: "Screen", json: bool) -> None:
     from drunet_cli.cli.batch import Batch, counted
     from drunet_cli.host import granted_cpus
-    from drunet_cli.jobs import each
+    from drunet_cli.jobs import run_tasks
 
     for task in tasks:
         task.check()
     batch = Batch(screen, n_cases=len(tasks), alone=len(tasks) == 1, json=json)
-    with batch.bar(), closing(each(_written, tasks, n_processes=granted_cpus())) as outcomes:
+    with batch.bar(), closing(run_tasks(_written, tasks, n_processes=granted_cpus())) as outcomes:
         for task, outcome in outcomes:
             raise_lost()
             if isinstance(outcome, DrunetError):

@@ -201,10 +201,10 @@ def _pairing(prediction: str, reference: str | None) -> "Pairing":
 def _evaluated(tasks: Sequence[Any], batch: "Batch", *, n_jobs: int) -> list[Mapping[str, Any]]:
     """The objects of all cases that could be compared, by case."""
     from drunet_cli.evaluation.evaluate import evaluate
-    from drunet_cli.jobs import each
+    from drunet_cli.jobs import run_tasks
 
     documents: list[Mapping[str, Any]] = []
-    with batch.bar(), closing(each(evaluate, tasks, n_processes=n_jobs)) as outcomes:
+    with batch.bar(), closing(run_tasks(evaluate, tasks, n_processes=n_jobs)) as outcomes:
         for task, outcome in outcomes:
             raise_lost()
             if isinstance(outcome, DrunetError):

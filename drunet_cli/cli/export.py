@@ -84,7 +84,7 @@ def export(
 
     from drunet_cli.cli.console import Screen, result, result_json
     from drunet_cli.cli.downloads import opener
-    from drunet_cli.host import wait_considerately
+    from drunet_cli.host import limit_openmp_spinning
     from drunet_cli.network.engine import check_onnx
     from drunet_cli.network.export import export as export_weights
 
@@ -93,7 +93,7 @@ def export(
         check_onnx()
     _check_output(output, weights, overwrite=overwrite)
     screen = Screen(quiet=quiet)
-    wait_considerately()
+    limit_openmp_spinning()
     checkpoint = opener(screen)(weights)
     raise_lost()
     exported = export_weights(checkpoint, output, variant, overwrite=overwrite)

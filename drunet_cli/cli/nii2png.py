@@ -125,14 +125,14 @@ def _convert(
     from drunet_cli.cli.batch import Batch, counted
     from drunet_cli.conversion.dataset import remove_stale_slices, write_manifest
     from drunet_cli.conversion.nii2png import convert_case
-    from drunet_cli.jobs import each
+    from drunet_cli.jobs import run_tasks
 
     batch = Batch(screen, n_cases=len(tasks) + len(cohort.broken), alone=cohort.alone, json=json)
     for broken in cohort.broken:
         batch.failed(broken.name, broken.error)
     remove_stale_slices(layout)
     n_skipped = n_labelled = 0
-    with batch.bar(), closing(each(convert_case, tasks, n_processes=n_jobs)) as outcomes:
+    with batch.bar(), closing(run_tasks(convert_case, tasks, n_processes=n_jobs)) as outcomes:
         for task, outcome in outcomes:
             raise_lost()
             if isinstance(outcome, DrunetError):

@@ -133,9 +133,9 @@ def png2nii(
 def _convert(tasks: Sequence["LabelTask"], batch: "Batch", *, n_jobs: int) -> None:
     from drunet_cli.cli.console import regions_in_words
     from drunet_cli.conversion.png2nii import convert_labels
-    from drunet_cli.jobs import each
+    from drunet_cli.jobs import run_tasks
 
-    with batch.bar(), closing(each(convert_labels, tasks, n_processes=n_jobs)) as outcomes:
+    with batch.bar(), closing(run_tasks(convert_labels, tasks, n_processes=n_jobs)) as outcomes:
         for task, outcome in outcomes:
             raise_lost()
             if isinstance(outcome, DrunetError):

@@ -125,22 +125,22 @@ def _counts(records: Sequence["Record"]) -> str:
 
 
 def _write_table(records: Sequence["Record"], path: Path, *, overwrite: bool) -> None:
-    from drunet_cli.io.atomic import written
+    from drunet_cli.io.atomic import write_atomically
     from drunet_cli.segmentation.cohort import COLUMNS, encode_table
 
-    with written(path, overwrite=overwrite) as stream:
+    with write_atomically(path, overwrite=overwrite) as stream:
         # The column more tells this table from a run's summary, should it lie in the folder of one.
         stream.write(encode_table([*COLUMNS, "folder"], [_columns(record) for record in records]))
 
 
 def _write_page(runs: "Runs", path: Path, screen: "Screen", *, overwrite: bool) -> None:
     from drunet_cli.host import granted_cpus
-    from drunet_cli.io.atomic import written
+    from drunet_cli.io.atomic import write_atomically
     from drunet_cli.report.page import encode_page, read_thumbnails
 
     with screen.case_bar(len(runs.records)) as advance:
         thumbnails = read_thumbnails(runs.records, n_threads=granted_cpus(), on_done=advance)
     for notice in thumbnails.notices:
         screen.warning(notice)
-    with written(path, overwrite=overwrite) as stream:
+    with write_atomically(path, overwrite=overwrite) as stream:
         stream.write(encode_page(runs, thumbnails, beside=path.parent))

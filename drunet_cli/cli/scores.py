@@ -8,7 +8,7 @@ from drunet_cli.cli.batch import counted
 from drunet_cli.cli.console import Screen, case_table, result, statistics_table, worst_table
 from drunet_cli.errors import one_line
 from drunet_cli.evaluation import evaluate
-from drunet_cli.io.atomic import remove_stale, written
+from drunet_cli.io.atomic import remove_stale, write_atomically
 
 
 def print_tables(documents: Sequence[Mapping[str, Any]], *, seed: int, worst: int | None) -> None:
@@ -33,10 +33,10 @@ def write(documents: Sequence[Mapping[str, Any]], *, csv: Path | None, plot: Pat
         if path is not None:
             remove_stale(path)
     if csv is not None:
-        with written(csv, overwrite=overwrite) as stream:
+        with write_atomically(csv, overwrite=overwrite) as stream:
             stream.write(evaluate.as_csv(documents).encode(errors="surrogateescape"))
     if plot is not None:
         from drunet_cli.evaluation.plots import box_plots
 
-        with written(plot, overwrite=overwrite) as stream:
+        with write_atomically(plot, overwrite=overwrite) as stream:
             stream.write(box_plots(documents))

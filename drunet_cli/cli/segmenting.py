@@ -14,8 +14,8 @@ from drunet_cli.cli.prospects import print_prospects
 from drunet_cli.cli.results import case_note, last_line, note_rows
 from drunet_cli.cli.signals import raise_lost
 from drunet_cli.errors import DrunetError, MisuseError, OutputError, Terminated
-from drunet_cli.host import share_memory_arenas
-from drunet_cli.io.atomic import check_writable, made_folder, remove_stale_in, written
+from drunet_cli.host import limit_malloc_arenas
+from drunet_cli.io.atomic import check_writable, create_folder, remove_stale_in, write_atomically
 from drunet_cli.io.case import Case
 from drunet_cli.io.discovery import Cohort
 from drunet_cli.segmentation import plan
@@ -84,10 +84,10 @@ class Run:
     def segment(self) -> None:
         """Segment all cases. Raises the error of a case that was given alone, typer.Exit where one of several failed."""
         begin = time.perf_counter()
-        share_memory_arenas()
+        limit_malloc_arenas()
         self._remove_stale()
         self._check()
-        with made_folder(self._outputs.folder or self._outputs.output.parent):
+        with create_folder(self._outputs.folder or self._outputs.output.parent):
             self._segment(since=begin)
 
     def _segment(self, *, since: float) -> None:
@@ -222,7 +222,7 @@ class Run:
         unwritten = None
         if not self._cohort.alone:
             try:
-                with written(self._outputs.summary, overwrite=True) as stream:
+                with write_atomically(self._outputs.summary, overwrite=True) as stream:
                     stream.write(encode_summary(rows))
             except OutputError as error:
                 unwritten = error

@@ -154,7 +154,7 @@ def train(
     from drunet_cli.cli.cases import naming_of, paths_of
     from drunet_cli.cli.console import Screen
     from drunet_cli.cli.training import run_training
-    from drunet_cli.host import granted_cpus, wait_considerately
+    from drunet_cli.host import granted_cpus, limit_openmp_spinning
     from drunet_cli.training.preparation import Request
     from drunet_cli.training.run_folder import RunFolder
 
@@ -182,7 +182,7 @@ def train(
         dry_run=dry_run,
         n_jobs=jobs or granted_cpus(),
     )
-    wait_considerately()
+    limit_openmp_spinning()
     run_training(
         request,
         init=init,

@@ -20,7 +20,7 @@ import numpy.typing as npt
 import drunet_cli
 from drunet_cli.brats import Labels
 from drunet_cli.errors import CaseError, OutputError
-from drunet_cli.io.atomic import check_writable, remove_stale, remove_stale_in, written
+from drunet_cli.io.atomic import check_writable, remove_stale, remove_stale_in, write_atomically
 from drunet_cli.io.case import Case
 from drunet_cli.io.checks import CaseWarning, WarningCode
 from drunet_cli.io.geometry import FRAME, AxisFit, Geometry, laid_out, orientation_to_network
@@ -324,7 +324,7 @@ def write_manifest(layout: Layout) -> list[CaseError]:
             writer.writerows(_rows(description, layout))
         except CaseError as error:
             damaged.append(error)
-    with written(layout.manifest, overwrite=True) as stream:
+    with write_atomically(layout.manifest, overwrite=True) as stream:
         stream.write(table.getvalue().encode(errors="surrogateescape"))  # file names need not be text
     return damaged
 

@@ -23,7 +23,7 @@ from drunet_cli.conversion.dataset import (
     slices_are_there,
 )
 from drunet_cli.errors import OutputError
-from drunet_cli.io.atomic import put
+from drunet_cli.io.atomic import write_file_atomically
 from drunet_cli.io.case import Case
 from drunet_cli.io.naming import SEGMENTATION
 from drunet_cli.io.png import encode_label_slices, encode_slices
@@ -140,7 +140,7 @@ def _publish(task: CaseTask, files: Mapping[Path, bytes], description: Descripti
             folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise OutputError(f"{error.filename}: cannot be made: {error.strerror}") from error
-    put(unfinished, b"")
+    write_file_atomically(unfinished, b"")
     try:
         path.unlink(missing_ok=True)
         for leftover in task.leftovers:
@@ -149,7 +149,7 @@ def _publish(task: CaseTask, files: Mapping[Path, bytes], description: Descripti
     except OSError as error:
         raise OutputError(f"{error.filename}: cannot be removed: {error.strerror}") from error
     for file, content in files.items():
-        put(file, content)
-    put(path, description.encoded())
+        write_file_atomically(file, content)
+    write_file_atomically(path, description.encoded())
     with suppress(FileNotFoundError):  # another process has converted the same case
         unfinished.unlink()

@@ -13,8 +13,8 @@ import numpy as np
 
 from drunet_cli.brats import ClassMap, LabelMap, Labels, describe_labels, label_values, volumes_ml, voxel_counts
 from drunet_cli.conversion.dataset import Description, Layout, SliceFile, is_description, read_description, slices_by_z
-from drunet_cli.errors import CaseError, OutputError, listed, without_remedy
-from drunet_cli.io.atomic import check_writable, is_same_file, remove_stale, written
+from drunet_cli.errors import CaseError, OutputError, join_some, without_remedy
+from drunet_cli.io.atomic import check_writable, is_same_file, remove_stale, write_atomically
 from drunet_cli.io.checks import same_grid, voxel_litres
 from drunet_cli.io.geometry import FRAME, SAME_PLACE_MM, AxisFit, Geometry, at_1_mm, farthest_corner_mm, laid_out
 from drunet_cli.io.naming import with_a_name
@@ -109,7 +109,7 @@ def convert_labels(task: LabelTask) -> WrittenLabelMap:
     content = encode_label_map(label_map, reference.header, compress=compress)
     skipped = task.skip_existing and _holds(task.output, label_map, reference)
     if not skipped:
-        with written(task.output, overwrite=task.overwrite) as stream:
+        with write_atomically(task.output, overwrite=task.overwrite) as stream:
             stream.write(content)
     counts = voxel_counts(class_map)
     document = {
@@ -180,7 +180,7 @@ def _files_by_z(task: LabelTask, geometry: Geometry, *, blank: frozenset[int]) -
             raise CaseError(f"{path}: slice {z} lies beyond {task.reference}, whose slices are 0 to {last}")
     if missing := sorted(set(range(last + 1)) - files.keys() - blank):
         raise CaseError(
-            f"{task.folder}: slice {listed(missing)} of {task.case} is missing; {task.reference} has slices 0 to {last}"
+            f"{task.folder}: slice {join_some(missing)} of {task.case} is missing; {task.reference} has slices 0 to {last}"
         )
     return files
 

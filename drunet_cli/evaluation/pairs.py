@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Final
 
 from drunet_cli.brats import Modality
-from drunet_cli.errors import CaseError, MisuseError, listed
+from drunet_cli.errors import CaseError, MisuseError, join_some
 from drunet_cli.io.discovery import Folder, folders_from
 from drunet_cli.io.naming import NIFTI_SUFFIXES, SEGMENTATION, WORDS, before_and_last_word, is_nifti, stem, with_a_name
 
@@ -46,7 +46,7 @@ class Pairing:
             return f"{cases} no partner; --allow-missing leaves such out"
         if len(self.missing) == 1:
             return f"{next(iter(self.missing.values()))}; left out"
-        return f"{len(self.missing)} cases without a partner are left out: {listed(sorted(self.missing))}"
+        return f"{len(self.missing)} cases without a partner are left out: {join_some(sorted(self.missing))}"
 
 
 def pair_up(predictions: Path, references: Path) -> Pairing:

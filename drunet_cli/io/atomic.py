@@ -22,7 +22,7 @@ _ABANDONED_AFTER_S = 24 * 3600.0
 
 
 @contextmanager
-def undisturbed() -> Iterator[None]:
+def hold_signals() -> Iterator[None]:
     """Hold SIGINT and SIGTERM back until the block has ended, for what must happen as a whole and takes no time."""
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -39,7 +39,7 @@ def undisturbed() -> Iterator[None]:
 
 
 @contextmanager
-def written(target: Path, *, overwrite: bool) -> Iterator[BinaryIO]:
+def write_atomically(target: Path, *, overwrite: bool) -> Iterator[BinaryIO]:
     """Yield a stream whose bytes appear under `target` all at once when the block ends, and not at all when it raises.
 
     Its `name` is the path where the bytes lie until then, for those who read them back after a flush.
@@ -63,7 +63,7 @@ def written(target: Path, *, overwrite: bool) -> Iterator[BinaryIO]:
         raise OutputError(f"{target}: cannot be written: {error.strerror or error}") from error
 
 
-def put(target: Path, content: bytes) -> None:
+def write_file_atomically(target: Path, content: bytes) -> None:
     """Write one of many small files that make sense together, replacing what is there; the folder exists.
 
     Complete or absent as all others, but not flushed to the disk: a file that is written after them, which tells what they
@@ -84,7 +84,7 @@ def put(target: Path, content: bytes) -> None:
 
 
 @contextmanager
-def made_folder(folder: Path) -> Iterator[None]:
+def create_folder(folder: Path) -> Iterator[None]:
     """Make a folder, and those above it, before the block; remove after it what was made and is still empty.
 
     Raises OutputError where it cannot be made.

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Final, TypeAlias
 
 from drunet_cli.brats import CHANNELS, Modality
-from drunet_cli.errors import CaseError, listed
+from drunet_cli.errors import CaseError, join_some
 from drunet_cli.io.case import HEADER, BrokenCase, Case, case_of, is_table, place_of, read_table, why_unreadable
 from drunet_cli.io.naming import (
     BUILT_IN,
@@ -64,13 +64,13 @@ def folders_from(
                 continue
             entered.add(identity)
             with os.scandir(path) as entries:
-                listed = {entry.name: _is_folder(entry) for entry in entries if not entry.name.startswith(".")}
+                join_some = {entry.name: _is_folder(entry) for entry in entries if not entry.name.startswith(".")}
         except OSError as error:
             yield path, error
             continue
-        names = sorted(listed)
-        yield Folder(path, identity, [name for name in names if not listed[name]])
-        waiting += [path / name for name in reversed(names) if listed[name] and name not in names_left_out]
+        names = sorted(join_some)
+        yield Folder(path, identity, [name for name in names if not join_some[name]])
+        waiting += [path / name for name in reversed(names) if join_some[name] and name not in names_left_out]
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:
@@ -96,7 +96,7 @@ def found_instead(names: Sequence[str]) -> str:
 
 def names_listed(names: Sequence[str]) -> str:
     """The first of them, shortened, and how many more there are."""
-    return listed([*map(shortened, names[:MOST_NAMES]), *names[MOST_NAMES:]], most=MOST_NAMES)
+    return join_some([*map(shortened, names[:MOST_NAMES]), *names[MOST_NAMES:]], most=MOST_NAMES)
 
 
 def shortened(name: str) -> str:
@@ -149,7 +149,7 @@ class PassedOver:
         found = [path for path in self._seen if self._would_be_missed(path, beside)]
         if not found:
             return []
-        folders = listed(
+        folders = join_some(
             [f"{path} ({self._content(path)})" for path in found[:_MOST]] + [""] * (len(found) - _MOST), most=_MOST
         )
         how_many = "1 folder holds no NIfTI and was" if len(found) == 1 else f"{len(found)} folders hold no NIfTI and were"

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from drunet_cli.brats import ClassMap
 from drunet_cli.errors import MisuseError
-from drunet_cli.host import keep_to_itself, may_have_gpu
+from drunet_cli.host import disable_onnxruntime_telemetry, may_have_gpu
 from drunet_cli.weights.checkpoint import Checkpoint
 
 
@@ -159,7 +159,7 @@ def open_engine(
         on_warning(f"memory on {device} did not suffice: now {batch_size} slices at once")
 
     if name is EngineName.ONNXRUNTIME:
-        keep_to_itself()
+        disable_onnxruntime_telemetry()
         try:
             from drunet_cli.network.onnx_engine import OnnxEngine
         except (ImportError, TypeError) as error:  # as of a protobuf or a C++ library that is too old

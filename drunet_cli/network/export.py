@@ -71,11 +71,11 @@ def export(checkpoint: "Checkpoint", target: Path, variant: Variant, *, overwrit
     Raises OutputError when the file cannot be written or does not hold what it should, WeightsError for weights that do not fit
     the network or whose output is not finite, DeviceError when memory does not suffice.
     """
-    from drunet_cli.io.atomic import written
+    from drunet_cli.io.atomic import write_atomically
     from drunet_cli.io.volumes import file_sha256
 
     encode, check = _KINDS[variant.format]
-    with written(target, overwrite=overwrite) as stream:
+    with write_atomically(target, overwrite=overwrite) as stream:
         try:
             stream.write(encode(checkpoint, variant))
             stream.flush()
@@ -137,9 +137,9 @@ def _check_onnx(checkpoint: "Checkpoint", variant: Variant, path: Path) -> Check
 
 
 def _onnx_answers(path: Path, batches: "list[Images]") -> list[npt.NDArray[Any]]:
-    from drunet_cli.host import granted_cpus, keep_to_itself
+    from drunet_cli.host import disable_onnxruntime_telemetry, granted_cpus
 
-    keep_to_itself()
+    disable_onnxruntime_telemetry()
     import onnxruntime
     from onnxruntime.capi import onnxruntime_pybind11_state as errors
 

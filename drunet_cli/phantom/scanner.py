@@ -171,10 +171,10 @@ def write_phantom(
     paths = _paths(folder, name)
     header = new_header(phantom.class_map.shape, np.int16, phantom.affine)
     for modality, voxels in phantom.images.items():
-        with atomic.written(paths[modality], overwrite=overwrite) as stream:
+        with atomic.write_atomically(paths[modality], overwrite=overwrite) as stream:
             content = header.binaryblock + bytes(4) + voxels.tobytes(order="F")
             stream.write(gzip.compress(content, _GZIP_LEVEL, mtime=0))
-    with atomic.written(paths[SEGMENTATION], overwrite=overwrite) as stream:
+    with atomic.write_atomically(paths[SEGMENTATION], overwrite=overwrite) as stream:
         stream.write(encode_label_map(label_values(phantom.class_map, labels), header, compress=True))
     images = {modality: paths[modality] for modality in CHANNELS}
     return case_of(images, name=name, segmentation=paths[SEGMENTATION])

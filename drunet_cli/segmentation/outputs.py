@@ -12,7 +12,7 @@ from typing import Any, Final
 from drunet_cli.brats import Labels, Modality, describe_labels, label_values
 from drunet_cli.errors import OutputError
 from drunet_cli.evaluation.pairs import UNCERTAINTY_MAPS
-from drunet_cli.io.atomic import check_writable, remove_stale, undisturbed, written
+from drunet_cli.io.atomic import check_writable, hold_signals, remove_stale, write_atomically
 from drunet_cli.io.naming import stem
 from drunet_cli.io.nifti import encode_label_map, encode_map
 from drunet_cli.io.volumes import file_sha256
@@ -134,7 +134,7 @@ class Target(Wanted):
             "labels": describe_labels(self.labels),
             "files": kept | {path.name: hashlib.sha256(encoded).hexdigest() for path, encoded in extras.items()},
         }
-        with undisturbed():
+        with hold_signals():
             try:
                 self._publish(content, completed, outdated=list(old))
             except OutputError:  # another run may have taken this one for killed, and published its sidecar for it
@@ -148,7 +148,7 @@ class Target(Wanted):
 
     def _write_extras(self, extras: Mapping[Path, bytes]) -> None:
         for path, encoded in extras.items():
-            with written(path, overwrite=self.overwrite) as stream:
+            with write_atomically(path, overwrite=self.overwrite) as stream:
                 stream.write(encoded)
 
     @property
@@ -158,10 +158,10 @@ class Target(Wanted):
     def _publish(self, content: bytes, completed: Mapping[str, Any], *, outdated: Sequence[Path]) -> None:
         with ExitStack() as published_last:
             if self.sidecar:
-                stream = published_last.enter_context(written(self.sidecar_path, overwrite=self.overwrite))
+                stream = published_last.enter_context(write_atomically(self.sidecar_path, overwrite=self.overwrite))
                 stream.write(sidecar.encode_sidecar(completed))
                 stream.flush()  # a full disk is found here, before anything appears
-            with written(self.label_map, overwrite=self.overwrite) as stream:
+            with write_atomically(self.label_map, overwrite=self.overwrite) as stream:
                 stream.write(content)
                 stream.flush()
                 for path in outdated:

@@ -267,9 +267,9 @@ class Segmenter:
 
     @cached_property
     def _where(self) -> list[str]:
-        from drunet_cli.host import wait_considerately
+        from drunet_cli.host import limit_openmp_spinning
 
-        wait_considerately()
+        limit_openmp_spinning()
         return [settle_device(self._engine, device, on_warning=self._on_warning) for device in self._devices]
 
     @cached_property

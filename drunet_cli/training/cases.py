@@ -21,7 +21,7 @@ from drunet_cli.conversion.dataset import (
     slice_name,
     slices_by_z,
 )
-from drunet_cli.errors import CaseError, MisuseError, listed
+from drunet_cli.errors import CaseError, MisuseError, join_some
 from drunet_cli.io.case import BrokenCase, Case
 from drunet_cli.io.discovery import Identity, find_cases, identity_of
 from drunet_cli.io.geometry import FRAME
@@ -109,7 +109,7 @@ def _described_case(name: str, layout: Layout, images: Sequence[SliceFile], mask
     expected = written.keys() if description.skip_blank else range(n_slices)
     for folder, files in ((layout.images, images), (layout.masks, masks)):
         if missing := set(expected) - {file.z for file in files}:
-            raise CaseError(f"{folder}: slice {listed(sorted(missing))} of {name} is missing; convert the case again")
+            raise CaseError(f"{folder}: slice {join_some(sorted(missing))} of {name} is missing; convert the case again")
     return PngCase(layout=layout, n_slices=n_slices, images=written, masks=written, description=path)
 
 
@@ -123,9 +123,9 @@ def _bare_case(name: str, layout: Layout, images: Sequence[SliceFile], masks: Se
     first, last = min(of_image), max(of_image)
     n_slices = _checked_number(last + 1, of_image[last])
     if missing := set(range(first, last)) - of_image.keys() | of_mask.keys() - of_image.keys():
-        raise CaseError(f"{layout.images}: slice {listed(sorted(missing))} of {name} is missing; make its slices again")
+        raise CaseError(f"{layout.images}: slice {join_some(sorted(missing))} of {name} is missing; make its slices again")
     if unlabelled := sorted(of_image.keys() - of_mask.keys()):
-        raise CaseError(f"{layout.masks}: the label slice {listed(unlabelled)} of {name} is missing; make its slices again")
+        raise CaseError(f"{layout.masks}: the label slice {join_some(unlabelled)} of {name} is missing; make its slices again")
     return PngCase(layout=layout, n_slices=n_slices, images=_names(of_image), masks=_names(of_mask))
 
 
@@ -311,9 +311,9 @@ def read_split(path: Path, names: Sequence[str]) -> Split:
         raise CaseError(f"{path}: train and validation are lists of case names")
     named = train + validation
     if doubled := sorted({name for name in named if named.count(name) > 1}):
-        raise CaseError(f"{path}: names {listed(doubled)} more than once; a case is learnt from or held out")
+        raise CaseError(f"{path}: names {join_some(doubled)} more than once; a case is learnt from or held out")
     if missing := sorted(set(named) - set(names)):
-        raise CaseError(f"{path}: names {listed(missing)}, not among the {len(names)} cases that were found")
+        raise CaseError(f"{path}: names {join_some(missing)}, not among the {len(names)} cases that were found")
     if not train:
         raise CaseError(f"{path}: names no case to learn from")
     return Split(tuple(sorted(train)), tuple(sorted(validation)))

@@ -10,7 +10,7 @@ from typing import Any, Self
 
 from drunet_cli.brats import REGIONS
 from drunet_cli.evaluation.plots import REGION_COLOURS
-from drunet_cli.io.atomic import written
+from drunet_cli.io.atomic import write_atomically
 from drunet_cli.training.validation import CaseScore, mean_scores
 
 
@@ -105,7 +105,7 @@ def _rounded(value: float) -> float:
 def _write_csv(path: Path, header: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
     table = io.StringIO(newline="")
     csv.writer(table, lineterminator="\n").writerows([header, *rows])
-    with written(path, overwrite=True) as stream:
+    with write_atomically(path, overwrite=True) as stream:
         stream.write(table.getvalue().encode(errors="surrogateescape"))
 
 
@@ -131,7 +131,7 @@ def draw_curves(history: History, path: Path) -> bool:
         lower.legend(loc="best", ncols=4)
     drawn = io.BytesIO()
     figure.savefig(drawn, format="png", dpi=120, metadata={"Software": None})
-    with written(path, overwrite=True) as stream:
+    with write_atomically(path, overwrite=True) as stream:
         stream.write(drawn.getvalue())
     return True
 

@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from drunet_cli.errors import CaseError, DrunetError, MisuseError, OutputError, WeightsError
 from drunet_cli.io.naming import BUILT_IN, Naming
-from drunet_cli.jobs import each
+from drunet_cli.jobs import run_tasks
 from drunet_cli.training.cases import Split, find_sources, read_split, split_by_fold, split_by_fraction
 from drunet_cli.training.recipe import RECIPES, Recipe, RecipeName, changed, differences, read_recipe
 from drunet_cli.training.run_folder import RunFolder
@@ -131,7 +131,7 @@ def _prepared(tasks: Sequence[StoreTask], n_jobs: int, watcher: Watcher) -> dict
     prepared: dict[str, PreparedCase] = {}
     refused: list[tuple[str, DrunetError]] = []
     watcher.found(len(tasks))
-    with closing(each(prepare_case, tasks, n_processes=n_jobs)) as outcomes:
+    with closing(run_tasks(prepare_case, tasks, n_processes=n_jobs)) as outcomes:
         for task, outcome in outcomes:
             if isinstance(outcome, OutputError):  # of the store: the next case would not fare better
                 raise outcome

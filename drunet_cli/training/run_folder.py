@@ -24,7 +24,7 @@ import numpy as np
 
 import drunet_cli
 from drunet_cli.errors import CaseError, OutputError
-from drunet_cli.io.atomic import check_writable, remove_stale, written
+from drunet_cli.io.atomic import check_writable, remove_stale, write_atomically
 from drunet_cli.training.cases import Split, read_split
 from drunet_cli.training.recipe import Recipe, encoded, read_recipe
 
@@ -196,5 +196,5 @@ def _names_in(split: Path) -> list[str]:
 
 
 def _write(path: Path, content: bytes) -> None:
-    with written(path, overwrite=True) as stream:
+    with write_atomically(path, overwrite=True) as stream:
         stream.write(content)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from drunet_cli.errors import WeightsError
-from drunet_cli.io.atomic import written
+from drunet_cli.io.atomic import write_atomically
 from drunet_cli.training.history import History, history_of
 from drunet_cli.training.learner import Learner
 
@@ -51,7 +51,7 @@ def write_state(path: Path, learner: Learner, progress: Progress) -> None:
     }
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in _tensors(learner).items()}
     content = safetensors.torch.save(tensors, {_METADATA_KEY: json.dumps(document)})
-    with written(path, overwrite=True) as stream:
+    with write_atomically(path, overwrite=True) as stream:
         stream.write(content)
 
 

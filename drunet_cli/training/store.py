@@ -17,7 +17,7 @@ import safetensors.numpy
 
 from drunet_cli.brats import CHANNELS, TUMOUR_CLASSES, ClassMap
 from drunet_cli.errors import CaseError, OutputError
-from drunet_cli.io.atomic import check_writable, written
+from drunet_cli.io.atomic import check_writable, write_atomically
 from drunet_cli.io.geometry import FRAME, box_of
 from drunet_cli.io.slices import SliceStack
 from drunet_cli.io.volumes import file_sha256, stamp
@@ -286,7 +286,7 @@ def prepare_case(task: StoreTask) -> PreparedCase:
     _check_expected(task, inputs)
     content = encoded_case(task.case.name, read, inputs)
     if task.write and _existing(path, task.case, stamps) is None:  # another run may have been faster, and may be reading it
-        with written(path, overwrite=True) as stream:
+        with write_atomically(path, overwrite=True) as stream:
             stream.write(content)
     return PreparedCase(
         name=task.case.name,

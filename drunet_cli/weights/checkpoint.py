@@ -18,7 +18,7 @@ import safetensors.numpy
 
 from drunet_cli.brats import CHANNELS
 from drunet_cli.errors import WeightsError
-from drunet_cli.io.atomic import written
+from drunet_cli.io.atomic import write_atomically
 from drunet_cli.io.volumes import file_sha256
 from drunet_cli.weights.structure import tensor_shapes
 
@@ -76,7 +76,7 @@ def check_tensors(checkpoint: Checkpoint) -> None:
 def write_checkpoint(path: Path, state: State, metadata: Metadata, *, overwrite: bool) -> None:
     """Write a checkpoint, complete or not at all. Raises OutputError."""
     content = encode_checkpoint(state, metadata)
-    with written(path, overwrite=overwrite) as stream:
+    with write_atomically(path, overwrite=overwrite) as stream:
         stream.write(content)
 
 

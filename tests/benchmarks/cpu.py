@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 
 from drunet_cli.brats import CHANNELS
-from drunet_cli.host import cpu_name, granted_cpus, wait_considerately
+from drunet_cli.host import cpu_name, granted_cpus, limit_openmp_spinning
 from drunet_cli.network.engine import EngineName, Precision, open_engine
 from drunet_cli.weights.cache import open_weights
 
@@ -132,7 +132,7 @@ def shared_cpus(weights: str, threads: int) -> None:
     """Network alone, sixteen slices, in one process and in two at once."""
     print("| engine | processes | waiting | seconds a slice |\n|---|---|---|---|")
     considerate: dict[str, str] = {}
-    wait_considerately(considerate)
+    limit_openmp_spinning(considerate)
     runs: list[tuple[EngineName, str, dict[str, str]]] = [
         (EngineName.TORCH, "OpenMP's", {}),
         (EngineName.TORCH, "drunet's", considerate),

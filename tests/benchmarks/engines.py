@@ -13,7 +13,7 @@ import numpy as np
 from drunet_cli.brats import REGIONS
 from drunet_cli.evaluation.evaluate import mask_of
 from drunet_cli.evaluation.scores import dice
-from drunet_cli.host import cpu_name, granted_cpus, wait_considerately
+from drunet_cli.host import cpu_name, granted_cpus, limit_openmp_spinning
 from drunet_cli.io.discovery import find_cases
 from drunet_cli.io.volumes import read_images
 from drunet_cli.network.engine import EngineName, Precision, WindowMode, open_engine
@@ -27,7 +27,7 @@ def main() -> None:
     parser.add_argument("cases", type=Path, nargs="+")
     parser.add_argument("--window", type=WindowMode, default=WindowMode.FULL)
     arguments = parser.parse_args()
-    wait_considerately()
+    limit_openmp_spinning()
     checkpoint = open_weights(arguments.weights)
     engines = [
         open_engine(

@@ -21,7 +21,7 @@ from drunet_cli.conversion.dataset import Layout
 from drunet_cli.conversion.nii2png import CaseTask, convert_case
 from drunet_cli.conversion.png2nii import convert_labels
 from drunet_cli.errors import CaseError, OutputError
-from drunet_cli.io.atomic import put
+from drunet_cli.io.atomic import write_file_atomically
 from drunet_cli.io.case import Case
 from tests.conversion.small_cases import (
     N_FILES,
@@ -378,7 +378,7 @@ def killed_at(monkeypatch: pytest.MonkeyPatch, n: int, *, after: bool = False) -
     def putting(target: Path, content: bytes) -> None:
         last = next(count) == n
         if after or not last:
-            put(target, content)
+            write_file_atomically(target, content)
         if last:
             raise KeyboardInterrupt
 

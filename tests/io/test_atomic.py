@@ -14,14 +14,14 @@ from pathlib import Path
 import pytest
 
 from drunet_cli.errors import OutputError, Terminated
-from drunet_cli.io.atomic import check_writable, put, remove_stale, remove_stale_in, written
+from drunet_cli.io.atomic import check_writable, remove_stale, remove_stale_in, write_atomically, write_file_atomically
 from tests.support import unprivileged
 
 WRITE_HALF_AND_DIE = """
 import os, signal, sys
 from pathlib import Path
-from drunet_cli.io.atomic import written
-with written(Path(sys.argv[1]), overwrite=sys.argv[2] == "overwrite") as stream:
+from drunet_cli.io.atomic import write_atomically
+with write_atomically(Path(sys.argv[1]), overwrite=sys.argv[2] == "overwrite") as stream:
     stream.write(b"half")
     stream.flush()
     os.kill(os.getpid(), signal.SIGKILL)
@@ -54,7 +54,7 @@ def temporary_of(target: Path, host: str, pid: int, *, age_s: float = 0) -> Path
 
 
 def write(target: Path, content: bytes = b"all", *, overwrite: bool = False) -> None:
-    with written(target, overwrite=overwrite) as stream:
+    with write_atomically(target, overwrite=overwrite) as stream:
         stream.write(content)
 
 
@@ -72,7 +72,7 @@ def closed_folder() -> Iterator[Path]:
 
 
 def test_a_file_appears_when_the_block_ends_and_not_before(target: Path) -> None:
-    with written(target, overwrite=False) as stream:
+    with write_atomically(target, overwrite=False) as stream:
         stream.write(b"all")
         stream.flush()
         assert not target.exists()
@@ -81,7 +81,7 @@ def test_a_file_appears_when_the_block_ends_and_not_before(target: Path) -> None
 
 
 def write_half(target: Path, failure: BaseException, *, overwrite: bool = False) -> None:
-    with written(target, overwrite=overwrite) as stream:
+    with write_atomically(target, overwrite=overwrite) as stream:
         stream.write(b"half")
         stream.flush()
         raise failure
@@ -103,7 +103,7 @@ def test_the_earlier_file_stays_when_the_block_raises(target: Path) -> None:
 
 
 def test_an_error_of_the_system_inside_the_block_names_the_target(target: Path) -> None:
-    with pytest.raises(OutputError) as caught, written(target, overwrite=False):
+    with pytest.raises(OutputError) as caught, write_atomically(target, overwrite=False):
         raise OSError(28, "No space left on device")
     assert str(caught.value) == f"{target}: cannot be written: No space left on device"
     assert names_in(target.parent) == []
@@ -152,7 +152,7 @@ def test_an_existing_file_is_replaced_on_demand(target: Path) -> None:
 def test_a_file_that_appears_meanwhile_is_not_replaced(target: Path, hard_links: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     if not hard_links:
         monkeypatch.setattr(os, "link", no_links)
-    with pytest.raises(OutputError, match="appeared"), written(target, overwrite=False):
+    with pytest.raises(OutputError, match="appeared"), write_atomically(target, overwrite=False):
         target.write_bytes(b"theirs")
     assert target.read_bytes() == b"theirs"
     assert names_in(target.parent) == [target.name]
@@ -290,7 +290,7 @@ def test_a_folder_as_target_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("overwrite", [False, True])
 def test_a_folder_that_appears_in_the_place_of_the_target_is_an_output_error(target: Path, overwrite: bool) -> None:
-    with pytest.raises(OutputError), written(target, overwrite=overwrite):
+    with pytest.raises(OutputError), write_atomically(target, overwrite=overwrite):
         target.mkdir()
     assert names_in(target.parent) == [target.name]
 
@@ -351,14 +351,14 @@ def test_a_name_of_the_greatest_length_is_either_written_or_refused_before_the_w
 
 def test_a_small_file_appears_whole_and_leaves_nothing_beside_it(target: Path) -> None:
     for content in (b"", b"all", b"x" * 10**6):
-        put(target, content)
+        write_file_atomically(target, content)
         assert target.read_bytes() == content
         assert names_in(target.parent) == [target.name]
 
 
 def test_a_reader_meets_the_earlier_small_file_or_the_new_one_and_no_part(target: Path) -> None:
     contents = [bytes([value]) * 2**20 for value in range(2)]
-    put(target, contents[0])
+    write_file_atomically(target, contents[0])
     met: list[bytes] = []
     stop = threading.Event()
 
@@ -369,7 +369,7 @@ def test_a_reader_meets_the_earlier_small_file_or_the_new_one_and_no_part(target
     reader = threading.Thread(target=read)
     reader.start()
     for n in range(60):
-        put(target, contents[n % 2])
+        write_file_atomically(target, contents[n % 2])
     stop.set()
     reader.join()
     assert met
@@ -382,7 +382,7 @@ def test_the_earlier_small_file_stays_where_the_new_one_cannot_be_written(closed
     target.write_bytes(b"earlier")
     closed_folder.chmod(0o555)
     with unprivileged(), pytest.raises(OutputError) as caught:
-        put(target, b"new")
+        write_file_atomically(target, b"new")
     assert str(caught.value) == f"{target}: cannot be written: Permission denied"
     assert target.read_bytes() == b"earlier"
     assert names_in(closed_folder) == [target.name]
@@ -394,11 +394,11 @@ def test_a_small_file_that_can_only_be_begun_leaves_nothing(target: Path) -> Non
         "import resource, signal, sys\n"
         "from pathlib import Path\n"
         "from drunet_cli.errors import OutputError\n"
-        "from drunet_cli.io.atomic import put\n"
+        "from drunet_cli.io.atomic import write_file_atomically\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n"  # as a full disk: a part is written, then an error comes
         "try:\n"
-        "    put(Path(sys.argv[1]), bytes(100_000))\n"
+        "    write_file_atomically(Path(sys.argv[1]), bytes(100_000))\n"
         "except OutputError as error:\n"
         "    print(error)\n"
     )
@@ -418,16 +418,16 @@ def test_an_interruption_leaves_no_temporary_of_a_small_file(
     monkeypatch.setattr(os, "replace", interrupt)
     monkeypatch.setattr(Path, "replace", interrupt)
     with pytest.raises(type(failure)):
-        put(target, b"all")
+        write_file_atomically(target, b"all")
     assert names_in(target.parent) == []
 
 
 def test_a_killed_writer_of_a_small_file_leaves_no_half_and_the_next_one_cleans_up(target: Path) -> None:
     script = (
         "import os, pathlib, signal, sys\n"
-        "from drunet_cli.io.atomic import put\n"
+        "from drunet_cli.io.atomic import write_file_atomically\n"
         "pathlib.Path.replace = lambda *_: os.kill(os.getpid(), signal.SIGKILL)\n"
-        "put(pathlib.Path(sys.argv[1]), b'half')\n"
+        "write_file_atomically(pathlib.Path(sys.argv[1]), b'half')\n"
     )
     assert subprocess.run([sys.executable, "-c", script, str(target)], check=False).returncode == -9
     assert [name for name in names_in(target.parent) if not name.endswith(".tmp")] == []
@@ -440,7 +440,7 @@ def test_a_killed_writer_of_a_small_file_leaves_no_half_and_the_next_one_cleans_
 def test_permissions_of_a_small_file_follow_the_umask(target: Path, umask: int, mode: int) -> None:
     before = os.umask(umask)
     try:
-        put(target, b"all")
+        write_file_atomically(target, b"all")
     finally:
         os.umask(before)
     assert stat.S_IMODE(target.stat().st_mode) == mode
@@ -450,7 +450,7 @@ def test_a_link_in_the_place_of_a_small_file_is_replaced_and_not_followed(target
     elsewhere = target.with_name("elsewhere")
     elsewhere.write_bytes(b"theirs")
     target.symlink_to(elsewhere)
-    put(target, b"all")
+    write_file_atomically(target, b"all")
     assert elsewhere.read_bytes() == b"theirs"
     assert not target.is_symlink()
     assert target.read_bytes() == b"all"
@@ -460,7 +460,7 @@ def test_a_link_in_the_place_of_a_small_file_is_replaced_and_not_followed(target
 def test_a_small_file_that_has_no_place_is_an_output_error(tmp_path: Path, name: str) -> None:
     (tmp_path / "folder").mkdir()
     with pytest.raises(OutputError) as caught:
-        put(tmp_path / name, b"all")
+        write_file_atomically(tmp_path / name, b"all")
     assert str(caught.value).startswith(f"{tmp_path / name}: cannot be written: ")
     assert names_in(tmp_path) == ["folder"]
 

@@ -273,7 +273,7 @@ def test_cases_are_prepared_by_worker_processes(tmp_path: Path) -> None:
     convert(small_case(tmp_path / "more", name="q"), tmp_path / "png")
     sources = find_sources([tmp_path / "nifti", tmp_path / "png"])
     tasks = [StoreTask(case=case, folder=tmp_path / "store") for case in sources.cases]
-    with closing(jobs.each(prepare_case, tasks, n_processes=2)) as outcomes:
+    with closing(jobs.run_tasks(prepare_case, tasks, n_processes=2)) as outcomes:
         names = {outcome.name for _, outcome in outcomes if not isinstance(outcome, DrunetError)}
     assert names == {"p0", "p1", "p2", "q"}
     assert [case.name for case in open_store(tmp_path / "store", ["q", "p1"])] == ["q", "p1"]
