@@ -28,11 +28,11 @@ WAIT_IN_WORKERS: Final = """
 import sys
 from contextlib import closing
 from pathlib import Path
-from drunet_cli.jobs import each
+from drunet_cli.jobs import run_tasks
 from tests.job_functions import Wait, waited
 try:
     tasks = [Wait(Path(sys.argv[1]), n, float(sys.argv[3])) for n in range(int(sys.argv[2]))]
-    with closing(each(waited, tasks, n_processes=2)) as outcomes:
+    with closing(run_tasks(waited, tasks, n_processes=2)) as outcomes:
         for _ in outcomes:
             pass
 except KeyboardInterrupt:
