@@ -1,7 +1,7 @@
 """Check what is in the wheel and the sdist: `python .ci/contents.py TREE DIST`. Lists the wheel; exits with 1 and every fault.
 
-The wheel holds the files of TREE/drunet_cli and its own metadata, nothing else and nothing less; the sdist, what the wheel is
-built from and tested with.
+The wheel holds the files of TREE/drunet_cli but for the README of a room, and its own metadata, nothing else and nothing less;
+the sdist, what the wheel is built from and tested with.
 """
 
 import sys
@@ -36,7 +36,7 @@ def faults_of_wheel(wheel: Path, tree: Path) -> Iterator[str]:
         yield f"larger than {LARGEST_WHEEL:,} bytes"
     metadata = "-".join(wheel.name.split("-")[:2]) + ".dist-info"
     package = {name for name in sizes if not name.startswith(f"{metadata}/")}
-    expected = files_of(tree, "drunet_cli")
+    expected = {name for name in files_of(tree, "drunet_cli") if PurePosixPath(name).name != "README.md"}
     yield from (f"{name}: is not a file of the package" for name in sorted(package - expected))
     yield from (f"{name}: is missing" for name in sorted((expected | set(NEEDED)) - package))
     yield from (f"{name}: is missing" for name in LICENCES if f"{metadata}/licenses/{name}" not in sizes)
