@@ -5,12 +5,12 @@ Workers ignore Ctrl-C, which is the parent's to answer, and end when the parent 
 
 import itertools
 import os
-import signal
 import threading
 from collections.abc import Callable, Generator, Iterable, Sequence
 from typing import TYPE_CHECKING, TypeVar
 
 from drunet_cli.errors import DeviceError, DrunetError
+from drunet_cli.signals import leave_ctrl_c_to_parent, signals_blocked
 
 if TYPE_CHECKING:
     from concurrent.futures import Future, ProcessPoolExecutor
@@ -74,14 +74,12 @@ def _submit(
     from multiprocessing import resource_tracker
 
     resource_tracker.ensure_running()  # else it would be started between, and unblock
-    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
     try:
-        for task in tasks:
-            futures[executor.submit(_outcome, function, task)] = task
+        with signals_blocked():
+            for task in tasks:
+                futures[executor.submit(_outcome, function, task)] = task
     except OSError:  # the executor has just closed its pipes for that reason
         raise BrokenProcessPool from None
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
 
 
 def _outcome(function: Callable[[Task], Result], task: Task) -> Result | DrunetError:
@@ -96,7 +94,7 @@ def _follow_parent() -> None:
     import multiprocessing
     from multiprocessing import connection
 
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})  # SIGINT stays blocked, as the parent's to answer
+    leave_ctrl_c_to_parent()
     parent = multiprocessing.parent_process()
     assert parent is not None
 

@@ -33,8 +33,8 @@ def process_id(number: int) -> int:
     return os.getpid()
 
 
-def blocked_signals(number: int) -> set[int]:
-    return {int(blocked) for blocked in signal.pthread_sigmask(signal.SIG_BLOCK, [])}
+def ignores_ctrl_c(number: int) -> bool:
+    return signal.getsignal(signal.SIGINT) is signal.SIG_IGN
 
 
 def refused_if_odd(number: int) -> int:

@@ -19,7 +19,7 @@ MODULES: Final = sorted(path.relative_to(PACKAGE).as_posix() for path in PACKAGE
 
 # From left to right. No room imports one to its right, nor its neighbour in the same column; the first column is one room here.
 ROOMS: Final = (
-    {"brats", "errors", "host", "jobs"},
+    {"brats", "errors", "host", "jobs", "signals"},
     {"io"},
     {"phantom", "conversion", "evaluation"},
     {"weights"},

@@ -15,10 +15,11 @@ import typer
 from typer.core import TyperArgument, TyperCommand, TyperGroup, TyperOption
 
 import drunet_cli
-from drunet_cli.cli import demo, evaluate, export, nii2png, png2nii, segment, signals, train, weights
+from drunet_cli.cli import demo, evaluate, export, nii2png, png2nii, segment, train, weights
 from drunet_cli.cli import report as report_command
 from drunet_cli.cli.console import give_up_stdout, report, why_stdout_was_lost
 from drunet_cli.errors import DeviceError, DrunetError, MisuseError, OutputError, Terminated
+from drunet_cli.signals import signals_raised
 
 HELP_OPTIONS: Final = ("--help", "-h")
 _HELP: Final = "Help"
@@ -158,18 +159,13 @@ def drunet(
 def main(arguments: list[str]) -> int:
     """Run one command line; return its exit code, as the README documents them."""
     _open_closed_streams()
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    signals.forget()
-    for number, earlier in before.items():
-        if earlier is not signal.SIG_IGN:  # as a shell leaves them for a command in the background, or nohup
-            signal.signal(number, signals.on_signal)
     try:
-        with signals.lost_in_silence():
+        with signals_raised():
             return _flushed(_run(arguments))
-    finally:
-        signals.forget()
-        for number, earlier in before.items():  # from here on a signal ends the process, without a traceback
-            signal.signal(number, earlier)
+    except KeyboardInterrupt:  # between the last line of a command and here
+        return EXIT_INTERRUPTED
+    except Terminated:
+        return EXIT_TERMINATED
 
 
 def _flushed(code: int) -> int:

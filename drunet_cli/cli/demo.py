@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 import typer
 
 from drunet_cli.cli import options
-from drunet_cli.cli.signals import raise_lost
 from drunet_cli.errors import DrunetError, MisuseError
 
 if TYPE_CHECKING:
@@ -107,7 +106,6 @@ def _write(tasks: list[_Task], *, screen: "Screen", json: bool) -> None:
     batch = Batch(screen, n_cases=len(tasks), alone=len(tasks) == 1, json=json)
     with batch.bar(), closing(run_tasks(_written, tasks, n_processes=granted_cpus())) as outcomes:
         for task, outcome in outcomes:
-            raise_lost()
             if isinstance(outcome, DrunetError):
                 batch.failed(task.name, outcome)
                 continue
@@ -132,7 +130,6 @@ def _segment_one(seed: int, folder: Path, *, device: str, overwrite: bool, scree
     network = Segmenter(COMPACT, device=device, on_warning=screen.warning).network
     screen.note(f"Writing {folder / task.name}: a synthetic case, four images and the truth")
     case = _written(task)
-    raise_lost()
     try:
         segmented = _segmented(case, target, network, screen)
     except BaseException:  # an interrupted demo is run again as it was
@@ -140,7 +137,6 @@ def _segment_one(seed: int, folder: Path, *, device: str, overwrite: bool, scree
             _remove(case)
         raise
     scores = _scores(case, target.label_map)
-    raise_lost()
     if json:
         seconds = round(time.perf_counter() - begin, 3)
         result_json({"case": case.name, "seed": seed, "segmentation": segmented, "evaluation": scores, "seconds": seconds})
@@ -165,7 +161,6 @@ def _segmented(case: "Case", target: "Target", network: "Network", screen: "Scre
     with screen.slices_bar(1) as bar:
 
         def on_progress(name: str, done: int, total: int) -> None:
-            raise_lost()
             if bar is not None:
                 bar.show(name, done, total)
 

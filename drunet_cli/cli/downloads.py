@@ -5,7 +5,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from drunet_cli.cli.console import DownloadBar, Screen
-from drunet_cli.cli.signals import raise_lost
 from drunet_cli.weights.cache import Watcher, open_weights
 from drunet_cli.weights.checkpoint import Checkpoint
 from drunet_cli.weights.download import shown_url
@@ -16,7 +15,6 @@ def opener(screen: Screen) -> Callable[[str], Checkpoint]:
     """What opens weights by name and shows their download."""
 
     def opened(weights: str) -> Checkpoint:
-        raise_lost()
         with DownloadWatcher(screen).shown() as watcher:
             return open_weights(weights, watcher=watcher)
 

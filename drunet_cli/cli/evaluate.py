@@ -13,7 +13,6 @@ import typer
 from drunet_cli.brats import ReadLabels
 from drunet_cli.cli import options
 from drunet_cli.cli.options import one_of
-from drunet_cli.cli.signals import raise_lost
 from drunet_cli.errors import CaseError, DrunetError, MisuseError, OutputError
 
 if TYPE_CHECKING:
@@ -206,7 +205,6 @@ def _evaluated(tasks: Sequence[Any], batch: "Batch", *, n_jobs: int) -> list[Map
     documents: list[Mapping[str, Any]] = []
     with batch.bar(), closing(run_tasks(evaluate, tasks, n_processes=n_jobs)) as outcomes:
         for task, outcome in outcomes:
-            raise_lost()
             if isinstance(outcome, DrunetError):
                 batch.failed(task.pair.case, outcome)
                 continue

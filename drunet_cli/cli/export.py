@@ -7,7 +7,6 @@ import typer
 
 from drunet_cli.cli import options
 from drunet_cli.cli.options import one_of
-from drunet_cli.cli.signals import raise_lost
 from drunet_cli.errors import MisuseError, OutputError
 from drunet_cli.network.engine import Precision
 from drunet_cli.network.export import Exported, Format, Variant
@@ -95,7 +94,6 @@ def export(
     screen = Screen(quiet=quiet)
     limit_openmp_spinning()
     checkpoint = opener(screen)(weights)
-    raise_lost()
     exported = export_weights(checkpoint, output, variant, overwrite=overwrite)
     epsilon = checkpoint.metadata.bn_epsilon
     if variant.format is Format.KERAS and epsilon != PUBLISHED_BN_EPSILON:

@@ -11,7 +11,6 @@ import typer
 from drunet_cli.brats import Modality
 from drunet_cli.cli import options
 from drunet_cli.cli.plans import Planned, print_plan
-from drunet_cli.cli.signals import raise_lost
 from drunet_cli.errors import DrunetError, MisuseError, OutputError
 
 if TYPE_CHECKING:
@@ -134,7 +133,6 @@ def _convert(
     n_skipped = n_labelled = 0
     with batch.bar(), closing(run_tasks(convert_case, tasks, n_processes=n_jobs)) as outcomes:
         for task, outcome in outcomes:
-            raise_lost()
             if isinstance(outcome, DrunetError):
                 batch.failed(task.case.name, outcome)
                 continue

@@ -11,7 +11,6 @@ import typer
 
 from drunet_cli.brats import Labels, Modality
 from drunet_cli.cli import options
-from drunet_cli.cli.signals import raise_lost
 from drunet_cli.errors import CaseError, DrunetError, MisuseError
 
 if TYPE_CHECKING:
@@ -137,7 +136,6 @@ def _convert(tasks: Sequence["LabelTask"], batch: "Batch", *, n_jobs: int) -> No
 
     with batch.bar(), closing(run_tasks(convert_labels, tasks, n_processes=n_jobs)) as outcomes:
         for task, outcome in outcomes:
-            raise_lost()
             if isinstance(outcome, DrunetError):
                 batch.failed(task.case, outcome)
                 continue

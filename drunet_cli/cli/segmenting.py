@@ -12,7 +12,6 @@ from drunet_cli.cli.cases import label_map_path, names_a_file
 from drunet_cli.cli.console import Screen
 from drunet_cli.cli.prospects import print_prospects
 from drunet_cli.cli.results import case_note, last_line, note_rows
-from drunet_cli.cli.signals import raise_lost
 from drunet_cli.errors import DrunetError, MisuseError, OutputError, Terminated
 from drunet_cli.host import limit_malloc_arenas
 from drunet_cli.io.atomic import check_writable, create_folder, remove_stale_in, write_atomically
@@ -99,12 +98,7 @@ class Run:
         for broken in self._cohort.broken:
             batch.failed(broken.name, broken.error)
         with batch.slices_bar() as draw:
-
-            def on_progress(name: str, done: int, total: int) -> None:
-                raise_lost()
-                draw(name, done, total)
-
-            listener = Listener(on_read=self._warn, on_progress=on_progress)
+            listener = Listener(on_read=self._warn, on_progress=draw)
             n_cpus = self._segmenter.threads
             with closing(segment_cases(tasks, self._open_network, n_cpus=n_cpus, listener=listener)) as outcomes:
                 for task, outcome in self._noted(outcomes, batch):
@@ -121,9 +115,7 @@ class Run:
     def _noted(self, outcomes: Iterator[tuple[CaseTask, Outcome]], batch: Batch) -> Iterator[tuple[CaseTask, Outcome]]:
         """Say of an interrupted run how far it came."""
         try:
-            for outcome in outcomes:
-                raise_lost()
-                yield outcome
+            yield from outcomes
         except (KeyboardInterrupt, Terminated):
             if not self._cohort.alone:
                 n_cases = len(self._cohort.cases)
@@ -186,7 +178,6 @@ class Run:
 
     def _open_network(self) -> Network:
         network = self._segmenter.network
-        raise_lost()  # of what came while PyTorch was imported
         making = self._segmenter.making(self._outputs.labels) if self._outputs.skip_existing else None
         return replace(network, making=making)
 

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 
 from drunet_cli.cli.console import Screen, result, result_json
 from drunet_cli.cli.downloads import opener
-from drunet_cli.cli.signals import raise_lost, stops_deferred
 from drunet_cli.cli.training_screen import TrainingScreen, print_plan
 from drunet_cli.network.engine import Precision
+from drunet_cli.signals import hold_signals
 from drunet_cli.training.preparation import Plan, Preparation, Request, fill, settle
 from drunet_cli.training.processes import processes
 
@@ -45,7 +45,6 @@ def run_training(
     from drunet_cli.training.distributed import Team, own_device  # torch: seconds
     from drunet_cli.training.session import Session, check, run
 
-    raise_lost()
     where = own_device(own, device, on_warning=screen.warning)
     team = Team(own, where)
     with team.joined():
@@ -58,26 +57,26 @@ def run_training(
             if own.is_first:
                 print_plan(preparation, request, screen=screen, json=json)
             return
-        with TrainingScreen(screen, json=json).shown() as progress, stops_deferred() as should_stop:
-            is_done = run(
-                Session(
-                    preparation=preparation,
-                    run=request.run,
-                    slices=request.slices,
-                    team=team,
-                    device=where,
-                    precision=precision,
-                    threads=threads,
-                    deterministic=deterministic,
-                    init=checkpoint,
-                    arguments=sys.argv[1:],
-                    watcher=progress,
-                    should_stop=should_stop,
+        with hold_signals() as should_stop:
+            with TrainingScreen(screen, json=json).shown() as progress:
+                is_done = run(
+                    Session(
+                        preparation=preparation,
+                        run=request.run,
+                        slices=request.slices,
+                        team=team,
+                        device=where,
+                        precision=precision,
+                        threads=threads,
+                        deterministic=deterministic,
+                        init=checkpoint,
+                        arguments=sys.argv[1:],
+                        watcher=progress,
+                        should_stop=should_stop,
+                    )
                 )
-            )
-    if own.is_first:
-        _finish(request, is_done=is_done, screen=screen, json=json)
-    raise_lost()
+            if own.is_first:
+                _finish(request, is_done=is_done, screen=screen, json=json)
 
 
 def _prepared(

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING
 
 from drunet_cli.brats import REGIONS
 from drunet_cli.cli.console import Screen, TrainingBar, result_json, training_plan_table
-from drunet_cli.cli.signals import raise_lost
 from drunet_cli.training.watcher import Watcher
 
 if TYPE_CHECKING:
@@ -41,7 +40,6 @@ class TrainingScreen(Watcher):
 
     def prepared(self, case: "PreparedCase") -> None:
         """Count one more, and tell what is unusual about it."""
-        raise_lost()
         self._n_prepared += 1
         for warning in case.warnings:
             self._screen.warning(f"{case.name}: {warning}")

@@ -6,9 +6,7 @@ killed leaves at most such a temporary, which the next writer of the same target
 
 import math
 import os
-import signal
 import socket
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -19,23 +17,6 @@ from drunet_cli.errors import OutputError
 
 _TEMPORARY = ".tmp"
 _ABANDONED_AFTER_S = 24 * 3600.0
-
-
-@contextmanager
-def hold_signals() -> Iterator[None]:
-    """Hold SIGINT and SIGTERM back until the block has ended, for what must happen as a whole and takes no time."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    held: list[int] = []
-    previous = {number: signal.signal(number, lambda n, _: held.append(n)) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
-    if held:
-        signal.raise_signal(held[0])
 
 
 @contextmanager

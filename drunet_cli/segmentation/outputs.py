@@ -12,12 +12,13 @@ from typing import Any, Final
 from drunet_cli.brats import Labels, Modality, describe_labels, label_values
 from drunet_cli.errors import OutputError
 from drunet_cli.evaluation.pairs import UNCERTAINTY_MAPS
-from drunet_cli.io.atomic import check_writable, hold_signals, remove_stale, write_atomically
+from drunet_cli.io.atomic import check_writable, remove_stale, write_atomically
 from drunet_cli.io.naming import stem
 from drunet_cli.io.nifti import encode_label_map, encode_map
 from drunet_cli.io.volumes import file_sha256
 from drunet_cli.segmentation import sidecar
 from drunet_cli.segmentation.pipeline import Segmentation
+from drunet_cli.signals import hold_signals
 
 
 class Extra(StrEnum):
