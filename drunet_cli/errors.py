@@ -18,6 +18,11 @@ def join_some(items: Sequence[object], *, most: int = 5) -> str:
     return ", ".join(words) + (f" and {len(items) - most} more" if len(items) > most else "")
 
 
+def plural(n: int, noun: str) -> str:
+    """A number with its noun: 1 case, 2 cases."""
+    return f"{n} {noun}" if n == 1 else f"{n} {noun}s"
+
+
 def without_remedy(message: str) -> str:
     """What was wrong and where, for a caller who knows another remedy than the one that follows the last semicolon."""
     return message.rpartition("; ")[0] or message

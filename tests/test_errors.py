@@ -4,7 +4,7 @@ import traceback
 
 import pytest
 
-from drunet_cli.errors import CaseError, join_some, one_line, without_remedy
+from drunet_cli.errors import CaseError, join_some, one_line, plural, without_remedy
 
 
 def test_a_message_is_one_line_whatever_a_file_is_called() -> None:
@@ -16,6 +16,10 @@ def test_a_message_is_one_line_whatever_a_file_is_called() -> None:
 )
 def test_a_list_names_the_first_and_counts_the_others(items: list[int], words: str) -> None:
     assert join_some(items, most=3) == words
+
+
+def test_a_number_has_its_noun() -> None:
+    assert [plural(n, "case") for n in (0, 1, 2)] == ["0 cases", "1 case", "2 cases"]
 
 
 @pytest.mark.parametrize(

@@ -1,17 +1,23 @@
-"""What happens to many cases, told as it happens: results on stdout, failures on stderr, and one exit code."""
+"""Many cases, told as they end: results on stdout, failures on stderr, one exit code. And what a dry run says of them."""
 
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
 
 import typer
 
-from drunet_cli.cli.console import Screen, result, result_json
-from drunet_cli.errors import DrunetError
+from drunet_cli.cli.console import Screen, plan_table, result, result_json
+from drunet_cli.errors import DrunetError, join_some, plural
 
-_SOME_FAILED = 1
-_NAMED = 10
+if TYPE_CHECKING:
+    from drunet_cli.io.case import Case
+    from drunet_cli.io.checks import CaseWarning
+    from drunet_cli.io.discovery import Cohort
+
+_SOME_FAILED: Final = 1
+_MOST_NAMES: Final = 10
 
 
 class Batch:
@@ -24,44 +30,28 @@ class Batch:
         self._json = json
         self._failed: list[str] = []
         self._advance: Callable[[str], None] = lambda _: None
-        self.n_done = 0
         self._held: list[str | Mapping[str, Any]] | None = None
+        self.n_done = 0
 
     @contextmanager
     def bar(self) -> Iterator[None]:
-        """Draw a bar of cases meanwhile. Results wait until it is gone where they would run into it."""
-        with self._holding(), self._screen.case_bar(self._n_cases) as advance:
-            self._count_by(lambda _: advance())
+        """Draw a bar of cases while the block runs. Results that would run into the bar wait until it is gone."""
+        with self._holding_results(), self._screen.case_bar(self._n_cases) as advance:
+            self._advance_by(lambda _: advance())
             yield
 
     @contextmanager
     def slices_bar(self) -> Iterator[Callable[[str, int, int], None]]:
-        """The same of cases and their slices: yield what is to be told the name of a case, its slices done, and in all."""
-        with self._holding(), self._screen.slices_bar(self._n_cases) as bar:
+        """Draw a bar of cases and slices likewise; yield what to call with a case's name, its slices done, and its slices."""
+        with self._holding_results(), self._screen.slices_bar(self._n_cases) as bar:
             if bar is None:
                 yield lambda *_: None
                 return
-            self._count_by(bar.count)
+            self._advance_by(bar.count)
             yield bar.show
 
-    def _count_by(self, advance: Callable[[str], None]) -> None:
-        self._advance = advance
-        for name in self._failed:
-            advance(name)
-
-    @contextmanager
-    def _holding(self) -> Iterator[None]:
-        if self._screen.draws and sys.stdout.isatty():
-            self._held = []
-        try:
-            yield
-        finally:
-            held, self._held = self._held or [], None
-            for line in held:
-                self._print(line)
-
     def done(self, path: str | None, document: Mapping[str, Any], *, note: str, warnings: Sequence[str] = ()) -> None:
-        """A case that came to its end: print path, if it has one, or document with --json."""
+        """Tell of a case that came to its end: print `path`, if there is one, or `document` with --json."""
         self.n_done += 1
         for warning in warnings:
             self._screen.warning(f"{document['case']}: {warning}")
@@ -74,26 +64,43 @@ class Batch:
         self._advance(document["case"])
 
     def failed(self, name: str, error: DrunetError) -> None:
-        """A case that did not: tell why, and go on; raises the error where there is no other case."""
+        """Tell why a case failed, and go on. Raises the error where there is no other case."""
         if self._alone:
             raise error
         self._failed.append(name)
-        self._screen.error(told(name, error), error.details)
+        self._screen.error(_failure_line(name, error), error.details)
         if self._json:
-            self._print(failure(name, error))
+            self._print(_failure_object(name, error))
         self._advance(name)
 
     def finish(self, summary: str, error: DrunetError | None = None) -> None:
-        """The last lines. Raises typer.Exit where a case failed, else `error`, which concerns all cases."""
+        """Print the last lines. Raises typer.Exit where a case failed, else `error`, which concerns all cases."""
         if self._n_cases > 1:
             self._screen.note(summary)
         if self._failed:
             if error is not None:
                 self._screen.error(str(error))
-            self._screen.error(f"{len(self._failed)} of {counted(self._n_cases, 'case')} failed: {named(self._failed)}")
+            names = join_some(self._failed, most=_MOST_NAMES)
+            self._screen.error(f"{len(self._failed)} of {plural(self._n_cases, 'case')} failed: {names}")
             raise typer.Exit(_SOME_FAILED)
         if error is not None:
             raise error
+
+    def _advance_by(self, advance: Callable[[str], None]) -> None:
+        self._advance = advance
+        for name in self._failed:
+            advance(name)
+
+    @contextmanager
+    def _holding_results(self) -> Iterator[None]:
+        if self._screen.draws and sys.stdout.isatty():
+            self._held = []
+        try:
+            yield
+        finally:
+            held, self._held = self._held or [], None
+            for line in held:
+                self._print(line)
 
     def _print(self, line: str | Mapping[str, Any]) -> None:
         if self._held is not None:
@@ -104,21 +111,91 @@ class Batch:
             result_json(line)
 
 
-def told(name: str, error: DrunetError) -> str:
-    """Why a case failed, in one line that begins with its name."""
+@dataclass(frozen=True)
+class PlanRow:
+    """What a dry run says of one case.
+
+    state: what there is of the case. would: what would be done. warnings: those known without the voxels; None where a command
+    looks for none. error: what the case would fail with.
+    """
+
+    case: "Case"
+    state: str
+    would: str
+    warnings: "Sequence[CaseWarning] | None" = None
+    error: DrunetError | None = None
+
+
+def print_plan(
+    rows: Sequence[PlanRow],
+    cohort: "Cohort",
+    *,
+    seg: bool,
+    json: bool,
+    quiet: bool = False,
+    notes: Sequence[str] = (),
+    stop: DrunetError | None = None,
+) -> None:
+    """Print what a dry run found: a row for every case, and one for every case of the cohort that cannot be used.
+
+    seg: say which cases have a segmentation. notes: the last lines for people. stop: what would end the run before its first
+    case. Raises `stop`, else the error of a case that was given alone and would fail, else typer.Exit where a case would fail.
+    """
+    failing: list[tuple[str, DrunetError]] = [(item.name, item.error) for item in cohort.broken]
+    failing += [(row.case.name, row.error) for row in rows if row.error is not None]
+    if cohort.alone and failing:
+        raise stop or failing[0][1]
+    screen = Screen(quiet=quiet)
+    if json:
+        _print_objects(rows, cohort, seg=seg)
+    else:
+        _print_table(rows, cohort, screen, seg=seg)
+    for row in rows:
+        for warning in row.warnings or ():
+            screen.warning(warning.message if cohort.alone else f"{row.case.name}: {warning.message}")
+    for name, error in failing:
+        screen.error(_failure_line(name, error), error.details)
+    for note in notes:
+        screen.note(note)
+    if failing:
+        n_cases = plural(len(rows) + len(cohort.broken), "case")
+        names = join_some([name for name, _ in failing], most=_MOST_NAMES)
+        screen.error(f"{len(failing)} of {n_cases} would fail: {names}")
+    if stop is not None:
+        raise stop
+    if failing:
+        raise typer.Exit(_SOME_FAILED)
+
+
+def _print_objects(rows: Sequence[PlanRow], cohort: "Cohort", *, seg: bool) -> None:
+    for row in rows:
+        if row.error is not None:
+            result_json(_failure_object(row.case.name, row.error))
+            continue
+        files = {name: str(path) for name, path in (row.case.files if seg else row.case.images).items()}
+        document: dict[str, Any] = {"case": row.case.name, "state": row.state, "would": row.would, "files": files}
+        if row.warnings is not None:
+            document["warnings"] = [{"code": warning.code, "message": warning.message} for warning in row.warnings]
+        result_json(document)
+    for item in cohort.broken:
+        result_json(_failure_object(item.name, item.error))
+
+
+def _print_table(rows: Sequence[PlanRow], cohort: "Cohort", screen: Screen, *, seg: bool) -> None:
+    lines = []
+    for row in rows:
+        has_seg = ["no" if row.case.segmentation is None else "yes"] if seg else []
+        place = str(next(iter(row.case.images.values())).parent) if row.error is None else str(row.error)
+        lines.append((row.case.name, row.state, row.would, *has_seg, place))
+    lines += [(item.name, "unusable", "fail", *([""] if seg else []), str(item.error)) for item in cohort.broken]
+    screen.table(plan_table(lines, seg=seg))
+
+
+def _failure_line(name: str, error: DrunetError) -> str:
+    """Why a case failed, in one line that begins with the case's name."""
     return str(error) if str(error).startswith(f"{name}:") else f"{name}: {error}"
 
 
-def failure(name: str, error: DrunetError) -> dict[str, Any]:
-    """The same as an object for --json."""
+def _failure_object(name: str, error: DrunetError) -> dict[str, Any]:
+    """Why a case failed, for --json."""
     return {"case": name, "error": str(error), "exit_code": error.exit_code}
-
-
-def named(names: Sequence[str]) -> str:
-    """The first of several cases."""
-    return ", ".join(names[:_NAMED]) + (", ..." if len(names) > _NAMED else "")
-
-
-def counted(n: int, noun: str) -> str:
-    """1 case, 2 cases."""
-    return f"{n} {noun}" if n == 1 else f"{n} {noun}s"

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 import typer
 
 from drunet_cli.cli import options
-from drunet_cli.errors import DrunetError, MisuseError
+from drunet_cli.errors import DrunetError, MisuseError, plural
 
 if TYPE_CHECKING:
     from drunet_cli.cli.console import Screen
@@ -97,7 +97,7 @@ def _written(task: _Task) -> "Case":
 
 
 def _write(tasks: list[_Task], *, screen: "Screen", json: bool) -> None:
-    from drunet_cli.cli.batch import Batch, counted
+    from drunet_cli.cli.batch import Batch
     from drunet_cli.host import granted_cpus
     from drunet_cli.jobs import run_tasks
 
@@ -112,7 +112,7 @@ def _write(tasks: list[_Task], *, screen: "Screen", json: bool) -> None:
             files = {role: str(path) for role, path in outcome.files.items()}
             document = {"case": task.name, "seed": task.seed, "files": files}
             batch.done(str(task.folder / task.name), document, note=f"{task.name}: four images and the truth")
-    batch.finish(f"{counted(batch.n_done, 'case')} in {tasks[0].folder}")
+    batch.finish(f"{plural(batch.n_done, 'case')} in {tasks[0].folder}")
 
 
 def _segment_one(seed: int, folder: Path, *, device: str, overwrite: bool, screen: "Screen", json: bool) -> None:

@@ -13,7 +13,7 @@ import typer
 from drunet_cli.brats import ReadLabels
 from drunet_cli.cli import options
 from drunet_cli.cli.options import one_of
-from drunet_cli.errors import CaseError, DrunetError, MisuseError, OutputError
+from drunet_cli.errors import CaseError, DrunetError, MisuseError, OutputError, plural
 
 if TYPE_CHECKING:
     from drunet_cli.cli.batch import Batch
@@ -133,7 +133,7 @@ def evaluate(
     if plot is not None and (plot.suffix.lower() != ".png" or plot == csv):
         raise MisuseError(f"--plot {plot}: name a .png file of its own")
 
-    from drunet_cli.cli.batch import Batch, counted
+    from drunet_cli.cli.batch import Batch
     from drunet_cli.cli.console import Screen
     from drunet_cli.cli.scores import print_tables, write
     from drunet_cli.evaluation.evaluate import Convention, EvaluationTask
@@ -171,7 +171,7 @@ def evaluate(
     documents = _evaluated(tasks, batch, n_jobs=jobs or granted_cpus())
     if uncertainty and (without := sum(document["brain_image"] is None for document in documents)):
         screen.warning(
-            f"{without} of {counted(len(documents), 'case')} without a T1 image beside the reference: FTP, FTN and AUROC count "
+            f"{without} of {plural(len(documents), 'case')} without a T1 image beside the reference: FTP, FTN and AUROC count "
             "the air around the head too, unlike those of BraTS 2020"
         )
     unwritten = None
@@ -182,7 +182,7 @@ def evaluate(
             unwritten = error
         if not json:
             print_tables(documents, seed=seed, worst=worst)
-    batch.finish(f"{counted(batch.n_done, 'case')} compared, convention {convention}", unwritten)
+    batch.finish(f"{plural(batch.n_done, 'case')} compared, convention {convention}", unwritten)
 
 
 def _pairing(prediction: str, reference: str | None) -> "Pairing":

@@ -10,8 +10,8 @@ import typer
 
 from drunet_cli.brats import Modality
 from drunet_cli.cli import options
-from drunet_cli.cli.plans import Planned, print_plan
-from drunet_cli.errors import DrunetError, MisuseError, OutputError
+from drunet_cli.cli.batch import PlanRow, print_plan
+from drunet_cli.errors import DrunetError, MisuseError, OutputError, plural
 
 if TYPE_CHECKING:
     from drunet_cli.cli.console import Screen
@@ -121,7 +121,7 @@ def nii2png(
 def _convert(
     tasks: Sequence["CaseTask"], cohort: "Cohort", layout: "Layout", *, n_jobs: int, screen: "Screen", json: bool
 ) -> None:
-    from drunet_cli.cli.batch import Batch, counted
+    from drunet_cli.cli.batch import Batch
     from drunet_cli.conversion.dataset import remove_stale_slices, write_manifest
     from drunet_cli.conversion.nii2png import convert_case
     from drunet_cli.jobs import run_tasks
@@ -152,7 +152,7 @@ def _convert(
         except OutputError as error:
             unwritten = error
     left_out = f"; {n_skipped} were complete and left out" if n_skipped else ""
-    batch.finish(f"{counted(batch.n_done, 'case')} in {layout.root}, {n_labelled} with label slices{left_out}", unwritten)
+    batch.finish(f"{plural(batch.n_done, 'case')} in {layout.root}, {n_labelled} with label slices{left_out}", unwritten)
 
 
 def _document(converted: "ConvertedCase") -> dict[str, Any]:
@@ -169,15 +169,14 @@ def _document(converted: "ConvertedCase") -> dict[str, Any]:
 
 
 def _note(converted: "ConvertedCase") -> str:
-    from drunet_cli.cli.batch import counted
 
     description = converted.description
-    what = counted(len(description.rows), "slice") + (" and their label slices" if description.has_masks else "")
+    what = plural(len(description.rows), "slice") + (" and their label slices" if description.has_masks else "")
     done = "complete, left out" if converted.skipped else f"{converted.seconds:.1f} s"
     return f"{description.case}: {what} ({done})"
 
 
-def _planned(surveyed: Sequence["Surveyed"], *, skip_existing: bool, overwrite: bool) -> list[Planned]:
+def _planned(surveyed: Sequence["Surveyed"], *, skip_existing: bool, overwrite: bool) -> list[PlanRow]:
     from drunet_cli.conversion.dataset import State
 
     refusal = "convert again" if overwrite else "refuse"
@@ -187,4 +186,4 @@ def _planned(surveyed: Sequence["Surveyed"], *, skip_existing: bool, overwrite: 
         State.COMPLETE: "verify and leave out" if skip_existing else refusal,
         State.FOREIGN: refusal,
     }
-    return [Planned(found.case, found.state, would[found.state]) for found in surveyed]
+    return [PlanRow(found.case, found.state, would[found.state]) for found in surveyed]

@@ -11,7 +11,7 @@ import typer
 
 from drunet_cli.brats import Labels, Modality
 from drunet_cli.cli import options
-from drunet_cli.errors import CaseError, DrunetError, MisuseError
+from drunet_cli.errors import CaseError, DrunetError, MisuseError, plural
 
 if TYPE_CHECKING:
     from drunet_cli.cli.batch import Batch
@@ -85,7 +85,7 @@ def png2nii(
         raise MisuseError("missing -o: name the label map to write, or a folder for them")
     options.check_exclusive(skip_existing=skip_existing, overwrite=overwrite)
 
-    from drunet_cli.cli.batch import Batch, counted
+    from drunet_cli.cli.batch import Batch
     from drunet_cli.cli.cases import label_map_path, names_a_file
     from drunet_cli.cli.console import Screen
     from drunet_cli.conversion.png2nii import LabelTask, check_outputs, description_of, masks_folder
@@ -99,7 +99,7 @@ def png2nii(
     n_jobs = jobs or granted_cpus()
     screen = Screen(quiet=quiet)
     if without:
-        screen.note(f"{counted(without, 'case')} of --like without slices in {masks}")
+        screen.note(f"{plural(without, 'case')} of --like without slices in {masks}")
     batch = Batch(screen, n_cases=len(sets), alone=len(sets) == 1, json=json)
     tasks = []
     for name, slices in sets.items():
@@ -126,7 +126,7 @@ def png2nii(
         tasks = _with_labels_of_segmentations(tasks, screen)
     check_outputs(tasks)
     _convert(tasks, batch, n_jobs=n_jobs)
-    batch.finish(f"{counted(batch.n_done, 'label map')} in {output}")
+    batch.finish(f"{plural(batch.n_done, 'label map')} in {output}")
 
 
 def _convert(tasks: Sequence["LabelTask"], batch: "Batch", *, n_jobs: int) -> None:

@@ -4,11 +4,10 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Final
 
-from drunet_cli.cli.batch import counted
+from drunet_cli.cli.batch import PlanRow, print_plan
 from drunet_cli.cli.console import Screen
 from drunet_cli.cli.downloads import would_download
-from drunet_cli.cli.plans import Planned, print_plan
-from drunet_cli.errors import DrunetError, MisuseError, WeightsError
+from drunet_cli.errors import DrunetError, MisuseError, WeightsError, plural
 from drunet_cli.io.discovery import Cohort
 from drunet_cli.segmentation.plan import LEAVE_OUT, Prospect, missing_weights
 from drunet_cli.segmentation.segmenter import Segmenter
@@ -33,7 +32,7 @@ def print_prospects(
             stop = error
         else:
             notes = notes if cohort.alone else [_counts(found, cohort), *notes]
-    planned = [Planned(each.case, each.state, each.would, each.warnings, each.error) for each in found]
+    planned = [PlanRow(each.case, each.state, each.would, each.warnings, each.error) for each in found]
     print_plan(planned, cohort, seg=False, json=json, quiet=screen.quiet, notes=notes, stop=stop)
 
 
@@ -43,6 +42,6 @@ def _counts(found: Sequence[Prospect], cohort: Cohort) -> str:
     counts = ", ".join(f"{words} {n}" for words, n in would.items() if n)
     n_warned = sum(bool(each.warnings) for each in found)
     warned = f"; {n_warned} with warnings" if n_warned else ""
-    n_cases = counted(len(found) + len(cohort.broken), "case")
+    n_cases = plural(len(found) + len(cohort.broken), "case")
     read = "" if would.keys() <= {LEAVE_OUT, _FAIL_IN} else " (headers were read; voxels were not, nor was the device tried)"
     return f"Of {n_cases} drunet would {counts}{warned}{read}"

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from drunet_cli.cli import options
-from drunet_cli.errors import MisuseError, OutputError
+from drunet_cli.errors import MisuseError, OutputError, plural
 
 if TYPE_CHECKING:
     from drunet_cli.cli.console import Screen
@@ -116,12 +116,11 @@ def _columns(record: "Record") -> dict[str, Any]:
 
 
 def _counts(records: Sequence["Record"]) -> str:
-    from drunet_cli.cli.batch import counted
     from drunet_cli.segmentation.cohort import Status
 
     n_failed = sum(record.row.status is Status.FAILED for record in records)
     n_warned = sum(bool(record.row.warnings) for record in records)
-    return f"{counted(len(records), 'case')}: {len(records) - n_failed} segmented, {n_failed} failed; {n_warned} with warnings"
+    return f"{plural(len(records), 'case')}: {len(records) - n_failed} segmented, {n_failed} failed; {n_warned} with warnings"
 
 
 def _write_table(records: Sequence["Record"], path: Path, *, overwrite: bool) -> None:

@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from drunet_cli.cli.batch import counted
 from drunet_cli.cli.console import Screen, cohort_table, regions_in_words
+from drunet_cli.errors import plural
 from drunet_cli.segmentation.cohort import Status, SummaryRow, described_weights
 
 _MOST_ROWS: Final = 40
@@ -18,7 +18,7 @@ def note_rows(rows: Sequence[SummaryRow], summary: Path, screen: Screen) -> None
     if shown and len(rows) > 1:
         screen.note_table(cohort_table(shown))
     if len(shown) < len(rows):
-        screen.note(f"{counted(len(rows), 'case')}, all of them in {summary}")
+        screen.note(f"{plural(len(rows), 'case')}, all of them in {summary}")
 
 
 def last_line(rows: Sequence[SummaryRow], *, n_done: int, output: Path, told_in: str | None) -> str:
@@ -28,7 +28,7 @@ def last_line(rows: Sequence[SummaryRow], *, n_done: int, output: Path, told_in:
     n_left_out = sum(row.status is Status.LEFT_OUT and not row.error for row in rows)
     were = "was" if n_left_out == 1 else "were"
     left_out = f"; {n_left_out} {were} complete and left out" if n_left_out else ""
-    done = counted(n_done, "case") if n_done == len(rows) else f"{n_done} of {counted(len(rows), 'case')}"
+    done = plural(n_done, "case") if n_done == len(rows) else f"{n_done} of {plural(len(rows), 'case')}"
     return f"{done} in {output}{warned}{left_out}"
 
 

@@ -4,9 +4,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from drunet_cli.cli.batch import counted
 from drunet_cli.cli.console import Screen, case_table, result, statistics_table, worst_table
-from drunet_cli.errors import one_line
+from drunet_cli.errors import one_line, plural
 from drunet_cli.evaluation import evaluate
 from drunet_cli.io.atomic import remove_stale, write_atomically
 
@@ -14,7 +13,7 @@ from drunet_cli.io.atomic import remove_stale, write_atomically
 def print_tables(documents: Sequence[Mapping[str, Any]], *, seed: int, worst: int | None) -> None:
     """Statistics over cases, or the scores of the only one; and the worst cases, if that many are wanted."""
     first = documents[0]
-    of_what = first["case"] if len(documents) == 1 else counted(len(documents), "case")
+    of_what = first["case"] if len(documents) == 1 else plural(len(documents), "case")
     title = f"Convention {first['convention']}, surface Dice at {first['tolerance_mm']:g} mm, {of_what}"
     screen = Screen()
     labels = {**evaluate.SCORES, **evaluate.UNCERTAINTY_SCORES}

@@ -7,12 +7,12 @@ from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from drunet_cli.cli.batch import Batch, counted
+from drunet_cli.cli.batch import Batch
 from drunet_cli.cli.cases import label_map_path, names_a_file
 from drunet_cli.cli.console import Screen
 from drunet_cli.cli.prospects import print_prospects
 from drunet_cli.cli.results import case_note, last_line, note_rows
-from drunet_cli.errors import DrunetError, MisuseError, OutputError, Terminated
+from drunet_cli.errors import DrunetError, MisuseError, OutputError, Terminated, plural
 from drunet_cli.host import limit_malloc_arenas
 from drunet_cli.io.atomic import check_writable, create_folder, remove_stale_in, write_atomically
 from drunet_cli.io.case import Case
@@ -120,7 +120,7 @@ class Run:
             if not self._cohort.alone:
                 n_cases = len(self._cohort.cases)
                 self._screen.note(
-                    f"Stopped: {batch.n_done} of {counted(n_cases, 'case')} done; --skip-existing goes on from there"
+                    f"Stopped: {batch.n_done} of {plural(n_cases, 'case')} done; --skip-existing goes on from there"
                 )
             raise
 

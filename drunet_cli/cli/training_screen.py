@@ -88,7 +88,7 @@ class TrainingScreen(Watcher):
 
 def print_plan(preparation: "Preparation", request: "Request", *, screen: Screen, json: bool) -> None:
     """What a dry run has found and what would be done, on stdout."""
-    from drunet_cli.cli.batch import counted
+    from drunet_cli.errors import plural
     from drunet_cli.training.recipe import Length
 
     split, recipe = preparation.split, preparation.recipe
@@ -124,8 +124,8 @@ def print_plan(preparation: "Preparation", request: "Request", *, screen: Screen
         screen.table(training_plan_table(rows))
     does = "would go on with" if preparation.continues else "would train"
     screen.note(
-        f"{does} recipe {recipe.recipe}, base width {recipe.network.base_width}: {counted(length.n_epochs, 'epoch')}, "
-        f"{counted(length.n_steps, 'step')} of {counted(recipe.batches.size, 'slice')}; {counted(len(split.train), 'case')} to "
+        f"{does} recipe {recipe.recipe}, base width {recipe.network.base_width}: {plural(length.n_epochs, 'epoch')}, "
+        f"{plural(length.n_steps, 'step')} of {plural(recipe.batches.size, 'slice')}; {plural(len(split.train), 'case')} to "
         f"learn from, {len(split.validation)} held out"
     )
 
