@@ -13,9 +13,9 @@ from typing import Final
 
 LARGEST_WHEEL: Final = 12_000_000  # bytes; the weights are most of it
 WEIGHTS: Final = "drunet_cli/weights/compact.safetensors"
-NEEDED: Final = ("drunet_cli/py.typed", "drunet_cli/segmentation/page_assets/page.css", WEIGHTS)
+NEEDED: Final = ("drunet_cli/py.typed", "drunet_cli/report/page.html.j2", WEIGHTS)
 LICENCES: Final = ("LICENSE", "drunet_cli/weights/NOTICE")
-DATA: Final = {".css", ".js"}  # besides Python and the weights: no images, no cases
+DATA: Final = {".css", ".j2", ".js"}  # besides Python and the weights: no images, no cases
 SOURCES: Final = ("pyproject.toml", "README.md", "CHANGELOG.md", "CITATION.cff", ".ci", "drunet_cli", "tests")
 
 

@@ -1,8 +1,8 @@
 """`drunet report`."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -67,69 +67,45 @@ def report(
     if csv is not None and csv.suffix.lower() in (".html", ".htm", ".json"):
         raise MisuseError(f"--csv {csv}: name a .csv file")
 
-    from drunet_cli.cli.console import Screen
-    from drunet_cli.report.runs import collapsed, read_runs
+    from drunet_cli.cli.console import Screen, cohort_table, result, result_json
+    from drunet_cli.io.atomic import check_writable, write_atomically
+    from drunet_cli.report.runs import read_runs, told_once
+    from drunet_cli.segmentation.cohort import COLUMNS, Status, columns_of, encode_table, is_summary
 
-    _check(output, csv, overwrite=overwrite)
-    screen = Screen(quiet=quiet)
-    read = read_runs([Path(run) for run in runs])
-    problems = [record for record in read.records if record.problem]
-    told = [(f"{each.row.case}: {each.row.output}", each.problem.removeprefix(f"{each.row.output}: ")) for each in problems]
-    for notice in (*collapsed(told), *read.notices):
-        screen.warning(notice)
-    if csv is not None:
-        _write_table(read.records, csv, overwrite=overwrite)
-    if output is not None:
-        _write_page(read, output, screen, overwrite=overwrite)
-    _print(read.records, [path for path in (csv, output) if path is not None], json=json)
-    screen.note(_counts(read.records))
-
-
-def _check(output: Path | None, csv: Path | None, *, overwrite: bool) -> None:
-    from drunet_cli.io.atomic import check_writable
-    from drunet_cli.segmentation.cohort import is_summary
-
-    for path in (output, csv):
-        if path is not None:
-            check_writable(path, overwrite=overwrite)
+    written = [path for path in (csv, output) if path is not None]
+    for path in reversed(written):
+        check_writable(path, overwrite=overwrite)
     if csv is not None and csv.exists() and is_summary(csv):
         raise OutputError(f"{csv}: is the summary of a run, which tells of its failed cases; name another file")
-
-
-def _print(records: Sequence["Record"], written: Sequence[Path], *, json: bool) -> None:
-    from drunet_cli.cli.console import Screen, cohort_table, result, result_json
-
+    screen = Screen(quiet=quiet)
+    found = read_runs([Path(run) for run in runs])
+    for notice in (*told_once(_problems(found.records)), *found.notices):
+        screen.warning(notice)
+    rows = [{**columns_of(record.row), "folder": str(record.folder)} for record in found.records]
+    if csv is not None:
+        with write_atomically(csv, overwrite=overwrite) as stream:
+            # The last column tells this table from a run's summary, should it lie in the folder of one.
+            stream.write(encode_table([*COLUMNS, "folder"], rows))
+    if output is not None:
+        _write_page(found, output, screen, overwrite=overwrite)
     if json:
-        for record in records:
-            result_json(_columns(record))
+        for row in rows:
+            result_json(row)
     elif written:
         for path in written:
             result(str(path))
     else:
-        Screen().table(cohort_table([record.row for record in records]))
+        Screen().table(cohort_table([record.row for record in found.records]))
+    n_failed = sum(record.row.status is Status.FAILED for record in found.records)
+    n_warned = sum(bool(record.row.warnings) for record in found.records)
+    screen.note(f"{plural(len(rows), 'case')}: {len(rows) - n_failed} segmented, {n_failed} failed; {n_warned} with warnings")
 
 
-def _columns(record: "Record") -> dict[str, Any]:
-    from drunet_cli.segmentation.cohort import columns_of
-
-    return {**columns_of(record.row), "folder": str(record.folder)}
-
-
-def _counts(records: Sequence["Record"]) -> str:
-    from drunet_cli.segmentation.cohort import Status
-
-    n_failed = sum(record.row.status is Status.FAILED for record in records)
-    n_warned = sum(bool(record.row.warnings) for record in records)
-    return f"{plural(len(records), 'case')}: {len(records) - n_failed} segmented, {n_failed} failed; {n_warned} with warnings"
-
-
-def _write_table(records: Sequence["Record"], path: Path, *, overwrite: bool) -> None:
-    from drunet_cli.io.atomic import write_atomically
-    from drunet_cli.segmentation.cohort import COLUMNS, encode_table
-
-    with write_atomically(path, overwrite=overwrite) as stream:
-        # The column more tells this table from a run's summary, should it lie in the folder of one.
-        stream.write(encode_table([*COLUMNS, "folder"], [_columns(record) for record in records]))
+def _problems(records: Sequence["Record"]) -> Iterator[tuple[str, str]]:
+    """Case and label map, and what is wrong with the label map."""
+    for record in records:
+        if record.problem:
+            yield f"{record.row.case}: {record.row.output}", record.problem.removeprefix(f"{record.row.output}: ")
 
 
 def _write_page(runs: "Runs", path: Path, screen: "Screen", *, overwrite: bool) -> None:

@@ -97,27 +97,32 @@ def test_label_map_is_found_when_it_was_renamed_with_its_sidecar(tmp_path: Path)
     assert (record.row.output, record.row.warnings) == (str(tmp_path / "z.nii.gz"), ())
 
 
-def test_label_map_that_is_gone_is_told(tmp_path: Path) -> None:
-    write_case(tmp_path, "a", warnings=["resampled"])
-    (tmp_path / "a.nii.gz").unlink()
+@pytest.mark.parametrize("sidecar", [True, False])
+@pytest.mark.parametrize(
+    ("state", "message"),
+    [
+        ("label-map-missing", "is gone; the volumes are those that were found"),
+        ("label-map-changed", "is not the file that was written; the volumes are those of that file"),
+        ("label-map-unreadable", "cannot be read: Is a directory"),
+    ],
+)
+def test_what_became_of_a_label_map_is_the_last_warning(state: str, message: str, sidecar: bool, tmp_path: Path) -> None:
+    path = write_case(tmp_path, "a", warnings=["resampled"])
+    write_summary(tmp_path, row_of(document_of("a", warnings=["resampled"]), Status.DONE))
+    label_map = tmp_path / "a.nii.gz"
+    label_map.unlink()
+    if state == "label-map-changed":
+        label_map.write_bytes(b"corrected by hand")
+    elif state == "label-map-unreadable":
+        label_map.mkdir()
+    if not sidecar:  # a summary knows the codes of warnings alone, and not what the label map was
+        path.unlink()
+        state = state if state == "label-map-missing" else ""
     (record,) = read_runs([tmp_path]).records
-    assert record.row.warnings == ("resampled", "label-map-missing")
-    assert record.problem == record.messages[1] == f"{tmp_path}/a.nii.gz: is gone; the volumes are those that were found"
-
-
-def test_label_map_that_was_changed_is_told(tmp_path: Path) -> None:
-    write_case(tmp_path, "a")
-    (tmp_path / "a.nii.gz").write_bytes(b"corrected by hand")
-    (record,) = read_runs([tmp_path]).records
-    assert (record.row.warnings, len(record.messages)) == (("label-map-changed",), 1)
-
-
-def test_label_map_that_cannot_be_read_is_told(tmp_path: Path) -> None:
-    write_case(tmp_path, "a")
-    (tmp_path / "a.nii.gz").unlink()
-    (tmp_path / "a.nii.gz").mkdir()
-    (record,) = read_runs([tmp_path]).records
-    assert record.row.warnings == ("label-map-unreadable",)
+    problem = (state, f"{label_map}: {message}")
+    assert record.warnings == (("resampled", "what resampled means" if sidecar else ""), *([problem] if state else []))
+    assert record.row.warnings == ("resampled", *([state] if state else []))
+    assert record.problem == (problem[1] if state else "")
 
 
 def test_failed_cases_of_all_shards_are_counted(tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 const body = document.querySelector("#cases tbody");
 const shown = () => [...body.rows].filter((row) => !row.hidden);
 
-// Sorting: by what data-value holds, numbers before text; cells without a value come last either way.
+// Sorting goes by data-value, not by the text that is shown; cells without a value come last in either order.
 function compare(one, other) {
   const [a, b] = [Number(one), Number(other)];
   return Number.isNaN(a) || Number.isNaN(b) ? one.localeCompare(other, "en", { numeric: true }) : a - b;
@@ -27,7 +27,7 @@ function sortBy(header) {
 for (const header of document.querySelectorAll("#cases th[aria-sort]"))
   header.querySelector("button").addEventListener("click", () => sortBy(header));
 
-// Filtering: by any text of the row, and by whether it needs a look.
+// A row is shown if it holds the words that are sought and, if only such are wanted, failed or has warnings.
 const words = document.querySelector("#words");
 const remarkable = document.querySelector("#remarkable");
 
@@ -42,7 +42,7 @@ words.addEventListener("input", filter);
 remarkable.addEventListener("change", filter);
 filter();
 
-// Pictures open above the page; the arrow keys go through those of the rows that are shown.
+// A picture opens above the page; the arrow keys go through the pictures of the rows that are shown.
 const viewer = document.querySelector("#viewer");
 let current = null;
 
