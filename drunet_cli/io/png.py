@@ -1,40 +1,32 @@
 """PNG slices: RGBA images of the four modalities, and label slices.
 
-The pixels are those that the published scripts write. One fixed filter and run-length deflate take a fraction of the time
-that Pillow takes, for files of about the same size (tests/benchmarks/convert.py). Files that come in are
-taken as hostile: nothing of a size that the header merely claims is decoded, and every check sum is verified.
+Pillow reads them. Writing is ours: one fixed filter and run-length deflate take a fraction of the time that Pillow takes, for
+files of about the same size (tests/benchmarks/convert.py), and the pixels are those that the published scripts write.
 """
 
 import io
 import stat
 import struct
 import zlib
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 import numpy.typing as npt
-from isal import isal_zlib
 
 from drunet_cli.brats import N_CLASSES, ClassMap
 from drunet_cli.errors import CaseError, MisuseError
 
-_SIGNATURE: Final = b"\x89PNG\r\n\x1a\n"
-_HEADER: Final = struct.Struct(">IIBBBBB")
-_CHANNELS_BY_COLOUR_TYPE: Final = {0: 1, 2: 3, 6: 4}
-_COLOUR_TYPES: Final = {channels: colour_type for colour_type, channels in _CHANNELS_BY_COLOUR_TYPE.items()}
-_OTHER_COLOUR_TYPES: Final = {3: "a palette", 4: "grey with alpha"}
-_FILTER_SUB: Final = 1  # each byte less that of the pixel before it
-_OPAQUE: Final = 255
-_LARGEST_BYTES: Final = 2**22  # a frame of RGBA that does not compress at all takes 231 kB
-_PICTURE_SIZE: Final = struct.Struct(">II")  # columns, rows
-_PICTURE_SIZE_AT: Final = slice(16, 24)
-_LARGEST_PICTURE: Final = 2**24
-_WEBP_QUALITY, _WEBP_EFFORT = 75, 2
-PUBLISHED_STEP: Final = 50  # evaluate.py writes the class index x 50 in red
+if TYPE_CHECKING:
+    from PIL import Image
 
 Pixels = npt.NDArray[np.uint8]
+
+PUBLISHED_STEP: Final = 50  # evaluate.py writes the class index x 50 in red
+_OPAQUE: Final = 255
+_LARGEST_BYTES: Final = 2**22  # a frame of RGBA that does not compress at all takes 231 kB
+_LARGEST_PICTURE: Final = 2**24  # pixels
+_WEBP_QUALITY, _WEBP_EFFORT = 75, 2
 
 
 class DamagedPngError(CaseError):
@@ -69,15 +61,7 @@ def read_slice_file(path: Path, size: tuple[int, int]) -> Pixels:
 
     Raises CaseError that names the file, also for a pipe, whose end might never come.
     """
-    try:
-        if not stat.S_ISREG(path.stat().st_mode):
-            raise CaseError(f"{path}: is not a regular file")
-        with path.open("rb") as stream:
-            content = stream.read(_LARGEST_BYTES + 1)
-    except OSError as error:
-        raise CaseError(f"{path}: cannot be read: {error.strerror}") from error
-    if len(content) > _LARGEST_BYTES:
-        raise CaseError(f"{path}: is larger than any slice of {size[0]} x {size[1]} pixels")
+    content = _read(path, size)
     try:
         return decode_png(content, size)
     except CaseError as error:
@@ -85,51 +69,45 @@ def read_slice_file(path: Path, size: tuple[int, int]) -> Pixels:
 
 
 def read_label_slice(path: Path, size: tuple[int, int]) -> ClassMap:
-    """Class indices [rows, columns] of a label slice, as `label_slice` has them. Raises CaseError that names the file."""
-    pixels = read_slice_file(path, size)
+    """Class indices [rows, columns] of a label slice, as `decode_label_slice` gives them.
+
+    Raises CaseError that names the file.
+    """
+    content = _read(path, size)
     try:
-        return label_slice(pixels)
+        return decode_label_slice(content, size)
     except CaseError as error:
         raise CaseError(f"{path}: {error}") from error
 
 
 def decode_png(content: bytes, size: tuple[int, int]) -> Pixels:
-    """The pixels [rows, columns, channels] of a PNG file of 8-bit grey, RGB or RGBA, and of this size (rows, columns).
+    """The pixels [rows, columns, channels] of a PNG file of 8-bit grey, RGB, RGBA or palette colours, and of this size.
 
-    Raises CaseError, without a file name, for any other kind or size, and for a file that is damaged anywhere.
+    size: rows, columns. Colours of a palette become RGB. Raises CaseError, without a file name, for any other kind or size,
+    and DamagedPngError for a file that is truncated or has a wrong check sum.
     """
-    if not content.startswith(_SIGNATURE):
-        if content.strip(b"\0"):
-            raise CaseError("is not a PNG file")
-        raise DamagedPngError("is not a PNG file" if content else "is empty")
-    compressed = []
-    channels = 0
-    for position, (kind, payload) in enumerate(_chunks(content)):
-        if (kind == b"IHDR") != (position == 0):
-            raise CaseError("is damaged: its header is not where it must be")
-        if kind == b"IHDR":
-            channels = _checked_header(payload, size)
-        elif kind == b"IDAT":
-            compressed.append(payload)
-        elif kind == b"tRNS":
-            raise CaseError("has a transparent colour; save it without transparency")
-    from PIL import Image  # writing does without
+    image = _decoded(content, size)
+    return _pixels(image.convert("RGB") if image.mode == _PALETTE else image)
 
-    rows, columns = size
-    deflated = b"".join(compressed)
-    _check_deflated(deflated, rows * (1 + columns * channels))
-    # Pillow would take pixels from other chunks too, and stumble over what they hold: it is given the verified ones alone.
-    verified = _file((rows, columns, channels), deflated)
+
+def decode_label_slice(content: bytes, size: tuple[int, int]) -> ClassMap:
+    """Class indices [rows, columns] of a label slice, as `label_slice` tells them from its pixels.
+
+    A slice with a palette holds the class index in two ways. A picture that was reduced to a palette keeps its colours, and
+    their places in the palette are chance; tools for annotation store the class index, and colours that please the eye. So the
+    colours count where each of them is a label colour, and the indices elsewhere. Raises CaseError as `decode_png` does.
+    """
+    image = _decoded(content, size)
+    if image.mode != _PALETTE:
+        return label_slice(_pixels(image))
     try:
-        with Image.open(io.BytesIO(verified), formats=("PNG",)) as image:
-            pixels = np.asarray(image)
-    except OSError as error:  # a filter that does not exist
-        raise CaseError(f"is damaged: {error}") from error
-    return pixels.reshape(rows, columns, channels)
+        return label_slice(_pixels(image.convert("RGB")))
+    except CaseError:
+        return label_slice(_pixels(image))
 
 
 def encode_webp(content: bytes, *, width: int) -> tuple[bytes, int, int]:
-    """A PNG picture as WebP, smaller where it is wider than this; with its width and height.
+    """A PNG picture as WebP, smaller where it is wider than `width`; with its width and height.
 
     Raises CaseError as `decode_png` does, MisuseError where Pillow lacks WebP.
     """
@@ -139,10 +117,10 @@ def encode_webp(content: bytes, *, width: int) -> tuple[bytes, int, int]:
         raise MisuseError(
             "a Pillow with WebP is needed, which this one was built without: pip install --force-reinstall pillow"
         )
-    rows, columns = _PICTURE_SIZE.unpack(content[_PICTURE_SIZE_AT].ljust(_PICTURE_SIZE.size, b"\0"))[::-1]
+    columns, rows = _opened(content).size
     if rows * columns > _LARGEST_PICTURE:
         raise CaseError(f"has {rows} x {columns} pixels (rows x columns), more than a picture may have")
-    picture = Image.fromarray(decode_png(content, (rows, columns)).squeeze()).convert("RGB")
+    picture = _decoded(content, (rows, columns)).convert("RGB")
     if columns > width:
         picture = picture.resize((width, max(1, round(rows * width / columns))), Image.Resampling.LANCZOS)
     stream = io.BytesIO()
@@ -151,9 +129,10 @@ def encode_webp(content: bytes, *, width: int) -> tuple[bytes, int, int]:
 
 
 def label_slice(pixels: Pixels) -> ClassMap:
-    """Class indices [X, Y] of a decoded label slice.
+    """Class indices [X, Y] that the pixels of a label slice show.
 
-    Read are the index in every channel (training masks), and 50 times the index in red alone (the published predictions).
+    Two layouts are read: the index in every channel (training masks), and 50 times the index in red alone (the published
+    predictions).
     Raises CaseError, without a file name, that tells the first colour which is neither.
     """
     colour, alpha = (pixels[..., :3], pixels[..., 3]) if pixels.shape[2] == 4 else (pixels, None)
@@ -180,6 +159,79 @@ def label_slice(pixels: Pixels) -> ClassMap:
     return np.where(published, red // PUBLISHED_STEP, red)
 
 
+def _read(path: Path, size: tuple[int, int]) -> bytes:
+    try:
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise CaseError(f"{path}: is not a regular file")
+        with path.open("rb") as stream:
+            content = stream.read(_LARGEST_BYTES + 1)
+    except OSError as error:
+        raise CaseError(f"{path}: cannot be read: {error.strerror}") from error
+    if len(content) > _LARGEST_BYTES:
+        raise CaseError(f"{path}: is larger than any slice of {size[0]} x {size[1]} pixels")
+    return content
+
+
+_SIGNATURE: Final = b"\x89PNG\r\n\x1a\n"
+_HEADER_AT: Final = slice(12, 16)
+_BITS_AT: Final = 24  # in the header, which must come first
+_PALETTE: Final = "P"
+_MODES: Final = ("L", "RGB", "RGBA", _PALETTE)
+_TRUNCATED_OR_DAMAGED: Final = "is truncated or damaged; copy or make it again"
+# What Pillow lets through for a damaged file, beside OSError: of the chunks' own readers.
+_DAMAGE: Final = (OSError, SyntaxError, ValueError, TypeError, IndexError, struct.error, zlib.error)
+
+
+def _decoded(content: bytes, size: tuple[int, int]) -> "Image.Image":
+    """The image, its pixels read, every check sum verified, and of a kind and size that a slice may have."""
+    image = _opened(content)
+    columns, rows = image.size
+    if (rows, columns) != size:  # before anything of that size is decoded
+        raise CaseError(f"has {rows} x {columns} pixels (rows x columns), not {size[0]} x {size[1]}")
+    bits = content[_BITS_AT]
+    if image.mode not in _MODES or (bits != 8 and image.mode != _PALETTE):
+        kind = "grey with alpha" if image.mode == "LA" else f"{bits} bits a channel"
+        raise CaseError(f"has {kind}; save it as 8-bit RGB")
+    if "transparency" in image.info and image.mode != _PALETTE:
+        raise CaseError("has a transparent colour; save it without transparency")
+    try:
+        image.verify()
+        image = _opened(content)  # an image that has been verified cannot be loaded
+        image.load()
+    except _DAMAGE as error:
+        raise DamagedPngError(_TRUNCATED_OR_DAMAGED) from error
+    return image
+
+
+def _opened(content: bytes) -> "Image.Image":
+    """The image, of which no pixel has been read."""
+    from PIL import Image  # writing does without
+
+    if not content.startswith(_SIGNATURE):
+        if not content.strip(b"\0") or _SIGNATURE.startswith(content):  # what a machine that lost its power may leave
+            raise DamagedPngError("is not a PNG file" if content else "is empty")
+        raise CaseError("is not a PNG file")
+    try:
+        image = Image.open(io.BytesIO(content), formats=("PNG",))
+    except Image.DecompressionBombError as error:
+        raise CaseError("has more pixels than a picture may have") from error
+    except _DAMAGE as error:
+        raise DamagedPngError(_TRUNCATED_OR_DAMAGED) from error
+    if content[_HEADER_AT] != b"IHDR":
+        raise CaseError("is damaged: its header is not where it must be")
+    return image
+
+
+def _pixels(image: "Image.Image") -> Pixels:
+    """[rows, columns, channels]."""
+    return np.asarray(image).reshape(image.height, image.width, len(image.getbands()))
+
+
+_HEADER: Final = struct.Struct(">IIBBBBB")
+_COLOUR_TYPES: Final = {1: 0, 3: 2, 4: 6}  # by channels: grey, RGB, RGBA
+_FILTER_SUB: Final = 1  # each byte less that of the pixel before it
+
+
 def _deflated(lines: Pixels) -> bytes:
     """By zlib, not ISA-L, which is faster still but was seen to give equal pixels other bytes, once in some 10,000 slices."""
     deflate = zlib.compressobj(level=1, strategy=zlib.Z_RLE)
@@ -195,49 +247,3 @@ def _file(shape: tuple[int, int, int], deflated: bytes) -> bytes:
 
 def _chunk(kind: bytes, payload: bytes) -> bytes:
     return struct.pack(">I", len(payload)) + kind + payload + struct.pack(">I", zlib.crc32(payload, zlib.crc32(kind)))
-
-
-def _chunks(content: bytes) -> Iterator[tuple[bytes, bytes]]:
-    """Kind and payload of every chunk up to IEND, each with its check sum verified."""
-    position = len(_SIGNATURE)
-    while True:
-        if len(content) < position + 12:
-            raise DamagedPngError("is truncated; copy or make it again")
-        length = int.from_bytes(content[position : position + 4], "big")
-        kind, end = content[position + 4 : position + 8], position + 8 + length
-        if len(content) < end + 4:
-            raise DamagedPngError("is truncated; copy or make it again")
-        payload = content[position + 8 : end]
-        if zlib.crc32(payload, zlib.crc32(kind)) != int.from_bytes(content[end : end + 4], "big"):
-            raise DamagedPngError("is damaged: a check sum does not agree; copy or make it again")
-        yield kind, payload
-        if kind == b"IEND":
-            return
-        position = end + 4
-
-
-def _checked_header(payload: bytes, size: tuple[int, int]) -> int:
-    """The number of channels."""
-    if len(payload) != _HEADER.size:
-        raise CaseError("is damaged: its header has the wrong length")
-    columns, rows, bits, colour_type, _, _, interlaced = _HEADER.unpack(payload)
-    if (rows, columns) != size:
-        raise CaseError(f"has {rows} x {columns} pixels (rows x columns), not {size[0]} x {size[1]}")
-    if colour_type in _OTHER_COLOUR_TYPES:
-        raise CaseError(f"has {_OTHER_COLOUR_TYPES[colour_type]}; save it as 8-bit RGB")
-    if bits != 8 or colour_type not in _CHANNELS_BY_COLOUR_TYPE:
-        raise CaseError(f"has {bits} bits a channel; save it as 8-bit RGB")
-    if interlaced:
-        raise CaseError("is interlaced; save it without interlacing")
-    return _CHANNELS_BY_COLOUR_TYPE[colour_type]
-
-
-def _check_deflated(compressed: bytes, n_bytes: int) -> None:
-    """That the pixels are all there and their check sum agrees: Pillow takes missing ones for 0, and reads no check sum."""
-    inflate = isal_zlib.decompressobj()
-    try:
-        n_inflated = len(inflate.decompress(compressed, n_bytes + 1))
-    except isal_zlib.error as error:  # type: ignore[misc]  # a class, whatever its stub says
-        raise DamagedPngError("is damaged: its compressed data are corrupt; copy or make it again") from error
-    if n_inflated != n_bytes or not inflate.eof:
-        raise DamagedPngError("is damaged: it holds another number of pixels than its header says; copy or make it again")

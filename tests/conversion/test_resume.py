@@ -383,7 +383,7 @@ def killed_at(monkeypatch: pytest.MonkeyPatch, n: int, *, after: bool = False) -
             raise KeyboardInterrupt
 
     with monkeypatch.context() as context:
-        context.setattr(nii2png, "put", putting)
+        context.setattr(nii2png, "write_file_atomically", putting)
         with pytest.raises(KeyboardInterrupt):
             yield
 
