@@ -29,7 +29,7 @@ ROOMS: Final = (
     {"cli"},
 )
 TORCH_AT_THE_TOP: Final = re.compile(
-    r"network/(model|torch_engine|comparison)\.py|training/(augmentation|distributed|learner|loop|state|session|feed)\.py"
+    r"network/(model|torch_engine)\.py|training/(augmentation|distributed|learner|loop|state|session|feed)\.py"
 )
 TORCH_IN_FUNCTIONS: Final = re.compile(r"network/(engine|export)\.py|segmentation/\w+\.py|training/history\.py")
 REQUESTS: Final = re.compile(r"weights/download\.py")

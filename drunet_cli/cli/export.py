@@ -8,13 +8,12 @@ import typer
 from drunet_cli.cli import options
 from drunet_cli.cli.options import one_of
 from drunet_cli.errors import MisuseError, OutputError
-from drunet_cli.network.engine import Precision
+from drunet_cli.network.engine import Head, Precision
 from drunet_cli.network.export import Exported, Format, Variant
 from drunet_cli.weights.registry import DEFAULT, PUBLISHED_BN_EPSILON
 
 _SUFFIXES: Final = {".onnx": Format.ONNX, ".h5": Format.KERAS, ".safetensors": Format.SAFETENSORS}
 _TORCHSCRIPT: Final = ("torchscript", ".pt")
-_HEADS: Final = ("logits", "softmax", "argmax")  # graph.Head, whose module imports onnx
 
 
 def export(
@@ -58,7 +57,7 @@ def export(
         str | None,
         typer.Option(
             metavar="OUTPUT",
-            autocompletion=one_of(_HEADS),
+            autocompletion=one_of(Head),
             help="Output of an ONNX file: logits, softmax (probabilities; both float32) or argmax (class indices, uint8).",
             show_default="logits",
             rich_help_panel=options.NETWORK,
@@ -128,9 +127,9 @@ def _variant(output: Path, format_: str | None, precision: Precision, head: str 
         return Variant(format=file_format, precision=precision)
     if file_format is not Format.ONNX:
         raise MisuseError(f"--head {head}: is for ONNX; a {file_format} file holds weights alone")
-    if head not in _HEADS:
-        raise MisuseError(f"--head {head}: is none of {', '.join(_HEADS)}")
-    return Variant(format=file_format, precision=precision, head=head)
+    if head not in list(Head):
+        raise MisuseError(f"--head {head}: is none of {', '.join(Head)}")
+    return Variant(format=file_format, precision=precision, head=Head(head))
 
 
 def _check_output(output: Path, weights: str, *, overwrite: bool) -> None:
@@ -148,7 +147,7 @@ def _document(output: Path, variant: Variant, exported: Exported, *, name: str, 
         "path": str(output),
         "format": variant.format,
         "precision": variant.precision,
-        "head": (variant.head or "logits") if variant.format is Format.ONNX else None,
+        "head": (variant.head or Head.LOGITS) if variant.format is Format.ONNX else None,
         "sha256": exported.sha256,
         "bytes": exported.n_bytes,
         "difference": exported.check.difference,

@@ -1,9 +1,11 @@
-"""What an engine is, and which one computes."""
+"""What an engine is, and which one computes: the choice of software, device and precision."""
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from enum import StrEnum
 from importlib import metadata, util
-from typing import Final, Protocol
+from pathlib import Path
+from typing import Final, Protocol, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -12,6 +14,13 @@ from drunet_cli.brats import ClassMap
 from drunet_cli.errors import MisuseError
 from drunet_cli.host import disable_onnxruntime_telemetry, may_have_gpu
 from drunet_cli.weights.checkpoint import Checkpoint
+from drunet_cli.weights.structure import N_CHANNELS, PROVED_FINGERPRINT, fingerprint
+
+Images: TypeAlias = npt.NDArray[np.float32]  # [N, 4, X, Y]: slices divided by 255; logits have the same shape
+
+# Largest difference of a logit between two engines in float32, as a share of the largest logit. With the golden weights, a
+# trained network of base width 4 and random ones of widths 1, 2 and 16 it was at most 3.8e-6; a wrong layer is off by tenths.
+SAME_NETWORK: Final = 1e-4
 
 
 class EngineName(StrEnum):
@@ -41,14 +50,27 @@ class WindowMode(StrEnum):
     AUTO = "auto"
 
 
+class Head(StrEnum):
+    """The output of an ONNX file: the four logits of a pixel, their softmax, or the index of the greatest."""
+
+    LOGITS = "logits"
+    SOFTMAX = "softmax"
+    ARGMAX = "argmax"
+
+    @property
+    def output(self) -> str:
+        """Name of the graph's output."""
+        return {Head.LOGITS: "logits", Head.SOFTMAX: "probabilities", Head.ARGMAX: "classes"}[self]
+
+
 def ignore_progress(_n_slices: int) -> None:
-    """For who does not ask how far an engine has come."""
+    """Stand in for a callback where nobody asks how far an engine has come."""
 
 
 class Engine(Protocol):
     """Runs the network on any number of slices [N, X, Y, 4] (channels FLAIR, T1ce, T1, T2; 0-255, background 0).
 
-    X and Y are multiples of 32 plus 16. on_done is told of slices as they are done, by their number since it was told last.
+    X and Y are multiples of 32 plus 16. on_done is called with the number of slices that were done since its last call.
     name: torch or onnxruntime. batch_size: the most slices that are computed at once; it shrinks when memory runs out.
     device, device_name: as the engine names it, and the hardware in words. threads: of the CPU.
     versions: of the software that computes.
@@ -76,7 +98,7 @@ class Engine(Protocol):
     def precision(self) -> Precision: ...  # noqa: D102
 
     def classes(self, slices: npt.NDArray[np.uint8], *, on_done: Callable[[int], None] = ignore_progress) -> ClassMap:
-        """Most probable class [N, X, Y]."""
+        """Most probable class [N, X, Y]. Raises DeviceError when not even one slice fits into memory."""
         ...
 
     def probabilities(
@@ -86,23 +108,19 @@ class Engine(Protocol):
         on_done: Callable[[int], None] = ignore_progress,
         dropout_seeds: Sequence[int] | None = None,
     ) -> npt.NDArray[np.float32]:
-        """Softmax probabilities [N, X, Y, 4].
+        """Softmax probabilities [N, X, Y, 4]. Raises DeviceError when not even one slice fits into memory.
 
-        dropout_seeds: one a slice, of a sample with dropout on, which depends on nothing else; for an engine that was opened
-        with a dropout rate.
+        dropout_seeds: one for each slice, for samples with dropout on; a sample depends on its seed and its slice alone. The
+        engine must have been opened with a dropout rate.
         """
         ...
 
 
-_EXTRA: Final = ("onnx", "onnxruntime")
-
-
 def choose_engine(name: EngineName, *, device: str, precision: Precision, sampling: bool = False) -> EngineName:
-    """The engine that a name, a device (auto, cpu, cuda, cuda:N, mps) and a precision amount to. No torch.
+    """Decide which software computes on a device (auto, cpu, cuda, cuda:N, mps) in a precision. No torch.
 
     sampling: whether samples with dropout on are to be taken.
-
-    Raises MisuseError where ONNX Runtime is asked for and is not installed, or for what it is not used for here.
+    Raises MisuseError where ONNX Runtime is asked for and is not installed, or cannot do the work.
     """
     if name is EngineName.TORCH:
         return name
@@ -114,19 +132,19 @@ def choose_engine(name: EngineName, *, device: str, precision: Precision, sampli
             raise MisuseError("--engine onnxruntime computes on the CPU in float32; for others use --engine torch")
         check_onnx()
         return name
-    if not fits or sampling or _missing() or (device == "auto" and _torch_may_find_gpu()):
+    if not fits or sampling or _missing_packages() or (device == "auto" and _torch_may_find_gpu()):
         return EngineName.TORCH
     return EngineName.ONNXRUNTIME
 
 
 def check_onnx() -> None:
     """Raise MisuseError unless the packages of the extra `onnx` are installed."""
-    if missing := _missing():
+    if missing := _missing_packages():
         raise MisuseError(f"{' and '.join(missing)} not installed; run: pip install 'drunet-cli[onnx]'")
 
 
 def settle_device(engine: EngineName, device: str, *, on_warning: Callable[[str], None]) -> str:
-    """The device that an engine of choose_engine computes on; for PyTorch, which is asked, this takes seconds.
+    """Name the device that a chosen engine computes on. For PyTorch, which is asked, this takes seconds.
 
     Raises DeviceError when a device that was named is absent.
     """
@@ -149,10 +167,12 @@ def open_engine(
     deterministic: bool = False,
     on_warning: Callable[[str], None],
 ) -> Engine:
-    """The engine on a settled device, with the weights loaded.
+    """Load the weights into a chosen engine on a settled device.
 
     dropout: rate of the samples that are taken. deterministic: equal bytes from run to run on a GPU too.
-    on_warning: told when memory does not suffice for a batch.
+    on_warning: called with a sentence when memory does not suffice for a batch.
+    Raises WeightsError for weights of another network, DeviceError where memory does not suffice, MisuseError where ONNX
+    Runtime cannot be imported, or computes another network than model.py holds.
     """
 
     def on_halved(batch_size: int) -> None:
@@ -162,11 +182,14 @@ def open_engine(
         disable_onnxruntime_telemetry()
         try:
             from drunet_cli.network.onnx_engine import OnnxEngine
-        except (ImportError, TypeError) as error:  # as of a protobuf or a C++ library that is too old
+        except (ImportError, TypeError) as error:  # TypeError: a protobuf or a C++ library that is too old
             reason = str(error).split("\n")[0]
             raise MisuseError(f"ONNX Runtime is installed but cannot be imported ({reason}); use --engine torch") from error
 
-        return OnnxEngine(checkpoint, batch_size=batch_size, threads=threads, on_halved=on_halved)
+        onnx_engine = OnnxEngine(checkpoint, batch_size=batch_size, threads=threads, on_halved=on_halved)
+        if not is_proved():
+            _check_same_network(onnx_engine.logits, checkpoint)
+        return onnx_engine
     import torch
 
     from drunet_cli.network.torch_engine import TorchEngine
@@ -183,11 +206,35 @@ def open_engine(
     )
 
 
-def _missing() -> list[str]:
-    specs = {package: util.find_spec(package) for package in _EXTRA}
+@functools.cache
+def is_proved() -> bool:
+    """Whether model.py and the table of its layers are those that the tests have proved to compute the same."""
+    try:
+        source = Path(__file__).with_name("model.py").read_bytes()
+    except OSError:  # an installation without sources, which nobody changes
+        return True
+    return fingerprint(source) == PROVED_FINGERPRINT
+
+
+def _check_same_network(logits: Callable[[Images], Images], checkpoint: Checkpoint) -> None:
+    """Compare the logits of one small slice with those of model.py. Takes the seconds that importing PyTorch takes."""
+    from drunet_cli.network.torch_engine import logits_of
+
+    images = np.random.default_rng(0).random((1, N_CHANNELS, 48, 80), dtype=np.float32)
+    expected = logits_of(checkpoint, images)
+    difference = float(np.abs(logits(images) - expected).max() / (np.abs(expected).max() or 1))
+    if not difference <= SAME_NETWORK:
+        raise MisuseError(
+            f"network/model.py was changed and computes another network than ONNX Runtime does (logits differ by "
+            f"{difference:.0%}); use --engine torch, or change the table in weights/structure.py likewise"
+        )
+
+
+def _missing_packages() -> list[str]:
+    specs = {package: util.find_spec(package) for package in ("onnx", "onnxruntime")}
     return [package for package, spec in specs.items() if spec is None or spec.origin is None]  # a mere folder has no origin
 
 
 def _torch_may_find_gpu() -> bool:
-    """Whether `auto` may be a GPU, by the build of PyTorch that is installed and by the driver, without importing it."""
+    """Whether `auto` may be a GPU, by the build of PyTorch that is installed and by the driver, without importing PyTorch."""
     return metadata.version("torch").partition("+")[2] != "cpu" and may_have_gpu()

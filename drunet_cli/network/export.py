@@ -1,7 +1,11 @@
-"""Weights in other formats. Each file is read or run again, and compared with what it was made from, before it is published."""
+"""Weights in other formats. Each file is run or read again and compared with the weights before it gets its name.
 
+An ONNX file is asked the same slices as PyTorch. The others are read back.
+"""
+
+import functools
 import io
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -11,27 +15,34 @@ import numpy as np
 import numpy.typing as npt
 
 from drunet_cli.errors import DeviceError, OutputError, WeightsError
-from drunet_cli.network.engine import Precision
+from drunet_cli.network.engine import SAME_NETWORK, Head, Images, Precision
 
 if TYPE_CHECKING:
-    from drunet_cli.network.comparison import Images
+    from torch import Tensor, nn
+
     from drunet_cli.weights.checkpoint import Checkpoint, State
 
-# Of a logit, as a share of the largest; of classes, how far apart the two best logits may lie where the class differs. On
-# comparison_images, with the golden weights, a trained network of base width 4 and random ones of widths 1, 2 and 16, it was
-# 1.4e-7 to 3.8e-6 in float32 and 8e-5 to 5.2e-3 in float16, which keeps 11 bits. A wrong layer is off by tenths.
-TOLERANCES: Final[Mapping[Precision, float]] = {Precision.FLOAT32: 1e-4, Precision.FLOAT16: 1e-2}
+# Largest difference of a logit, as a share of the largest; for classes, how far apart the two best logits may lie where the
+# class differs. In float16, which keeps 11 bits, it was 8e-5 to 5.2e-3 on comparison_images with the weights that SAME_NETWORK
+# was measured with.
+TOLERANCES: Final[Mapping[Precision, float]] = {Precision.FLOAT32: SAME_NETWORK, Precision.FLOAT16: 1e-2}
 _ONNX_LIMIT: Final = 2**31 - 2**20  # bytes of weights: protobuf ends at 2 GiB, and nodes and names need some
-_OF_LOGITS: Final = "largest difference of a logit from PyTorch's, as a share of the largest"
+_LOGIT_DIFFERENCE: Final = "largest difference of a logit from PyTorch's, as a share of the largest"
 _LARGEST_FLOAT16: Final = 65504.0
 _OVERFLOW: Final = {
     Precision.FLOAT32: "its numbers are not finite",
     Precision.FLOAT16: "float16 overflows in this network; use --precision float32",
 }
+_NO_MEMORY: Final = "device cpu: memory does not suffice to compare the file with the weights"
+_FRAME: Final = 240
+_WINDOW: Final = (144, 176)  # another legal size; the phantom's brain is made smaller until it fits
+_DEPTH: Final = 93
+
+Outputs: TypeAlias = Sequence[npt.NDArray[Any]]  # one array for each batch of images
 
 
 class Format(StrEnum):
-    """Of an exported file."""
+    """The format of an exported file."""
 
     ONNX = "onnx"
     KERAS = "keras"
@@ -40,16 +51,16 @@ class Format(StrEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class Variant:
-    """What to make of weights. head: what an ONNX file answers, a member of graph.Head; other files hold weights alone."""
+    """What to make of weights. head: the output of an ONNX file, by default the logits; other files hold weights alone."""
 
     format: Format
     precision: Precision = Precision.FLOAT32
-    head: str | None = None
+    head: Head | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Check:
-    """How far a file is from what it was made from, and may be. measured: what that figure is, in words."""
+    """How far a file is from the weights that it was made from, and how far it may be. measured: the figure in words."""
 
     difference: float
     tolerance: float
@@ -74,7 +85,7 @@ def export(checkpoint: "Checkpoint", target: Path, variant: Variant, *, overwrit
     from drunet_cli.io.atomic import write_atomically
     from drunet_cli.io.volumes import file_sha256
 
-    encode, check = _KINDS[variant.format]
+    encode, check = _ENCODE_AND_CHECK[variant.format]
     with write_atomically(target, overwrite=overwrite) as stream:
         try:
             stream.write(encode(checkpoint, variant))
@@ -89,76 +100,151 @@ def export(checkpoint: "Checkpoint", target: Path, variant: Variant, *, overwrit
         return Exported(sha256=file_sha256(temporary), n_bytes=temporary.stat().st_size, check=found)
 
 
-def _onnx(checkpoint: "Checkpoint", variant: Variant) -> bytes:
+@dataclass(frozen=True, kw_only=True)
+class Reference:
+    """PyTorch's logits in float32, and the largest magnitudes of a logit and of any map on the way to the logits."""
+
+    logits: list[npt.NDArray[np.float32]]  # each [N, 4, X, Y]
+    largest_logit: float
+    largest_activation: float
+
+    def logit_difference(self, logits: Outputs) -> float:
+        """The largest difference of a logit, as a share of the largest logit."""
+        return _largest_difference(logits, self.logits) / self.largest_logit
+
+    def probability_difference(self, probabilities: Outputs) -> float:
+        """The largest difference of a probability."""
+        exponentials = [np.exp(logits - logits.max(axis=1, keepdims=True)) for logits in self.logits]
+        return _largest_difference(probabilities, [array / array.sum(axis=1, keepdims=True) for array in exponentials])
+
+    def class_difference(self, classes: Outputs) -> float:
+        """How far apart the two best logits lie at most where the class differs, as a share of the largest logit."""
+        gap = 0.0
+        for found, logits in zip(classes, self.logits, strict=True):
+            second, best = np.moveaxis(np.partition(logits, -2, axis=1)[:, -2:], 1, 0)
+            gap = max(gap, float((best - second).max(where=found != logits.argmax(axis=1), initial=0)))
+        return gap / self.largest_logit
+
+
+@functools.cache
+def comparison_images() -> list[Images]:
+    """Slices of a synthetic case with tumour, and a blank one: two of 240 x 240 in one batch, one of 144 x 176 alone."""
+    from drunet_cli.brats import CHANNELS
+    from drunet_cli.io.slices import normalise
+    from drunet_cli.phantom.scanner import make_phantom
+
+    phantom = make_phantom(0, shape=(*_WINDOW, _DEPTH))
+    volume = np.stack([normalise(phantom.images[modality]) for modality in CHANNELS])
+    most_tumour = int((phantom.class_map > 0).sum(axis=(0, 1)).argmax())
+    margins = [((_FRAME - size) // 2,) * 2 for size in _WINDOW]
+    frame = np.pad(volume[..., _DEPTH // 2], [(0, 0), *margins])
+    batches = (np.stack([frame, np.zeros_like(frame)]), volume[None, ..., most_tumour])
+    return [np.ascontiguousarray(batch, dtype=np.float32) / np.float32(255) for batch in batches]
+
+
+def compute_reference(checkpoint: "Checkpoint", batches: Sequence[Images]) -> Reference:
+    """Run the network in PyTorch. Raises WeightsError when a logit is not finite, DeviceError when memory does not suffice."""
+    import torch
+
+    from drunet_cli.host import granted_cpus
+    from drunet_cli.network.torch_engine import build_model, is_out_of_memory
+
+    torch.set_num_threads(granted_cpus())
+    model = build_model(checkpoint)
+    largest = 0.0
+
+    def watch(_module: "nn.Module", _inputs: "tuple[Tensor, ...]", output: "Tensor") -> None:
+        nonlocal largest
+        largest = max(largest, float(output.abs().max()))
+
+    for module in model.modules():
+        module.register_forward_hook(watch)
+    try:
+        with torch.inference_mode():
+            logits = [np.asarray(model(torch.from_numpy(batch)).numpy()) for batch in batches]
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        raise DeviceError(_NO_MEMORY) from error
+    if not all(np.isfinite(array).all() for array in logits):
+        raise WeightsError(f"weights {checkpoint.metadata.name}: the network's output is not finite; they are damaged")
+    largest_logit = max(float(np.abs(array).max()) for array in logits)
+    # 1 where all logits are 0, of which there is no share.
+    return Reference(logits=logits, largest_logit=largest_logit or 1.0, largest_activation=largest)
+
+
+def _largest_difference(outputs: Outputs, references: Outputs) -> float:
+    return max(float(np.abs(output - reference).max()) for output, reference in zip(outputs, references, strict=True))
+
+
+def _encode_onnx(checkpoint: "Checkpoint", variant: Variant) -> bytes:
     from google.protobuf.message import EncodeError
 
-    from drunet_cli.network.onnx_engine import Head, build_graph, embedded
+    from drunet_cli.host import disable_onnxruntime_telemetry
 
-    with np.errstate(over="ignore"):  # told below
-        graph = build_graph(checkpoint, head=Head(variant.head or Head.LOGITS), precision=variant.precision)
+    disable_onnxruntime_telemetry()
+    from drunet_cli.network.onnx_engine import build_graph, embed_weights
+
+    with np.errstate(over="ignore"):  # what overflows is refused below
+        graph = build_graph(checkpoint, head=variant.head or Head.LOGITS, precision=variant.precision)
     n_bytes = sum(array.nbytes for array in graph.weights.values())
     if n_bytes > _ONNX_LIMIT:
         raise OutputError(f"an ONNX file holds 2 GB, these weights are {n_bytes / 1e9:.1f} GB; export safetensors")
     if not all(np.isfinite(array).all() for array in graph.weights.values()):
         raise OutputError(_OVERFLOW[variant.precision])
-    model = embedded(graph)
-    del graph  # up to 306 MB of the published network, as are the weights, the model and its bytes
+    model = embed_weights(graph)
+    del graph  # 306 MB for the published network, as much as the weights, the model and its bytes take each
     try:
         content: bytes = model.SerializeToString()
-    except EncodeError as error:  # below its limit, protobuf fails for one reason alone
+    except EncodeError as error:  # below its limit, protobuf fails for lack of memory alone
         raise DeviceError("device cpu: memory does not suffice for the file") from error
     return content
 
 
 def _check_onnx(checkpoint: "Checkpoint", variant: Variant, path: Path) -> Check:
-    from drunet_cli.network.comparison import comparison_images, reference_of
-    from drunet_cli.network.onnx_engine import Head
-
     batches = comparison_images()
-    answers = _onnx_answers(path, batches)
-    reference = reference_of(checkpoint, batches)
-    # onnxruntime computes float16 in float32 on most CPUs, and would not see what overflows on a GPU.
+    outputs = _run_onnx(path, batches)
+    reference = compute_reference(checkpoint, batches)
+    # ONNX Runtime computes float16 in float32 on most CPUs, and would not see what overflows on a GPU.
     unseen = variant.precision is Precision.FLOAT16 and reference.largest_activation > _LARGEST_FLOAT16
-    if unseen or not all(np.isfinite(answer).all() for answer in answers):
+    if unseen or not all(np.isfinite(output).all() for output in outputs):
         raise OutputError(_OVERFLOW[variant.precision])
     tolerance = TOLERANCES[variant.precision]
     match variant.head:
         case Head.SOFTMAX:
             # A probability changes by no more than half of what the logits change by.
             tolerance *= reference.largest_logit / 2
-            difference = reference.probability_difference(answers)
+            difference = reference.probability_difference(outputs)
             measured = "largest difference of a probability from PyTorch's"
         case Head.ARGMAX:
-            difference = reference.class_difference(answers)
+            difference = reference.class_difference(outputs)
             measured = "largest gap of the two best logits where the class differs from PyTorch's, as a share of the largest"
         case _:
-            difference, measured = reference.logit_difference(answers), _OF_LOGITS
+            difference, measured = reference.logit_difference(outputs), _LOGIT_DIFFERENCE
     return Check(difference=difference, tolerance=tolerance, measured=measured)
 
 
-def _onnx_answers(path: Path, batches: "list[Images]") -> list[npt.NDArray[Any]]:
-    from drunet_cli.host import disable_onnxruntime_telemetry, granted_cpus
-
-    disable_onnxruntime_telemetry()
+def _run_onnx(path: Path, batches: list[Images]) -> list[npt.NDArray[Any]]:
     import onnxruntime
     from onnxruntime.capi import onnxruntime_pybind11_state as errors
 
-    from drunet_cli.network.comparison import NO_MEMORY
-    from drunet_cli.network.onnx_engine import INPUT, is_out_of_memory
+    from drunet_cli.host import granted_cpus
+    from drunet_cli.network.onnx_engine import is_out_of_memory
+    from drunet_cli.weights.structure import IMAGES
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = granted_cpus()
     options.log_severity_level = 4  # what goes wrong is raised too
     try:
         session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-        return [session.run(None, {INPUT: batch})[0] for batch in batches]
+        return [session.run(None, {IMAGES: batch})[0] for batch in batches]
     except (errors.Fail, errors.InvalidGraph, errors.InvalidProtobuf, errors.RuntimeException) as error:
         if is_out_of_memory(error):
-            raise DeviceError(NO_MEMORY) from error
+            raise DeviceError(_NO_MEMORY) from error
         raise OutputError(f"ONNX Runtime does not run it: {error}") from error
 
 
-def _keras(checkpoint: "Checkpoint", _variant: Variant) -> memoryview:
+def _encode_keras(checkpoint: "Checkpoint", _variant: Variant) -> memoryview:
     from drunet_cli.weights.keras import write_keras_h5
 
     content = io.BytesIO()
@@ -176,7 +262,7 @@ def _check_keras(checkpoint: "Checkpoint", _variant: Variant, path: Path) -> Che
     return _check_state(state, checkpoint.state)
 
 
-def _safetensors(checkpoint: "Checkpoint", variant: Variant) -> bytes:
+def _encode_safetensors(checkpoint: "Checkpoint", variant: Variant) -> bytes:
     from drunet_cli.weights.checkpoint import encode_checkpoint
 
     return encode_checkpoint(_rounded(checkpoint.state, variant.precision), checkpoint.metadata)
@@ -194,11 +280,9 @@ def _check_safetensors(checkpoint: "Checkpoint", variant: Variant, path: Path) -
     exact = _check_state(again.state, _rounded(checkpoint.state, variant.precision))
     if variant.precision is Precision.FLOAT32 or exact.difference > 0:
         return exact
-    from drunet_cli.network.comparison import comparison_images, reference_of
-
     batches = comparison_images()
-    difference = reference_of(checkpoint, batches).logit_difference(reference_of(again, batches).logits)
-    return Check(difference=difference, tolerance=TOLERANCES[variant.precision], measured=_OF_LOGITS)
+    difference = compute_reference(checkpoint, batches).logit_difference(compute_reference(again, batches).logits)
+    return Check(difference=difference, tolerance=TOLERANCES[variant.precision], measured=_LOGIT_DIFFERENCE)
 
 
 def _rounded(state: "State", precision: Precision) -> Mapping[str, npt.NDArray[Any]]:
@@ -221,8 +305,8 @@ def _check_state(state: "State", expected: Mapping[str, npt.NDArray[Any]]) -> Ch
 
 _Encode: TypeAlias = Callable[["Checkpoint", Variant], bytes | memoryview]
 _Compare: TypeAlias = Callable[["Checkpoint", Variant, Path], Check]
-_KINDS: Final[Mapping[Format, tuple[_Encode, _Compare]]] = {
-    Format.ONNX: (_onnx, _check_onnx),
-    Format.KERAS: (_keras, _check_keras),
-    Format.SAFETENSORS: (_safetensors, _check_safetensors),
+_ENCODE_AND_CHECK: Final[Mapping[Format, tuple[_Encode, _Compare]]] = {
+    Format.ONNX: (_encode_onnx, _check_onnx),
+    Format.KERAS: (_encode_keras, _check_keras),
+    Format.SAFETENSORS: (_encode_safetensors, _check_safetensors),
 }

@@ -2,7 +2,10 @@
 
 Paper: Colman, Zhang, Duan, Ye, "DR-Unet104 for Multimodal MRI Brain Tumor Segmentation", BrainLes 2020, LNCS 12659,
 arXiv 2011.02840. Code: jordan-colman/DR-Unet104, Dr_Unet104_model.py (TensorFlow, Apache-2.0), which this follows to the
-last layer. Tensors are [N, C, X, Y]: X is the first axis of the axial slice as stored (the authors' image rows), Y the second.
+last layer. The same network stands in weights/structure.py as a table, from which the rest of drunet derives what it needs:
+whoever changes one changes the other.
+
+Tensors are [N, C, X, Y]: X is the first axis of the axial slice as stored (the authors' image rows), Y the second.
 """
 
 from typing import Final
@@ -12,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from drunet_cli.brats import N_CLASSES
-from drunet_cli.weights.structure import N_CHANNELS, PADDED_STAGE, STAGE_BLOCKS, stage_width
+from drunet_cli.weights.structure import N_CHANNELS, PADDED_STAGE, STAGE_BLOCKS
 
 _BN_MOMENTUM: Final = 0.01  # Keras' 0.99, counted from the other end
 
@@ -98,7 +101,7 @@ class DRUNet104(nn.Module):
     def __init__(self, base_width: int = 16, *, bn_epsilon: float, dropout: float = 0.0) -> None:
         super().__init__()
         self.base_width, self.bn_epsilon = base_width, bn_epsilon
-        widths = [stage_width(base_width, stage) for stage in range(len(STAGE_BLOCKS))]
+        widths = [base_width << stage for stage in range(len(STAGE_BLOCKS))]
         stages: list[nn.Module] = []
         for stage, (width, n_blocks) in enumerate(zip(widths, STAGE_BLOCKS, strict=True)):
             first: nn.Module = (

@@ -1,10 +1,10 @@
 """The network in ONNX Runtime, on the CPU in float32, and its graph. Imports no torch."""
 
+import functools
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
-from enum import StrEnum
 from typing import Any, Final, TypeAlias
 
 import numpy as np
@@ -18,49 +18,35 @@ import drunet_cli
 from drunet_cli.brats import CHANNELS, N_CLASSES, ClassMap, TumourClass
 from drunet_cli.errors import DeviceError, WeightsError
 from drunet_cli.host import cpu_name, granted_cpus
-from drunet_cli.network.engine import EngineName, Precision, ignore_progress
+from drunet_cli.network.engine import EngineName, Head, Images, Precision, ignore_progress
 from drunet_cli.weights.checkpoint import Checkpoint, check_tensors
-from drunet_cli.weights.structure import BRIDGE, N_CHANNELS, PADDED_STAGE, STAGE_BLOCKS, Block, stage_blocks
+from drunet_cli.weights.structure import IMAGES, N_CHANNELS, PlacedLayer, folded_norms, layers
 
 Weight: TypeAlias = npt.NDArray[np.float32] | npt.NDArray[np.float16]
 
-INPUT: Final = "slices"
 _OPSET: Final = 17
 _IR_VERSION: Final = 8  # that of the opset, so that every runtime that knows it reads the file
 _NUMBERS: Final = {Precision.FLOAT32: (TensorProto.FLOAT, np.float32), Precision.FLOAT16: (TensorProto.FLOAT16, np.float16)}
 
 
-class Head(StrEnum):
-    """What comes out: the four logits of a pixel, their softmax, or the index of the greatest."""
-
-    LOGITS = "logits"
-    SOFTMAX = "softmax"
-    ARGMAX = "argmax"
-
-    @property
-    def output(self) -> str:
-        """Name of the graph's output."""
-        return {Head.LOGITS: "logits", Head.SOFTMAX: "probabilities", Head.ARGMAX: "classes"}[self]
-
-
 @dataclass(frozen=True)
 class Graph:
-    """model: its weights are named but lie outside, in `weights`."""
+    """The network in ONNX. model: names its weights, which lie outside, in `weights`."""
 
     model: onnx.ModelProto
     weights: Mapping[str, Weight]
 
 
 def build_graph(checkpoint: Checkpoint, *, head: Head = Head.LOGITS, precision: Precision = Precision.FLOAT32) -> Graph:
-    """The network with these weights.
+    """Make the ONNX graph of the network with these weights.
 
     Input `slices`: float32 [batch, 4, x, y], uint8 slices / 255; x and y are multiples of 32 plus 16.
     Output: float32 logits or probabilities [batch, 4, x, y], or uint8 classes [batch, x, y].
-    precision: float32, or float16 for all that lies between. Raises WeightsError where weights do not fit the network.
+    precision: of the numbers between both ends, float32 or float16. Raises WeightsError where weights do not fit the network.
     """
     check_tensors(checkpoint)
     builder = _Builder(checkpoint, precision)
-    logits = builder.network(INPUT)
+    logits = builder.network(IMAGES)
     if head is Head.ARGMAX:
         output = helper.make_tensor_value_info(head.output, TensorProto.UINT8, ["batch", "x", "y"])
         builder.node("Cast", builder.node("ArgMax", logits, axis=1, keepdims=0), output=head.output, to=TensorProto.UINT8)
@@ -70,7 +56,7 @@ def build_graph(checkpoint: Checkpoint, *, head: Head = Head.LOGITS, precision: 
             builder.node("Softmax", logits, output=head.output, axis=1)
         else:
             builder.node("Identity", logits, output=head.output)
-    images = helper.make_tensor_value_info(INPUT, TensorProto.FLOAT, ["batch", N_CHANNELS, "x", "y"])
+    images = helper.make_tensor_value_info(IMAGES, TensorProto.FLOAT, ["batch", N_CHANNELS, "x", "y"])
     graph = helper.make_graph(builder.nodes, "DR-Unet104", [images], [output], builder.initialisers)
     model = helper.make_model(
         graph,
@@ -83,8 +69,8 @@ def build_graph(checkpoint: Checkpoint, *, head: Head = Head.LOGITS, precision: 
     return Graph(model, builder.weights)
 
 
-def embedded(graph: Graph) -> onnx.ModelProto:
-    """The model as one file holds it, weights inside. At most 2 GB, which protobuf allows: base width 41."""
+def embed_weights(graph: Graph) -> onnx.ModelProto:
+    """Put the weights into the model, as one file holds both. At most 2 GB, which protobuf allows: base width 41."""
     model = onnx.ModelProto()
     model.CopyFrom(graph.model)
     for tensor in model.graph.initializer:
@@ -97,13 +83,13 @@ def embedded(graph: Graph) -> onnx.ModelProto:
 
 
 def _properties(checkpoint: Checkpoint, head: Head, precision: Precision) -> dict[str, str]:
-    """What a user of the file must know, as text."""
+    """Facts that a user of the file must know, as text."""
     facts: dict[str, Any] = {
         **asdict(checkpoint.metadata),
         "sha256": checkpoint.sha256,
         "network": "DR-Unet104, Colman et al. 2020, arXiv:2011.02840",
         "channels": json.dumps(list(CHANNELS)),
-        "classes": json.dumps([of.name for of in TumourClass]),
+        "classes": json.dumps([each.name for each in TumourClass]),
         "labels": "enhancing tumour (ET) is 4 in files of BraTS 2012 to 2022, 3 from 2023 on; the others are as here",
         "normalisation": (
             "by modality over the whole volume, voxels > 0: (v - mean) / (3 SD / 128) + 127, cut to 0-255, truncated to uint8; "
@@ -117,105 +103,128 @@ def _properties(checkpoint: Checkpoint, head: Head, precision: Precision) -> dic
     return {key: str(value) for key, value in facts.items() if value not in (None, "", ())}
 
 
+@dataclass(frozen=True)
+class _Part:
+    """A map of the graph that holds these channels of a map of the table.
+
+    A concatenated map stays in parts: a convolution of it is the sum of the convolutions of its parts, which saves the copy.
+    """
+
+    name: str
+    channels: slice
+
+
 class _Builder:
-    """Nodes in the order of computation, and the weights they name. Methods take and return names of maps."""
+    """Makes the nodes of the table's layers one after the other, and the weights that they name."""
 
     def __init__(self, checkpoint: Checkpoint, precision: Precision) -> None:
         self._state = checkpoint.state
-        self._epsilon = checkpoint.metadata.bn_epsilon
+        self._metadata = checkpoint.metadata
         self._type, self._number = _NUMBERS[precision]
+        self._norm_of = {convolution: norm for norm, convolution in folded_norms().items()}
+        self._maps: dict[str, tuple[_Part, ...]] = {}  # by their paths in the table
+        self._unpadded: dict[str, tuple[str, int]] = {}  # what was padded, and by how much
         self.nodes: list[onnx.NodeProto] = []
         self.initialisers: list[onnx.TensorProto] = []
         self.weights: dict[str, Weight] = {}
 
     def network(self, slices: str) -> str:
-        """Images to logits: DRUNet104.forward."""
-        x = slices if self._type == TensorProto.FLOAT else self.node("Cast", slices, to=self._type)
-        skips = []
-        for stage in range(len(STAGE_BLOCKS)):
-            for kind, path in stage_blocks(stage):
-                x = self._input_block(x, path) if kind is Block.INPUT else self._bottleneck(x, path, kind)
-            skips.append(x)  # of the padded stage before its padding, which the decoder would only crop
-            if stage == PADDED_STAGE:
-                x = self.node("Pad", x, self._constant("padding", np.array([0, 0, 1, 1, 0, 0, 1, 1])))
-        for level in range(BRIDGE):
-            x = self._decoder_block(x, skips[BRIDGE - 1 - level], f"decoder.{level}", crop=BRIDGE - 1 - level == PADDED_STAGE)
-        x = self._convolution(self._norm_relu(x, "head_norm"), "head")
-        return x if self._type == TensorProto.FLOAT else self.node("Cast", x, to=TensorProto.FLOAT)
+        """From the name of the images to that of the logits, both float32."""
+        images = slices if self._type == TensorProto.FLOAT else self.node("Cast", slices, to=self._type)
+        self._maps[IMAGES] = (_Part(images, slice(0, N_CHANNELS)),)
+        for placed in layers(self._metadata.base_width):
+            parts = self._compute(placed)
+            if then := placed.layer.then:
+                parts = tuple(_Part(self.node(then, part.name), part.channels) for part in parts)
+            self._maps[placed.path] = parts
+        logits = self._whole(placed.path)
+        return logits if self._type == TensorProto.FLOAT else self.node("Cast", logits, to=TensorProto.FLOAT)
 
-    def _input_block(self, x: str, path: str) -> str:
-        y = self.node("Relu", self._convolution(x, f"{path}.conv1", norm=f"{path}.norm1"))
-        y = self.node("Relu", self._convolution(y, f"{path}.conv2", norm=f"{path}.norm2"))
-        return self.node("Add", self._convolution(x, f"{path}.shortcut"), self._convolution(y, f"{path}.conv3"))
+    def _compute(self, placed: PlacedLayer) -> tuple[_Part, ...]:
+        match placed.layer.operator:
+            case "Concat":
+                return tuple(self._concatenated(placed.inputs))
+            case "BatchNormalization" if placed.path in self._norm_of.values():
+                return self._maps[placed.inputs[0]]  # the convolution before it has done its work
+            case "BatchNormalization":
+                return tuple(_Part(self._norm(part, placed.path), part.channels) for part in self._maps[placed.inputs[0]])
+            case "Conv":
+                name = self._convolution(placed)
+            case "ConvTranspose":
+                name = self._transposed_convolution(placed)
+            case "Pad":
+                name = self._padded(placed)
+            case operator:
+                name = self.node(operator, *(self._whole(path) for path in placed.inputs))
+        return (_Part(name, slice(0, placed.out_channels)),)
 
-    def _bottleneck(self, x: str, path: str, kind: Block) -> str:
-        stride = 2 if kind is Block.DOWN else 1
-        y = self._norm_relu(x, f"{path}.norm1")
-        y = self.node("Relu", self._convolution(y, f"{path}.conv1", norm=f"{path}.norm2", stride=stride))
-        y = self.node("Relu", self._convolution(y, f"{path}.conv2", norm=f"{path}.norm3"))
-        shortcut = self._convolution(x, f"{path}.shortcut", stride=stride) if stride > 1 else x
-        return self.node("Add", shortcut, self._convolution(y, f"{path}.conv3"))
+    def _concatenated(self, paths: tuple[str, ...]) -> Iterator[_Part]:
+        start = 0
+        for part in (part for path in paths for part in self._maps[path]):
+            size = part.channels.stop - part.channels.start
+            yield _Part(part.name, slice(start, start + size))
+            start += size
 
-    def _decoder_block(self, x: str, skip: str, path: str, *, crop: bool) -> str:
-        up = self._transposed_convolution(x, f"{path}.upsample", crop=crop)
-        channels = len(self._state[f"{path}.upsample.bias"])
-        parts = {"upsampled": (up, slice(channels)), "skip": (skip, slice(channels, None))}
-        conv1, shortcut = [], []
-        for name, (part, of) in parts.items():
-            normed = self._norm_relu(part, f"{path}.norm1", name, of)
-            conv1.append(self._convolution(normed, f"{path}.conv1", norm=f"{path}.norm2", part=name, of=of))
-            shortcut.append(self._convolution(part, f"{path}.shortcut", part=name, of=of))
-        y = self._convolution(self.node("Relu", self.node("Add", *conv1)), f"{path}.conv2")
-        return self.node("Add", self.node("Add", *shortcut), y)
+    def _whole(self, path: str) -> str:
+        """The name of a map in one piece."""
+        names = [part.name for part in self._maps[path]]
+        return names[0] if len(names) == 1 else self.node("Concat", *names, axis=1)
 
-    def _convolution(
-        self, x: str, path: str, *, norm: str = "", stride: int = 1, part: str = "", of: slice = slice(None)
-    ) -> str:
-        """part, of: only these input channels of the kernel; the bias goes with the first."""
-        kernel: npt.NDArray[np.floating[Any]] = self._state[f"{path}.weight"][:, of]
+    def _convolution(self, placed: PlacedLayer) -> str:
+        path, size, stride = placed.path, placed.layer.kernel, placed.layer.stride
+        kernel: npt.NDArray[np.floating[Any]] = self._state[f"{path}.weight"]
         bias: npt.NDArray[np.floating[Any]] = self._state[f"{path}.bias"]
-        if norm:
+        if norm := self._norm_of.get(path):
             scale, shift = self._scale_and_shift(norm)
             kernel, bias = kernel * scale[:, None, None, None].astype(np.float32), bias * scale + shift
-        suffix = f".{part}" if part else ""
-        inputs = [self._weight(f"{path}.weight{suffix}", kernel)]
-        if not of.start:
-            inputs.append(self._weight(f"{path}.bias", bias))
-        size = kernel.shape[2]
-        return self.node("Conv", x, *inputs, kernel_shape=[size, size], strides=[stride, stride], pads=[size // 2] * 4)
+        sums: list[str] = []
+        for part in self._maps[placed.inputs[0]]:
+            weights = [self._weight(f"{path}.weight.{part.channels.start}", kernel[:, part.channels])]
+            if not sums:
+                weights.append(self._weight(f"{path}.bias", bias))
+            inputs = [part.name, *weights]
+            sums.append(self.node("Conv", *inputs, kernel_shape=[size, size], strides=[stride, stride], pads=[size // 2] * 4))
+        return functools.reduce(lambda one, other: self.node("Add", one, other), sums)
 
-    def _transposed_convolution(self, x: str, path: str, *, crop: bool) -> str:
-        # pads name what is left out of the result: the last row and column, and the border that padding had added.
-        pads = [1, 1, 2, 2] if crop else [0, 0, 1, 1]
-        weights = (self._weight(f"{path}.{name}", self._state[f"{path}.{name}"]) for name in ("weight", "bias"))
-        return self.node("ConvTranspose", x, *weights, kernel_shape=[3, 3], strides=[2, 2], pads=pads)
+    def _transposed_convolution(self, placed: PlacedLayer) -> str:
+        # pads name what is left out of the result: the last row and column, and the border.
+        cut, size, stride = -placed.layer.border, placed.layer.kernel, placed.layer.stride
+        weights = [self._weight(f"{placed.path}.{name}", self._state[f"{placed.path}.{name}"]) for name in ("weight", "bias")]
+        inputs = [self._whole(placed.inputs[0]), *weights]
+        pads = [cut, cut, cut + 1, cut + 1]
+        return self.node("ConvTranspose", *inputs, kernel_shape=[size, size], strides=[stride, stride], pads=pads)
 
-    def _norm_relu(self, x: str, path: str, part: str = "", of: slice = slice(None)) -> str:
-        scale, shift = (array[of] for array in self._scale_and_shift(path))
-        suffix = f".{part}" if part else ""
+    def _padded(self, placed: PlacedLayer) -> str:
+        border = placed.layer.border
+        unpadded, added = self._unpadded.get(placed.inputs[0], ("", 0))
+        if added and added == -border:
+            return unpadded
+        name = self._whole(placed.inputs[0])
+        self._unpadded[placed.path] = name, border
+        pads = np.array([0, 0, border, border] * 2)
+        self.initialisers.append(numpy_helper.from_array(pads, f"{placed.path}.pads"))  # within the model: shapes depend on it
+        return self.node("Pad", name, f"{placed.path}.pads")
+
+    def _norm(self, part: _Part, path: str) -> str:
+        scale, shift = (array[part.channels] for array in self._scale_and_shift(path))
         # Mean 0 and variance 1: as float16 the true ones might overflow.
         weights = {"scale": scale, "shift": shift, "mean": np.zeros_like(scale), "variance": np.ones_like(scale)}
-        names = (self._weight(f"{path}.{name}{suffix}", array) for name, array in weights.items())
-        return self.node("Relu", self.node("BatchNormalization", x, *names, epsilon=0.0))
+        names = (self._weight(f"{path}.{name}.{part.channels.start}", array) for name, array in weights.items())
+        return self.node("BatchNormalization", part.name, *names, epsilon=0.0)
 
     def _scale_and_shift(self, norm: str) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-        """What a batch norm multiplies by, and then adds."""
+        """The factor that a batch norm multiplies by, and the number that it adds then."""
         names = ("weight", "bias", "running_mean", "running_var")
         gamma, beta, mean, variance = (self._state[f"{norm}.{name}"].astype(np.float64) for name in names)
-        scale = gamma / np.sqrt(variance + self._epsilon)
+        scale = gamma / np.sqrt(variance + self._metadata.bn_epsilon)
         return scale, beta - mean * scale
 
     def _weight(self, name: str, array: npt.NDArray[np.floating[Any]]) -> str:
-        """A weight, which lies outside the model."""
+        """Note a weight, which lies outside the model; return its name."""
         self.weights[name] = np.ascontiguousarray(array, dtype=self._number)
         tensor = TensorProto(name=name, data_type=self._type, dims=array.shape, data_location=TensorProto.EXTERNAL)
         tensor.external_data.add(key="location", value="memory")
         self.initialisers.append(tensor)
-        return name
-
-    def _constant(self, name: str, array: npt.NDArray[np.int64]) -> str:
-        """Whole numbers that shapes depend on, which therefore lie within the model."""
-        self.initialisers.append(numpy_helper.from_array(array, name))
         return name
 
     def node(self, operator: str, *inputs: str, output: str = "", **attributes: Any) -> str:
@@ -234,9 +243,9 @@ _OUT_OF_MEMORY_WORDS: Final = ("Failed to allocate memory", "bad allocation", "b
 
 
 class OnnxEngine:
-    """An Engine that computes slices side by side: `batch_size` of them, but no more than there are threads.
+    """An Engine that computes `batch_size` slices side by side, but no more than there are threads.
 
-    Each has a thread of its own; those that are left over help all of them.
+    Each slice has a thread of its own; the threads that are left over help all of them.
 
     on_halved: called with the new batch size whenever memory did not suffice for the old one.
     """
@@ -256,7 +265,7 @@ class OnnxEngine:
         self.threads = threads or granted_cpus()
         self.batch_size = min(self.threads, batch_size or _MOST_AT_ONCE)
         self._on_halved = on_halved
-        with np.errstate(over="ignore"):  # told when the output is not finite
+        with np.errstate(over="ignore"):  # an output that is not finite is refused later
             graph = build_graph(checkpoint)
         options = ort.SessionOptions()
         # ONNX Runtime's pool belongs to the session: its threads but one, and those that call it, compute.
@@ -327,13 +336,18 @@ class OnnxEngine:
             self._on_halved(self.batch_size)
             remaining = [index for index, run in runs.items() if index in failed or run.cancelled()]
 
+    def logits(self, images: Images, how: "ort.RunOptions | None" = None) -> Images:
+        """Logits [N, 4, X, Y] of images [N, 4, X, Y], which are slices divided by 255."""
+        (logits,) = self._session.run(None, {IMAGES: images}, how)
+        return np.asarray(logits)
+
     def _forward(
         self, image: npt.NDArray[np.uint8], head: _HeadFunction, result: npt.NDArray[Any], how: "ort.RunOptions"
     ) -> None:
         """One slice [X, Y, 4] through the network; the head takes its logits [4, X, Y]."""
         pixels = np.ascontiguousarray(image.transpose(2, 0, 1)[None], dtype=np.float32)
         pixels /= 255
-        (logits,) = self._session.run(None, {INPUT: pixels}, how)
+        logits = self.logits(pixels, how)
         if not np.isfinite(logits).all():  # else argmax would call it background
             raise WeightsError("the network's output is not finite; these weights are damaged")
         result[...] = head(logits[0])

@@ -5,7 +5,7 @@ import os
 import threading
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any, Final
 
@@ -18,9 +18,10 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from drunet_cli.brats import ClassMap
 from drunet_cli.errors import DeviceError, LostDeviceError, WeightsError
 from drunet_cli.host import cpu_name
-from drunet_cli.network.engine import EngineName, Precision, ignore_progress
-from drunet_cli.network.model import Bottleneck, DecoderBlock, DRUNet104, InputBlock
+from drunet_cli.network.engine import EngineName, Images, Precision, ignore_progress, is_proved
+from drunet_cli.network.model import DRUNet104
 from drunet_cli.weights.checkpoint import Checkpoint, check_tensors
+from drunet_cli.weights.structure import folded_norms, tensor_shapes
 
 
 class SliceDropout(nn.Module):
@@ -150,11 +151,6 @@ def device_name(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_name()
 
 
-def has_bfloat16(device: torch.device) -> bool:
-    """Whether a CUDA device computes in bfloat16 by itself: from compute capability 8.0, Ampere, on."""
-    return torch.cuda.get_device_capability(device) >= (8, 0)
-
-
 def is_out_of_memory(error: RuntimeError) -> bool:
     """Whether this says that memory did not suffice."""
     return isinstance(error, torch.OutOfMemoryError) or any(words in str(error) for words in _OUT_OF_MEMORY_WORDS)
@@ -224,11 +220,7 @@ def _tf32_switch() -> tuple[Any, str, object]:
 # Measured on 2 cores at base width 16: 0.35 s a slice one by one, 0.36 in twos, 0.47 in fours, 0.55 in eights
 # (tests/benchmarks/cpu.py).
 _BATCH_SIZE: Final = {"cpu": 2, "cuda": 16, "mps": 8}
-_FOLDED: Final[Mapping[type[nn.Module], tuple[tuple[str, str], ...]]] = {
-    InputBlock: (("conv1", "norm1"), ("conv2", "norm2")),
-    Bottleneck: (("conv1", "norm2"), ("conv2", "norm3")),
-    DecoderBlock: (("conv1", "norm2"),),
-}
+_COUNTER: Final = "num_batches_tracked"  # of batch norms, which nothing here uses
 _DTYPES: Final = {Precision.BFLOAT16: torch.bfloat16, Precision.FLOAT16: torch.float16}
 
 
@@ -241,22 +233,37 @@ def build_model(checkpoint: Checkpoint) -> DRUNet104:
     metadata = checkpoint.metadata
     with torch.device("meta"):
         model = DRUNet104(metadata.base_width, bn_epsilon=metadata.bn_epsilon)
+    check_model(model)
     state = {key: torch.from_numpy(array) for key, array in checkpoint.state.items()}
-    counters = {key: torch.tensor(0) for key in model.state_dict() if key.endswith("num_batches_tracked")}
+    counters = {key: torch.tensor(0) for key in model.state_dict() if key.endswith(_COUNTER)}
     model.load_state_dict(state | counters, assign=True)
     return model.eval()
 
 
+def check_model(model: DRUNet104) -> None:
+    """Raise WeightsError where model.py and the table of its layers name other tensors, or tensors of other shapes."""
+    expected = tensor_shapes(model.base_width)
+    found = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items() if not name.endswith(_COUNTER)}
+    for name in sorted(expected.keys() | found.keys()):
+        if found.get(name) != expected.get(name):
+            shapes = f"{found.get(name, 'absent')} in network/model.py, {expected.get(name, 'absent')} in weights/structure.py"
+            raise WeightsError(f"the network was changed in one place of two: tensor {name} is {shapes}; change both")
+
+
+def logits_of(checkpoint: Checkpoint, images: Images) -> Images:
+    """Logits [N, 4, X, Y] of images [N, 4, X, Y] by model.py as it stands, on the CPU in float32."""
+    with torch.inference_mode():
+        return np.asarray(build_model(checkpoint)(torch.from_numpy(images)).numpy())
+
+
 def fold_norms(model: DRUNet104) -> None:
     """Make every batch norm that follows a convolution a part of it; the others follow sums."""
-    for block in model.modules():
-        for names in _FOLDED.get(type(block), ()):
-            convolution, norm = (block.get_submodule(name) for name in names)
-            assert isinstance(convolution, nn.Conv2d)
-            assert isinstance(norm, nn.BatchNorm2d)
-            fused = fuse_conv_bn_eval(convolution, norm)
-            for name, module in zip(names, (fused, nn.Identity()), strict=True):
-                setattr(block, name, module)
+    for paths in folded_norms().items():
+        norm, convolution = (model.get_submodule(path) for path in paths)
+        assert isinstance(convolution, nn.Conv2d)
+        assert isinstance(norm, nn.BatchNorm2d)
+        for path, module in zip(paths, (nn.Identity(), fuse_conv_bn_eval(convolution, norm)), strict=True):
+            model.set_submodule(path, module)
 
 
 def round_convolutions(model: DRUNet104, dtype: torch.dtype) -> None:
@@ -297,7 +304,8 @@ class TorchEngine:
         self._deterministic = deterministic
         self._transfer = Transfer(device)
         model = build_model(checkpoint)
-        fold_norms(model)
+        if is_proved():  # else a changed model.py may do otherwise than the table says, and is run as it stands
+            fold_norms(model)
         if self.precision in _DTYPES:
             round_convolutions(model, _DTYPES[self.precision])
         model.dropout = self._dropout = SliceDropout(dropout)

@@ -10,10 +10,12 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from drunet_cli.brats import N_CLASSES, REGIONS
 from drunet_cli.network.engine import Precision
-from drunet_cli.network.model import Bottleneck, DecoderBlock, DRUNet104, InputBlock
+from drunet_cli.network.model import DRUNet104
+from drunet_cli.network.torch_engine import check_model
 from drunet_cli.training.augmentation import draw, part_of, varied
 from drunet_cli.training.batches import BatchPlan, Stream, generator
 from drunet_cli.training.recipe import Decay, LossSettings, NetworkSettings, Optimiser, OptimiserSettings, Recipe
+from drunet_cli.weights.structure import Start, starts
 
 _SMOOTH: Final = 1.0  # pixel: defines the Dice of an empty region
 
@@ -163,38 +165,27 @@ def new_network(settings: NetworkSettings, *, seed: int) -> DRUNet104:
     """DR-Unet104 on the CPU as training begins it: He-normal kernels, Glorot-uniform in transposed and output layer, no bias.
 
     With zero_residual the last convolution of every residual branch is 0, so that each block begins as its shortcut.
-    Source: the published code's Keras initialisers (reference.md).
+    Source: the published code's Keras initialisers (drunet_cli/network/README.md). Raises WeightsError where model.py and the
+    table of its layers part, whose weights could not be saved.
     """
     torch.manual_seed(seed)
     network = DRUNet104(settings.base_width, bn_epsilon=settings.bn_epsilon, dropout=settings.dropout)
-    for module in network.modules():
-        if isinstance(module, nn.ConvTranspose2d) or module is network.head:
-            _glorot_uniform(module)
-        elif isinstance(module, nn.Conv2d):
-            _he_normal(module)
+    check_model(network)
+    kernels = starts()
+    for path, module in network.named_modules():
+        if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
+            draw_kernel = nn.init.xavier_uniform_ if kernels[path] is Start.GLOROT_UNIFORM else _he_normal
+            draw_kernel(module.weight)
+            nn.init.zeros_(network.get_parameter(f"{path}.bias"))
         if isinstance(module, nn.BatchNorm2d):
             module.momentum = settings.bn_momentum
     if settings.zero_residual:
-        for module in network.modules():
-            if isinstance(module, InputBlock | Bottleneck):
-                nn.init.zeros_(module.conv3.weight)
-            elif isinstance(module, DecoderBlock):
-                nn.init.zeros_(module.conv2.weight)
+        for path, start in kernels.items():
+            if start is Start.END_OF_BRANCH:
+                nn.init.zeros_(network.get_parameter(f"{path}.weight"))
     return network
 
 
-def _he_normal(layer: nn.Conv2d) -> None:
-    sd = math.sqrt(2 / layer.weight[0].numel()) / _SD_OF_CUT_NORMAL
-    nn.init.trunc_normal_(layer.weight, std=sd, a=-_CUT_AT_SD * sd, b=_CUT_AT_SD * sd)
-    _zero_bias(layer)
-
-
-def _glorot_uniform(layer: nn.Module) -> None:
-    assert isinstance(layer, nn.Conv2d | nn.ConvTranspose2d)
-    nn.init.xavier_uniform_(layer.weight)
-    _zero_bias(layer)
-
-
-def _zero_bias(layer: nn.Conv2d | nn.ConvTranspose2d) -> None:
-    assert layer.bias is not None
-    nn.init.zeros_(layer.bias)
+def _he_normal(kernel: Tensor) -> None:
+    sd = math.sqrt(2 / kernel[0].numel()) / _SD_OF_CUT_NORMAL
+    nn.init.trunc_normal_(kernel, std=sd, a=-_CUT_AT_SD * sd, b=_CUT_AT_SD * sd)

@@ -1,4 +1,8 @@
-"""The authors' weights file, a Keras 2 `save_weights` HDF5 file: read, and written."""
+"""Read and write the authors' weights file, a Keras 2 `save_weights` HDF5 file.
+
+The format has two orders of layers: they are numbered in the order in which the authors' code creates them, and listed in the
+order in which the network computes them. Both are facts of that format and stand here.
+"""
 
 import re
 from collections import Counter
@@ -12,35 +16,46 @@ import numpy.typing as npt
 
 from drunet_cli.errors import WeightsError
 from drunet_cli.weights.checkpoint import MAX_BASE_WIDTH, Checkpoint, State
-from drunet_cli.weights.structure import BRIDGE, PADDED_STAGE, STAGE_BLOCKS, Block, Shape, blocks, stage_blocks, tensor_shapes
+from drunet_cli.weights.structure import Block, Shape, blocks, tensor_shapes
 
 _CONV, _NORM, _UPSAMPLE, _OUTPUT = "conv2d", "batch_normalization", "conv2d_transpose", "output_layer"
 _LAYER_NAME: Final = re.compile(rf"({_UPSAMPLE}|{_CONV}|{_NORM}|{_OUTPUT})(?:_(\d+))?")
 _KERNEL_AND_BIAS: Final = {"kernel:0": "weight", "bias:0": "bias"}
-WEIGHT_NAMES: Final = {  # of the layers of a kind: Keras' name, and that of the state dict
+WEIGHT_NAMES: Final = {  # for each kind of layer: Keras' names of the arrays, and those of the state dict
     _CONV: _KERNEL_AND_BIAS,
     _UPSAMPLE: _KERNEL_AND_BIAS,
     _OUTPUT: _KERNEL_AND_BIAS,
     _NORM: {"gamma:0": "weight", "beta:0": "bias", "moving_mean:0": "running_mean", "moving_variance:0": "running_var"},
 }
-# The input block and the decoder's blocks create their shortcut convolution first, the down block last.
+# Keras numbers the layers of a kind in the order in which the authors' code creates them. The input block and the decoder's
+# blocks create their shortcut convolution first, the down block last.
+_DECODER: Final = {_UPSAMPLE: ("upsample",), _CONV: ("shortcut", "conv1", "conv2"), _NORM: ("norm1", "norm2")}
 _CREATED: Final[Mapping[Block, Mapping[str, tuple[str, ...]]]] = {
     Block.INPUT: {_CONV: ("shortcut", "conv1", "conv2", "conv3"), _NORM: ("norm1", "norm2")},
     Block.DOWN: {_CONV: ("conv1", "conv2", "conv3", "shortcut"), _NORM: ("norm1", "norm2", "norm3")},
     Block.BOTTLENECK: {_CONV: ("conv1", "conv2", "conv3"), _NORM: ("norm1", "norm2", "norm3")},
-    Block.DECODER: {_UPSAMPLE: ("upsample",), _CONV: ("shortcut", "conv1", "conv2"), _NORM: ("norm1", "norm2")},
+    Block.PADDED: {},
+    Block.DECODER: _DECODER,
+    Block.CROPPED_DECODER: _DECODER,
+    Block.HEAD: {_NORM: ("head_norm",), _OUTPUT: ("head",)},
 }
+# The file lists the layers, those without weights too, in the order in which the network computes them: layers with weights by
+# their names in model.py, the others by Keras' kind.
+_BOTTLENECK: Final = ("norm1", "re_lu", "conv1", "norm2", "re_lu", "conv2", "norm3", "re_lu", "conv3")
+_MIXED: Final = ("norm1", "re_lu", "conv1", "norm2", "re_lu", "shortcut", "conv2", "add")
+_COMPUTED: Final[Mapping[Block, tuple[str, ...]]] = {
+    Block.INPUT: ("conv1", "norm1", "re_lu", "conv2", "norm2", "re_lu", "conv3", "shortcut", "add"),
+    Block.DOWN: (*_BOTTLENECK, "shortcut", "add"),
+    Block.BOTTLENECK: (*_BOTTLENECK, "add"),
+    Block.PADDED: ("zero_padding2d",),
+    Block.DECODER: ("upsample", "concatenate", *_MIXED),
+    Block.CROPPED_DECODER: ("upsample", "concatenate", "cropping2d", *_MIXED),
+    Block.HEAD: ("head_norm", "re_lu", "head"),
+}
+_FILE_ATTRIBUTES: Final = {"backend": b"tensorflow", "keras_version": b"2.15.0"}
+_INPUT: Final = "input_1"  # the one kind that Keras numbers from 1
 # What h5py raises for a damaged file or one with another content where a group, a dataset or a string is expected.
 _H5PY_ERRORS: Final = (OSError, KeyError, RuntimeError, ValueError, TypeError, AttributeError)
-
-
-def keras_layers() -> Iterator[tuple[str, str]]:
-    """Yield (Keras kind, path in the model) of every layer with weights, in the authors' order of creation."""
-    for block, path in blocks():
-        for kind, names in _CREATED[block].items():
-            yield from ((kind, f"{path}.{name}") for name in names)
-    yield _NORM, "head_norm"
-    yield _OUTPUT, "head"
 
 
 def read_keras_h5(path: Path) -> tuple[int, State]:
@@ -56,6 +71,33 @@ def read_keras_h5(path: Path) -> tuple[int, State]:
         # HDF5 itself names the two lengths in its own terms.
         reason = "it is cut short; copy or download it again" if "truncated file" in str(error) else error
         raise WeightsError(f"{path}: not a readable Keras HDF5 weights file: {reason}") from error
+
+
+def write_keras_h5(stream: BinaryIO, checkpoint: Checkpoint) -> None:
+    """Write the weights as Keras does, to a stream that can be read and sought too.
+
+    Such a file has no place for the metadata, and so not for epsilon.
+    """
+    with h5py.File(stream, "w") as file:
+        file.attrs.update(_FILE_ATTRIBUTES)
+        file.create_group("top_level_model_weights").attrs["weight_names"] = []
+        names = []
+        for name, kind, path in _listed_layers():
+            names.append(name.encode())
+            group = file.create_group(name)
+            weights = WEIGHT_NAMES.get(kind, {})
+            group.attrs["weight_names"] = [f"{name}/{weight}".encode() for weight in weights]
+            for weight, parameter in weights.items():
+                array = checkpoint.state[f"{path}.{parameter}"]
+                group[f"{name}/{weight}"] = np.ascontiguousarray(array.transpose(2, 3, 1, 0)) if array.ndim == 4 else array
+        file.attrs["layer_names"] = names
+
+
+def keras_layers() -> Iterator[tuple[str, str]]:
+    """Yield (Keras kind, path in the model) of every layer with weights, in the authors' order of creation."""
+    for block in blocks():
+        for kind, names in _CREATED[block.kind].items():
+            yield from ((kind, _path(block.path, name)) for name in names)
 
 
 def _read(file: h5py.File, path: Path) -> tuple[int, State]:
@@ -138,69 +180,23 @@ def _text(name: str | bytes) -> str:
     return name.decode("utf-8", "replace") if isinstance(name, bytes) else str(name)
 
 
-_KERAS: Final = {"backend": b"tensorflow", "keras_version": b"2.15.0"}
-_INPUT: Final = "input_1"  # the one kind that Keras numbers from 1
-# What a block computes one after the other: its layers by their names in model.py, those without weights by Keras' kind.
-_WITHOUT_WEIGHTS: Final = ("re_lu", "add")
-_BOTTLENECK: Final = ("norm1", "re_lu", "conv1", "norm2", "re_lu", "conv2", "norm3", "re_lu", "conv3")
-_COMPUTED: Final = {
-    Block.INPUT: ("conv1", "norm1", "re_lu", "conv2", "norm2", "re_lu", "conv3", "shortcut", "add"),
-    Block.DOWN: (*_BOTTLENECK, "shortcut", "add"),
-    Block.BOTTLENECK: (*_BOTTLENECK, "add"),
-    Block.DECODER: ("norm1", "re_lu", "conv1", "norm2", "re_lu", "shortcut", "conv2", "add"),
-}
-
-
-def write_keras_h5(stream: BinaryIO, checkpoint: Checkpoint) -> None:
-    """Write the weights to a stream that can be read and sought too. The metadata, as epsilon, have no place in such a file."""
-    with h5py.File(stream, "w") as file:
-        file.attrs.update(_KERAS)
-        file.create_group("top_level_model_weights").attrs["weight_names"] = []
-        names = []
-        for name, kind, path in _layers():
-            names.append(name.encode())
-            group = file.create_group(name)
-            weights = WEIGHT_NAMES.get(kind, {})
-            group.attrs["weight_names"] = [f"{name}/{weight}".encode() for weight in weights]
-            for weight, parameter in weights.items():
-                array = checkpoint.state[f"{path}.{parameter}"]
-                group[f"{name}/{weight}"] = np.ascontiguousarray(array.transpose(2, 3, 1, 0)) if array.ndim == 4 else array
-        file.attrs["layer_names"] = names
-
-
-def _layers() -> Iterator[tuple[str, str, str]]:
-    """Keras' name, kind, and path in the model, in the file's order; a layer without weights has no path."""
+def _listed_layers() -> Iterator[tuple[str, str, str]]:
+    """Keras' name, its kind, and the path in the model of every layer in the file's order; without weights, no path."""
     numbers: Counter[str] = Counter()
 
     def numbered(kind: str) -> str:
         numbers[kind] += 1
         return kind if numbers[kind] == 1 else f"{kind}_{numbers[kind] - 1}"
 
-    weighted = {path: (numbered(kind), kind) for kind, path in keras_layers()}
+    with_weights = {path: (numbered(kind), kind) for kind, path in keras_layers()}
     yield _INPUT, "", ""
-    for node in _nodes():
-        yield (*weighted[node], node) if node in weighted else (numbered(node), "", "")
+    for block in blocks():
+        for name in _COMPUTED[block.kind]:
+            path = _path(block.path, name)
+            yield (*with_weights[path], path) if path in with_weights else (numbered(name), "", "")
+        if block.dropout:
+            yield numbered("dropout"), "", ""
 
 
-def _nodes() -> Iterator[str]:
-    """What is computed, in its order: paths of layers, and kinds of those that have no weights."""
-    for stage in range(len(STAGE_BLOCKS)):
-        for block, path in stage_blocks(stage):
-            yield from _within(path, _COMPUTED[block])
-        if stage > 0:
-            yield "dropout"
-        if stage == PADDED_STAGE:
-            yield "zero_padding2d"
-    for level in range(BRIDGE):
-        path = f"decoder.{level}"
-        yield from (f"{path}.upsample", "concatenate")
-        if BRIDGE - 1 - level == PADDED_STAGE:
-            yield "cropping2d"
-        yield from _within(path, _COMPUTED[Block.DECODER])
-        if level < BRIDGE - 1:
-            yield "dropout"
-    yield from ("head_norm", "re_lu", "head")
-
-
-def _within(path: str, names: tuple[str, ...]) -> Iterator[str]:
-    return (name if name in _WITHOUT_WEIGHTS else f"{path}.{name}" for name in names)
+def _path(block_path: str, name: str) -> str:
+    return f"{block_path}.{name}" if block_path else name
