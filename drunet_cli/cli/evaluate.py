@@ -13,10 +13,11 @@ import typer
 from drunet_cli.brats import ReadLabels
 from drunet_cli.cli import options
 from drunet_cli.cli.options import one_of
-from drunet_cli.errors import CaseError, DrunetError, MisuseError, OutputError, plural
+from drunet_cli.errors import CaseError, DrunetError, MisuseError, OutputError, one_line, plural
 
 if TYPE_CHECKING:
     from drunet_cli.cli.batch import Batch
+    from drunet_cli.evaluation.evaluate import EvaluationTask
     from drunet_cli.evaluation.pairs import Pairing
 
 _STDIN: Final = "-"
@@ -135,23 +136,20 @@ def evaluate(
 
     from drunet_cli.cli.batch import Batch
     from drunet_cli.cli.console import Screen
-    from drunet_cli.cli.scores import print_tables, write
     from drunet_cli.evaluation.evaluate import Convention, EvaluationTask
     from drunet_cli.host import granted_cpus
-    from drunet_cli.io.atomic import check_writable, is_same_file
+    from drunet_cli.io.atomic import check_writable
 
     if plot is not None:
         from drunet_cli.evaluation.plots import check_plottable
 
         check_plottable()
-    screen = Screen(quiet=quiet)
-    outputs = [path for path in (csv, plot) if path is not None]
-    for path in outputs:
-        check_writable(path, overwrite=overwrite)
+    for path in (csv, plot):
+        if path is not None:
+            check_writable(path, overwrite=overwrite)
     pairing = _pairing(prediction, reference)
-    inputs = [Path(prediction), *(path for pair in pairing.pairs for path in (pair.prediction, pair.reference))]
-    if used := [path for path in outputs if any(is_same_file(path, given) for given in inputs)]:
-        raise OutputError(f"{used[0]}: is one of the inputs; name another output")
+    _check_not_an_input((csv, plot), prediction, pairing)
+    screen = Screen(quiet=quiet)
     if pairing.missing:
         screen.note(pairing.missing_in_words(allowed=allow_missing))
     failures = pairing.unpaired if allow_missing else {**pairing.unpaired, **pairing.missing}
@@ -168,7 +166,7 @@ def evaluate(
         )
         for pair in pairing.pairs
     ]
-    documents = _evaluated(tasks, batch, n_jobs=jobs or granted_cpus())
+    documents = _evaluate(tasks, batch, n_jobs=jobs or granted_cpus())
     if uncertainty and (without := sum(document["brain_image"] is None for document in documents)):
         screen.warning(
             f"{without} of {plural(len(documents), 'case')} without a T1 image beside the reference: FTP, FTN and AUROC count "
@@ -177,27 +175,36 @@ def evaluate(
     unwritten = None
     if documents:
         try:
-            write(documents, csv=csv, plot=plot, overwrite=overwrite)
-        except OutputError as error:
+            _write(documents, csv=csv, plot=plot, overwrite=overwrite)
+        except OutputError as error:  # the table is printed all the same
             unwritten = error
         if not json:
-            print_tables(documents, seed=seed, worst=worst)
+            _print_tables(documents, seed=seed, worst=worst)
     batch.finish(f"{plural(batch.n_done, 'case')} compared, convention {convention}", unwritten)
 
 
 def _pairing(prediction: str, reference: str | None) -> "Pairing":
-    from drunet_cli.evaluation.pairs import decoded, pair_up, read_pairs, table_of
+    from drunet_cli.evaluation.pairs import pair_up, parse_table, read_table
 
     if reference is not None:
         return pair_up(Path(prediction), Path(reference))
     if prediction == _STDIN:
-        return read_pairs(decoded(sys.stdin.buffer.read(), name="stdin"), folder=Path(), name="stdin")
+        return parse_table(sys.stdin.buffer.read(), folder=Path(), name="stdin")
     if not prediction.lower().endswith(".csv"):
         raise MisuseError(f"{prediction}: missing REF; alone it must be a table .csv, or - for one on stdin")
-    return read_pairs(table_of(Path(prediction)), folder=Path(prediction).parent, name=prediction)
+    return read_table(Path(prediction))
 
 
-def _evaluated(tasks: Sequence[Any], batch: "Batch", *, n_jobs: int) -> list[Mapping[str, Any]]:
+def _check_not_an_input(outputs: Sequence[Path | None], prediction: str, pairing: "Pairing") -> None:
+    from drunet_cli.io.atomic import is_same_file
+
+    inputs = [Path(prediction), *(path for pair in pairing.pairs for path in (pair.prediction, pair.reference))]
+    for output in outputs:
+        if output is not None and any(is_same_file(output, given) for given in inputs):
+            raise OutputError(f"{output}: is one of the inputs; name another output")
+
+
+def _evaluate(tasks: "Sequence[EvaluationTask]", batch: "Batch", *, n_jobs: int) -> list[Mapping[str, Any]]:
     """The objects of all cases that could be compared, by case."""
     from drunet_cli.evaluation.evaluate import evaluate
     from drunet_cli.jobs import run_tasks
@@ -212,3 +219,34 @@ def _evaluated(tasks: Sequence[Any], batch: "Batch", *, n_jobs: int) -> list[Map
             dice = ", ".join(f"{name} {scores['dice']:.3f}" for name, scores in outcome["regions"].items())
             batch.done(None, outcome, note=f"{task.pair.case}: Dice {dice}")
     return sorted(documents, key=lambda document: str(document["case"]))
+
+
+def _write(documents: Sequence[Mapping[str, Any]], *, csv: Path | None, plot: Path | None, overwrite: bool) -> None:
+    from drunet_cli.evaluation.evaluate import encode_csv
+    from drunet_cli.io.atomic import write_atomically
+
+    if csv is not None:
+        with write_atomically(csv, overwrite=overwrite) as stream:
+            stream.write(encode_csv(documents))
+    if plot is not None:
+        from drunet_cli.evaluation.plots import box_plots
+
+        with write_atomically(plot, overwrite=overwrite) as stream:
+            stream.write(box_plots(documents))
+
+
+def _print_tables(documents: Sequence[Mapping[str, Any]], *, seed: int, worst: int | None) -> None:
+    """Statistics over cases, or the scores of the only one; and the worst cases, if any are wanted."""
+    from drunet_cli.cli.console import Screen, case_table, result, statistics_table, worst_table
+    from drunet_cli.evaluation.evaluate import SCORES, UNCERTAINTY_SCORES, scores_of, summarise, worst_cases
+
+    first, labels, screen = documents[0], {**SCORES, **UNCERTAINTY_SCORES}, Screen()
+    subject = first["case"] if len(documents) == 1 else plural(len(documents), "case")
+    title = f"Convention {first['convention']}, surface Dice at {first['tolerance_mm']:g} mm, {subject}"
+    if len(documents) == 1:
+        result(one_line(title))  # above the table and not in it, whose columns are narrower
+        screen.table(case_table(scores_of(first), labels))
+    else:
+        screen.table(statistics_table(title, summarise(documents, seed=seed), labels))
+    if worst is not None:
+        screen.table(worst_table(worst_cases(documents, worst)))

@@ -1,8 +1,8 @@
-"""Label maps in, scores out: one case, and the table and statistics of many."""
+"""The scores of a case from its files or class maps, and statistics and tables of many cases."""
 
 import csv
 import io
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
@@ -16,31 +16,68 @@ from drunet_cli.brats import N_CLASSES, REGIONS, TUMOUR_CLASSES, ClassMap, ReadL
 from drunet_cli.errors import CaseError
 from drunet_cli.evaluation.lesions import LesionCounts, lesion_scores
 from drunet_cli.evaluation.pairs import Pair, t1_of, uncertainty_maps_of
-from drunet_cli.evaluation.scores import Mask, SpacingMm, overlap
-from drunet_cli.evaluation.surfaces import border_hd95_mm, box_of, surface_distances
+from drunet_cli.evaluation.scores import Mask, SpacingMm, mask_of, overlap
+from drunet_cli.evaluation.surfaces import border_hd95_mm, box_around, surface_distances
 from drunet_cli.evaluation.uncertainty import UncertaintyMap, UncertaintyScores, percentages, uncertainty_scores
 from drunet_cli.io.checks import grids_differ
 from drunet_cli.io.nifti import Volume, load_volume
 from drunet_cli.io.volumes import class_map_of
 
-MISSED_HD95_MM: Final = 373.12866  # BraTS: the diagonal of 240 x 240 x 155 voxels of 1 mm
+MISSED_REGION_HD95_MM: Final = 373.12866  # BraTS: the diagonal of 240 x 240 x 155 voxels of 1 mm
 REGIONS_AND_CLASSES: Final = REGIONS | {index.name: (index,) for index in TUMOUR_CLASSES}
+
+# The scores that tables show, in their order, each with its label for people.
+SCORES: Final[Mapping[str, str]] = {
+    "dice": "Dice",
+    "hd95_mm": "HD95 mm",
+    "surface_dice": "surface Dice",
+    "sensitivity": "sensitivity",
+    "specificity": "specificity",
+    "precision": "precision",
+    "volume_error_ml": "volume error mL",
+}
+# The scores of an uncertainty map, where they were asked for, by the names of the columns of flat tables.
+UNCERTAINTY_SCORES: Final[Mapping[str, str]] = {
+    "uncertainty_dice_auc": "Dice AUC",
+    "uncertainty_ftp_auc": "FTP AUC",
+    "uncertainty_ftn_auc": "FTN AUC",
+    "uncertainty_score": "uncertainty",
+    "uncertainty_error_auroc": "error AUROC",
+}
+_RESAMPLES: Final = 10_000
+_INTERVAL_PERCENT: Final = (2.5, 97.5)
+
+_Scalar = TypeVar("_Scalar", bound=np.generic)
 
 
 class Convention(StrEnum):
-    """What Dice and HD95 mean. All other scores are the same in both."""
+    """How Dice and HD95 are defined. All other scores are the same in both."""
 
-    BRATS = "brats"  # of the whole region, as until BraTS 2022
+    BRATS = "brats"  # over the whole region, as until BraTS 2022
     LESIONWISE = "lesionwise"  # means over lesions, as BraTS 2023 ranked
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationTask:
+    """One pair and what is asked of it.
+
+    tolerance_mm: the tolerance of surface Dice. uncertainty: whether to score the uncertainty maps beside the prediction too.
+    """
+
+    pair: Pair
+    convention: Convention
+    labels: ReadLabels
+    tolerance_mm: float
+    uncertainty: bool = False
 
 
 @dataclass(frozen=True)
 class RegionScores:
-    """One region or class of one case.
+    """The scores of one region or class of one case.
 
-    dice, hd95_mm: by convention. surface_dice: of the whole region, at the tolerance asked for; 1 where both are empty.
+    dice, hd95_mm: by convention. surface_dice: over the whole region, at the tolerance asked for; 1 where both are empty.
     sensitivity, specificity, precision: voxel-wise, see Overlap. Volumes in mL; the error is prediction less reference.
-    lesions: of the lesion-wise convention, else None.
+    lesions: None but in the lesion-wise convention.
     """
 
     dice: float
@@ -57,203 +94,9 @@ class RegionScores:
     lesions: LesionCounts | None
 
 
-def compare(
-    prediction: ClassMap, reference: ClassMap, *, spacing_mm: SpacingMm, convention: Convention, tolerance_mm: float = 1.0
-) -> dict[str, RegionScores]:
-    """Score class maps [I, J, K], class indices 0-3, on one grid: WT, TC, ET, NCR, ED in this order. ET is region and class.
-
-    tolerance_mm: of the surface Dice. ValueError for shapes that differ, other class indices, and spacing or tolerance that
-    are no lengths.
-    """
-    _check(prediction, reference, spacing_mm, tolerance_mm)
-    box = box_of((prediction | reference) > 0)
-    outside = prediction.size - prediction[box].size
-    cropped = np.ascontiguousarray(prediction[box]), np.ascontiguousarray(reference[box])
-    scores = {}
-    for name, classes in REGIONS_AND_CLASSES.items():
-        masks = [mask_of(class_map, classes) for class_map in cropped]
-        scores[name] = _scores(*masks, outside=outside, spacing_mm=spacing_mm, convention=convention, tolerance_mm=tolerance_mm)
-    return scores
-
-
-def _scores(
-    prediction: Mask,
-    reference: Mask,
-    *,
-    outside: int,
-    spacing_mm: SpacingMm,
-    convention: Convention,
-    tolerance_mm: float,
-) -> RegionScores:
-    """outside: voxels of the volume that the masks were cropped of, background in both."""
-    counts = overlap(prediction, reference)
-    counts = replace(counts, true_negatives=counts.true_negatives + outside)
-    lesions = None
-    if convention is Convention.LESIONWISE:
-        by_lesion = lesion_scores(prediction, reference, spacing_mm=spacing_mm)
-        dice, hd95_mm, lesions = by_lesion.dice, by_lesion.hd95_mm, by_lesion.counts
-    else:
-        dice, hd95_mm = counts.dice, border_hd95_mm(prediction, reference, spacing_mm=spacing_mm)
-    voxel_ml = float(np.prod(spacing_mm)) / 1000
-    return RegionScores(
-        dice=dice,
-        hd95_mm=hd95_mm if np.isfinite(hd95_mm) else MISSED_HD95_MM,
-        surface_dice=surface_distances(prediction, reference, spacing_mm=spacing_mm).dice(tolerance_mm),
-        sensitivity=counts.sensitivity,
-        specificity=counts.specificity,
-        precision=counts.precision,
-        voxels=counts.voxels,
-        reference_voxels=counts.reference_voxels,
-        volume_ml=counts.voxels * voxel_ml,
-        reference_volume_ml=counts.reference_voxels * voxel_ml,
-        volume_error_ml=(counts.voxels - counts.reference_voxels) * voxel_ml,
-        lesions=lesions,
-    )
-
-
-def mask_of(class_map: ClassMap, classes: Collection[TumourClass]) -> Mask:
-    """Where a class map, of any shape, has one of these classes."""
-    return np.asarray(np.logical_or.reduce([class_map == index for index in classes]))
-
-
-def _check(prediction: ClassMap, reference: ClassMap, spacing_mm: SpacingMm, tolerance_mm: float) -> None:
-    if prediction.shape != reference.shape or prediction.ndim != 3:
-        raise ValueError(f"class maps of shapes {prediction.shape} and {reference.shape}; both must be [I, J, K]")
-    if max(class_map.max(initial=0) for class_map in (prediction, reference)) >= N_CLASSES:
-        raise ValueError("class indices above 3; label values must be turned into class indices first")
-    if not all(np.isfinite(size) and size > 0 for size in spacing_mm) or len(spacing_mm) != 3:
-        raise ValueError(f"a spacing of {spacing_mm}; it must be three lengths in mm")
-    if not tolerance_mm >= 0:
-        raise ValueError(f"a tolerance of {tolerance_mm} mm")
-
-
-_Scalar = TypeVar("_Scalar", bound=np.generic)
-
-
-@dataclass(frozen=True, kw_only=True)
-class EvaluationTask:
-    """One pair and what is asked of it.
-
-    tolerance_mm: of the surface Dice. uncertainty: whether the uncertainty maps beside the prediction are scored too.
-    """
-
-    pair: Pair
-    convention: Convention
-    labels: ReadLabels
-    tolerance_mm: float
-    uncertainty: bool = False
-
-
-def evaluate(task: EvaluationTask) -> dict[str, Any]:
-    """The JSON object of one case: its scores by region and class.
-
-    Raises CaseError when a file cannot be read, holds no BraTS labels or no uncertainties, is absent, or is on another grid.
-    """
-    prediction, reference = _loaded(task.pair.prediction, task.pair.reference)
-    _check_grid(prediction, reference, names=("prediction", "reference"))
-    class_maps = [class_map_of(volume, task.labels)[0] for volume in (prediction, reference)]
-    scores = compare(
-        *class_maps,
-        spacing_mm=reference.spacing_mm,
-        convention=task.convention,
-        tolerance_mm=task.tolerance_mm,
-    )
-    described = {name: _described(asdict(of_region)) for name, of_region in scores.items()}
-    files = {"prediction": str(prediction.path), "reference": str(reference.path)}
-    if task.uncertainty:
-        paths, of_regions = _of_uncertainty(prediction, reference, *class_maps)
-        files |= paths
-        described |= {name: {**described[name], "uncertainty": asdict(of_region)} for name, of_region in of_regions.items()}
-    return {
-        "case": task.pair.case,
-        "convention": task.convention,
-        "labels": task.labels,
-        "tolerance_mm": task.tolerance_mm,
-        **files,
-        "regions": {name: described[name] for name in REGIONS},
-        "classes": {name: described[name] for name in (TumourClass.NCR.name, TumourClass.ED.name, TumourClass.ET.name)},
-    }
-
-
-def _of_uncertainty(
-    prediction: Volume, reference: Volume, predicted: ClassMap, referred: ClassMap
-) -> tuple[dict[str, Any], dict[str, UncertaintyScores]]:
-    """The files that were read, and the scores of every region.
-
-    The brain is where the T1 image beside the reference is above 0, as the script of BraTS 2020 suggests; without one the whole
-    volume counts, and brain_image is None.
-    """
-    paths, t1_path = uncertainty_maps_of(prediction.path), t1_of(reference.path)
-    volumes = _loaded(*paths.values(), *([t1_path] if t1_path is not None else []))
-    brain = None
-    if t1_path is not None:
-        t1 = volumes.pop()
-        _check_grid(t1, reference, names=("T1", "reference"))
-        brain = _unravelled(t1.brain)
-    class_maps = _unravelled(predicted), _unravelled(referred)
-    scores = {}
-    for (region, classes), volume in zip(REGIONS.items(), volumes, strict=True):
-        _check_grid(volume, prediction, names=("uncertainty map", "label map"))
-        masks = [mask_of(class_map, classes) for class_map in class_maps]
-        scores[region] = uncertainty_scores(_unravelled(_uncertainty_of(volume)), *masks, brain=brain)
-    maps = {region: str(path) for region, path in paths.items()}
-    return {"uncertainty_maps": maps, "brain_image": None if t1_path is None else str(t1_path)}, scores
-
-
-def _unravelled(voxels: npt.NDArray[_Scalar]) -> npt.NDArray[_Scalar]:
-    """In the order in which volumes lie in memory: masks of it are made and counted several times as fast."""
-    return np.ravel(voxels, order="F")
-
-
-def _uncertainty_of(volume: Volume) -> UncertaintyMap:
-    try:
-        return percentages(volume.voxels)
-    except CaseError as error:
-        raise CaseError(f"{volume.path}: {error}") from error
-
-
-def _loaded(*paths: Path) -> list[Volume]:
-    with ThreadPoolExecutor(len(paths)) as threads:
-        return list(threads.map(load_volume, paths))
-
-
-def _check_grid(volume: Volume, other: Volume, *, names: tuple[str, str]) -> None:
-    if (error := grids_differ(volume, other, names=names)) is not None:
-        raise error
-
-
-def _described(scores: dict[str, Any]) -> dict[str, Any]:
-    """Volumes to a cubic millimetre, and without the counts of lesions where the convention has none."""
-    # + 0.0: a volume that is 0.0001 mL too small would be -0.0.
-    present = {name: value for name, value in scores.items() if value is not None}
-    return {name: round(value, 3) + 0.0 if name.endswith("_ml") else value for name, value in present.items()}
-
-
-# Of the scores of a region or class, in the order of tables; with the unit for people.
-SCORES: Final[Mapping[str, str]] = {
-    "dice": "Dice",
-    "hd95_mm": "HD95 mm",
-    "surface_dice": "surface Dice",
-    "sensitivity": "sensitivity",
-    "specificity": "specificity",
-    "precision": "precision",
-    "volume_error_ml": "volume error mL",
-}
-# And of the uncertainty of a region, where it was asked for; by their names in flat tables.
-UNCERTAINTY_SCORES: Final[Mapping[str, str]] = {
-    "uncertainty_dice_auc": "Dice AUC",
-    "uncertainty_ftp_auc": "FTP AUC",
-    "uncertainty_ftn_auc": "FTN AUC",
-    "uncertainty_score": "uncertainty",
-    "uncertainty_error_auroc": "error AUROC",
-}
-_RESAMPLES: Final = 10_000
-_INTERVAL_PERCENT: Final = (2.5, 97.5)
-
-
 @dataclass(frozen=True)
 class Statistics:
-    """Of one score over cases. sd: of the sample (n - 1), 0 for one case.
+    """Statistics of one score over n cases. sd: of the sample (n - 1), 0 for one case.
 
     low, high: 95 % interval of the mean, percentiles of 10,000 bootstrap resamples of the cases.
     """
@@ -268,6 +111,51 @@ class Statistics:
     high: float
 
 
+def evaluate(task: EvaluationTask) -> dict[str, Any]:
+    """The JSON object of one case: its scores by region and class.
+
+    Raises CaseError when a file is absent, cannot be read, is on another grid, or holds no BraTS labels or no uncertainties.
+    """
+    prediction, reference = _load(task.pair.prediction, task.pair.reference)
+    _check_grid(prediction, reference, names=("prediction", "reference"))
+    class_maps = [class_map_of(volume, task.labels)[0] for volume in (prediction, reference)]
+    found = compare(*class_maps, spacing_mm=reference.spacing_mm, convention=task.convention, tolerance_mm=task.tolerance_mm)
+    scores = {name: _rounded(asdict(of_region)) for name, of_region in found.items()}
+    files: dict[str, Any] = {"prediction": str(prediction.path), "reference": str(reference.path)}
+    if task.uncertainty:
+        maps, uncertainty = _score_uncertainty(prediction, reference, *class_maps)
+        files |= maps
+        scores |= {name: {**scores[name], "uncertainty": asdict(of_region)} for name, of_region in uncertainty.items()}
+    return {
+        "case": task.pair.case,
+        "convention": task.convention,
+        "labels": task.labels,
+        "tolerance_mm": task.tolerance_mm,
+        **files,
+        "regions": {name: scores[name] for name in REGIONS},
+        "classes": {name: scores[name] for name in (TumourClass.NCR.name, TumourClass.ED.name, TumourClass.ET.name)},
+    }
+
+
+def compare(
+    prediction: ClassMap, reference: ClassMap, *, spacing_mm: SpacingMm, convention: Convention, tolerance_mm: float = 1.0
+) -> dict[str, RegionScores]:
+    """Score class maps [I, J, K], class indices 0-3, on one grid: WT, TC, ET, NCR, ED in this order. ET is region and class.
+
+    tolerance_mm: the tolerance of surface Dice. ValueError for shapes that differ, other class indices, and a spacing or
+    tolerance that is no length.
+    """
+    _check_arrays(prediction, reference, spacing_mm, tolerance_mm)
+    box = box_around((prediction | reference) > 0)
+    outside = prediction.size - prediction[box].size
+    cropped = np.ascontiguousarray(prediction[box]), np.ascontiguousarray(reference[box])
+    scores = {}
+    for name, classes in REGIONS_AND_CLASSES.items():
+        masks = [mask_of(class_map, classes) for class_map in cropped]
+        scores[name] = _score(*masks, outside=outside, spacing_mm=spacing_mm, convention=convention, tolerance_mm=tolerance_mm)
+    return scores
+
+
 def statistics(values: Sequence[float], *, seed: int) -> Statistics:
     """values: one a case, at least one. Equal values and seed give equal numbers."""
     of_cases = np.asarray(values, dtype=np.float64)
@@ -279,44 +167,47 @@ def statistics(values: Sequence[float], *, seed: int) -> Statistics:
     return Statistics(of_cases.size, *(float(number) for number in numbers))
 
 
-def summarised(documents: Sequence[Mapping[str, Any]], *, seed: int) -> dict[str, dict[str, Statistics]]:
-    """Statistics by region and score, over the objects that `evaluation.evaluate` gives, one a case.
+def summarise(documents: Sequence[Mapping[str, Any]], *, seed: int) -> dict[str, dict[str, Statistics]]:
+    """Statistics by region and score. documents: the objects of `evaluate`, one a case.
 
-    A score that some cases do not have is of the others, and absent where none has it.
+    A score that some cases lack is summarised over the others; a score that all lack is absent.
     """
+    by_case = [scores_of(document) for document in documents]
     summary: dict[str, dict[str, Statistics]] = {}
-    for region in documents[0]["regions"]:
-        flat = [_flat(document["regions"][region]) for document in documents]
-        summary[region] = {}
-        for score in (*SCORES, *UNCERTAINTY_SCORES):
-            if values := [scores[score] for scores in flat if scores.get(score) is not None]:
-                summary[region][score] = statistics(values, seed=seed)
+    for region in by_case[0]:
+        values = {
+            score: [scores[region][score] for scores in by_case if score in scores[region]]
+            for score in (*SCORES, *UNCERTAINTY_SCORES)
+        }
+        summary[region] = {score: statistics(of_cases, seed=seed) for score, of_cases in values.items() if of_cases}
     return summary
 
 
 def scores_of(document: Mapping[str, Any]) -> dict[str, dict[str, float]]:
-    """The same scores of one case, by region and score, those that it has."""
-    flat = {region: _flat(scores) for region, scores in document["regions"].items()}
+    """The scores that one case has, by region and score."""
+    flat = {region: _flatten(scores) for region, scores in document["regions"].items()}
     return {
         region: {score: scores[score] for score in (*SCORES, *UNCERTAINTY_SCORES) if scores.get(score) is not None}
         for region, scores in flat.items()
     }
 
 
-def worst(documents: Iterable[Mapping[str, Any]], n: int) -> list[Mapping[str, Any]]:
-    """The n cases of lowest mean Dice over the regions, the worst first."""
+def worst_cases(documents: Iterable[Mapping[str, Any]], n: int) -> list[Mapping[str, Any]]:
+    """The n cases of lowest mean Dice over WT, TC and ET, the worst first."""
+
+    def mean_dice(document: Mapping[str, Any]) -> float:
+        return float(np.mean([scores["dice"] for scores in document["regions"].values()]))
+
     return sorted(documents, key=lambda document: (mean_dice(document), document["case"]))[:n]
 
 
-def mean_dice(document: Mapping[str, Any]) -> float:
-    """Over WT, TC and ET of one case."""
-    return float(np.mean([scores["dice"] for scores in document["regions"].values()]))
+def encode_csv(documents: Iterable[Mapping[str, Any]]) -> bytes:
+    """A row a case and region or class; the columns are the scores of the JSON objects, by name.
 
-
-def as_csv(documents: Iterable[Mapping[str, Any]]) -> str:
-    """One row a case and region or class; the columns are the scores of the JSON objects, by name."""
+    The names of files need not be text: their bytes are kept.
+    """
     rows = [
-        {"case": document["case"], "convention": document["convention"], "region": name, **_flat(scores)}
+        {"case": document["case"], "convention": document["convention"], "region": name, **_flatten(scores)}
         for document in documents
         for name, scores in {**document["regions"], **document["classes"]}.items()
     ]
@@ -324,10 +215,111 @@ def as_csv(documents: Iterable[Mapping[str, Any]]) -> str:
     writer = csv.DictWriter(table, list(rows[0]), lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
-    return table.getvalue()
+    return table.getvalue().encode(errors="surrogateescape")
 
 
-def _flat(scores: Mapping[str, Any]) -> dict[str, Any]:
+def _load(*paths: Path) -> list[Volume]:
+    with ThreadPoolExecutor(len(paths)) as threads:
+        return list(threads.map(load_volume, paths))
+
+
+def _check_grid(volume: Volume, other: Volume, *, names: tuple[str, str]) -> None:
+    if (error := grids_differ(volume, other, names=names)) is not None:
+        raise error
+
+
+def _check_arrays(prediction: ClassMap, reference: ClassMap, spacing_mm: SpacingMm, tolerance_mm: float) -> None:
+    if prediction.shape != reference.shape or prediction.ndim != 3:
+        raise ValueError(f"class maps of shapes {prediction.shape} and {reference.shape}; both must be [I, J, K]")
+    if max(class_map.max(initial=0) for class_map in (prediction, reference)) >= N_CLASSES:
+        raise ValueError("class indices above 3; label values must be turned into class indices first")
+    if not all(np.isfinite(size) and size > 0 for size in spacing_mm) or len(spacing_mm) != 3:
+        raise ValueError(f"a spacing of {spacing_mm}; it must be three lengths in mm")
+    if not tolerance_mm >= 0:
+        raise ValueError(f"a tolerance of {tolerance_mm} mm")
+
+
+def _score(
+    prediction: Mask,
+    reference: Mask,
+    *,
+    outside: int,
+    spacing_mm: SpacingMm,
+    convention: Convention,
+    tolerance_mm: float,
+) -> RegionScores:
+    """outside: voxels of the volume outside the box to which the masks were cropped, background in both."""
+    counts = overlap(prediction, reference)
+    counts = replace(counts, true_negatives=counts.true_negatives + outside)
+    lesions = None
+    if convention is Convention.LESIONWISE:
+        by_lesion = lesion_scores(prediction, reference, spacing_mm=spacing_mm)
+        dice, hd95_mm, lesions = by_lesion.dice, by_lesion.hd95_mm, by_lesion.counts
+    else:
+        dice, hd95_mm = counts.dice, border_hd95_mm(prediction, reference, spacing_mm=spacing_mm)
+    voxel_ml = float(np.prod(spacing_mm)) / 1000
+    return RegionScores(
+        dice=dice,
+        hd95_mm=hd95_mm if np.isfinite(hd95_mm) else MISSED_REGION_HD95_MM,
+        surface_dice=surface_distances(prediction, reference, spacing_mm=spacing_mm).dice(tolerance_mm),
+        sensitivity=counts.sensitivity,
+        specificity=counts.specificity,
+        precision=counts.precision,
+        voxels=counts.voxels,
+        reference_voxels=counts.reference_voxels,
+        volume_ml=counts.voxels * voxel_ml,
+        reference_volume_ml=counts.reference_voxels * voxel_ml,
+        volume_error_ml=(counts.voxels - counts.reference_voxels) * voxel_ml,
+        lesions=lesions,
+    )
+
+
+def _score_uncertainty(
+    prediction: Volume, reference: Volume, predicted: ClassMap, true: ClassMap
+) -> tuple[dict[str, Any], dict[str, UncertaintyScores]]:
+    """The files that were read, and the scores of every region.
+
+    The brain is where the T1 image beside the reference is above 0, as the script of BraTS 2020 suggests. Without a T1 image,
+    the whole volume counts and brain_image is None.
+    """
+    paths, t1_path = uncertainty_maps_of(prediction.path), t1_of(reference.path)
+    volumes = _load(*paths.values(), *([t1_path] if t1_path is not None else []))
+    brain = None
+    if t1_path is not None:
+        t1 = volumes.pop()
+        _check_grid(t1, reference, names=("T1", "reference"))
+        brain = _in_memory_order(t1.brain)
+    class_maps = _in_memory_order(predicted), _in_memory_order(true)
+    scores = {}
+    for (region, classes), volume in zip(REGIONS.items(), volumes, strict=True):
+        _check_grid(volume, prediction, names=("uncertainty map", "label map"))
+        masks = [mask_of(class_map, classes) for class_map in class_maps]
+        scores[region] = uncertainty_scores(_in_memory_order(_uncertainty_in(volume)), *masks, brain=brain)
+    maps = {region: str(path) for region, path in paths.items()}
+    return {"uncertainty_maps": maps, "brain_image": None if t1_path is None else str(t1_path)}, scores
+
+
+def _in_memory_order(voxels: npt.NDArray[_Scalar]) -> npt.NDArray[_Scalar]:
+    """[I, J, K] as [N] in the order in which volumes lie in memory: masks are made and counted several times as fast."""
+    return np.ravel(voxels, order="F")
+
+
+def _uncertainty_in(volume: Volume) -> UncertaintyMap:
+    try:
+        return percentages(volume.voxels)
+    except CaseError as error:
+        raise CaseError(f"{volume.path}: {error}") from error
+
+
+def _rounded(scores: dict[str, Any]) -> dict[str, Any]:
+    """Scores with volumes to a cubic millimetre, and without the counts of lesions where there are none."""
+    # + 0.0: a volume that is 0.0001 mL too small would be -0.0.
+    present = {name: value for name, value in scores.items() if value is not None}
+    return {name: round(value, 3) + 0.0 if name.endswith("_ml") else value for name, value in present.items()}
+
+
+def _flatten(scores: Mapping[str, Any]) -> dict[str, Any]:
+    """Scores whose names begin with the name of the group that they were in, as uncertainty_score."""
     flat: dict[str, Any] = {}
     for name, value in scores.items():
         flat |= {f"{name}_{inner}": number for inner, number in value.items()} if isinstance(value, Mapping) else {name: value}

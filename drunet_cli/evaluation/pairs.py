@@ -1,4 +1,4 @@
-"""Which prediction is to be compared with which reference. Reads no voxel."""
+"""Which prediction is to be compared with which reference, by file names and tables; no voxel is read."""
 
 import csv
 import io
@@ -14,8 +14,8 @@ from drunet_cli.io.discovery import Folder, folders_from
 from drunet_cli.io.naming import NIFTI_SUFFIXES, SEGMENTATION, WORDS, before_and_last_word, is_nifti, stem, with_a_name
 
 COLUMNS: Final = ("case", "prediction", "reference")
-UNCERTAINTY_MAPS: Final = {"WT": "_unc_whole", "TC": "_unc_core", "ET": "_unc_enhance"}  # by region, as BraTS 2020 names them
-# What drunet and BraTS write beside a label map, by the end of the name.
+# Ends of names of files beside a label map: the uncertainty map of each region, as in BraTS 2020, and other volumes.
+UNCERTAINTY_MAPS: Final = {"WT": "_unc_whole", "TC": "_unc_core", "ET": "_unc_enhance"}
 _NO_LABEL_MAPS: Final = ("_probabilities", "_entropy", *UNCERTAINTY_MAPS.values())
 
 
@@ -30,9 +30,9 @@ class Pair:
 
 @dataclass(frozen=True)
 class Pairing:
-    """Pairs sorted by case; and of what has no partner, or more than one, by case the reason.
+    """Pairs, sorted by case, and by case why the others are not compared.
 
-    missing: cases of which one side only is there.
+    unpaired: cases with more than one label map on a side, or a bad row. missing: cases with a label map on one side only.
     """
 
     pairs: tuple[Pair, ...]
@@ -40,7 +40,7 @@ class Pairing:
     missing: Mapping[str, CaseError]
 
     def missing_in_words(self, *, allowed: bool) -> str:
-        """Of those of which one side is there, in one line: that they are left out, or how they would be."""
+        """One line on the cases with a label map on one side only: that they are left out, or how they would be."""
         if not allowed:
             cases = "1 case has" if len(self.missing) == 1 else f"{len(self.missing)} cases have"
             return f"{cases} no partner; --allow-missing leaves such out"
@@ -62,7 +62,7 @@ def pair_up(predictions: Path, references: Path) -> Pairing:
     if predictions.is_dir() != references.is_dir():
         raise MisuseError(f"{predictions} and {references}: give two label maps, or two folders")
     if not predictions.is_dir():
-        return Pairing((Pair(_case_name(references), predictions, references),), {}, {})
+        return Pairing((Pair(_case_of(references), predictions, references),), {}, {})
     sides = {folder: label_maps_in(folder) for folder in (predictions, references)}
     pairs: list[Pair] = []
     unpaired: dict[str, CaseError] = {}
@@ -82,14 +82,24 @@ def pair_up(predictions: Path, references: Path) -> Pairing:
     return Pairing(tuple(pairs), unpaired, missing)
 
 
-def read_pairs(text: str, *, folder: Path, name: str) -> Pairing:
-    """The rows of a table with the columns case, prediction, reference; relative paths begin at `folder`.
+def read_table(path: Path) -> Pairing:
+    """The pairs of a table with the columns case, prediction, reference; relative paths begin at the table's folder.
 
-    name: of the table, for messages. Raises CaseError for a table without these columns or without rows.
+    Raises CaseError for a file that cannot be read or is no such table.
     """
     try:
-        reader = csv.DictReader(io.StringIO(text.removeprefix("\ufeff"), newline=""), strict=True)
+        return parse_table(path.read_bytes(), folder=path.parent, name=str(path))
+    except OSError as error:
+        raise CaseError(f"{path}: cannot be read: {error.strerror}") from error
+
+
+def parse_table(table: bytes, *, folder: Path, name: str) -> Pairing:
+    """The pairs of a table that was read from elsewhere. folder: where relative paths begin. name: the table in messages."""
+    try:
+        reader = csv.DictReader(io.StringIO(table.decode("utf-8-sig"), newline=""), strict=True)
         rows = [(reader.line_num, row) for row in reader]
+    except UnicodeDecodeError as error:
+        raise CaseError(f"{name}: is not text in UTF-8; save the table as UTF-8") from error
     except csv.Error as error:
         raise CaseError(f"{name}: cannot be read as a table: {error}") from error
     if not rows or not set(COLUMNS) <= rows[0][1].keys():
@@ -107,31 +117,15 @@ def read_pairs(text: str, *, folder: Path, name: str) -> Pairing:
     return Pairing(tuple(pairs[case] for case in sorted(pairs.keys() - unpaired.keys())), unpaired, {})
 
 
-def table_of(path: Path) -> str:
-    """The text of a table. Raises CaseError."""
-    try:
-        return decoded(path.read_bytes(), name=str(path))
-    except OSError as error:
-        raise CaseError(f"{path}: cannot be read: {error.strerror}") from error
-
-
-def decoded(table: bytes, *, name: str) -> str:
-    """The bytes of a table as text. Raises CaseError."""
-    try:
-        return table.decode()
-    except UnicodeDecodeError as error:
-        raise CaseError(f"{name}: is not text in UTF-8; save the table as UTF-8") from error
-
-
 def label_maps_in(folder: Path) -> dict[str, list[Path]]:
     """Label maps at any depth, by case: CASE.nii.gz as drunet and nnU-Net have it, CASE_seg.nii.gz, CASE-seg.nii.gz as BraTS.
 
-    Images that lie beside them are not taken for label maps. Raises CaseError when there is none, or a folder refuses.
+    Images beside them are not taken for label maps. Raises CaseError when there is no label map or a folder cannot be listed.
     """
     found: dict[str, list[Path]] = {}
     for path in _files(folder):
         if is_nifti(path.name) and _may_be_label_map(path):
-            found.setdefault(_case_name(path), []).append(path)
+            found.setdefault(_case_of(path), []).append(path)
     if not found:
         raise CaseError(f"{folder}: holds no label map; looked for CASE.nii.gz, CASE_seg.nii.gz and CASE-seg.nii.gz")
     return found
@@ -140,7 +134,7 @@ def label_maps_in(folder: Path) -> dict[str, list[Path]]:
 def uncertainty_maps_of(label_map: Path) -> dict[str, Path]:
     """The uncertainty maps beside a label map, by region: NAME_unc_whole.nii.gz, NAME_unc_core and NAME_unc_enhance, or .nii.
 
-    Raises CaseError that names all that are not there.
+    Raises one CaseError that names every absent map.
     """
     names = {region: f"{stem(label_map)}{end}" for region, end in UNCERTAINTY_MAPS.items()}
     found = {region: _beside(label_map, [name]) for region, name in names.items()}
@@ -179,7 +173,7 @@ def _may_be_label_map(path: Path) -> bool:
     return not name.endswith(_NO_LABEL_MAPS) and word.lower() not in WORDS
 
 
-def _case_name(path: Path) -> str:
+def _case_of(path: Path) -> str:
     before, word = before_and_last_word(stem(path))
     if word.lower() != SEGMENTATION:
         return stem(path)

@@ -6,9 +6,9 @@ from typing import Any, Final
 
 import numpy as np
 
-from drunet_cli.errors import MisuseError
+from drunet_cli.errors import MisuseError, plural
 
-# Regions in colours that a colour-blind reader can tell apart (Okabe and Ito).
+# Colours of the regions that a colour-blind reader can tell apart (Okabe and Ito).
 REGION_COLOURS: Final = {"WT": "#0072B2", "TC": "#E69F00", "ET": "#009E73"}
 _PANELS: Final = {"dice": "Dice", "hd95_mm": "HD95 (mm)"}
 _JITTER: Final = 0.12
@@ -24,7 +24,7 @@ def check_plottable() -> None:
 
 
 def box_plots(documents: Sequence[Mapping[str, Any]]) -> bytes:
-    """A PNG picture: Dice and HD95 by region, every case a point. documents: as `evaluation.evaluate` gives them."""
+    """A PNG picture: Dice and HD95 by region, every case a point. documents: the objects of `evaluate`, one a case."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg  # draws without a display
     from matplotlib.figure import Figure
 
@@ -41,12 +41,11 @@ def box_plots(documents: Sequence[Mapping[str, Any]]) -> bytes:
         axes.grid(axis="y", linewidth=0.5, alpha=0.5)
         if score == "dice":
             axes.set_ylim(-0.03, 1.03)
-        else:  # most are a few mm, one that was missed is 373
+        else:  # most distances are a few mm, that of a missed region is 373
             axes.set_yscale("symlog", linthresh=1)
             axes.set_yticks(_HD95_TICKS_MM, [str(tick) for tick in _HD95_TICKS_MM])
             axes.set_ylim(-0.2, 500)
-    plural = "case" if len(documents) == 1 else "cases"
-    figure.suptitle(f"{len(documents)} {plural}, convention {documents[0]['convention']}", fontsize="medium")
+    figure.suptitle(f"{plural(len(documents), 'case')}, convention {documents[0]['convention']}", fontsize="medium")
     stream = io.BytesIO()
     figure.savefig(stream, format="png", dpi=150)
     return stream.getvalue()

@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 import numpy as np
 
 from drunet_cli.brats import REGIONS, ClassMap
-from drunet_cli.evaluation.evaluate import mask_of
-from drunet_cli.evaluation.scores import dice
+from drunet_cli.evaluation.scores import dice, mask_of
 from drunet_cli.io.geometry import FRAME, AxisFit, Geometry, laid_out
 from drunet_cli.io.slices import SliceStack
 from drunet_cli.network.engine import Engine, WindowMode

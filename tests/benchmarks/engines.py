@@ -11,8 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from drunet_cli.brats import REGIONS
-from drunet_cli.evaluation.evaluate import mask_of
-from drunet_cli.evaluation.scores import dice
+from drunet_cli.evaluation.scores import dice, mask_of
 from drunet_cli.host import cpu_name, granted_cpus, limit_openmp_spinning
 from drunet_cli.io.discovery import find_cases
 from drunet_cli.io.volumes import read_images

@@ -21,8 +21,7 @@ import numpy.typing as npt
 from scipy import ndimage
 
 from drunet_cli.brats import REGIONS, Modality
-from drunet_cli.evaluation.evaluate import mask_of
-from drunet_cli.evaluation.scores import dice
+from drunet_cli.evaluation.scores import dice, mask_of
 from drunet_cli.host import cpu_name, granted_cpus
 from drunet_cli.io.case import Case
 from drunet_cli.io.checks import brain_mask

@@ -15,7 +15,7 @@ import numpy as np
 
 from drunet_cli.brats import REGIONS, ClassMap
 from drunet_cli.evaluation.evaluate import Convention, compare
-from drunet_cli.evaluation.surfaces import box_of
+from drunet_cli.evaluation.surfaces import box_around
 from drunet_cli.io.nifti import load_volume
 from drunet_cli.io.volumes import class_map_of
 from tests.evaluation.make_reference_scores import TOLERANCES_MM, package_scores, published_lesionwise
@@ -62,7 +62,7 @@ def compared(
 
 
 def around_tumour(class_map: ClassMap) -> ClassMap:
-    box = box_of(class_map > 0)
+    box = box_around(class_map > 0)
     return class_map[tuple(slice(max(axis.start - MARGIN, 0), axis.stop + MARGIN) for axis in box)]
 
 

@@ -15,8 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from drunet_cli.brats import REGIONS, ClassMap
-from drunet_cli.evaluation.evaluate import mask_of
-from drunet_cli.evaluation.scores import dice
+from drunet_cli.evaluation.scores import dice, mask_of
 from drunet_cli.host import cpu_name, granted_cpus
 from drunet_cli.io.case import Case
 from drunet_cli.io.discovery import find_cases

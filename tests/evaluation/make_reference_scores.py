@@ -3,11 +3,12 @@
     python -m venv /tmp/ref && /tmp/ref/bin/pip install MedPy==0.5.2 surface-distance==0.1
     PYTHONPATH=. /tmp/ref/bin/python -m tests.evaluation.make_reference_scores
 
-Lesion-wise scores have no package; `published_lesionwise` follows BraTS-2023-Metrics' eval.py step by step, the slow way: whole
-volumes, every lesion dilated on its own, no boxes. Of drunet nothing is used.
+Lesion-wise scores have no package; `lesionwise` follows BraTS-2023-Metrics' eval.py step by step, the slow way: whole
+volumes, every lesion dilated on its own, no boxes. Nothing of drunet is used.
 """
 
 import json
+from collections.abc import Callable
 from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
@@ -20,8 +21,11 @@ from tests.evaluation.random_pairs import Mask, random_pairs
 
 RESULT: Final = Path(__file__).with_name("reference_scores.json")
 TOLERANCES_MM: Final = (0.5, 1.0, 2.0)
-MISSED_HD95_MM: Final = 374
+MISSED_HD95_MM: Final = 374.0
 SMALL_MM3: Final = 50
+
+SpacingMm = tuple[float, float, float]
+Score = Callable[[Mask, Mask], float]
 
 
 def reference_packages() -> tuple[Any, Any]:
@@ -31,7 +35,7 @@ def reference_packages() -> tuple[Any, Any]:
     return import_module("medpy.metric.binary"), import_module("surface_distance")
 
 
-def package_scores(prediction: Mask, reference: Mask, spacing_mm: tuple[float, float, float]) -> dict[str, Any]:
+def package_scores(prediction: Mask, reference: Mask, spacing_mm: SpacingMm) -> dict[str, Any]:
     """What the two packages say of one pair."""
     medpy, surface_distance = reference_packages()
     surfaces = surface_distance.compute_surface_distances(reference, prediction, spacing_mm)
@@ -48,9 +52,19 @@ def package_scores(prediction: Mask, reference: Mask, spacing_mm: tuple[float, f
     }
 
 
-def published_lesionwise(prediction: Mask, reference: Mask, spacing_mm: tuple[float, float, float]) -> dict[str, float | int]:
-    """Lesion-wise Dice, HD95 and counts with the parameters for GLI."""
+def published_lesionwise(prediction: Mask, reference: Mask, spacing_mm: SpacingMm) -> dict[str, float | int]:
+    """Lesion-wise scores with the packages' Dice and HD95."""
     medpy, surface_distance = reference_packages()
+
+    def hd95(found: Mask, sought: Mask) -> float:
+        surfaces = surface_distance.compute_surface_distances(sought, found, spacing_mm)
+        return float(surface_distance.compute_robust_hausdorff(surfaces, 95))
+
+    return lesionwise(prediction, reference, spacing_mm, dice=medpy.dc, hd95=hd95)
+
+
+def lesionwise(prediction: Mask, reference: Mask, spacing_mm: SpacingMm, *, dice: Score, hd95: Score) -> dict[str, float | int]:
+    """Lesion-wise Dice, HD95 and counts with the parameters for GLI."""
     around, corners = ndimage.generate_binary_structure(3, 2), np.ones((3, 3, 3))
     predicted, n_predicted = ndimage.label(prediction, corners)
     merged, n_merged = ndimage.label(ndimage.binary_dilation(reference, around, iterations=3), corners)
@@ -64,10 +78,9 @@ def published_lesionwise(prediction: Mask, reference: Mask, spacing_mm: tuple[fl
         if lesion.sum() * np.prod(spacing_mm) <= SMALL_MM3:
             continue
         whole = np.isin(predicted, sorted(matched))
-        surfaces = surface_distance.compute_surface_distances(lesion, whole, spacing_mm)
-        hd95_mm = surface_distance.compute_robust_hausdorff(surfaces, 95)
-        dices.append(float(medpy.dc(whole, lesion)))
-        hd95s_mm.append(float(hd95_mm) if np.isfinite(hd95_mm) else MISSED_HD95_MM)
+        hd95_mm = hd95(whole, lesion)
+        dices.append(float(dice(whole, lesion)))
+        hd95s_mm.append(hd95_mm if np.isfinite(hd95_mm) else MISSED_HD95_MM)
         found, missed = found + bool(matched), missed + (not matched)
     n_false = n_predicted - len(ever_matched)
     scored = len(dices) + n_false

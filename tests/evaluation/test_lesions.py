@@ -1,12 +1,16 @@
 """Lesion-wise scores, against the published procedure and by hand."""
 
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import pytest
+from hypothesis import given
 
 from drunet_cli.evaluation.lesions import LesionCounts, LesionScores, lesion_scores
-from drunet_cli.evaluation.scores import Mask, SpacingMm
+from drunet_cli.evaluation.scores import Mask, SpacingMm, dice
+from drunet_cli.evaluation.surfaces import surface_distances
+from tests.evaluation.make_reference_scores import lesionwise
+from tests.evaluation.random_masks import SPACINGS_MM, masks, plainly
 from tests.evaluation.stored_scores import PAIRS, STORED, TOLERANCE, every_pair
 
 UNIT: Final = (1.0, 1.0, 1.0)
@@ -52,22 +56,31 @@ def test_room_around_the_volume_changes_nothing(name: str) -> None:
     assert scores(roomy[0], roomy[1], pair.spacing_mm) == scores(pair.prediction, pair.reference, pair.spacing_mm)
 
 
-# --- empty
+@plainly
+@given(masks(2), SPACINGS_MM)
+def test_scores_are_those_of_a_plain_rendering(drawn: Any, spacing_mm: SpacingMm) -> None:
+    """The steps of the published procedure, over whole volumes, a lesion at a time; Dice and HD95 have tests of their own."""
+
+    def hd95(found: Mask, sought: Mask) -> float:
+        return surface_distances(found, sought, spacing_mm=spacing_mm).hd95_mm
+
+    prediction, reference = (np.kron(mask, np.ones((3, 3, 3), dtype=np.bool_)) for mask in drawn)
+    expected = lesionwise(prediction, reference, spacing_mm, dice=dice, hd95=hd95)
+    found = scores(prediction, reference, spacing_mm)
+    assert vars(found.counts) == {name: expected.pop(name) for name in vars(found.counts)}
+    assert {"dice": found.dice, "hd95_mm": found.hd95_mm} == pytest.approx(expected)
 
 
-def test_nothing_predicted_where_nothing_is_is_perfect() -> None:
-    assert scores(EMPTY, EMPTY) == LesionScores(1, 0, LesionCounts(0, 0, 0))
-
-
-def test_a_prediction_where_nothing_is_is_a_false_positive() -> None:
-    assert scores(cube(4), EMPTY) == LesionScores(0, 374, LesionCounts(0, 0, 1))
-
-
-def test_a_lesion_without_any_prediction_is_missed() -> None:
-    assert scores(EMPTY, cube(4)) == LesionScores(0, 374, LesionCounts(0, 1, 0))
-
-
-# --- what one lesion is
+@pytest.mark.parametrize(
+    ("prediction", "reference", "expected"),
+    [
+        (EMPTY, EMPTY, LesionScores(1, 0, LesionCounts(0, 0, 0))),
+        (cube(4), EMPTY, LesionScores(0, 374, LesionCounts(0, 0, 1))),
+        (EMPTY, cube(4), LesionScores(0, 374, LesionCounts(0, 1, 0))),
+    ],
+)
+def test_empty_masks(prediction: Mask, reference: Mask, expected: LesionScores) -> None:
+    assert scores(prediction, reference) == expected
 
 
 @pytest.mark.parametrize(("start", "n_lesions"), [(7, 1), (10, 1), (11, 2), (20, 2)])
@@ -92,9 +105,6 @@ def test_predicted_components_that_touch_at_a_corner_are_one_and_do_not_merge_ot
     one, at_its_corner, beyond_a_gap = box((30, 2, 2), (2, 2, 2)), box((32, 4, 4), (2, 2, 2)), box((33, 2, 2), (2, 2, 2))
     assert counts(one | at_its_corner, EMPTY) == (0, 0, 1)
     assert counts(one | beyond_a_gap, EMPTY) == (0, 0, 2)
-
-
-# --- what matches
 
 
 @pytest.mark.parametrize(
@@ -133,9 +143,6 @@ def test_every_lesion_and_false_positive_has_the_same_weight() -> None:
     far_voxel = box((38, 1, 1), (1, 1, 1))
     found = scores(cube(0) | far_voxel, cube(0) | cube(20))
     assert found == LesionScores(1 / 3, 2 * 374 / 3, LesionCounts(1, 1, 1))
-
-
-# --- small lesions
 
 
 @pytest.mark.parametrize(("size", "counted"), [((5, 5, 2), False), ((17, 3, 1), True)])

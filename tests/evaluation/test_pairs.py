@@ -6,7 +6,16 @@ from pathlib import Path
 import pytest
 
 from drunet_cli.errors import CaseError, MisuseError
-from drunet_cli.evaluation.pairs import Pair, Pairing, label_maps_in, pair_up, read_pairs, table_of
+from drunet_cli.evaluation.pairs import (
+    Pair,
+    Pairing,
+    label_maps_in,
+    pair_up,
+    parse_table,
+    read_table,
+    t1_of,
+    uncertainty_maps_of,
+)
 
 HEADER = "case,prediction,reference\n"
 
@@ -31,21 +40,16 @@ def paired(predictions: Path, references: Path) -> list[str]:
 
 
 def rows(text: str) -> Pairing:
-    return read_pairs(HEADER + text, folder=Path("tables"), name="pairs.csv")
+    return parse_table((HEADER + text).encode(), folder=Path("tables"), name="pairs.csv")
 
 
-# --- two files
-
-
-def test_two_files_are_a_pair_that_is_called_as_the_reference_is(tmp_path: Path) -> None:
-    prediction, reference = tmp_path / "result.nii.gz", tmp_path / "BraTS2021_00001_seg.nii.gz"
-    touch(tmp_path, prediction.name, reference.name)
-    assert pair_up(prediction, reference).pairs == (Pair("BraTS2021_00001", prediction, reference),)
-
-
-def test_a_reference_without_a_name_of_its_own_is_called_as_its_folder_is(tmp_path: Path) -> None:
-    touch(tmp_path, "a.nii", "case_7/seg.nii")
-    assert pair_up(tmp_path / "a.nii", tmp_path / "case_7" / "seg.nii").pairs[0].case == "case_7"
+@pytest.mark.parametrize(
+    ("reference", "case"), [("BraTS2021_00001_seg.nii.gz", "BraTS2021_00001"), ("case_7/seg.nii", "case_7")]
+)
+def test_two_files_are_a_pair_that_is_called_as_the_reference_or_its_folder(reference: str, case: str, tmp_path: Path) -> None:
+    touch(tmp_path, "result.nii.gz", reference)
+    prediction, reference_file = tmp_path / "result.nii.gz", tmp_path / reference
+    assert pair_up(prediction, reference_file).pairs == (Pair(case, prediction, reference_file),)
 
 
 def test_a_reference_in_the_current_folder_is_called_as_that_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -60,9 +64,6 @@ def test_a_file_and_a_folder_are_no_pair(folder_first: bool, tmp_path: Path) -> 
     one, other = (tmp_path / "folder", tmp_path / "b.nii")[:: 1 if folder_first else -1]
     with pytest.raises(MisuseError, match="give two label maps, or two folders"):
         pair_up(one, other)
-
-
-# --- two folders
 
 
 @pytest.mark.parametrize(
@@ -93,23 +94,26 @@ def test_names_of_brats_2023_keep_all_their_words(tmp_path: Path) -> None:
 
 
 def test_pairs_are_sorted_by_case(tmp_path: Path) -> None:
-    names = ("c.nii", "a.nii", "b.nii")
-    assert paired(touch(tmp_path / "out", *names), touch(tmp_path / "ref", *names)) == ["a", "b", "c"]
+    names = ("c.nii", "a.nii", "b.nii", os.fsdecode(b"caf\xe9.nii"))  # the last is no UTF-8
+    cases = ["a", "b", "c", os.fsdecode(b"caf\xe9")]
+    assert paired(touch(tmp_path / "out", *names), touch(tmp_path / "ref", *names)) == cases
 
 
-@pytest.mark.parametrize("words", [("_t1", "_t1ce", "_t2", "_flair"), ("-t1n", "-t1c", "-t2w", "-t2f"), ("_T1", "_T1Gd")])
-def test_images_beside_label_maps_are_not_taken_for_these(words: tuple[str, ...], tmp_path: Path) -> None:
-    assert cases_in(touch(tmp_path, "x/x_seg.nii.gz", *(f"x/x{word}.nii.gz" for word in words))) == {"x"}
-
-
-@pytest.mark.parametrize("word", ["probabilities", "entropy", "unc_whole", "unc_core", "unc_enhance"])
-def test_what_segment_writes_beside_a_label_map_is_no_label_map(word: str, tmp_path: Path) -> None:
-    assert cases_in(touch(tmp_path, "x.nii.gz", f"x_{word}.nii.gz", "x.json", "x_preview.png", "summary.csv")) == {"x"}
-
-
-@pytest.mark.parametrize("hidden", ["._x.nii.gz", ".x.nii.gz.host.12.tmp", ".trash/y.nii.gz"])
-def test_hidden_files_and_folders_are_passed_over(hidden: str, tmp_path: Path) -> None:
-    assert cases_in(touch(tmp_path, "x.nii.gz", hidden)) == {"x"}
+@pytest.mark.parametrize(
+    "others",
+    [
+        [f"x/x{word}.nii.gz" for word in ("_t1", "_t1ce", "_t2", "_flair", "-t1n", "-t1c", "-t2w", "-t2f", "_T1", "_T1Gd")],
+        [f"x_{word}.nii.gz" for word in ("probabilities", "entropy", "unc_whole", "unc_core", "unc_enhance")],
+        ["x.json", "x_preview.png", "summary.csv", "notes.txt"],
+        ["._x.nii.gz", ".x.nii.gz.host.12.tmp", ".trash/y.nii.gz"],
+    ],
+    ids=["images", "volumes of segment", "other files of segment", "hidden"],
+)
+def test_other_files_beside_label_maps_are_no_label_maps(others: list[str], tmp_path: Path) -> None:
+    assert cases_in(touch(tmp_path, "x/x_seg.nii.gz", *others)) == {"x"}
+    (tmp_path / "x/x_seg.nii.gz").unlink()
+    with pytest.raises(CaseError, match=f"{tmp_path}: holds no label map; looked for"):
+        label_maps_in(tmp_path)
 
 
 def test_a_case_on_one_side_only_is_missing_and_named_with_its_file(tmp_path: Path) -> None:
@@ -133,28 +137,15 @@ def test_a_case_that_is_there_twice_is_not_chosen_from(side: str, tmp_path: Path
     assert not pairing.missing
 
 
-@pytest.mark.parametrize("names", [(), ("notes.txt",), ("x_t1.nii.gz",), ("x_entropy.nii.gz",)])
-def test_a_folder_without_label_maps_is_refused(names: tuple[str, ...], tmp_path: Path) -> None:
-    (tmp_path / "empty").mkdir()
-    touch(tmp_path / "empty", *names)
-    with pytest.raises(CaseError, match="empty: holds no label map; looked for"):
-        pair_up(touch(tmp_path / "out", "a.nii"), tmp_path / "empty")
-
-
-def test_a_folder_is_not_compared_with_itself(tmp_path: Path) -> None:
-    with pytest.raises(CaseError, match="is given as prediction and as reference"):
-        pair_up(touch(tmp_path, "a.nii"), tmp_path)
-
-
-@pytest.mark.parametrize("spelling", ["linked", "relative"])
-def test_a_folder_by_another_path_is_not_compared_with_itself(
+@pytest.mark.parametrize("spelling", ["linked", "relative", "same"])
+def test_a_folder_by_any_path_is_not_compared_with_itself(
     spelling: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = touch(tmp_path / "out", "a.nii")
     (tmp_path / "linked").symlink_to(folder)
     monkeypatch.chdir(tmp_path)
     with pytest.raises(CaseError, match="is given as prediction and as reference"):
-        pair_up(folder, tmp_path / "linked" if spelling == "linked" else Path("out"))
+        pair_up(folder, {"linked": tmp_path / "linked", "relative": Path("out"), "same": folder}[spelling])
 
 
 def test_an_absent_folder_is_said_to_be_absent(tmp_path: Path) -> None:
@@ -162,32 +153,21 @@ def test_an_absent_folder_is_said_to_be_absent(tmp_path: Path) -> None:
         pair_up(tmp_path / "absent", touch(tmp_path / "ref", "a.nii"))
 
 
-def test_links_that_lead_in_a_circle_are_followed_once(tmp_path: Path) -> None:
-    folder = touch(tmp_path / "out", "deep/a.nii")
-    (folder / "deep" / "again").symlink_to(folder)
-    assert label_maps_in(folder) == {"a": [folder / "deep" / "a.nii"]}
-
-
-def test_a_link_to_itself_does_not_hide_the_label_maps_beside_it(tmp_path: Path) -> None:
-    folder = touch(tmp_path / "out", "a.nii")
-    (folder / "self").symlink_to("self")
-    assert cases_in(folder) == {"a"}
-
-
-def test_a_linked_file_and_a_linked_folder_are_found(tmp_path: Path) -> None:
+def test_links_are_followed_once(tmp_path: Path) -> None:
     elsewhere = touch(tmp_path / "elsewhere", "a.nii", "more/b.nii")
-    (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "a.nii").symlink_to(elsewhere / "a.nii")
-    (tmp_path / "out" / "more").symlink_to(elsewhere / "more")
-    assert cases_in(tmp_path / "out") == {"a", "b"}
-
-
-def test_a_name_that_is_no_utf8_pairs_too(tmp_path: Path) -> None:
-    name = os.fsdecode(b"caf\xe9.nii")
-    assert paired(touch(tmp_path / "out", name), touch(tmp_path / "ref", name)) == [os.fsdecode(b"caf\xe9")]
-
-
-# --- a table
+    folder = touch(tmp_path / "out", "deep/c.nii")
+    for link, target in (
+        ("a.nii", elsewhere / "a.nii"),
+        ("more", elsewhere / "more"),
+        ("deep/again", folder),
+        ("self", "self"),
+    ):
+        (folder / link).symlink_to(target)
+    assert label_maps_in(folder) == {
+        "a": [folder / "a.nii"],
+        "b": [folder / "more" / "b.nii"],
+        "c": [folder / "deep" / "c.nii"],
+    }
 
 
 def test_relative_paths_of_a_table_begin_at_its_folder_and_absolute_ones_stay() -> None:
@@ -209,7 +189,7 @@ def test_relative_paths_of_a_table_begin_at_its_folder_and_absolute_ones_stay() 
     ids=["windows", "byte order mark", "other columns", "quotes and spaces", "blank lines"],
 )
 def test_tables_are_read_as_spreadsheets_write_them(text: str) -> None:
-    assert read_pairs(text, folder=Path(), name="t").pairs == (Pair("a", Path("p"), Path("r")),)
+    assert parse_table(text.encode(), folder=Path(), name="t").pairs == (Pair("a", Path("p"), Path("r")),)
 
 
 def test_a_quoted_field_may_hold_a_comma() -> None:
@@ -222,7 +202,7 @@ def test_a_quoted_field_may_hold_a_comma() -> None:
 )
 def test_a_table_without_its_columns_or_rows_is_refused(text: str) -> None:
     with pytest.raises(CaseError, match=r"t\.csv: needs the header case,prediction,reference and a row for each case"):
-        read_pairs(text, folder=Path(), name="t.csv")
+        parse_table(text.encode(), folder=Path(), name="t.csv")
 
 
 def test_a_table_with_an_open_quote_is_refused() -> None:
@@ -256,10 +236,43 @@ def test_the_line_of_a_bad_row_is_the_line_of_the_file() -> None:
 
 def test_a_table_that_is_absent_is_refused(tmp_path: Path) -> None:
     with pytest.raises(CaseError, match=r"t\.csv: cannot be read: No such file or directory"):
-        table_of(tmp_path / "t.csv")
+        read_table(tmp_path / "t.csv")
 
 
 def test_a_table_that_is_no_utf8_is_refused(tmp_path: Path) -> None:
     (tmp_path / "t.csv").write_bytes(HEADER.encode() + b"caf\xe9,p,r\n")
     with pytest.raises(CaseError, match=r"t\.csv: is not text in UTF-8; save the table as UTF-8"):
-        table_of(tmp_path / "t.csv")
+        read_table(tmp_path / "t.csv")
+
+
+@pytest.mark.parametrize("name", ["x.nii", "x.nii.gz"])
+def test_uncertainty_maps_are_found_beside_a_label_map_of_either_suffix(name: str, tmp_path: Path) -> None:
+    maps = {"WT": "x_unc_whole.nii.gz", "TC": "x_unc_core.nii", "ET": "x_unc_enhance.nii.gz"}
+    touch(tmp_path, *maps.values(), "xx_unc_core.nii.gz")
+    assert {region: path.name for region, path in uncertainty_maps_of(tmp_path / name).items()} == maps
+
+
+def test_uncertainty_maps_that_are_absent_are_all_named_in_one_error(tmp_path: Path) -> None:
+    touch(tmp_path, "a_unc_core.nii.gz")
+    with pytest.raises(CaseError) as caught:
+        uncertainty_maps_of(tmp_path / "a.nii.gz")
+    assert str(caught.value) == (
+        f"{tmp_path}/a.nii.gz: has no a_unc_whole.nii.gz, a_unc_enhance.nii.gz beside it; segment the case with "
+        "--uncertainty, or compare it without"
+    )
+
+
+@pytest.mark.parametrize(
+    ("reference", "t1"),
+    [
+        ("a_seg.nii.gz", "a_t1.nii.gz"),
+        ("a-seg.nii.gz", "a-t1n.nii.gz"),
+        ("a.nii", "a_t1.nii"),
+        ("seg.nii", "t1.nii.gz"),
+    ],
+)
+def test_the_t1_image_is_found_by_the_names_of_brats(reference: str, t1: str, tmp_path: Path) -> None:
+    touch(tmp_path, "b_t1.nii.gz", "a_t1ce.nii.gz", "a-t1c.nii.gz", "t1ce.nii.gz", "a_t2.nii.gz")
+    assert t1_of(tmp_path / reference) is None
+    touch(tmp_path, t1)
+    assert t1_of(tmp_path / reference) == tmp_path / t1

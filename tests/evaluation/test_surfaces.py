@@ -4,13 +4,16 @@ import itertools
 import math
 from collections.abc import Iterator
 from functools import cache
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
+import numpy.typing as npt
 import pytest
+from hypothesis import given
 
 from drunet_cli.evaluation.scores import Mask, SpacingMm
 from drunet_cli.evaluation.surfaces import border_hd95_mm, surface_distances
+from tests.evaluation.random_masks import SPACINGS_MM, masks, plainly
 from tests.evaluation.stored_scores import PAIRS, STORED, TOLERANCE, every_pair
 
 UNIT: Final = (1.0, 1.0, 1.0)
@@ -19,6 +22,7 @@ CORNERS: Final = tuple(itertools.product((0.0, 1.0), repeat=3))
 ROOT_3: Final = math.sqrt(3)
 
 Point = tuple[float, ...]
+Points = npt.NDArray[np.float64]
 
 
 def with_voxels(*voxels: tuple[int, int, int], shape: tuple[int, int, int] = (6, 6, 6)) -> Mask:
@@ -36,29 +40,55 @@ def area_mm2(mask: Mask, spacing_mm: SpacingMm = UNIT) -> float:
     return float(surface_distances(mask, mask, spacing_mm=spacing_mm).prediction_mm2.sum())
 
 
-# --- against the packages
-
-
 @every_pair
-def test_hd95_of_border_voxels_is_that_of_medpy(name: str) -> None:
-    pair = PAIRS[name]
+def test_distances_are_those_of_medpy_and_surface_distance(name: str) -> None:
+    pair, stored = PAIRS[name], STORED["pairs"][name]["packages"]
     hd95_mm = border_hd95_mm(pair.prediction, pair.reference, spacing_mm=pair.spacing_mm)
-    assert hd95_mm == pytest.approx(STORED["pairs"][name]["packages"]["hd95_mm"], abs=TOLERANCE)
-
-
-@every_pair
-def test_surface_dice_is_that_of_surface_distance(name: str) -> None:
-    pair = PAIRS[name]
+    assert hd95_mm == pytest.approx(stored["hd95_mm"], abs=TOLERANCE)
     distances = surface_distances(pair.prediction, pair.reference, spacing_mm=pair.spacing_mm)
+    assert distances.hd95_mm == pytest.approx(stored["surface_hd95_mm"], abs=TOLERANCE)
     scores = [distances.dice(tolerance_mm) for tolerance_mm in STORED["tolerances_mm"]]
-    assert scores == pytest.approx(STORED["pairs"][name]["packages"]["surface_dice"], abs=TOLERANCE)
+    assert scores == pytest.approx(stored["surface_dice"], abs=TOLERANCE)
 
 
-@every_pair
-def test_hd95_by_area_is_that_of_surface_distance(name: str) -> None:
-    pair = PAIRS[name]
-    distances = surface_distances(pair.prediction, pair.reference, spacing_mm=pair.spacing_mm)
-    assert distances.hd95_mm == pytest.approx(STORED["pairs"][name]["packages"]["surface_hd95_mm"], abs=TOLERANCE)
+@plainly
+@given(masks(2), SPACINGS_MM)
+def test_distances_are_those_of_all_pairs(drawn: Any, spacing_mm: SpacingMm) -> None:
+    borders = [border_of(mask) * spacing_mm for mask in drawn]
+    hd95_mm = border_hd95_mm(*drawn, spacing_mm=spacing_mm)
+    nearest = np.concatenate([nearest_mm(borders[0], borders[1]), nearest_mm(borders[1], borders[0])])
+    expected = np.percentile(nearest, 95) if all(map(len, borders)) else math.inf if any(map(len, borders)) else 0
+    assert hd95_mm == pytest.approx(expected)
+    distances = surface_distances(*drawn, spacing_mm=spacing_mm)
+    pieces = [pieces_of(mask, spacing_mm) for mask in drawn]
+    both = [(*pieces[0], pieces[1][0]), (*pieces[1], pieces[0][0])]
+    near = sum(float(mm2[nearest_mm(places, others) <= 1.1].sum()) for places, mm2, others in both)
+    whole = sum(float(mm2.sum()) for _, mm2 in pieces)
+    assert distances.dice(1.1) == pytest.approx(near / whole if whole else 1)  # no distance of these spacings is 1.1 mm
+    farthest = [nearest_mm(places, others).max(initial=0) for places, _, others in both]
+    assert max(distances.prediction_mm.max(initial=0), distances.reference_mm.max(initial=0)) == pytest.approx(max(farthest))
+
+
+def border_of(mask: Mask) -> Points:
+    """[N, 3]: voxels with a neighbour outside of the mask."""
+    inside = {tuple(voxel) for voxel in np.argwhere(mask)}
+    steps = [step for step in itertools.product((-1, 0, 1), repeat=3) if sum(map(abs, step)) == 1]
+    at_border = [voxel for voxel in inside if any(tuple(np.add(voxel, step)) not in inside for step in steps)]
+    return np.array(at_border, dtype=np.float64).reshape(-1, 3)
+
+
+def pieces_of(mask: Mask, spacing_mm: SpacingMm) -> tuple[Points, Points]:
+    """Places [N, 3] in mm and areas [N] of the pieces of a surface."""
+    windows = np.lib.stride_tricks.sliding_window_view(np.pad(mask, 1), (2, 2, 2))
+    places = [place for place in np.ndindex(windows.shape[:3]) if len(set(windows[place].ravel().tolist())) == 2]
+    areas = [triangles_mm2(tuple(map(bool, windows[place].ravel())), spacing_mm) for place in places]
+    return np.array(places, dtype=np.float64).reshape(-1, 3) * spacing_mm, np.array(areas)
+
+
+def nearest_mm(places: Points, others: Points) -> Points:
+    """[N]: distance of each place to the nearest of the others; inf without any."""
+    distances = np.linalg.norm(places[:, np.newaxis] - others[np.newaxis], axis=2)
+    return np.asarray(distances.min(axis=1, initial=np.inf))
 
 
 def test_the_random_pairs_meet_every_pattern_of_eight_voxels() -> None:
@@ -69,17 +99,13 @@ def test_the_random_pairs_meet_every_pattern_of_eight_voxels() -> None:
     assert len(patterns) == 256
 
 
-# --- areas
-
-
-@pytest.mark.parametrize("pattern", range(1, 256))
-def test_areas_are_those_of_marching_cubes(pattern: int) -> None:
-    """Of eight voxels in every pattern, with the 27 pieces in and around them."""
+def test_areas_are_those_of_marching_cubes() -> None:
+    """Eight voxels in every pattern, with the 27 pieces in and around them."""
     spacing_mm = (0.7, 1.3, 2.1)
-    mask = np.pad(np.array([bool(pattern >> bit & 1) for bit in range(8)]).reshape(2, 2, 2), 1)
-    windows = np.lib.stride_tricks.sliding_window_view(mask, (2, 2, 2)).reshape(27, 8)
-    expected = sum(triangles_mm2(tuple(map(bool, window)), spacing_mm) for window in windows)
-    assert area_mm2(mask, spacing_mm) == pytest.approx(expected, rel=1e-12)  # float64
+    for pattern in range(1, 256):
+        mask = np.array([bool(pattern >> bit & 1) for bit in range(8)]).reshape(2, 2, 2)
+        _, expected = pieces_of(mask, spacing_mm)
+        assert area_mm2(mask, spacing_mm) == pytest.approx(expected.sum(), rel=1e-12), pattern  # float64
 
 
 @cache
@@ -142,9 +168,6 @@ def test_a_mask_that_fills_the_volume_has_its_surface_on_the_sides() -> None:
     assert area_mm2(np.ones((2, 2, 2), dtype=np.bool_)) == pytest.approx(area)
 
 
-# --- distances
-
-
 def test_two_single_voxels_by_hand() -> None:
     one, other = with_voxels((1, 2, 2)), with_voxels((4, 2, 2))
     assert border_hd95_mm(one, other, spacing_mm=(2.0, 1.0, 1.0)) == 6
@@ -182,21 +205,18 @@ def test_voxels_on_the_side_of_the_volume_are_border() -> None:
     assert border_hd95_mm(filled, centre, spacing_mm=UNIT) == pytest.approx(math.sqrt(12))
 
 
-@pytest.mark.parametrize("start", range(20))
-def test_a_distance_equal_to_the_tolerance_is_within_it_at_every_place(start: int) -> None:
-    one, other = (with_voxels((start + shift, 1, 1), shape=(30, 3, 3)) for shift in (0, 3))
-    one[0, 0, 0] = other[0, 0, 0] = True  # so that the box begins at the same voxel
-    assert surface_distances(one, other, spacing_mm=(0.1, 1.0, 1.0)).dice(3 * 0.1) == 1
+def test_a_distance_equal_to_the_tolerance_is_within_it_at_every_place() -> None:
+    for start in range(20):
+        one, other = (with_voxels((start + shift, 1, 1), shape=(30, 3, 3)) for shift in (0, 3))
+        one[0, 0, 0] = other[0, 0, 0] = True  # so that the box begins at the same voxel
+        assert surface_distances(one, other, spacing_mm=(0.1, 1.0, 1.0)).dice(3 * 0.1) == 1
 
 
-@pytest.mark.parametrize(("prediction", "reference"), [(with_voxels((0, 1, 2)), EMPTY), (EMPTY, with_voxels((0, 1, 2)))])
-def test_one_empty_mask_is_infinitely_far(prediction: Mask, reference: Mask) -> None:
+@pytest.mark.parametrize(
+    ("prediction", "reference", "hd95_mm"),
+    [(with_voxels((0, 1, 2)), EMPTY, math.inf), (EMPTY, with_voxels((0, 1, 2)), math.inf), (EMPTY, EMPTY, 0)],
+)
+def test_empty_masks(prediction: Mask, reference: Mask, hd95_mm: float) -> None:
     distances = surface_distances(prediction, reference, spacing_mm=UNIT)
-    assert border_hd95_mm(prediction, reference, spacing_mm=UNIT) == distances.hd95_mm == math.inf
-    assert distances.dice(1000.0) == 0
-
-
-def test_two_empty_masks_are_at_the_same_place() -> None:
-    distances = surface_distances(EMPTY, EMPTY, spacing_mm=UNIT)
-    assert border_hd95_mm(EMPTY, EMPTY, spacing_mm=UNIT) == distances.hd95_mm == 0
-    assert distances.dice(0.0) == 1
+    assert border_hd95_mm(prediction, reference, spacing_mm=UNIT) == distances.hd95_mm == hd95_mm
+    assert distances.dice(1000.0) == (hd95_mm == 0)
