@@ -15,7 +15,7 @@ import typer
 from typer.core import TyperArgument, TyperCommand, TyperGroup, TyperOption
 
 import drunet_cli
-from drunet_cli.cli import demo, evaluate, export, nii2png, png2nii, segment, train, weights
+from drunet_cli.cli import demo, evaluate, export, guide, nii2png, png2nii, segment, train, weights
 from drunet_cli.cli import report as report_command
 from drunet_cli.cli.console import give_up_stdout, report, why_stdout_was_lost
 from drunet_cli.errors import DeviceError, DrunetError, MisuseError, OutputError, Terminated
@@ -128,7 +128,7 @@ add_to(app, segment.segment, train.train, export.export, evaluate.evaluate, repo
 add_to(convert, nii2png.nii2png, png2nii.png2nii)
 app.add_typer(convert, name="convert", cls=Group)
 app.add_typer(adopt(weights.app), name="weights", cls=Group)
-add_to(app, demo.demo)
+add_to(app, demo.demo, guide.guide)
 
 
 def _print_version(wanted: bool) -> None:
@@ -153,11 +153,14 @@ def drunet(
     Segment all cases in a folder, then put the results on one page:
     drunet segment BraTS2021_ValidationData -o results --preview
     drunet report results -o report.html
+
+    Read the manual, here in the terminal:
+    drunet guide
     """
 
 
 def main(arguments: list[str]) -> int:
-    """Run one command line; return its exit code, as the README documents them."""
+    """Run one command line; return its exit code, as the guide documents them."""
     _open_closed_streams()
     try:
         with signals_raised():

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -123,6 +124,7 @@ class TrainingBar:
 
 
 _WIDE = 100_000
+_WIDEST_PAGE = 100  # columns; longer lines tire the reader
 
 
 class Screen:
@@ -277,6 +279,31 @@ def _discard(descriptor: int) -> None:
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, descriptor)
     os.close(nowhere)
+
+
+def show_markdown(text: str) -> None:
+    """Show a page on stdout: drawn, in the user's pager, if stdout is a terminal; else as it is."""
+    if not sys.stdout.isatty():
+        result(text.rstrip("\n"))
+        return
+    from rich.console import Console
+    from rich.markdown import Markdown
+
+    # As git does: less lets colours through, and shows a page that fits the screen without waiting for a key.
+    colours = "R" in os.environ.setdefault("LESS", "-FRX")
+    console = Console(highlight=False)
+    console.width = min(console.width, _WIDEST_PAGE)
+    without_files = re.sub(r"\[([^]]*)\]\([\w/.-]+\.md(?:#[\w-]*)?\)", r"\1", text)  # a terminal follows no link to a file
+    with console.pager(styles=colours):
+        console.print(Markdown(without_files, hyperlinks=False))
+
+
+def topics_table(rows: Sequence[tuple[str, str]]) -> "Table":
+    """One row a page of the guide: topic and summary."""
+    table = _table("TOPIC", "WHAT IT IS FOR")
+    for row in rows:
+        table.add_row(*row)
+    return table
 
 
 def weights_table(rows: Sequence[tuple[str, str, str]]) -> "Table":

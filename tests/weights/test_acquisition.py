@@ -33,7 +33,7 @@ from tests.weights.file_server import Answer, FileServer, serving
 pytestmark = pytest.mark.usefixtures("golden_is_published")
 
 CONTENT = GOLDEN_WEIGHTS.read_bytes()
-README = Path(__file__).parents[2] / "README.md"
+GUIDE = Path(__file__).parents[2] / "drunet_cli" / "guide" / "weights.md"
 HTML = {"Content-Type": "text/html"}
 
 
@@ -177,7 +177,7 @@ def test_every_failure_names_the_url_the_cache_and_the_ways_without_it(
     assert not cached_path(DEFAULT).exists()
 
 
-def test_a_download_that_fails_is_told_in_lines_of_80_columns_that_name_the_page_of_the_readme_once(
+def test_a_download_that_fails_is_told_in_lines_of_80_columns_that_name_the_page_of_the_guide_once(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def no_such_name(*_: object, **__: object) -> None:
@@ -189,7 +189,7 @@ def test_a_download_that_fails_is_told_in_lines_of_80_columns_that_name_the_page
         "download of weights brats2020 failed: could not connect to drive.usercontent.google.com: Name or service not known"
     )
     (page,) = [line.strip() for line in ways if "https://drive" in line]
-    assert f"<{page}>" in README.read_text()
+    assert f"<{page}>" in GUIDE.read_text()
     # cli/console.py indents them by two.
     assert max(len(line) for line in ways if str(cache_folder()) not in line) <= 78
 

@@ -1,0 +1,59 @@
+"""`drunet guide`: the manual, a Markdown page for each topic, where there is no browser."""
+
+import difflib
+from pathlib import Path
+from typing import Annotated, Final
+
+import typer
+
+import drunet_cli
+from drunet_cli.cli.options import one_of
+from drunet_cli.errors import MisuseError
+
+PAGES: Final = Path(drunet_cli.__file__).parent / "guide"
+# In the order in which people need them. A tuple, so that Tab opens no file.
+TOPICS: Final = (
+    *("install", "first-case", "images", "many-cases", "check", "outputs", "weights", "averaging", "evaluate"),
+    *("clusters", "containers", "speed", "exit-codes", "troubleshooting"),
+    *("python", "slices", "train", "export", "accuracy", "fidelity", "network"),
+)
+# For whoever types the name of a command: the page that begins with it.
+_TOPIC_OF_COMMAND: Final = {"segment": "first-case", "report": "check", "convert": "slices", "demo": "install"}
+
+
+def guide(
+    topic: Annotated[
+        str | None,
+        typer.Argument(metavar="TOPIC", autocompletion=one_of(TOPICS), help="Page to show.", show_default="list the topics"),
+    ] = None,
+) -> None:
+    """Show the manual, page by page; without TOPIC, list the topics.
+
+    A terminal shows a page in the pager of the variable PAGER, which is less in
+    most places: type q to leave it. A pipe or a file gets plain Markdown.
+
+    drunet guide
+    drunet guide first-case
+    """
+    from drunet_cli.cli.console import Screen, show_markdown, topics_table
+
+    if topic is None:
+        Screen().table(topics_table([(name, summary_of(name)) for name in TOPICS]))
+    else:
+        show_markdown(page_of(topic))
+
+
+def page_of(topic: str) -> str:
+    """The Markdown of a topic. Raises MisuseError that names the topics like it, or all where none is."""
+    if topic not in TOPICS:
+        words = {name: name for name in TOPICS} | _TOPIC_OF_COMMAND
+        near = {words[word]: None for word in difflib.get_close_matches(topic.lower(), words)}
+        offer = f"near it: {', '.join(near)}" if near else f"the topics: {', '.join(TOPICS)}"
+        raise MisuseError(f"{topic!r} is not a topic of the guide; {offer}")
+    return (PAGES / f"{topic}.md").read_text(encoding="utf-8")
+
+
+def summary_of(topic: str) -> str:
+    """The line below the heading of a page, which says what a reader gets from it."""
+    _, _, summary, *_ = page_of(topic).splitlines()
+    return summary

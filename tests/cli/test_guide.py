@@ -1,0 +1,79 @@
+"""`drunet guide`: the list of topics, the pages through a pipe and in a terminal's pager, and what it refuses."""
+
+import subprocess
+import sys
+
+import pytest
+
+from drunet_cli.cli.app import main
+from drunet_cli.cli.guide import PAGES, TOPICS, summary_of
+from tests.cli.test_completion import offered
+from tests.support import Drunet
+
+
+def test_every_page_of_the_guide_is_a_topic() -> None:
+    assert sorted(TOPICS) == sorted(path.stem for path in PAGES.iterdir())
+
+
+def test_without_a_topic_all_are_listed_with_a_line_each(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["guide"]) == 0
+    out, err = capsys.readouterr()
+    _, *rows = out.splitlines()
+    assert [row.split(maxsplit=1) for row in rows] == [[topic, summary_of(topic)] for topic in TOPICS]
+    assert err == ""
+
+
+@pytest.mark.parametrize("topic", TOPICS)
+def test_a_page_begins_with_a_heading_and_a_sentence(topic: str) -> None:
+    heading, blank, summary, second_blank, *_ = (PAGES / f"{topic}.md").read_text().splitlines()
+    assert heading.startswith("# ")
+    assert (blank, second_blank) == ("", "")
+    assert summary.endswith(".")
+
+
+def test_a_pipe_gets_the_markdown_of_a_page(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["guide", "first-case"]) == 0
+    assert capsys.readouterr() == ((PAGES / "first-case.md").read_text(), "")
+
+
+@pytest.mark.parametrize(
+    ("topic", "offer"),
+    [
+        ("wieghts", "near it: weights"),
+        ("Cluster", "near it: clusters"),
+        ("segment", "near it: first-case"),
+        ("?", f"the topics: {', '.join(TOPICS)}"),
+    ],
+)
+def test_a_wrong_topic_is_misuse_and_names_those_like_it(topic: str, offer: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["guide", topic]) == 2
+    out, err = capsys.readouterr()
+    assert (out, err) == ("", f"Error: {topic!r} is not a topic of the guide; {offer}\n")
+
+
+def test_tab_offers_the_topics(drunet: Drunet) -> None:
+    assert offered(drunet, "drunet guide e") == [topic for topic in TOPICS if topic.startswith("e")]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="has no pseudo-terminal")
+def test_a_terminal_gets_a_drawn_page_through_the_pager() -> None:
+    """Links to files are the commands that show them; addresses stay to be read."""
+    program = f"import pty; pty.spawn([{sys.executable!r}, '-m', 'drunet_cli', 'guide', 'accuracy'])"
+    environment = {"PAGER": "sed s/^/paged:/", "TERM": "dumb", "COLUMNS": "80", "PATH": "/usr/bin:/bin"}
+    done = subprocess.run(
+        [sys.executable, "-c", program], stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60, env=environment
+    )
+    lines = done.stdout.splitlines()
+    assert lines[0].split() == ["paged:", "Accuracy", "and", "limits"]
+    assert all(line.startswith("paged:") for line in lines)
+    shown = " ".join(line.removeprefix("paged:").strip() for line in lines)
+    assert "https://arxiv.org/abs/2011.02840" in shown
+    assert "drunet guide weights" in shown
+    assert ".md" not in shown
+
+
+def test_the_guide_itself_imports_nothing_heavy() -> None:
+    program = "import sys; before = set(sys.modules); import drunet_cli.cli.guide; print(*(set(sys.modules) - before))"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
+    packages = {name.partition(".")[0] for name in done.stdout.split()}
+    assert not packages & {"numpy", "torch", "nibabel", "scipy", "requests", "h5py"}
