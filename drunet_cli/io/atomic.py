@@ -4,6 +4,7 @@ A file is written beside its target as `.{name}.{host}.{pid}.tmp`, flushed to th
 killed leaves at most such a temporary, which the next writer of the same target removes.
 """
 
+import errno
 import math
 import os
 import socket
@@ -11,12 +12,10 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Final
 
 from drunet_cli.errors import OutputError
-
-_TEMPORARY = ".tmp"
-_ABANDONED_AFTER_S = 24 * 3600.0
+from drunet_cli.signals import hold_signals
 
 
 @contextmanager
@@ -29,19 +28,18 @@ def write_atomically(target: Path, *, overwrite: bool) -> Iterator[BinaryIO]:
     """
     check_writable(target, overwrite=overwrite)
     temporary = _temporary(target)
-    try:
+    with _refuse_as_output(target):
         target.parent.mkdir(parents=True, exist_ok=True)
         remove_stale(target)
-        with temporary.open("xb") as stream:
-            try:
+        stream = temporary.open("xb")
+        try:
+            with stream:
                 yield stream
-                stream.flush()
-                os.fsync(stream.fileno())
+                _flush_to_disk(stream)
+            with hold_signals():  # the file is closed by now: Windows renames no open one
                 _publish(temporary, target, overwrite=overwrite)
-            finally:
-                temporary.unlink(missing_ok=True)
-    except OSError as error:
-        raise OutputError(f"{target}: cannot be written: {error.strerror or error}") from error
+        finally:
+            temporary.unlink(missing_ok=True)
 
 
 def write_file_atomically(target: Path, content: bytes) -> None:
@@ -52,7 +50,7 @@ def write_file_atomically(target: Path, content: bytes) -> None:
     Raises OutputError.
     """
     temporary = _temporary(target)
-    try:
+    with _refuse_as_output(target):
         try:
             temporary.unlink(missing_ok=True)  # nobody else's: it bears this process' number
             with temporary.open("xb") as stream:
@@ -60,8 +58,6 @@ def write_file_atomically(target: Path, content: bytes) -> None:
             temporary.replace(target)
         finally:
             temporary.unlink(missing_ok=True)
-    except OSError as error:
-        raise OutputError(f"{target}: cannot be written: {error.strerror or error}") from error
 
 
 @contextmanager
@@ -84,7 +80,7 @@ def create_folder(folder: Path) -> Iterator[None]:
 
 
 def check_writable(target: Path, *, overwrite: bool) -> None:
-    """Raise OutputError now for what would stop `written(target)` later: an existing file, or a folder that refuses."""
+    """Raise OutputError now for what would stop `write_atomically` later: an existing file, or a folder that refuses."""
     if os.path.isdir(target):  # noqa: PTH112  # unlike Path.is_dir it raises for no name
         raise OutputError(f"{target}: is a folder; name a file")
     if os.path.lexists(target) and not overwrite:
@@ -107,22 +103,26 @@ def is_same_file(path: Path, other: Path) -> bool:
         return False
 
 
+_TEMPORARY: Final = ".tmp"
+_ABANDONED_AFTER_S: Final = 24 * 3600.0
+
+
 def remove_stale(target: Path) -> None:
-    """Remove temporaries of `target` whose writer is gone: a dead process of this host, or any older than a day."""
+    """Remove temporaries of `target` whose writer is gone: a process of this host that has ended, or any older than a day."""
     for path in temporaries_of(target):
-        _remove_if_stale(path, writer=path.name[len(f".{target.name}.") : -len(_TEMPORARY)])
+        _remove_if_abandoned(path, writer=path.name[len(f".{target.name}.") : -len(_TEMPORARY)])
 
 
 def remove_stale_in(folder: Path, *, suffix: str) -> None:
-    """The same for temporaries of every file in a folder whose name ends in `suffix`, with one look at the folder."""
+    """Remove such temporaries of every file in a folder whose name ends in `suffix`, with one look at the folder."""
     for path in _temporaries_in(folder):
         _, found, writer = path.name.removesuffix(_TEMPORARY).rpartition(f"{suffix}.")
         if found:
-            _remove_if_stale(path, writer=writer)
+            _remove_if_abandoned(path, writer=writer)
 
 
 def temporaries_of(target: Path) -> list[Path]:
-    """Temporaries of `target`, be their writers gone or not."""
+    """Temporaries of `target`, whether their writers are gone or not."""
     return [path for path in _temporaries_in(target.parent) if path.name.startswith(f".{target.name}.")]
 
 
@@ -133,47 +133,31 @@ def _temporaries_in(folder: Path) -> list[Path]:
         return []
 
 
-def _remove_if_stale(path: Path, *, writer: str) -> None:
-    """writer: host and process id, as they stand in the name."""
-    host, _, pid = writer.rpartition(".")
-    if not host or not pid.isdecimal():  # none of drunet's
-        return
-    here = host == socket.gethostname()
-    if not _alive(int(pid)) if here else _age_s(path) > _ABANDONED_AFTER_S:
-        with suppress(OSError):  # another user's, in a folder such as /tmp
-            path.unlink()
-
-
-def _longest_name(folder: Path) -> float:
-    """Bytes that a file name in this folder may have."""
-    try:
-        limit = os.pathconf(folder, "PC_NAME_MAX")
-    except (OSError, ValueError):
-        return math.inf
-    return limit if limit > 0 else math.inf
-
-
 def _temporary(target: Path) -> Path:
     return target.with_name(f".{target.name}.{socket.gethostname()}.{os.getpid()}{_TEMPORARY}")
 
 
-def _publish(temporary: Path, target: Path, *, overwrite: bool) -> None:
-    if overwrite:
-        temporary.replace(target)
-        return
+def _remove_if_abandoned(path: Path, *, writer: str) -> None:
+    """writer: host and process id, as they stand in the name."""
+    host, _, pid = writer.rpartition(".")
+    if host and pid.isdecimal() and _is_abandoned(path, host, int(pid)):  # else the file is none of drunet's
+        with suppress(OSError):  # another user's, in a folder such as /tmp
+            path.unlink()
+
+
+def _is_abandoned(path: Path, host: str, pid: int) -> bool:
+    if host == socket.gethostname():
+        if pid == os.getpid():  # a container's process ids begin anew: this process has not begun to write
+            return True
+        if os.name == "posix":  # elsewhere signal 0 would end the process
+            return not _is_running(pid)
     try:
-        target.hardlink_to(temporary)  # unlike a rename, a link never replaces a file that has appeared meanwhile
-    except FileExistsError as error:
-        raise OutputError(f"{target}: has appeared while drunet was working; nothing was replaced") from error
-    except OSError:  # a file system without hard links
-        if os.path.lexists(target):
-            raise OutputError(f"{target}: has appeared while drunet was working; nothing was replaced") from None
-        temporary.rename(target)
-
-
-def _alive(pid: int) -> bool:
-    if pid == os.getpid():  # a container's process ids begin anew: this one has not begun to write
+        return time.time() - path.stat().st_mtime > _ABANDONED_AFTER_S
+    except FileNotFoundError:
         return False
+
+
+def _is_running(pid: int) -> bool:
     try:
         os.kill(pid, 0)
     except (ProcessLookupError, OverflowError):
@@ -183,8 +167,39 @@ def _alive(pid: int) -> bool:
     return True
 
 
-def _age_s(path: Path) -> float:
+def _longest_name(folder: Path) -> float:
+    """Bytes that a file name in this folder may have."""
     try:
-        return time.time() - path.stat().st_mtime
-    except FileNotFoundError:
-        return 0.0
+        limit = os.pathconf(folder, "PC_NAME_MAX")
+    except (AttributeError, OSError, ValueError):  # Windows has no such call
+        return math.inf
+    return limit if limit > 0 else math.inf
+
+
+def _flush_to_disk(stream: BinaryIO) -> None:
+    stream.flush()
+    try:
+        os.fsync(stream.fileno())
+    except OSError as error:  # some network file systems cannot, and losing the work would help nobody
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS):
+            raise
+
+
+def _publish(temporary: Path, target: Path, *, overwrite: bool) -> None:
+    if overwrite:
+        temporary.replace(target)
+        return
+    try:
+        target.hardlink_to(temporary)  # unlike a rename, a link never replaces a file that has appeared meanwhile
+    except OSError as error:
+        if isinstance(error, FileExistsError) or os.path.lexists(target):
+            raise OutputError(f"{target}: has appeared while drunet was working; nothing was replaced") from error
+        temporary.rename(target)  # a file system without hard links
+
+
+@contextmanager
+def _refuse_as_output(target: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise OutputError(f"{target}: cannot be written: {error.strerror or error}") from error
