@@ -25,10 +25,9 @@ from drunet_cli.conversion.dataset import (
 from drunet_cli.errors import OutputError
 from drunet_cli.io.atomic import write_file_atomically
 from drunet_cli.io.case import Case
-from drunet_cli.io.naming import SEGMENTATION
 from drunet_cli.io.png import encode_label_slices, encode_slices
 from drunet_cli.io.slices import SliceStack
-from drunet_cli.io.volumes import input_file, read_labelled, stamp
+from drunet_cli.io.volumes import read_labelled
 
 _SLICES_AT_ONCE: Final = 16  # encoded by one thread, in a few steps of numpy
 
@@ -72,17 +71,12 @@ def convert_case(task: CaseTask) -> ConvertedCase:
             task.layout.unfinished(task.case.name).unlink(missing_ok=True)  # a run was killed just before it did
             return ConvertedCase(finished, path, time.perf_counter() - begin, skipped=True)
         task = replace(task, leftovers=())  # what is there beyond the description is not ours to remove
-    stamps = {name: stamp(file) for name, file in task.case.files.items()}
     labelled = read_labelled(task.case)
     images, seg = labelled.images, labelled.segmentation
-    inputs = {
-        name: input_file(volume.path, before=stamps[name], sha256=volume.sha256)
-        for name, volume in [*images.volumes.items(), *([(SEGMENTATION, seg.volume)] if seg else [])]
-    }
     files, rows = _encoded(task, images.slices(), None if seg is None else seg.frames)
     description = Description(
         case=task.case.name,
-        inputs=inputs,
+        inputs=labelled.inputs,
         skip_blank=task.skip_blank,
         labels=None if seg is None else seg.labels,
         shape=images.geometry.shape,

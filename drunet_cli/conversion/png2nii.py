@@ -201,7 +201,8 @@ def _warnings(
     task: LabelTask, frames: ClassMap, class_map: ClassMap, reference: Volume, description: Description | None
 ) -> tuple[str, ...]:
     warnings = []
-    if description is not None and reference.sha256 not in [file.sha256 for file in description.inputs.values()]:
+    converted = set() if description is None else {file.sha256 for file in description.inputs.values()}
+    if converted and (reference.source is None or reference.source.sha256 not in converted):
         warnings.append(
             f"{reference.path}: is none of the files from which the slices of {task.case} were made; is it that case?"
         )

@@ -9,6 +9,7 @@ import hashlib
 import io
 import logging
 import math
+import os
 import stat
 import zlib
 from collections.abc import Iterator
@@ -27,6 +28,7 @@ from nibabel.spatialimages import HeaderDataError
 from drunet_cli.brats import LabelMap
 from drunet_cli.errors import CaseError
 from drunet_cli.io.geometry import axcodes, farthest_corner_mm, spacing_mm
+from drunet_cli.io.inputs import InputFile
 
 Header: TypeAlias = nib.Nifti1Header  # Nifti2Header derives from it
 _HEADER_CLASSES: Final[tuple[type[Header], ...]] = (nib.Nifti1Header, nib.Nifti2Header)
@@ -76,11 +78,11 @@ class Grid:
 class Volume(Grid):
     """One image as stored: voxels [I, J, K] in the file's axis order and type, and where they lie.
 
-    sha256: of the file's bytes, in hexadecimal; empty for a volume that comes from no file.
+    source: the file when it was read; None for a volume that comes from no file.
     """
 
     voxels: npt.NDArray[Any]
-    sha256: str
+    source: InputFile | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -103,7 +105,8 @@ def load_volume(path: Path) -> Volume:
         header, shape, start, n_bytes = _read_header(file)
         affine = _checked_affine(header, shape, path)
         content = _read_to_the_end(file, start, n_bytes)
-        return Volume(path, affine, header, _voxels(content, header, shape), file.source.sha256)
+        source = InputFile.of(path, file.status, sha256=file.hashed.sha256)
+        return Volume(path, affine, header, _voxels(content, header, shape), source)
 
 
 def load_grid(path: Path) -> Grid:
@@ -136,7 +139,7 @@ def volume_of(voxels: npt.NDArray[Any], affine: npt.ArrayLike, *, name: str) -> 
     if reason := _why_implausible(matrix, voxels.shape):
         raise CaseError(f"{name}: {reason}")
     _check_perpendicular(matrix, Path(name))
-    return Volume(Path(name), matrix, new_header(voxels.shape, np.uint8, matrix), voxels, sha256="")
+    return Volume(Path(name), matrix, new_header(voxels.shape, np.uint8, matrix), voxels)
 
 
 def new_header(shape: tuple[int, ...], dtype: npt.DTypeLike, affine: npt.NDArray[np.float64]) -> Header:
@@ -229,10 +232,11 @@ class _HashedFile(io.RawIOBase):
 
 @dataclass(frozen=True)
 class _OpenFile:
-    """An open file. content: its bytes, inflated. n_least, n_most: how many bytes of content there can be."""
+    """An open file. status: from before the opening. content: its bytes, inflated, of which there are n_least to n_most."""
 
     path: Path
-    source: _HashedFile
+    status: os.stat_result
+    hashed: _HashedFile
     content: BinaryIO
     n_least: int
     n_most: int
@@ -249,12 +253,12 @@ def _open(path: Path, *, chunk_bytes: int) -> Iterator[_OpenFile]:
     with path.open("rb", buffering=0) as file:
         compressed = file.read(len(_GZIP_SIGNATURE)) == _GZIP_SIGNATURE
         file.seek(0)
-        source = _HashedFile(file, chunk_bytes)
+        hashed = _HashedFile(file, chunk_bytes)
         if compressed:
-            content = cast(BinaryIO, igzip.IGzipFile(fileobj=source, mode="rb"))  # inflates outside the interpreter's lock
-            yield _OpenFile(path, source, content, 0, n_stored * _MOST_INFLATED)
+            content = cast(BinaryIO, igzip.IGzipFile(fileobj=hashed, mode="rb"))  # inflates outside the interpreter's lock
+            yield _OpenFile(path, status, hashed, content, 0, n_stored * _MOST_INFLATED)
         else:
-            yield _OpenFile(path, source, cast(BinaryIO, io.BufferedReader(source, chunk_bytes)), n_stored, n_stored)
+            yield _OpenFile(path, status, hashed, cast(BinaryIO, io.BufferedReader(hashed, chunk_bytes)), n_stored, n_stored)
 
 
 def _read_header(file: _OpenFile) -> tuple[Header, Shape, bytes, int]:

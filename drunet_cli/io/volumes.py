@@ -1,11 +1,8 @@
 """The four volumes of a case, and its segmentation, read and checked."""
 
-import hashlib
-import os
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,6 +13,10 @@ from drunet_cli.errors import CaseError
 from drunet_cli.io.case import Case
 from drunet_cli.io.checks import CaseWarning, brain_mask, case_warnings, check_grids, check_volumes, grid_warnings, grids_differ
 from drunet_cli.io.geometry import FRAME, Geometry, at_1_mm, box_of, fit
+from drunet_cli.io.inputs import InputFile as InputFile
+from drunet_cli.io.inputs import changed_files as changed_files
+from drunet_cli.io.inputs import file_sha256 as file_sha256
+from drunet_cli.io.naming import SEGMENTATION
 from drunet_cli.io.nifti import Volume, load_grid, load_volume, volume_of
 from drunet_cli.io.slices import SliceStack, network_slices
 
@@ -33,6 +34,11 @@ class CaseImages:
     def reference(self) -> Volume:
         """FLAIR, whose geometry a label map of the case gets."""
         return self.volumes[Modality.FLAIR]
+
+    @property
+    def inputs(self) -> dict[str, InputFile]:
+        """The files by modality, as they were when they were read; empty where arrays were given."""
+        return {modality: volume.source for modality, volume in self.volumes.items() if volume.source is not None}
 
     def slices(self) -> SliceStack:
         """[Z, 240, 240, 4], as the network takes them."""
@@ -105,6 +111,12 @@ class LabelledImages:
     images: CaseImages
     segmentation: Segmentation | None
 
+    @property
+    def inputs(self) -> dict[str, InputFile]:
+        """The files by modality, and "seg", as they were when they were read."""
+        source = None if self.segmentation is None else self.segmentation.volume.source
+        return self.images.inputs if source is None else {**self.images.inputs, SEGMENTATION: source}
+
 
 def read_labelled(case: Case) -> LabelledImages:
     """Read a case's images, and its segmentation where it has one.
@@ -140,55 +152,3 @@ def _segmentation(volume: Volume, images: CaseImages) -> Segmentation:
             "be lost; crop the images to the brain first"
         )
     return Segmentation(volume, labels, frames)
-
-
-@dataclass(frozen=True)
-class InputFile:
-    """What a file was when it was read. sha256: of its bytes, in hexadecimal."""
-
-    path: str
-    n_bytes: int
-    mtime_ns: int
-    sha256: str
-
-
-def stamp(file: Path) -> os.stat_result:
-    """Size and time of an input. Raises CaseError."""
-    try:
-        return file.stat()
-    except OSError as error:
-        raise CaseError(f"{file}: cannot be read: {error.strerror}") from error
-
-
-def input_file(file: Path, *, before: os.stat_result, sha256: str) -> InputFile:
-    """A file that was read just now. before: its stamp from before it was read, so that a later change shows."""
-    return InputFile(str(file), before.st_size, before.st_mtime_ns, sha256)
-
-
-def changed_files(before: Mapping[str, InputFile], files: Mapping[str, Path]) -> list[Path]:
-    """Those of the files, by modality, that are no longer what was read.
-
-    A file of the same path, size and time is the same; else one of the same size and bytes. Raises CaseError when one cannot
-    be read.
-    """
-    return [file for name, file in files.items() if not _is_unchanged(before[name], file)]
-
-
-def _is_unchanged(before: InputFile, file: Path) -> bool:
-    now = stamp(file)
-    if (before.path, before.n_bytes, before.mtime_ns) == (str(file), now.st_size, now.st_mtime_ns):
-        return True
-    return before.n_bytes == now.st_size and _has_bytes(before, file)
-
-
-def file_sha256(path: Path) -> str:
-    """SHA-256 of a file's bytes, in hexadecimal."""
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def _has_bytes(before: InputFile, file: Path) -> bool:
-    try:
-        return before.sha256 == file_sha256(file)
-    except OSError as error:
-        raise CaseError(f"{file}: cannot be read: {error.strerror}") from error

@@ -17,7 +17,7 @@ from drunet_cli.io.checks import CaseWarning, WarningCode, voxel_litres
 from drunet_cli.io.geometry import Geometry
 from drunet_cli.io.nifti import Header
 from drunet_cli.io.slices import SliceStack
-from drunet_cli.io.volumes import CaseImages, InputFile, images_of, input_file, read_images, stamp
+from drunet_cli.io.volumes import CaseImages, InputFile, images_of, read_images
 from drunet_cli.network.engine import Engine
 from drunet_cli.segmentation import sidecar
 from drunet_cli.segmentation.predict import NO_POSTPROCESSING, Plan, Postprocessing, Prediction, postprocess, predict
@@ -45,7 +45,7 @@ class PreparedCase:
     case: Case
     header: Header
     voxel_ml: float
-    inputs: Mapping[Modality, InputFile]
+    inputs: Mapping[str, InputFile]
     geometry: Geometry
     slices: SliceStack
     views: Views | None
@@ -76,13 +76,8 @@ def prepare(case: Case, *, keep_views: bool = False) -> PreparedCase:
     Raises CaseError for whatever cannot be segmented.
     """
     begin = time.perf_counter()
-    stamps = {modality: stamp(path) for modality, path in case.images.items()}
     images = read_images(case)
-    inputs = {
-        modality: input_file(volume.path, before=stamps[modality], sha256=volume.sha256)
-        for modality, volume in images.volumes.items()
-    }
-    return _prepared(images, inputs, keep_views=keep_views, begin=begin)
+    return _prepared(images, images.inputs, keep_views=keep_views, begin=begin)
 
 
 def prepare_arrays(arrays: Mapping[Modality, npt.NDArray[Any]], affine: npt.ArrayLike, *, name: str) -> PreparedCase:
@@ -116,7 +111,7 @@ def prepare_given(images: Mapping[Modality, Image], affine: npt.ArrayLike | None
     return prepare_arrays(arrays, affine, name=name or "case")
 
 
-def _prepared(images: CaseImages, inputs: Mapping[Modality, InputFile], *, keep_views: bool, begin: float) -> PreparedCase:
+def _prepared(images: CaseImages, inputs: Mapping[str, InputFile], *, keep_views: bool, begin: float) -> PreparedCase:
     reference = images.reference
     flair, t1ce = (images.volumes[modality].voxels for modality in (Modality.FLAIR, Modality.T1CE))
     return PreparedCase(

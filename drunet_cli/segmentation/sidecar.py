@@ -14,7 +14,6 @@ import nibabel as nib
 import numpy as np
 
 import drunet_cli
-from drunet_cli.brats import Modality
 from drunet_cli.errors import MisuseError
 from drunet_cli.io.checks import CaseWarning
 from drunet_cli.io.geometry import Geometry
@@ -75,7 +74,7 @@ def describe_weights(checkpoint: Checkpoint) -> dict[str, Any]:
     }
 
 
-def describe_inputs(inputs: Mapping[Modality, InputFile]) -> dict[str, dict[str, Any]]:
+def describe_inputs(inputs: Mapping[str, InputFile]) -> dict[str, dict[str, Any]]:
     """Path, size, time of the last change and SHA-256 of every input file."""
     return {modality: asdict(file) for modality, file in inputs.items()}
 

@@ -7,6 +7,7 @@ import stat
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -19,8 +20,8 @@ from drunet_cli.brats import CHANNELS, TUMOUR_CLASSES, ClassMap
 from drunet_cli.errors import CaseError, OutputError
 from drunet_cli.io.atomic import check_writable, write_atomically
 from drunet_cli.io.geometry import FRAME, box_of
+from drunet_cli.io.inputs import Stamp, file_sha256, is_same_input, read_status
 from drunet_cli.io.slices import SliceStack
-from drunet_cli.io.volumes import file_sha256, stamp
 from drunet_cli.training.cases import MOST_SLICES, LabelledSlices, TrainingCase, read_labelled_slices
 
 # To be raised also when the same images come to give other pixels: else a store would keep the old ones.
@@ -330,9 +331,8 @@ def _existing(path: Path, case: TrainingCase, stamps: Mapping[str, tuple[int, st
     if stored.name != case.name or stored.inputs.keys() != inputs.keys():
         return None
     for role, before in stored.inputs.items():
-        if (before.n_bytes, before.stamp) == stamps[role]:
-            continue
-        if before.n_bytes != stamps[role][0] or before.sha256 != _sha256(inputs[role]):
+        earlier, now = Stamp(before.n_bytes, before.stamp), Stamp(*stamps[role])
+        if not is_same_input(earlier, before.sha256, now=now, read_sha256=partial(_sha256, inputs[role])):
             return None
     return stored
 
@@ -356,7 +356,7 @@ def _stamps(inputs: Mapping[str, Sequence[Path]]) -> dict[str, tuple[int, str]]:
 
 def _stamp_of(paths: Sequence[Path]) -> tuple[int, str]:
     folders = {folder: os.path.realpath(folder) for folder in {path.parent for path in paths}}
-    files = [(folders[path.parent], path.name, (status := stamp(path)).st_size, status.st_mtime_ns) for path in paths]
+    files = [(folders[path.parent], path.name, (status := read_status(path)).st_size, status.st_mtime_ns) for path in paths]
     return sum(size for _, _, size, _ in files), digest(files)
 
 

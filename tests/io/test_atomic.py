@@ -143,7 +143,7 @@ def test_a_writer_killed_at_any_step_leaves_the_whole_file_or_none_and_the_next_
         else:
             assert found == {"seg.nii.gz": "new"}
         assert afterwards == {"seg.nii.gz": "next"}
-    # mkdir, fsync, link or replace, unlink; unlink, replace, unlink. Before and after each, of a new file and over an earlier one.
+    # mkdir, fsync, link or replace, unlink; unlink, replace, unlink: before and after each, of a new file and over an earlier.
     assert sum(killed for _, killed, *_ in steps) == (16 if way == "one" else 12)
 
 

@@ -23,7 +23,7 @@ def volume_of(modality: Modality, voxels: npt.NDArray[Any], affine: npt.NDArray[
     header = nib.Nifti1Header()
     header.set_sform(affine, codes)
     header.set_qform(affine, codes)
-    return Volume(Path(f"a_{modality}.nii.gz"), affine, header, voxels, "")
+    return Volume(Path(f"a_{modality}.nii.gz"), affine, header, voxels)
 
 
 def brain_voxels(seed: int, shape: tuple[int, ...] = SHAPE) -> npt.NDArray[np.int16]:

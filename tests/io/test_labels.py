@@ -27,7 +27,7 @@ def classes_in_a_corner(*indices: int) -> npt.NDArray[np.uint8]:
 
 
 def volume_of(voxels: npt.NDArray[Any]) -> Volume:
-    return Volume(Path("seg.nii"), np.eye(4), nib.Nifti1Header(), voxels, "")
+    return Volume(Path("seg.nii"), np.eye(4), nib.Nifti1Header(), voxels)
 
 
 def refusal(voxels: npt.NDArray[Any]) -> str:

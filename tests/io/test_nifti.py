@@ -21,6 +21,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from drunet_cli.errors import CaseError
+from drunet_cli.io.inputs import InputFile
 from drunet_cli.io.nifti import Volume, encode_label_map, encode_map, load_grid, load_volume, volume_of
 from tests.support import open_image, unprivileged
 
@@ -101,7 +102,7 @@ def test_content_and_not_the_name_says_whether_a_file_is_compressed(tmp_path: Pa
     np.testing.assert_array_equal(volume.affine, AFFINE)
     np.testing.assert_array_equal(grid.affine, AFFINE)
     assert (grid.shape, grid.axcodes, grid.spacing_mm) == (volume.shape, volume.axcodes, volume.spacing_mm)
-    assert volume.sha256 == hashlib.sha256(content).hexdigest()
+    assert volume.source == InputFile(str(path), len(content), path.stat().st_mtime_ns, hashlib.sha256(content).hexdigest())
 
 
 @pytest.mark.parametrize("dtype", ["u1", "i1", "i2", "u2", "i4", "u4", "i8", "u8", "f4", "f8"])
@@ -371,6 +372,7 @@ import sys
 from contextlib import suppress
 from pathlib import Path
 from drunet_cli.errors import CaseError
+from drunet_cli.io.inputs import InputFile
 from drunet_cli.io.nifti import load_volume
 for path in sys.argv[1:]:
     with suppress(CaseError):

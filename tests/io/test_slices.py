@@ -43,7 +43,7 @@ def brain_like(dtype: npt.DTypeLike, seed: int = 0) -> npt.NDArray[Any]:
 
 
 def volume_of(voxels: npt.NDArray[Any], affine: npt.NDArray[np.float64], path: Path = Path("t1.nii")) -> Volume:
-    return Volume(path, affine, nib.Nifti1Header(), voxels, "")
+    return Volume(path, affine, nib.Nifti1Header(), voxels)
 
 
 def golden_volumes() -> list[Volume]:

@@ -1,0 +1,81 @@
+"""Is this the same input as before? The one rule, for `segment`, `convert` and `train`.
+
+A file is the same input while its path, its size and its time of last change are the same: that is told without reading it.
+Where one of these differs, as after a copy or a touch, equal size and an equal SHA-256 make it the same input still.
+"""
+
+import hashlib
+import os
+from collections.abc import Callable, Hashable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from drunet_cli.errors import CaseError
+
+
+@dataclass(frozen=True)
+class InputFile:
+    """What a file was when it was read, as sidecars and descriptions of slices record it. sha256: in hexadecimal.
+
+    before = InputFile.of(path, path.stat(), sha256=...)
+    before.is_still(Path("flair.nii.gz"))  # False once the file has other bytes
+    """
+
+    path: str
+    n_bytes: int
+    mtime_ns: int
+    sha256: str
+
+    @classmethod
+    def of(cls, path: Path, status: os.stat_result, *, sha256: str) -> "InputFile":
+        """status: from before the file was read, so that a later change shows."""
+        return cls(str(path), status.st_size, status.st_mtime_ns, sha256)
+
+    def is_still(self, path: Path) -> bool:
+        """Whether the file that lies at this path now is the same input. Raises CaseError where it cannot be read."""
+        status = read_status(path)
+        return is_same_input(
+            Stamp(self.n_bytes, (self.path, self.mtime_ns)),
+            self.sha256,
+            now=Stamp(status.st_size, (str(path), status.st_mtime_ns)),
+            read_sha256=lambda: _input_sha256(path),
+        )
+
+
+def changed_files(before: Mapping[str, InputFile], files: Mapping[str, Path]) -> list[Path]:
+    """Those of the files, by modality, that are no longer the inputs that were read. Raises CaseError as `is_still` does."""
+    return [path for name, path in files.items() if not before[name].is_still(path)]
+
+
+@dataclass(frozen=True)
+class Stamp:
+    """What is known of one or several files without reading them. mark: their paths and times of last change, in any form."""
+
+    n_bytes: int
+    mark: Hashable
+
+
+def is_same_input(before: Stamp, sha256: str, *, now: Stamp, read_sha256: Callable[[], str]) -> bool:
+    """Apply the rule to one or several files. read_sha256: reads what is there now; called only where the stamps differ."""
+    return before == now or (before.n_bytes == now.n_bytes and sha256 == read_sha256())
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file's bytes, in hexadecimal."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def read_status(path: Path) -> os.stat_result:
+    """Size and time of last change of an input. Raises CaseError."""
+    try:
+        return path.stat()
+    except OSError as error:
+        raise CaseError(f"{path}: cannot be read: {error.strerror}") from error
+
+
+def _input_sha256(path: Path) -> str:
+    try:
+        return file_sha256(path)
+    except OSError as error:
+        raise CaseError(f"{path}: cannot be read: {error.strerror}") from error
