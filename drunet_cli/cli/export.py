@@ -81,7 +81,7 @@ def export(
     variant = _variant(output, format_, precision, head)
 
     from drunet_cli.cli.console import Screen, result, result_json
-    from drunet_cli.cli.downloads import opener
+    from drunet_cli.cli.weights import opener
     from drunet_cli.host import limit_openmp_spinning
     from drunet_cli.network.engine import check_onnx
     from drunet_cli.network.export import export as export_weights

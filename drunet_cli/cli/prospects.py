@@ -6,7 +6,7 @@ from typing import Final
 
 from drunet_cli.cli.batch import PlanRow, print_plan
 from drunet_cli.cli.console import Screen
-from drunet_cli.cli.downloads import would_download
+from drunet_cli.cli.weights import would_download
 from drunet_cli.errors import DrunetError, MisuseError, WeightsError, plural
 from drunet_cli.io.discovery import Cohort
 from drunet_cli.segmentation.plan import LEAVE_OUT, Prospect, missing_weights

@@ -112,8 +112,8 @@ def segment(
 
     from drunet_cli.cli import cases as cases_of
     from drunet_cli.cli.console import Screen
-    from drunet_cli.cli.downloads import opener
     from drunet_cli.cli.segmenting import Outputs, Run
+    from drunet_cli.cli.weights import opener
     from drunet_cli.io.discovery import Cohort
     from drunet_cli.segmentation.outputs import Extra, chosen
     from drunet_cli.segmentation.segmenter import Segmenter

@@ -7,8 +7,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from drunet_cli.cli.console import Screen, result, result_json
-from drunet_cli.cli.downloads import opener
 from drunet_cli.cli.training_screen import TrainingScreen, print_plan
+from drunet_cli.cli.weights import opener
 from drunet_cli.network.engine import Precision
 from drunet_cli.signals import hold_signals
 from drunet_cli.training.preparation import Plan, Preparation, Request, fill, settle

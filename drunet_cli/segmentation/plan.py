@@ -19,7 +19,7 @@ from drunet_cli.io.nifti import load_volume
 from drunet_cli.io.volumes import InputFile, changed_files, check_headers, file_sha256
 from drunet_cli.segmentation.outputs import Target
 from drunet_cli.segmentation.sidecar import files_beside, is_sidecar, read_sidecar, recorded_rate, sidecar_path, weights_in
-from drunet_cli.weights.cache import metadata_of, read_source
+from drunet_cli.weights.cache import metadata_of, read_weights_file
 from drunet_cli.weights.checkpoint import Metadata, read_metadata
 from drunet_cli.weights.registry import (
     BUNDLED,
@@ -282,7 +282,7 @@ def _of_file(path: Path) -> Metadata:
     check_file(path)
     with path.open("rb") as stream:
         is_safetensors = stream.read(9)[8:] == b"{"
-    return read_metadata(path) if is_safetensors else read_source(path, bn_epsilon=PUBLISHED_BN_EPSILON).metadata
+    return read_metadata(path) if is_safetensors else read_weights_file(path, bn_epsilon=PUBLISHED_BN_EPSILON).metadata
 
 
 def check_distinct(names: Iterable[str]) -> None:

@@ -1,4 +1,8 @@
-"""Weights by name or file: from the package, from the cache, by a download into the cache."""
+"""Weights by name or file: from the package, from the cache, or by a download into the cache.
+
+The cache holds `weights/NAME.safetensors`, put there by a rename of a complete and verified file: whoever finds that name may
+use it, without a lock, also where the cache is read-only.
+"""
 
 import logging
 import os
@@ -14,7 +18,7 @@ from drunet_cli.errors import MisuseError, OutputError, WeightsError, one_line
 from drunet_cli.io.atomic import check_writable, remove_stale
 from drunet_cli.io.volumes import file_sha256
 from drunet_cli.weights.checkpoint import Checkpoint, Metadata, check_tensors, read_checkpoint, read_metadata, write_checkpoint
-from drunet_cli.weights.download import exclusive, fetch, shown_url
+from drunet_cli.weights.download import Note, Progress, fetch, shown_url
 from drunet_cli.weights.registry import (
     BUNDLED,
     DEFAULT,
@@ -35,147 +39,57 @@ from drunet_cli.weights.registry import (
 )
 
 _HDF5_SIGNATURE: Final = b"\x89HDF\r\n\x1a\n"
-
-
-def read_source(
-    path: Path, *, name: str | None = None, bn_epsilon: float, entry: Entry | None = None, origin: str = ""
-) -> Checkpoint:
-    """Read weights from a Keras HDF5 file, or from a drunet .safetensors file, which says of itself what it is.
-
-    The content decides which, not the suffix. name: theirs from now on; without it that which is recorded, or the file's.
-    bn_epsilon: for Keras files, which do not record it. entry: whose licence and citation a Keras file has. Raises
-    WeightsError unless every tensor of the network is there once, of its shape, and finite.
-    """
-    try:
-        with path.open("rb") as stream:
-            head = stream.read(9)
-    except OSError as error:
-        raise WeightsError(f"{path}: cannot be read: {error.strerror}") from error
-    if head[8:] == b"{":  # safetensors: eight bytes of length, then JSON
-        checkpoint = read_checkpoint(path)
-        check_tensors(checkpoint)
-        checkpoint = replace(checkpoint, metadata=replace(checkpoint.metadata, name=name or checkpoint.metadata.name))
-    elif head[:8] == _HDF5_SIGNATURE:
-        checkpoint = _read_keras(path, name or path.stem, bn_epsilon, entry, origin or path.name)
-    elif not head:
-        raise WeightsError(f"{path}: is empty; copy or download it again")
-    elif head.lstrip()[:1] == b"<":
-        raise WeightsError(f"{path}: is a web page, not weights; open its address in a browser and confirm the download there")
-    else:
-        raise WeightsError(f"{path}: is neither a Keras HDF5 nor a safetensors file")
-    return checkpoint
-
-
-def check_identity(path: Path, metadata: Metadata, entry: Entry, *, remedy: str = "") -> None:
-    """Raise WeightsError where something tells that these are other weights than the registry's of that name.
-
-    The published file is a Keras file without a word on dropout, so what drunet has trained is not made from it.
-    """
-    if metadata.base_width != entry.base_width:
-        reason = f"base width {metadata.base_width}, not {entry.base_width}"
-    elif not metadata.source_sha256 or metadata.dropout != entry.dropout:
-        reason = f"their origin is {metadata.origin or 'not recorded'}"
-    elif entry.source_sha256 not in (None, metadata.source_sha256):
-        reason = f"SHA-256 of the source {metadata.source_sha256}, not {entry.source_sha256}"
-    else:
-        return
-    raise WeightsError(
-        f"{path}: holds other weights than {entry.name}, {entry.summary}: {reason}" + (f"; {remedy}" if remedy else "")
-    )
-
-
-def _read_keras(path: Path, name: str, bn_epsilon: float, entry: Entry | None, origin: str) -> Checkpoint:
-    from drunet_cli.weights.keras import read_keras_h5  # h5py
-
-    base_width, state = read_keras_h5(path)
-    sha256 = file_sha256(path)
-    metadata = Metadata(
-        name=name,
-        base_width=base_width,
-        bn_epsilon=bn_epsilon,
-        dropout=entry.dropout if entry else None,
-        origin=origin,
-        source_sha256=sha256,
-        licence=entry.licence if entry else "",
-        citation=entry.citation if entry else PAPER,
-    )
-    return Checkpoint(metadata=metadata, state=state, sha256=sha256)
-
-
-_LOG: Final = logging.getLogger("drunet_cli")
-
-
-class Watcher:
-    """Told how a download goes; does nothing with it. The command line draws it in a class of its own."""
-
-    def announce_download(self, entry: Entry, url: str, cache: Path) -> None:
-        """A download is about to begin."""
-
-    def downloaded(self, n_bytes: int, n_total: int | None) -> None:
-        """So many bytes have arrived, of so many if that is known."""
-
-    def retrying(self, reason: str, delay_s: float) -> None:
-        """An attempt failed; another follows after so many seconds."""
-
-    def importing(self, path: Path) -> None:
-        """The file is complete and is now verified and converted."""
-
-    def waiting_for_other(self, name: str) -> None:
-        """Another process is fetching the same weights."""
-
-
-class LoggingWatcher(Watcher):
-    """Tells the logger "drunet_cli" why a program waits: as warnings, which Python shows where nothing else is configured."""
-
-    def announce_download(self, entry: Entry, url: str, cache: Path) -> None:
-        """Size, source, folder and licence."""
-        _LOG.warning("downloading weights %s, about %d MB, from %s into %s", entry.name, entry.megabytes, url, cache)
-        _LOG.warning("licence of %s: %s", entry.name, entry.licence)
-
-    def retrying(self, reason: str, delay_s: float) -> None:
-        """Why it takes longer."""
-        _LOG.warning("download: %s; trying again in %.0f s", reason, delay_s)
-
-    def waiting_for_other(self, name: str) -> None:
-        """Why nothing happens."""
-        _LOG.warning("another process is downloading the weights %s: waiting for it", name)
-
-
 _ABANDONED_AFTER_S: Final = 24 * 3600.0
 
 
-_LOGGED: Final = LoggingWatcher()
+def log_note(note: str) -> None:
+    """Tell the logger "drunet_cli" why a program waits: as a warning, which Python shows where nothing else is configured."""
+    logging.getLogger("drunet_cli").warning("%s", note)
 
 
-def open_weights(weights: str, *, watcher: Watcher = _LOGGED) -> Checkpoint:
-    """Weights by name or file, from the package or the cache, fetched into the cache where not there. Raises WeightsError."""
+def ignore_progress(_n_bytes: int, _n_total: int | None) -> None:
+    """Stand in for a callback where nobody asks how far a download has come."""
+
+
+def open_weights(weights: str, *, on_progress: Progress = ignore_progress, on_note: Note = log_note) -> Checkpoint:
+    """Open weights by name or file; download them into the cache first if a name is not there.
+
+    on_progress: called with the bytes that have arrived, and their number in all or None. on_note: called with what a person
+    should know of a download, in one line or several. Raises WeightsError.
+    """
     check_available(weights)
     if is_file_name(weights):
-        return read_source(Path(weights), bn_epsilon=PUBLISHED_BN_EPSILON)
-    path = obtain(weights, watcher=watcher)
-    with _kept(weights):
+        return read_weights_file(Path(weights), bn_epsilon=PUBLISHED_BN_EPSILON)
+    path = obtain(weights, on_progress=on_progress, on_note=on_note)
+    with _remedy_named(weights):
         checkpoint = read_checkpoint(path)
+        if weights not in BUNDLED:
+            check_tensors(checkpoint)
+            return checkpoint
+    try:
         check_tensors(checkpoint)
-        return checkpoint
+    except WeightsError as error:
+        raise WeightsError(f"{error}; weights/structure.py describes another network than the published one") from error
+    return checkpoint
 
 
-def obtain(name: str, *, watcher: Watcher = _LOGGED) -> Path:
-    """The file of these weights in the package or the cache, downloaded and imported first if it is not there.
+def obtain(name: str, *, on_progress: Progress = ignore_progress, on_note: Note = log_note) -> Path:
+    """Return the file of these weights in the package or the cache, downloaded and verified first if it is not there.
 
     One process downloads, others wait for it. Raises WeightsError, whose details are the other ways to get or do without them.
     """
     target = weights_path(name)
     if name in BUNDLED or is_file(target):
-        with _kept(name):
-            _check_kept(name, target)
+        with _remedy_named(name):
+            _read_known_metadata(name, target)
         return target
     check_available(name)
     entry = find_entry(name)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        with exclusive(target.with_suffix(".lock"), on_wait=lambda: watcher.waiting_for_other(name)) as locked:
+        with _download_lock(target, on_note) as locked:
             if not is_file(target):
-                _download(entry, source_url(entry), target, watcher, locked=locked)
+                _download(entry, target, on_progress, on_note, locked=locked)
     except (WeightsError, OutputError) as error:
         raise WeightsError(f"download of weights {name} failed: {error}", details=other_ways(entry)) from error
     except OSError as error:
@@ -184,12 +98,18 @@ def obtain(name: str, *, watcher: Watcher = _LOGGED) -> Path:
     return target
 
 
-def _check_kept(name: str, file: Path) -> Metadata:
-    """Metadata of a file in the package or the cache, after a look whether it is what its name says."""
-    metadata = read_metadata(file)
-    if name in ENTRIES:
-        check_identity(file, metadata, ENTRIES[name])
-    return metadata
+def metadata_of(weights: str) -> tuple[Path, Metadata]:
+    """File and metadata of weights by name or file; nothing is downloaded. Raises WeightsError."""
+    if is_file_name(weights):
+        check_available(weights)
+        return Path(weights), open_weights(weights).metadata
+    path = weights_path(weights)
+    if weights not in BUNDLED and not is_file(path):
+        check_available(weights)
+        remedy = f"run: drunet weights download {weights}, or without internet: drunet weights import FILE --name {weights}"
+        raise WeightsError(f"weights {weights} are not in the cache; {remedy}")
+    with _remedy_named(weights):
+        return path, _read_known_metadata(weights, path)
 
 
 def import_weights(path: Path, *, name: str = DEFAULT, bn_epsilon: float | None = None, overwrite: bool = False) -> Path:
@@ -214,9 +134,9 @@ def import_weights(path: Path, *, name: str = DEFAULT, bn_epsilon: float | None 
     except OutputError as error:
         raise OutputError(f"{error}; set DRUNET_CACHE_DIR to another cache folder") from error
     entry = ENTRIES.get(name)
-    checkpoint = read_source(path, name=name, bn_epsilon=bn_epsilon or PUBLISHED_BN_EPSILON, entry=entry)
+    checkpoint = read_weights_file(path, name=name, bn_epsilon=bn_epsilon or PUBLISHED_BN_EPSILON, entry=entry)
     if entry is not None:
-        check_identity(path, checkpoint.metadata, entry, remedy="give them a name of their own by --name NAME")
+        _check_identity(path, checkpoint.metadata, entry, remedy="give them a name of their own by --name NAME")
     recorded = checkpoint.metadata.bn_epsilon
     if bn_epsilon not in (None, recorded):
         raise MisuseError(f"--epsilon {bn_epsilon:g}: {path} records {recorded:g}; leave the option out")
@@ -224,23 +144,80 @@ def import_weights(path: Path, *, name: str = DEFAULT, bn_epsilon: float | None 
     return target
 
 
-def metadata_of(weights: str) -> tuple[Path, Metadata]:
-    """File and metadata of weights by name or file; nothing is downloaded. Raises WeightsError."""
-    if is_file_name(weights):
-        check_available(weights)
-        return Path(weights), open_weights(weights).metadata
-    path = weights_path(weights)
-    if weights not in BUNDLED and not is_file(path):
-        check_available(weights)
-        remedy = f"run: drunet weights download {weights}, or without internet: drunet weights import FILE --name {weights}"
-        raise WeightsError(f"weights {weights} are not in the cache; {remedy}")
-    with _kept(weights):
-        return path, _check_kept(weights, path)
+def read_weights_file(
+    path: Path, *, name: str | None = None, bn_epsilon: float, entry: Entry | None = None, origin: str = ""
+) -> Checkpoint:
+    """Read weights from a Keras HDF5 file, or from a drunet .safetensors file, which describes itself.
+
+    The content decides which, not the suffix. name: what the weights are called from now on; without it the recorded name, or
+    the file's. bn_epsilon: for Keras files, which do not record it. entry: whose licence and citation a Keras file has. Raises
+    WeightsError unless every tensor of the network is there once, of its shape, and finite.
+    """
+    try:
+        with path.open("rb") as stream:
+            head = stream.read(9)
+    except OSError as error:
+        raise WeightsError(f"{path}: cannot be read: {error.strerror}") from error
+    if head[8:] == b"{":  # safetensors: eight bytes of length, then JSON
+        checkpoint = read_checkpoint(path)
+        check_tensors(checkpoint)
+        return replace(checkpoint, metadata=replace(checkpoint.metadata, name=name or checkpoint.metadata.name))
+    if head[:8] == _HDF5_SIGNATURE:
+        return _read_keras(path, name or path.stem, bn_epsilon, entry, origin or path.name)
+    if not head:
+        raise WeightsError(f"{path}: is empty; copy or download it again")
+    if head.lstrip()[:1] == b"<":
+        raise WeightsError(f"{path}: is a web page, not weights; open its address in a browser and confirm the download there")
+    raise WeightsError(f"{path}: is neither a Keras HDF5 nor a safetensors file")
+
+
+def _read_keras(path: Path, name: str, bn_epsilon: float, entry: Entry | None, origin: str) -> Checkpoint:
+    from drunet_cli.weights.keras import read_keras_h5  # h5py
+
+    base_width, state = read_keras_h5(path)
+    sha256 = file_sha256(path)
+    metadata = Metadata(
+        name=name,
+        base_width=base_width,
+        bn_epsilon=bn_epsilon,
+        dropout=entry.dropout if entry else None,
+        origin=origin,
+        source_sha256=sha256,
+        licence=entry.licence if entry else "",
+        citation=entry.citation if entry else PAPER,
+    )
+    return Checkpoint(metadata=metadata, state=state, sha256=sha256)
+
+
+def _read_known_metadata(name: str, file: Path) -> Metadata:
+    """Read the metadata of a file in the package or the cache, and check that it holds what its name says."""
+    metadata = read_metadata(file)
+    if name in ENTRIES:
+        _check_identity(file, metadata, ENTRIES[name])
+    return metadata
+
+
+def _check_identity(path: Path, metadata: Metadata, entry: Entry, *, remedy: str = "") -> None:
+    """Raise WeightsError where these are recognisably other weights than the registry's of that name.
+
+    The published file is a Keras file that does not tell its dropout; weights that drunet has trained are not made from it.
+    """
+    if metadata.base_width != entry.base_width:
+        reason = f"base width {metadata.base_width}, not {entry.base_width}"
+    elif not metadata.source_sha256 or metadata.dropout != entry.dropout:
+        reason = f"their origin is {metadata.origin or 'not recorded'}"
+    elif entry.source_sha256 not in (None, metadata.source_sha256):
+        reason = f"SHA-256 of the source {metadata.source_sha256}, not {entry.source_sha256}"
+    else:
+        return
+    raise WeightsError(
+        f"{path}: holds other weights than {entry.name}, {entry.summary}: {reason}" + (f"; {remedy}" if remedy else "")
+    )
 
 
 @contextmanager
-def _kept(name: str) -> Iterator[None]:
-    """Add to what is wrong with a file in the package or the cache how to replace it."""
+def _remedy_named(name: str) -> Iterator[None]:
+    """Add to an error about a file in the package or the cache how to replace that file."""
     details: tuple[str, ...] = ()
     try:
         yield
@@ -255,63 +232,76 @@ def _kept(name: str) -> Iterator[None]:
         raise WeightsError(f"{error}; {remedy}", details=details) from error
 
 
-def _download(entry: Entry, url: str, target: Path, watcher: Watcher, *, locked: bool) -> None:
-    source = target.with_suffix(".h5")
-    watcher.announce_download(entry, shown_source(entry), target.parent)
-    with _part(source, locked=locked) as part:
-        resumed = part.exists()
-        _fetch(entry, url, part, watcher)
+@contextmanager
+def _download_lock(target: Path, on_note: Note) -> Iterator[bool]:
+    """Let one process download at a time; yield False where the file system has no locks.
+
+    The lock spares work and guards no result: the file appears by a rename, whoever has fetched it.
+    """
+    from filelock import FileLock, Timeout
+
+    lock = FileLock(target.with_suffix(".lock"))
+    try:
         try:
-            _import_part(entry, part, url, target, watcher)
+            lock.acquire(timeout=0)
+        except Timeout:
+            on_note(f"Another process is downloading the weights {target.stem}: waiting for it")
+            lock.acquire(poll_interval=0.5)
+    except (OSError, NotImplementedError):  # also another user's lock file in a shared folder
+        pass
+    try:
+        yield lock.is_locked
+    finally:
+        lock.release()
+
+
+def _download(entry: Entry, target: Path, on_progress: Progress, on_note: Note, *, locked: bool) -> None:
+    url, source = source_url(entry), target.with_suffix(".h5")
+    on_note(
+        f"Weights {entry.name} are not in the cache: downloading about {entry.megabytes} MB\n"
+        f"  from {shown_source(entry)}\n  into {target.parent}\n  licence: {entry.licence}"
+    )
+    remove_stale(source)
+    # Under the lock the part bears the host's name, as some network file systems keep locks within one host only, and stays
+    # after a failure, to be resumed. Without a lock it bears the process id too, and goes.
+    owner = socket.gethostname() if locked else f"{socket.gethostname()}.{os.getpid()}"
+    part = source.with_name(f".{source.name}.{owner}.part")
+    try:
+        resumed = part.exists()
+        _fetch(entry, url, part, on_progress, on_note)
+        try:
+            _import_part(entry, part, url, target, on_note)
         except WeightsError:
             part.unlink()  # complete and wrong: nothing to resume
             if not resumed:
                 raise
-            # What an earlier run had left was perhaps of another file.
-            _fetch(entry, url, part, watcher)
-            _import_part(entry, part, url, target, watcher)
+            # An earlier run had perhaps left a part of another file.
+            _fetch(entry, url, part, on_progress, on_note)
+            _import_part(entry, part, url, target, on_note)
+    finally:
+        if not locked:
+            part.unlink(missing_ok=True)
+    for left in source.parent.glob(f".{source.name}.*.part"):  # what other hosts began is of no more use
+        with suppress(OSError):
+            if left == part or time.time() - left.stat().st_mtime > _ABANDONED_AFTER_S:
+                left.unlink()
 
 
-def _fetch(entry: Entry, url: str, part: Path, watcher: Watcher) -> None:
-    """A mirror's URL is told with what went wrong; the authors' is not, as what to do instead names their page."""
+def _fetch(entry: Entry, url: str, part: Path, on_progress: Progress, on_note: Note) -> None:
+    """Fetch. An error names a mirror's URL, but not the authors', as the other ways name their page."""
     try:
-        fetch(url, part, on_progress=watcher.downloaded, on_retry=watcher.retrying)
+        fetch(url, part, on_progress=on_progress, on_note=on_note)
     except WeightsError as error:
         raise WeightsError(str(error).removeprefix(f"{shown_url(entry.url)}: ")) from error
 
 
-def _import_part(entry: Entry, part: Path, url: str, target: Path, watcher: Watcher) -> None:
-    watcher.importing(part)
+def _import_part(entry: Entry, part: Path, url: str, target: Path, on_note: Note) -> None:
+    on_note(f"Verifying and converting {part.stat().st_size / 1e6:.0f} MB")
     try:
-        checkpoint = read_source(part, name=entry.name, bn_epsilon=entry.bn_epsilon, entry=entry, origin=shown_url(url))
-        check_identity(part, checkpoint.metadata, entry)
+        checkpoint = read_weights_file(part, name=entry.name, bn_epsilon=entry.bn_epsilon, entry=entry, origin=shown_url(url))
+        _check_identity(part, checkpoint.metadata, entry)
     except WeightsError as error:  # the part goes, so it is not named
         arrived = "what arrived" if url == entry.url else shown_url(url)
         raise WeightsError(f"{arrived}: {str(error).removeprefix(f'{one_line(str(part))}: ')}") from error
     write_checkpoint(target, checkpoint.state, checkpoint.metadata, overwrite=True)
     part.unlink()
-
-
-@contextmanager
-def _part(source: Path, *, locked: bool) -> Iterator[Path]:
-    """The file that a download grows in.
-
-    Under the lock it bears the host's name and stays after a failure, to be resumed: some network file systems keep locks
-    within one host only. Without a lock it bears the process id too, and goes.
-    """
-    remove_stale(source)
-    host = socket.gethostname()
-    if locked:
-        part = source.with_name(f".{source.name}.{host}.part")
-        yield part
-        # Reached when the weights are there: what other hosts began, or this one under another name, is of no more use.
-        for left in source.parent.glob(f".{source.name}.*.part"):
-            with suppress(OSError):
-                if left == part or time.time() - left.stat().st_mtime > _ABANDONED_AFTER_S:
-                    left.unlink()
-        return
-    part = source.with_name(f".{source.name}.{host}.{os.getpid()}.tmp")
-    try:
-        yield part
-    finally:
-        part.unlink(missing_ok=True)

@@ -3,263 +3,49 @@
 from __future__ import annotations
 
 import errno
-import os
-import random
 import re
 import socket
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
-from html.parser import HTMLParser
+from html import unescape
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, NoReturn
-from urllib.parse import parse_qsl, unquote, urlencode, urljoin, urlsplit, urlunsplit
+from typing import TYPE_CHECKING, Final, TypeAlias
+from urllib.parse import parse_qsl, urlencode, urljoin, urlsplit, urlunsplit
+from urllib.request import url2pathname
 
 from drunet_cli import __version__
 from drunet_cli.errors import WeightsError, one_line
 
 if TYPE_CHECKING:
-    from requests import RequestException, Response, Session
+    from requests import Response, Session
 
+Progress: TypeAlias = Callable[[int, int | None], None]  # bytes that have arrived, and in all where that is known
+Note: TypeAlias = Callable[[str], None]  # what a person should know, in one line or several
 
-_LONGEST_RETRY_AFTER_S = 60.0
-_CONTENT_RANGE = re.compile(r"bytes (\d+)-\d+/(\d+|\*)")
-
-
-def first_byte_of(response: Response) -> int | None:
-    """Where in the file the answer begins; None for one that is no part of it, or does not tell."""
-    found = _CONTENT_RANGE.fullmatch(response.headers.get("Content-Range", ""))
-    return int(found[1]) if found and response.status_code == 206 else None
-
-
-def length_of(response: Response) -> int | None:
-    """Bytes of the whole file, as far as the server tells."""
-    if response.status_code == 206:
-        found = _CONTENT_RANGE.fullmatch(response.headers.get("Content-Range", ""))
-        length = found[2] if found else ""
-    else:
-        length = response.headers.get("Content-Length", "")
-    return int(length) if length.isdecimal() else None
-
-
-def version_of(response: Response) -> str | None:
-    """What If-Range takes: a strong ETag, else the date of the last change."""
-    tag = response.headers.get("ETag", "W/")
-    return response.headers.get("Last-Modified") if tag.startswith("W/") else tag
-
-
-def retry_after_s(response: Response) -> float:
-    """How long the server asks to wait, a minute at most; 0 where it names a date."""
-    seconds = response.headers.get("Retry-After", "")
-    return min(float(seconds), _LONGEST_RETRY_AFTER_S) if seconds.isdecimal() else 0.0
-
-
-_COPY_BLOCK_BYTES = 1024 * 1024
-
-
-def copy_file_url(url: str, part: Path, *, shown: str, on_progress: Callable[[int, int | None], None]) -> None:
-    """Copy a file:// URL into the part. shown: the URL, as a message begins. Raises WeightsError, OSError for the part."""
-    host, path = urlsplit(url)[1:3]
-    source = Path(unquote(path))
-    if host not in ("", "localhost") or not source.is_absolute() or "\0" in str(source):
-        raise WeightsError(f"{shown}: not a valid file URL, which is file:// and an absolute path of this machine")
-    try:
-        total = source.stat().st_size
-        if not source.is_file():  # a pipe or a device may never end
-            raise WeightsError(f"{shown}: not a file")
-    except OSError as error:
-        raise WeightsError(f"{shown}: {error.strerror}") from error
-    copied = 0
-    with part.open("wb") as stream:
-        for block in _file_blocks(source, shown):
-            stream.write(block)
-            copied += len(block)
-            on_progress(copied, total)
-
-
-def _file_blocks(source: Path, shown: str) -> Iterator[bytes]:
-    # A generator of its own, so that only errors of reading are caught here, not those of writing the part.
-    try:
-        with source.open("rb") as stream:
-            while block := stream.read(_COPY_BLOCK_BYTES):
-                yield block
-    except OSError as error:
-        raise WeightsError(f"{shown}: {error.strerror}") from error
-
-
-# What is the same a few seconds later: no way to the host, nobody who listens, or a firewall that says no.
+_BLOCK_BYTES: Final = 64 * 1024  # a block that is cut short by a reset or a time-out is lost, so it is kept small
+_PAGE_BYTES: Final = 1024 * 1024  # no more of a web page is read
+_LONGEST_DELAY_S: Final = 30.0
+_LONGEST_RETRY_AFTER_S: Final = 60.0
+_HTML_TYPES: Final = ("text/html", "application/xhtml+xml")
+_HTML_OPENINGS: Final = (b"<!doctype html", b"<html")
+_CONTENT_RANGE: Final = re.compile(r"bytes (\d+)-\d+/(\d+|\*)")
+# A host that cannot be reached for these reasons cannot be reached a few seconds later either.
 _UNREACHABLE: Final = {
-    *(errno.ECONNREFUSED, errno.EHOSTUNREACH, errno.EHOSTDOWN, errno.ENETUNREACH, errno.ENETDOWN),
+    *(errno.ECONNREFUSED, errno.EHOSTUNREACH, errno.ENETUNREACH, errno.ENETDOWN),
     *(errno.EADDRNOTAVAIL, errno.EACCES, errno.EPERM),
 }
-_ATTEMPTS_AT_A_SILENT_HOST: Final = 2  # a firewall that drops what is sent looks like a packet that was lost
-
-
-class AttemptError(Exception):
-    """An attempt failed in a way that another one may mend.
-
-    wait_s: how long the server asks to wait. most_attempts: how many make sense at a host that has never answered.
-    """
-
-    def __init__(self, reason: str, *, wait_s: float = 0.0, most_attempts: int | None = None) -> None:
-        super().__init__(reason)
-        self.wait_s = wait_s
-        self.most_attempts = most_attempts
-
-
-@contextmanager
-def network_errors(shown: str, *, silence_s: float | None = None) -> Iterator[None]:
-    """Put what requests and urllib3 raise into words: AttemptError where another attempt may help, else WeightsError.
-
-    shown: the URL, as the message begins. silence_s: what a time-out means, by default all the time spent in the block:
-    one address of a host is tried after the other, and a proxy or TLS may be what does not answer.
-    """
-    import ssl
-
-    import requests
-    import urllib3.exceptions
-
-    began = time.monotonic()
-    try:
-        yield
-    except requests.ConnectTimeout as error:
-        reason = f"could not connect to {_host(error)}: no answer in {time.monotonic() - began:.1f} s"
-        raise AttemptError(reason, most_attempts=_ATTEMPTS_AT_A_SILENT_HOST) from error
-    except (requests.Timeout, urllib3.exceptions.TimeoutError) as error:
-        silent_s = time.monotonic() - began if silence_s is None else silence_s
-        raise AttemptError(f"the server was silent for {silent_s:.1f} s") from error
-    except requests.exceptions.ConnectionError as error:
-        cause = _system_error(error)
-        if isinstance(cause, ssl.SSLCertVerificationError):
-            raise WeightsError(
-                f"{shown}: the TLS certificate of {_host(error)} cannot be trusted: {cause.verify_message}"
-            ) from error
-        peer = "the proxy" if isinstance(error, requests.exceptions.ProxyError) else _host(error)
-        reason = "it does not speak HTTP" if cause is None else cause.strerror or str(cause)
-        raise AttemptError(f"could not connect to {peer}: {reason}", most_attempts=_attempts_after(cause)) from error
-    except (requests.exceptions.ChunkedEncodingError, urllib3.exceptions.HTTPError) as error:
-        raise AttemptError("the connection was cut") from error
-    except requests.TooManyRedirects as error:
-        raise WeightsError(f"{shown}: the server redirects without end") from error
-    except requests.RequestException as error:  # their texts repeat the URL with user and password
-        raise WeightsError(f"{shown}: the URL, one that it redirects to, or that of the proxy is not valid") from error
-    except OSError as error:  # requests raises it, bare, for a REQUESTS_CA_BUNDLE that does not exist
-        raise WeightsError(f"{shown}: {one_line(str(error))}") from error
-
-
-def _attempts_after(cause: OSError | None) -> int | None:
-    is_unreachable = isinstance(cause, socket.gaierror) or (cause is not None and cause.errno in _UNREACHABLE)
-    return 1 if is_unreachable else None
-
-
-def _host(error: RequestException) -> str:
-    return (urlsplit(str(error.request.url)).hostname if error.request else None) or "the server"
-
-
-def _system_error(error: BaseException) -> OSError | None:
-    """What the operating system or the TLS library said, out of the exceptions that are wrapped around it."""
-    inner = error.__cause__ or error.__context__
-    return inner if inner is None or isinstance(inner, OSError) else _system_error(inner)
-
-
-_PAGE_BYTES = 1024 * 1024
-_HTML_TYPES = ("text/html", "application/xhtml+xml")
-_HTML_OPENINGS = (b"<!doctype html", b"<html")
-
-
-class WebPage(HTMLParser):
-    """A web page that came instead of the file: its text, its title, and where its download form or link leads."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.text = one_line(text)
-        self.title = self.target = ""
-        self.fields: list[tuple[str, str]] = []
-        self._inside = ""
-        with suppress(AssertionError):  # Python's answer to a malformed "<![...": what stands before it counts
-            self.feed(text)
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:  # noqa: D102
-        values = {name: value or "" for name, value in attrs}
-        if tag == "title" and not self.title:
-            self._inside = "title"
-        elif tag == "form" and values.get("id") == "download-form" and values.get("method", "get").lower() == "get":
-            self._inside, self.target = "form", values.get("action", "")
-        elif tag == "input" and self._inside == "form" and values.get("name"):
-            self.fields.append((values["name"], values.get("value", "")))
-        elif tag == "a" and not self.target and re.search(r"[?&]confirm=", href := values.get("href", "")):
-            self.target = href
-
-    def handle_endtag(self, tag: str) -> None:  # noqa: D102
-        if tag == self._inside:
-            self._inside = ""
-
-    def handle_data(self, data: str) -> None:  # noqa: D102
-        if self._inside == "title":
-            self.title += data
-
-    @property
-    def says_quota_exceeded(self) -> bool:
-        """Whether Google refuses a file because too many have fetched it."""
-        return "quota exceeded" in self.title.lower() or "many users have viewed or downloaded this file recently" in self.text
-
-
-def read_page(blocks: Iterator[bytes]) -> WebPage:
-    """Read a page, of which no more than 1 MiB counts."""
-    body = b""
-    for block in blocks:
-        body += block
-        if len(body) >= _PAGE_BYTES:
-            break
-    return WebPage(body.decode(errors="replace"))
-
-
-def confirmed_url(page: WebPage, page_url: str) -> str | None:
-    """Where the page's form or link leads, if that is the same server or one of Google's, and no less encrypted."""
-    try:
-        here, there = urlsplit(page_url), urlsplit(urljoin(page_url, page.target))
-        host = there.hostname or ""
-    except ValueError:
-        return None
-    trusted = host == here.hostname or f".{host}".endswith((".google.com", ".googleusercontent.com"))
-    if not page.target or not trusted or there.scheme not in (here.scheme, "https"):
-        return None
-    return urlunsplit(there._replace(query=urlencode(parse_qsl(there.query) + page.fields), fragment=""))
-
-
-def has_html_type(response: Response) -> bool:
-    """Whether the server says that it sends a web page."""
-    return response.headers.get("Content-Type", "").lower().startswith(_HTML_TYPES)
-
-
-def is_html(opening: bytes) -> bool:
-    """Whether a body that begins so is a web page, whatever the server says."""
-    return opening.lstrip().lower().startswith(_HTML_OPENINGS)
-
-
-def opening_of(blocks: Iterator[bytes]) -> bytes:
-    """The first bytes of a body, as many as it takes to tell a web page from a file."""
-    opening = b""
-    for block in blocks:
-        opening += block
-        start = opening.lstrip().lower()
-        if not any(html.startswith(start[: len(html)]) and len(start) < len(html) for html in _HTML_OPENINGS):
-            break
-    return opening
-
-
-Progress = Callable[[int, int | None], None]
-
-_BLOCK_BYTES = 64 * 1024  # a block that is cut short by a reset or a time-out is lost, so it is kept small
-_LONGEST_DELAY_S = 30.0
 
 
 @dataclass(frozen=True)
 class Patience:
-    """attempts: in a row without a new byte, before a download is given up; a host that has never answered gets two where it
-    is silent, one where it cannot be reached. Delays double, up to 30 s, give or take 20 %."""
+    """When a download is given up.
+
+    attempts: in a row without a new byte. A host that has never answered gets one where it cannot be reached, and two where it
+    is silent, as behind a firewall. first_delay_s: before the second attempt; delays double, up to 30 s.
+    """
 
     attempts: int = 6
     first_delay_s: float = 1.0
@@ -272,13 +58,13 @@ def fetch(
     part: Path,
     *,
     on_progress: Progress,
-    on_retry: Callable[[str, float], None] = lambda *_: None,
+    on_note: Note,
     patience: Patience = Patience(),
 ) -> None:
-    """Complete `part` with the bytes of `url` (http, https, file), going on after those it holds where the server can.
+    """Complete `part` with the bytes of `url` (http, https, file), going on after the bytes it holds where the server can.
 
     on_progress: called with the bytes in the part and the file's length, None where the server does not tell.
-    on_retry: called with the reason, and the seconds until the next attempt, whenever one has failed.
+    on_note: called with a sentence whenever an attempt has failed and another follows.
     Raises WeightsError, its message one line `URL: reason`, for all that is wrong with the URL, the network or the
     server, and OSError when the part cannot be written. The part stays, for a later call to go on with.
     """
@@ -288,9 +74,12 @@ def fetch(
     except ValueError as error:
         raise WeightsError(f"{shown}: not a valid URL") from error
     if scheme == "file":
-        copy_file_url(url, part, shown=shown, on_progress=on_progress)
+        _copy(url, part, shown, on_progress)
     elif scheme in ("http", "https"):
-        _download(url, part, shown, on_progress, on_retry, patience)
+        import requests
+
+        with requests.Session() as session:
+            _Download(session, url, part, shown, on_progress, patience).complete(on_note)
     else:
         meant = f"; for this file write file://{shown}" if shown.startswith("/") else ""
         raise WeightsError(f"{shown}: not a URL of a kind that can be fetched (http, https, file){meant}")
@@ -301,14 +90,42 @@ def shown_url(url: str) -> str:
     return one_line(re.sub(r"//[^/?#]*@", "//", url))
 
 
+def _copy(url: str, part: Path, shown: str, on_progress: Progress) -> None:
+    host, path = urlsplit(url)[1:3]
+    source = Path(url2pathname(path))
+    if host not in ("", "localhost") or not source.is_absolute() or "\0" in str(source):
+        raise WeightsError(f"{shown}: not a valid file URL, which is file:// and an absolute path of this machine")
+    try:
+        reading = source.open("rb")
+    except OSError as error:
+        raise WeightsError(f"{shown}: {error.strerror}") from error
+    with reading, part.open("wb") as writing:
+        total = source.stat().st_size
+        while block := reading.read(_PAGE_BYTES):
+            writing.write(block)
+            on_progress(writing.tell(), total)
+
+
+class _AttemptError(Exception):
+    """An attempt failed in a way that another one may mend.
+
+    wait_s: how long the server asks to wait. attempts: how many make sense at a host that has never answered.
+    """
+
+    def __init__(self, reason: str, *, wait_s: float = 0.0, attempts: int | None = None) -> None:
+        super().__init__(reason)
+        self.wait_s = wait_s
+        self.attempts = attempts
+
+
 @dataclass
 class _Download:
-    """One fetch under way, and what the answers so far have told.
+    """A download under way.
 
-    url: changes once, when the page before a large file on Google Drive is confirmed.
-    validator, total: of the version of the file that the part belongs to.
-    reached: the furthest byte written by this call; an attempt that does not get beyond it has made no progress.
-    answered: whether the server ever has, whatever it said.
+    url: changes once, when the page before a large file on Google Drive is confirmed. shown: the URL as messages begin.
+    version: an ETag, else the date of the last change, of the file that the part belongs to.
+    reached: the furthest byte written; an attempt that does not get beyond it has made no progress.
+    whole: whether the next request asks for the whole file, as the part cannot be gone on from.
     """
 
     session: Session
@@ -318,221 +135,226 @@ class _Download:
     on_progress: Progress
     patience: Patience
     confirmed: bool = False
-    validator: str | None = None
-    total: int | None = None
+    version: str | None = None
     reached: int = 0
     answered: bool = False
+    whole: bool = False
 
-    def refuse(self, reason: str, cause: BaseException | None = None) -> NoReturn:
-        raise WeightsError(f"{self.shown}: {reason}") from cause
-
-
-def _download(
-    url: str, part: Path, shown: str, on_progress: Progress, on_retry: Callable[[str, float], None], patience: Patience
-) -> None:
-    import requests
-
-    with requests.Session() as session:
+    def complete(self, on_note: Note) -> None:
+        """Attempt it until the part is complete or patience ends."""
         # "identity", so that bytes and lengths are those of the file; English, so that Google's pages can be told apart.
-        session.headers.update({"User-Agent": f"drunet/{__version__}", "Accept-Encoding": "identity", "Accept-Language": "en"})
-        download = _Download(session, url, part, shown, on_progress, patience)
-        failures, since = 0, time.monotonic()
+        headers = {"User-Agent": f"drunet/{__version__}", "Accept-Encoding": "identity", "Accept-Language": "en"}
+        self.session.headers.update(headers)
+        failures = 0
         while True:
-            reached = download.reached
+            reached = self.reached
             try:
-                if _attempt(download):
+                if self._attempt():
                     return
-            except AttemptError as interruption:
-                if download.reached > reached:
-                    failures, since = 0, time.monotonic()
-                else:
-                    failures += 1
-                _give_up_after(failures, since, download, interruption)
-                delay_s = min(patience.first_delay_s * 2 ** max(failures - 1, 0), _LONGEST_DELAY_S)
-                delay_s *= random.uniform(0.8, 1.2)  # noqa: S311  # spreads the clients of a server that comes back
-                delay_s = max(delay_s, interruption.wait_s)
-                on_retry(str(interruption), delay_s)
+            except _AttemptError as error:
+                failures = 0 if self.reached > reached else failures + 1
+                most = self.patience.attempts
+                if error.attempts is not None and not self.answered:
+                    most = min(most, error.attempts)
+                if failures >= most:
+                    raise self._refusal(f"{error} ({failures} attempts)" if failures > 1 else str(error)) from error
+                delay_s = max(min(self.patience.first_delay_s * 2 ** max(failures - 1, 0), _LONGEST_DELAY_S), error.wait_s)
+                on_note(f"Download: {error}; trying again in {delay_s:.0f} s")
                 time.sleep(delay_s)
 
-
-def _give_up_after(failures: int, since: float, download: _Download, interruption: AttemptError) -> None:
-    """Refuse to go on where enough attempts in a row have failed. since: when the first of them began."""
-    most = download.patience.attempts
-    if interruption.most_attempts is not None and not download.answered:
-        most = min(most, interruption.most_attempts)
-    if failures >= most:
-        told = "" if failures == 1 else f" ({failures} attempts in {time.monotonic() - since:.0f} s)"
-        download.refuse(f"{interruption}{told}", interruption)
-
-
-def _attempt(download: _Download) -> bool:
-    """Ask once, for what the part lacks. True: it is complete. False: a page was confirmed, so ask at once again."""
-    start = download.part.stat().st_size if download.part.exists() else 0
-    response = _ask(download, start)
-    if start and response.status_code == 416 and response.headers.get("Content-Range") == f"bytes */{start}":
-        response.close()
-        download.on_progress(start, start)
-        return True
-    if start and not _continues(download, response, start):
-        start = 0
-        if response.status_code in (206, 416):
-            response.close()
-            response = _ask(download, start)
-    with response:
-        return _receive(download, response, start)
-
-
-def _ask(download: _Download, start: int) -> Response:
-    headers = {}
-    if start:
-        headers["Range"] = f"bytes={start}-"
-        if download.validator:
-            headers["If-Range"] = download.validator
-    timeout = (download.patience.connect_timeout_s, download.patience.read_timeout_s)
-    with network_errors(download.shown):
-        response = download.session.get(download.url, headers=headers, stream=True, timeout=timeout)
-    download.answered = True
-    if urlsplit(download.url).scheme == "https" != urlsplit(response.url).scheme:
-        response.close()  # no check sum is published that would tell a file changed on its way
-        download.refuse("the server redirects to an address without encryption")
-    return response
-
-
-def _continues(download: _Download, response: Response, start: int) -> bool:
-    """Whether the answer begins where the part ends and is not known to belong to another version of the file."""
-    validator, total = version_of(response), length_of(response)
-    return (
-        first_byte_of(response) == start
-        and not has_html_type(response)
-        and (validator is None or download.validator in (None, validator))
-        and (total is None or download.total in (None, total))
-    )
-
-
-def _receive(download: _Download, response: Response, start: int) -> bool:
-    blocks = _blocks(download, response)
-    if response.status_code not in (200, 206):
-        _refuse_status(download, response, blocks)
-    # Nothing is written, nor cut off, before it is known that this is not a web page.
-    opening = opening_of(blocks) if start == 0 else b""
-    if has_html_type(response) or is_html(opening):
-        _confirm(download, read_page(chain([opening], blocks)), response.url)
-        return False
-    if response.headers.get("Content-Encoding", "identity") != "identity":
-        download.refuse("the server compressed the file although it was asked not to")
-    if response.status_code == 206 and first_byte_of(response) != start:
-        raise AttemptError("the server sent another part of the file than it was asked for")
-    validator, total = version_of(response), length_of(response)
-    download.validator = download.validator if start and validator is None else validator
-    download.total = download.total if start and total is None else total
-    _write(download, chain([opening], blocks), start)
-    return True
-
-
-def _write(download: _Download, blocks: Iterator[bytes], start: int) -> None:
-    size, total = start, download.total
-    with download.part.open("ab" if start else "wb") as stream:
-        download.on_progress(size, total)
-        for block in filter(None, blocks):  # an empty one is no progress
-            if total is not None and size + len(block) > total:
-                download.refuse(f"the server sent more than the {total} bytes that it had announced")
-            stream.write(block)
-            stream.flush()
-            size += len(block)
-            download.reached = max(download.reached, size)
-            download.on_progress(size, total)
-    if total is not None and size < total:
-        raise AttemptError(f"the server sent {size} of {total} bytes")
-
-
-def _blocks(download: _Download, response: Response) -> Iterator[bytes]:
-    # Not response.iter_content: its urllib3 decodes, and then drops what came of a block before the connection was cut.
-    with network_errors(download.shown, silence_s=download.patience.read_timeout_s):
-        yield from response.raw.stream(_BLOCK_BYTES, decode_content=False)
-
-
-def _refuse_status(download: _Download, response: Response, blocks: Iterator[bytes]) -> NoReturn:
-    status = response.status_code
-    if status < 500 and has_html_type(response):
-        _refuse_quota(download, read_page(blocks))
-    reason = one_line(f"the server answered {status} {response.reason or ''}")
-    if status in (408, 429) or status >= 500:
-        raise AttemptError(reason, wait_s=retry_after_s(response))
-    download.refuse(reason)
-
-
-def _confirm(download: _Download, page: WebPage, page_url: str) -> None:
-    """Let the download go on at the address that Google's page before a large file leads to; refuse any other page."""
-    _refuse_quota(download, page)
-    url = confirmed_url(page, page_url)
-    if url is None or download.confirmed:
-        title = one_line(page.title)[:80]
-        download.refuse("the server sent a web page instead of the file" + (f': "{title}"' if title else ""))
-    download.url, download.confirmed = url, True
-
-
-def _refuse_quota(download: _Download, page: WebPage) -> None:
-    if page.says_quota_exceeded:
-        download.refuse("Google's download quota for this file is used up: try again in 24 hours, or import it by hand")
-
-
-# What file systems without advisory locks answer: NFS without its lock daemon, Lustre without -o flock, some FUSE.
-_NO_LOCKS = {errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, errno.EBADF}
-
-
-@contextmanager
-def exclusive(path: Path, *, on_wait: Callable[[], None], poll_s: float = 0.5) -> Iterator[bool]:
-    """Hold the advisory lock on `path`, a file made if absent, for as long as the block runs; wait while another holds it.
-
-    on_wait: called once, when the lock is first found taken.
-    Yields True with the lock, False where the platform or the file system has none: it spares work, it guards no result.
-    The kernel frees the lock of a killed process. The file stays: a process waiting on a deleted one would lock nothing.
-    Raises OSError when the file cannot be made or opened for writing.
-    """
-    descriptor = _opened(path)
-    try:
-        yield _wait(descriptor, on_wait, poll_s)
-    finally:
-        _release(descriptor)
-
-
-def _opened(path: Path) -> int:
-    try:
-        return os.open(path, os.O_RDWR | os.O_CREAT, 0o666)  # for writing: NFS grants exclusive locks on nothing else
-    except PermissionError:  # another user's file in a shared folder; NFS will answer EBADF to the lock
-        return os.open(path, os.O_RDONLY)
-
-
-def _wait(descriptor: int, on_wait: Callable[[], None], poll_s: float) -> bool:
-    try:
-        import fcntl
-    except ImportError:  # not POSIX
-        return False
-    waiting = False
-    while True:
-        # Polled, not left to the kernel: a lock daemon that does not answer would hold Ctrl-C back as well.
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if not waiting:
-                waiting = True
-                on_wait()
-            time.sleep(poll_s)
-        except OSError as error:
-            if error.errno not in _NO_LOCKS:
-                raise
-            return False
-        else:
+    def _attempt(self) -> bool:
+        """Ask once for the bytes that the part lacks. False: to be asked again at once, elsewhere or for the whole file."""
+        size = self.part.stat().st_size if self.part.exists() and not self.whole else 0
+        with self._ask(size) as response:
+            status, html = response.status_code, _has_html_type(response)
+            if status == 416 and size and response.headers.get("Content-Range") == f"bytes */{size}":
+                self.on_progress(size, size)
+                return True
+            start, total = _place_of(response)
+            version = _version_of(response)
+            goes_on = start == size and not (version and self.version and version != self.version)
+            if size and (status == 416 or (status == 206 and (html or not goes_on))):  # of another file, or of a web page
+                self.whole = True
+                return False
+            if status not in (200, 206):
+                self._refuse_status(response)
+            if start not in (0, size):
+                raise _AttemptError("the server sent another part of the file than it was asked for")
+            blocks = self._blocks(response)
+            # Nothing is written before it is known that this is not a web page.
+            opening = b"" if start else _opening_of(blocks)
+            if html or opening.lstrip().lower().startswith(_HTML_OPENINGS):
+                self._confirm(_read_page(chain([opening], blocks)), response.url)
+                return False
+            self.whole, self.version = False, version or (self.version if start else None)
+            self._write(chain([opening], blocks), start, total)
             return True
 
+    def _ask(self, size: int) -> Response:
+        headers = {}
+        if size:
+            headers["Range"] = f"bytes={size}-"
+            if self.version:
+                headers["If-Range"] = self.version
+        timeout = (self.patience.connect_timeout_s, self.patience.read_timeout_s)
+        with self._in_words():
+            response = self.session.get(self.url, headers=headers, stream=True, timeout=timeout)
+        self.answered = True
+        if urlsplit(self.url).scheme == "https" != urlsplit(response.url).scheme:
+            response.close()  # no checksum is published that would tell a file changed on its way
+            raise self._refusal("the server redirects to an address without encryption")
+        return response
 
-def _release(descriptor: int) -> None:
+    def _write(self, blocks: Iterator[bytes], start: int, total: int | None) -> None:
+        size = start
+        with self.part.open("ab" if start else "wb") as stream:
+            self.on_progress(size, total)
+            for block in filter(None, blocks):
+                stream.write(block)
+                stream.flush()
+                size += len(block)
+                self.reached = max(self.reached, size)
+                self.on_progress(size, total)
+        if total is not None and size != total:  # more bytes, too, are mended by the next attempt
+            raise _AttemptError(f"the server sent {size} of {total} bytes")
+
+    def _blocks(self, response: Response) -> Iterator[bytes]:
+        # Not response.iter_content: its urllib3 decodes, and then drops what came of a block before the connection was cut.
+        with self._in_words():
+            yield from response.raw.stream(_BLOCK_BYTES, decode_content=False)
+
+    def _confirm(self, page: str, page_url: str) -> None:
+        """Go on at the address that Google's page before a large file leads to; refuse any other page."""
+        url = None if _says_quota_exceeded(page) or self.confirmed else _confirmed_url(page, page_url)
+        if url is None:
+            raise self._refusal(_complaint_about(page))
+        self.url, self.confirmed, self.whole = url, True, False
+
+    def _refuse_status(self, response: Response) -> None:
+        status = response.status_code
+        if status < 500 and _has_html_type(response) and _says_quota_exceeded(page := _read_page(self._blocks(response))):
+            raise self._refusal(_complaint_about(page))
+        reason = one_line(f"the server answered {status} {response.reason or ''}")
+        if status in (408, 429) or status >= 500:
+            seconds = response.headers.get("Retry-After", "")  # a date is left aside
+            raise _AttemptError(reason, wait_s=min(float(seconds), _LONGEST_RETRY_AFTER_S) if seconds.isdecimal() else 0.0)
+        raise self._refusal(reason)
+
+    def _refusal(self, reason: str) -> WeightsError:
+        return WeightsError(f"{self.shown}: {reason}")
+
+    @contextmanager
+    def _in_words(self) -> Iterator[None]:
+        """Put what requests and urllib3 raise into words: _AttemptError where another attempt may help, else WeightsError."""
+        import ssl
+
+        import requests
+        import urllib3.exceptions
+
+        host = urlsplit(self.url).hostname or "the server"
+        try:
+            yield
+        except requests.ConnectTimeout as error:
+            raise _AttemptError(f"could not connect to {host}: no answer", attempts=2) from error
+        except (requests.Timeout, urllib3.exceptions.TimeoutError) as error:
+            raise _AttemptError("the server is silent") from error
+        except requests.exceptions.ConnectionError as error:
+            cause = _system_error(error)
+            if isinstance(cause, ssl.SSLCertVerificationError):
+                raise self._refusal(f"the TLS certificate of {host} cannot be trusted: {cause.verify_message}") from error
+            peer = "the proxy" if isinstance(error, requests.exceptions.ProxyError) else host
+            reason = "it does not speak HTTP" if cause is None else cause.strerror or str(cause)
+            hopeless = isinstance(cause, socket.gaierror) or (cause is not None and cause.errno in _UNREACHABLE)
+            raise _AttemptError(f"could not connect to {peer}: {reason}", attempts=1 if hopeless else None) from error
+        except (requests.exceptions.ChunkedEncodingError, urllib3.exceptions.HTTPError) as error:
+            raise _AttemptError("the connection was cut") from error
+        except requests.TooManyRedirects as error:
+            raise self._refusal("the server redirects without end") from error
+        except requests.RequestException as error:  # their texts repeat the URL with user and password
+            raise self._refusal("the URL, one that it redirects to, or that of the proxy is not valid") from error
+        except OSError as error:  # requests raises it, bare, for a REQUESTS_CA_BUNDLE that does not exist
+            raise self._refusal(one_line(str(error))) from error
+
+
+def _system_error(error: BaseException) -> OSError | None:
+    """Find what the operating system or the TLS library said, inside the exceptions that are wrapped around it."""
+    inner = error.__cause__ or error.__context__
+    return inner if inner is None or isinstance(inner, OSError) else _system_error(inner)
+
+
+def _place_of(response: Response) -> tuple[int | None, int | None]:
+    """Where in the file the body begins, and the length of the whole file; None for what the server does not tell."""
+    if response.status_code == 206:
+        found = _CONTENT_RANGE.fullmatch(response.headers.get("Content-Range", ""))
+        start, length = (int(found[1]), found[2]) if found else (None, "")
+    else:
+        start, length = 0, response.headers.get("Content-Length", "")
+    return start, int(length) if length.isdecimal() else None
+
+
+def _version_of(response: Response) -> str | None:
+    """What If-Range takes: a strong ETag, else the date of the last change."""
+    tag = response.headers.get("ETag", "W/")
+    return response.headers.get("Last-Modified") if tag.startswith("W/") else tag
+
+
+def _has_html_type(response: Response) -> bool:
+    return response.headers.get("Content-Type", "").lower().startswith(_HTML_TYPES)
+
+
+def _opening_of(blocks: Iterator[bytes]) -> bytes:
+    """The first bytes of a body, enough to tell a web page from a file."""
+    opening = b""
+    for block in blocks:
+        opening += block
+        if len(opening) >= 64:
+            break
+    return opening
+
+
+def _read_page(blocks: Iterator[bytes]) -> str:
+    body = b""
+    for block in blocks:
+        body += block
+        if len(body) >= _PAGE_BYTES:
+            break
+    return body.decode(errors="replace")
+
+
+def _says_quota_exceeded(page: str) -> bool:
+    """Whether Google refuses a file because too many have fetched it."""
+    return "quota exceeded" in page.lower() or "many users have viewed or downloaded this file recently" in one_line(page)
+
+
+def _complaint_about(page: str) -> str:
+    if _says_quota_exceeded(page):
+        return "Google's download quota for this file is used up: try again in 24 hours, or import it by hand"
+    found = re.search(r"<title[^>]*>(.*?)</title>", page, re.IGNORECASE | re.DOTALL)
+    title = one_line(unescape(found[1]))[:80] if found else ""
+    return "the server sent a web page instead of the file" + (f': "{title}"' if title else "")
+
+
+def _confirmed_url(page: str, page_url: str) -> str | None:
+    """Where the page's download form leads, if that is the same server or one of Google's, and no less encrypted."""
+    for form in re.finditer(r"<form\b([^>]*)>(.*?)</form>", page, re.IGNORECASE | re.DOTALL):
+        attributes = _attributes(form[1])
+        if attributes.get("id") == "download-form" and attributes.get("method", "get").lower() == "get":
+            break
+    else:
+        return None
+    inputs = [_attributes(words) for words in re.findall(r"<input\b([^>]*)>", form[2], re.IGNORECASE)]
+    fields = [(each["name"], each.get("value", "")) for each in inputs if each.get("name")]
     try:
-        import fcntl
+        here, there = urlsplit(page_url), urlsplit(urljoin(page_url, attributes.get("action", "")))
+        host = there.hostname or ""
+    except ValueError:
+        return None
+    trusted = host == here.hostname or f".{host}".endswith((".google.com", ".googleusercontent.com"))
+    if not attributes.get("action") or not trusted or there.scheme not in (here.scheme, "https"):
+        return None
+    return urlunsplit(there._replace(query=urlencode(parse_qsl(there.query) + fields), fragment=""))
 
-        # Closing would leave the lock with a child that was forked meanwhile and has a copy of the descriptor.
-        fcntl.flock(descriptor, fcntl.LOCK_UN)
-    except (ImportError, OSError):  # there was no lock to give back
-        pass
-    finally:
-        os.close(descriptor)
+
+def _attributes(words: str) -> dict[str, str]:
+    """The attributes of an HTML tag."""
+    return {name.lower(): unescape(value) for name, value in re.findall(r'([\w-]+)\s*=\s*"([^"]*)"', words)}

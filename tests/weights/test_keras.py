@@ -1,8 +1,13 @@
-"""The importer against Keras itself, and against files that are not quite right."""
+"""Keras' weights files against Keras itself, and against files that are not quite right.
 
+Whether Keras loads what drunet writes was not tried: TensorFlow is not installed.
+"""
+
+import io
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -11,8 +16,10 @@ import torch
 
 from drunet_cli.errors import WeightsError
 from drunet_cli.network.model import DRUNet104
-from drunet_cli.weights.keras import read_keras_h5
-from tests.keras_file import write_keras_h5
+from drunet_cli.weights.cache import open_weights
+from drunet_cli.weights.checkpoint import Checkpoint
+from drunet_cli.weights.keras import read_keras_h5, write_keras_h5
+from tests import keras_file
 from tests.support import GOLDEN, GOLDEN_WEIGHTS
 
 
@@ -25,7 +32,7 @@ def test_logits_equal_those_of_keras() -> None:
     slices = np.load(GOLDEN / "slices.npz")["slices"][index : index + 1]
     with torch.inference_mode():
         logits = model(torch.from_numpy(slices).permute(0, 3, 1, 2).float() / 255).permute(0, 2, 3, 1).numpy()
-    # float32 rounding through 104 layers: 2e-6 was seen, 1e-5 is the bound that issue and reference set.
+    # float32 rounding through 104 layers: 2e-6 was seen, 1e-5 is the project's bound.
     assert np.linalg.norm(logits - keras["logits"]) / np.linalg.norm(keras["logits"]) < 1e-5
 
 
@@ -35,17 +42,16 @@ def test_the_golden_file_holds_base_width_1_and_every_number_is_used() -> None:
     assert sum(array.size for array in state.values()) == 311_728  # as Keras counts them
 
 
-def test_numbering_may_start_above_zero(tmp_path: Path) -> None:
-    write_keras_h5(tmp_path / "plain.h5", base_width=1)
-    write_keras_h5(tmp_path / "later.h5", base_width=1, first_number=7)
-    plain, later = read_keras_h5(tmp_path / "plain.h5")[1], read_keras_h5(tmp_path / "later.h5")[1]
+def test_numbering_may_start_above_zero_and_model_save_keeps_weights_in_a_group(tmp_path: Path) -> None:
+    keras_file.write_keras_h5(tmp_path / "plain.h5", base_width=2)
+    keras_file.write_keras_h5(tmp_path / "later.h5", base_width=2, first_number=7, group="model_weights")
+    (width, plain), (later_width, later) = (read_keras_h5(tmp_path / name) for name in ("plain.h5", "later.h5"))
+    assert width == later_width == 2
     assert plain.keys() == later.keys()
     assert all(np.array_equal(plain[key], later[key]) for key in plain)
 
 
-def test_a_file_of_model_save_is_read_from_its_model_weights(tmp_path: Path) -> None:
-    write_keras_h5(tmp_path / "whole.h5", base_width=2, group="model_weights")
-    assert read_keras_h5(tmp_path / "whole.h5")[0] == 2
+# Files that are not quite right
 
 
 def _drop_layer(file: h5py.File) -> None:
@@ -136,16 +142,7 @@ def test_a_file_that_is_not_quite_the_network_is_refused_by_name(
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("n_bytes", [0, 8, 100, 2048, 500_000, 2_000_000])
-def test_a_truncated_file_is_refused_in_one_line(tmp_path: Path, n_bytes: int) -> None:
-    path = tmp_path / "cut.h5"
-    path.write_bytes(GOLDEN_WEIGHTS.read_bytes()[:n_bytes])
-    with pytest.raises(WeightsError) as caught:
-        read_keras_h5(path)
-    assert "\n" not in str(caught.value)
-
-
-def _complaint(path: Path) -> str | None:
+def complaint(path: Path) -> str | None:
     try:
         read_keras_h5(path)
     except WeightsError as error:
@@ -153,19 +150,23 @@ def _complaint(path: Path) -> str | None:
     return None
 
 
-def test_flipped_bytes_end_in_weights_or_in_one_line(tmp_path: Path) -> None:
+def test_a_truncated_file_is_refused_and_one_with_flipped_bits_ends_in_weights_or_in_one_line(tmp_path: Path) -> None:
     content = GOLDEN_WEIGHTS.read_bytes()
+    path = tmp_path / "damaged.h5"
+    for n_bytes in (0, 8, 100, 2048, 500_000, 2_000_000):
+        path.write_bytes(content[:n_bytes])
+        assert complaint(path) is not None
     rng = np.random.default_rng(0)
-    path = tmp_path / "flipped.h5"
     messages = []
-    for _ in range(60):
+    for _ in range(40):
         damaged = bytearray(content)
         for place in rng.integers(0, 200_000, size=40):  # where the structure lies
             damaged[place] ^= 1 << int(rng.integers(8))
         path.write_bytes(damaged)
-        messages.append(_complaint(path))
-    assert sum(message is not None for message in messages) > 10
-    assert all("\n" not in message for message in messages if message is not None)
+        messages.append(complaint(path))
+    refused = [message for message in messages if message is not None]
+    assert len(refused) > 10
+    assert not any("\n" in message for message in refused)
 
 
 def test_values_kept_in_another_file_are_refused(tmp_path: Path) -> None:
@@ -179,3 +180,54 @@ def test_values_kept_in_another_file_are_refused(tmp_path: Path) -> None:
         file.create_dataset(name, shape=shape, dtype=np.float32, external=[(str(tmp_path / "secret.bin"), 0, 4096)])
     with pytest.raises(WeightsError, match="kept in this file"):
         read_keras_h5(path)
+
+
+# Written files
+
+
+def written(checkpoint: Checkpoint) -> io.BytesIO:
+    stream = io.BytesIO()
+    write_keras_h5(stream, checkpoint)
+    return stream
+
+
+def attributes_of(item: h5py.Group | h5py.Dataset) -> dict[str, Any]:
+    """By name: HDF5 class, whether of variable length, character set, padding and shape, and the values."""
+    found = {}
+    for name, value in item.attrs.items():
+        attribute = item.attrs.get_id(name)
+        kind = attribute.get_type()
+        text = (kind.is_variable_str(), kind.get_cset(), kind.get_strpad()) if kind.get_class() == h5py.h5t.STRING else ()
+        found[name] = (kind.get_class(), text, attribute.shape, np.asarray(value).tolist())
+    return found
+
+
+def contents_of(file: h5py.File) -> dict[str, Any]:
+    """Attributes of every item by its path, and of datasets the type, shape and bytes."""
+    found: dict[str, Any] = {"/": attributes_of(file)}
+
+    def visit(name: str, item: h5py.Group | h5py.Dataset) -> None:
+        array = (item.dtype.str, item.shape, item[()].tobytes()) if isinstance(item, h5py.Dataset) else None
+        found[name] = (attributes_of(item), array)
+
+    file.visititems(visit)
+    return found
+
+
+def test_file_that_came_in_goes_out_equal_in_every_dataset_and_attribute() -> None:
+    with h5py.File(written(open_weights(str(GOLDEN_WEIGHTS)))) as ours, h5py.File(GOLDEN_WEIGHTS) as keras:
+        assert contents_of(ours) == contents_of(keras)
+
+
+def test_weights_of_another_width_come_back_as_they_were_in_the_same_order_and_the_same_bytes(tmp_path: Path) -> None:
+    keras_file.write_keras_h5(tmp_path / "random.h5", base_width=2, seed=5)
+    checkpoint = open_weights(str(tmp_path / "random.h5"))
+    content = written(checkpoint).getvalue()
+    assert written(checkpoint).getvalue() == content  # HDF5 would note the time of each dataset if it were told to
+    (tmp_path / "again.h5").write_bytes(content)
+    base_width, state = read_keras_h5(tmp_path / "again.h5")
+    assert base_width == 2
+    assert state.keys() == checkpoint.state.keys()
+    assert all(np.array_equal(state[name], checkpoint.state[name]) for name in state)
+    with h5py.File(tmp_path / "again.h5") as ours, h5py.File(GOLDEN_WEIGHTS) as keras:
+        assert list(ours.attrs["layer_names"]) == list(keras.attrs["layer_names"])
