@@ -36,7 +36,7 @@ class Case:
 
 @dataclass(frozen=True)
 class BrokenCase:
-    """A case that was found but cannot be used, and why. is_source: it is no case, but what should have held some."""
+    """A case that was found but cannot be used, and why. is_source: the source itself is broken, and no case of it is known."""
 
     name: str
     error: CaseError
@@ -63,7 +63,7 @@ def case_of(images: Mapping[Modality, Path], *, name: str | None = None, segment
 
 
 def why_unreadable(path: Path, error: OSError | ValueError, *, kind: str = "file") -> str:
-    """What stat() met, in words that may follow the path. kind: what should have been there."""
+    """Why stat() failed, in words that may follow the path. kind: what should have been there."""
     if isinstance(error, ValueError):  # a path with a NUL
         return f"cannot be read: {error}"
     if error.errno == errno.ENOENT:
@@ -99,7 +99,7 @@ _NAME: Final = "case"
 
 @dataclass(frozen=True)
 class Row:
-    """What one row gives. line: of the table, from 1."""
+    """A row of a table. line: its number in the file, from 1."""
 
     case: Case | BrokenCase
     line: int

@@ -1,4 +1,4 @@
-"""What is wrong with four images, found before any heavy work: errors stop, warnings go with the result."""
+"""Checks of the four images before any heavy work: an error stops the case, a warning goes with its result."""
 
 import itertools
 from collections.abc import Mapping, Sequence
@@ -15,6 +15,79 @@ from drunet_cli.errors import CaseError
 from drunet_cli.io.geometry import FRAME, SAME_PLACE_MM, Geometry, at_1_mm, farthest_corner_mm, orientation_to_network
 from drunet_cli.io.naming import modality_in_name
 from drunet_cli.io.nifti import Grid, Volume
+
+
+class WarningCode(StrEnum):
+    """Stable names of the warnings, for scripts that read them."""
+
+    MODALITY_NAME = "modality-name"
+    DIFFERENT_BRAINS = "different-brains"
+    NOT_SKULL_STRIPPED = "not-skull-stripped"
+    RESAMPLED = "resampled"
+    BRAIN_OUTSIDE_FRAME = "brain-outside-frame"
+    THICK_SLICES = "thick-slices"
+    NO_ORIENTATION = "no-orientation"
+    FORMS_DISAGREE = "forms-disagree"
+    EMPTY_RESULT = "empty-result"
+
+
+@dataclass(frozen=True)
+class CaseWarning:
+    """Something that does not stop the work, and that whoever uses the result must know."""
+
+    code: WarningCode
+    message: str
+
+
+def check_volumes(volumes: Mapping[Modality, Volume]) -> None:
+    """Raise CaseError for images that cannot be segmented: other grids, bad voxels, one image twice, z-scored images."""
+    check_grids(volumes)
+    with ThreadPoolExecutor(len(CHANNELS)) as threads:  # numpy computes outside the interpreter's lock
+        list(threads.map(lambda modality: _check_voxels(volumes[modality], modality), CHANNELS))
+    for one, other in itertools.combinations(CHANNELS, 2):
+        if _same_voxels(volumes[one].voxels, volumes[other].voxels):
+            raise CaseError(
+                f"{volumes[other].path}: has the same voxels as {volumes[one].path}; "
+                f"{one.display} and {other.display} must be two different images"
+            )
+
+
+def brain_mask(volumes: Mapping[Modality, Volume]) -> npt.NDArray[np.bool_]:
+    """[I, J, K]: whatever is above 0 in any modality."""
+    first, *others = (volumes[modality].brain for modality in CHANNELS)
+    brain = first.copy(order="K")
+    for other in others:
+        brain |= other
+    return brain
+
+
+def case_warnings(volumes: Mapping[Modality, Volume], geometry: Geometry) -> list[CaseWarning]:
+    """The warnings about images that can be segmented."""
+    return [
+        *_header_warnings(volumes[Modality.FLAIR]),
+        *_modality_name_warnings(volumes),
+        *(_stripping_warnings(volumes, geometry) or _different_brain_warnings(volumes)),
+        *_resampling_warnings(geometry.x.spacing_mm, geometry.y.spacing_mm),
+        *_extent_warnings(geometry),
+        *_thickness_warnings(geometry.slice_spacing_mm),
+    ]
+
+
+def grid_warnings(grids: Mapping[Modality, Grid]) -> list[CaseWarning]:
+    """The warnings that headers and file names give without a voxel."""
+    flair = grids[Modality.FLAIR]
+    x_mm, y_mm, z_mm = (flair.spacing_mm[axis] for axis in np.argsort(orientation_to_network(flair.affine)[:, 0]))
+    return [
+        *_header_warnings(flair),
+        *_modality_name_warnings(grids),
+        *_resampling_warnings(x_mm, y_mm),
+        *_thickness_warnings(z_mm),
+    ]
+
+
+def voxel_litres(affine: npt.NDArray[np.float64]) -> float:
+    """Volume of one voxel."""
+    return float(abs(np.linalg.det(affine[:3, :3]))) * 1e-6
 
 
 def check_grids(volumes: Mapping[Modality, Grid]) -> None:
@@ -52,7 +125,7 @@ def _grid_in_words(volume: Grid) -> tuple[str, str, str, str]:
 
 
 def grids_differ(volume: Grid, other: Grid, *, names: tuple[str, str]) -> CaseError | None:
-    """What is to be said of two volumes that are not on one grid; None where they are. names: what they are."""
+    """The error for two volumes that are not on one grid; None where they are. names: such as segmentation and FLAIR."""
     if same_grid(volume, other):
         return None
     return CaseError(
@@ -69,133 +142,11 @@ def same_grid(volume: Grid, other: Grid) -> bool:
     return farthest_corner_mm(volume.affine, other.affine, volume.shape) <= SAME_PLACE_MM
 
 
-_FORMS_AGREE_MM: Final = 0.5  # float32 quaternions round; half a voxel of the BraTS grid is no rounding
 # Interpolation leaves a few negative voxels around a brain; subtracting the mean makes about half of the brain negative.
 _NEGATIVE_SHARE: Final = 0.05
-_THICK_SLICE_MM: Final = 2.0
-# In ten BraTS 2021 cases the outlines agree to Dice 0.999 and more; those of two patients to no more than 0.944
-# (tests/benchmarks/brains.py, as for the figures below).
-_SAME_BRAIN_DICE: Final = 0.95
 # A label map has a few whole numbers; an MRI hundreds of intensities.
 _FEW_VALUES: Final = 8
 _SAMPLED: Final = 997  # every so many voxels; a prime, so that no axis is met in step
-# Brains of ten BraTS 2021 cases: 1.25 to 1.73 litres in 14 to 19 % of their grid, 19 voxels or more from its sides. A head has
-# more of all three: air that is not 0 fills the grid, and where it is 0 skin and skull remain.
-_LARGEST_BRAIN_LITRES: Final = 2.2
-_FILLED_SHARE: Final = 0.65
-_BORDER_SHARE: Final = 0.02
-
-
-class WarningCode(StrEnum):
-    """Stable names of the warnings, for scripts that read them."""
-
-    MODALITY_NAME = "modality-name"
-    DIFFERENT_BRAINS = "different-brains"
-    NOT_SKULL_STRIPPED = "not-skull-stripped"
-    RESAMPLED = "resampled"
-    BRAIN_OUTSIDE_FRAME = "brain-outside-frame"
-    THICK_SLICES = "thick-slices"
-    NO_ORIENTATION = "no-orientation"
-    FORMS_DISAGREE = "forms-disagree"
-    EMPTY_RESULT = "empty-result"
-
-
-@dataclass(frozen=True)
-class CaseWarning:
-    """Something that does not stop the work but that whoever uses the result must know."""
-
-    code: WarningCode
-    message: str
-
-
-def check_volumes(volumes: Mapping[Modality, Volume]) -> None:
-    """Raise CaseError for what cannot be segmented: other grids, bad voxels, one image twice, z-scored images."""
-    check_grids(volumes)
-    with ThreadPoolExecutor(len(CHANNELS)) as threads:  # numpy computes outside the interpreter's lock
-        list(threads.map(lambda modality: _check_voxels(volumes[modality], modality), CHANNELS))
-    for one, other in itertools.combinations(CHANNELS, 2):
-        if _same_voxels(volumes[one].voxels, volumes[other].voxels):
-            raise CaseError(
-                f"{volumes[other].path}: has the same voxels as {volumes[one].path}; "
-                f"{one.display} and {other.display} must be two different images"
-            )
-
-
-def brain_mask(volumes: Mapping[Modality, Volume]) -> npt.NDArray[np.bool_]:
-    """[I, J, K]: whatever is above 0 in any modality."""
-    first, *others = (volumes[modality].brain for modality in CHANNELS)
-    brain = first.copy(order="K")
-    for other in others:
-        brain |= other
-    return brain
-
-
-def case_warnings(volumes: Mapping[Modality, Volume], geometry: Geometry) -> list[CaseWarning]:
-    """What is unusual about images that can be segmented."""
-    return [
-        *_of_header(volumes[Modality.FLAIR]),
-        *_misnamed(volumes),
-        *(_unstripped(volumes, geometry) or _different_brains(volumes)),
-        *_of_in_plane_spacing(geometry.x.spacing_mm, geometry.y.spacing_mm),
-        *_of_extent(geometry),
-        *_of_slice_spacing(geometry.slice_spacing_mm),
-    ]
-
-
-def grid_warnings(grids: Mapping[Modality, Grid]) -> list[CaseWarning]:
-    """Those of the same that headers and file names tell, without a voxel."""
-    flair = grids[Modality.FLAIR]
-    x_mm, y_mm, z_mm = (flair.spacing_mm[axis] for axis in np.argsort(orientation_to_network(flair.affine)[:, 0]))
-    return [*_of_header(flair), *_misnamed(grids), *_of_in_plane_spacing(x_mm, y_mm), *_of_slice_spacing(z_mm)]
-
-
-def voxel_litres(affine: npt.NDArray[np.float64]) -> float:
-    """Volume of one voxel."""
-    return float(abs(np.linalg.det(affine[:3, :3]))) * 1e-6
-
-
-def _of_header(flair: Grid) -> list[CaseWarning]:
-    warnings = []
-    if not flair.has_orientation:
-        message = (
-            f"{flair.path}: the header does not say how the voxels lie in the patient (sform and qform codes are 0); "
-            "taken as x to the left, y to the front, z upwards"
-        )
-        warnings.append(CaseWarning(WarningCode.NO_ORIENTATION, message))
-    if flair.forms_differ_mm > _FORMS_AGREE_MM:
-        message = (
-            f"{flair.path}: sform and qform place the image up to {flair.forms_differ_mm:.4g} mm apart; the sform was used, "
-            "other programs may take the qform"
-        )
-        warnings.append(CaseWarning(WarningCode.FORMS_DISAGREE, message))
-    return warnings
-
-
-def _of_in_plane_spacing(x_mm: float, y_mm: float) -> list[CaseWarning]:
-    if at_1_mm([x_mm, y_mm]):
-        return []
-    message = (
-        f"in-plane spacing is {x_mm:g} x {y_mm:g} mm, not 1 mm: slices were resampled for the network and its probabilities "
-        "resampled back"
-    )
-    return [CaseWarning(WarningCode.RESAMPLED, message)]
-
-
-def _of_extent(geometry: Geometry) -> list[CaseWarning]:
-    if max(geometry.x.brain_mm, geometry.y.brain_mm) <= FRAME:
-        return []
-    message = (
-        f"the images reach over {geometry.x.brain_mm:.0f} x {geometry.y.brain_mm:.0f} mm in plane, more than the "
-        f"network's {FRAME} mm frame; what lies outside is labelled background"
-    )
-    return [CaseWarning(WarningCode.BRAIN_OUTSIDE_FRAME, message)]
-
-
-def _of_slice_spacing(z_mm: float) -> list[CaseWarning]:
-    if z_mm <= _THICK_SLICE_MM:
-        return []
-    message = f"slices are {z_mm:g} mm apart; the network was trained on 1 mm, expect a poorer result"
-    return [CaseWarning(WarningCode.THICK_SLICES, message)]
 
 
 def _check_voxels(volume: Volume, modality: Modality) -> None:
@@ -217,12 +168,12 @@ def _check_voxels(volume: Volume, modality: Modality) -> None:
     if few.size == 1:
         raise CaseError(f"{where}: all its voxels above 0 are {few[0]:g}; this is a mask, not an MRI intensity image")
     if few.size > 1:
-        listed = ", ".join(f"{value:g}" for value in few)
-        raise CaseError(f"{where}: its voxels above 0 hold only {listed}, as a label map does; give the MRI intensity image")
+        values = ", ".join(f"{value:g}" for value in few)
+        raise CaseError(f"{where}: its voxels above 0 hold only {values}, as a label map does; give the MRI intensity image")
 
 
 def _few_values(voxels: npt.NDArray[Any], brain: npt.NDArray[np.bool_]) -> npt.NDArray[np.generic]:
-    """The different values of the brain where it holds no more than a label map does; else none."""
+    """The values above 0 where they are as few as those of a label map; else none."""
     sample = voxels.reshape(-1)[::_SAMPLED]
     if len(set(sample[sample > 0].tolist())) > _FEW_VALUES:  # tells nearly every MRI
         return voxels.reshape(-1)[:0]
@@ -236,7 +187,63 @@ def _same_voxels(voxels: npt.NDArray[Any], others: npt.NDArray[Any]) -> bool:
     return np.array_equal(voxels[..., middle], others[..., middle]) and np.array_equal(voxels, others)
 
 
-def _misnamed(volumes: Mapping[Modality, Grid]) -> list[CaseWarning]:
+_FORMS_AGREE_MM: Final = 0.5  # float32 quaternions round; half a voxel of the BraTS grid is no rounding
+_THICK_SLICE_MM: Final = 2.0
+# In ten BraTS 2021 cases the outlines agree to Dice 0.999 and more; those of two patients to no more than 0.944
+# (tests/benchmarks/brains.py, as for the figures below).
+_SAME_BRAIN_DICE: Final = 0.95
+# Brains of ten BraTS 2021 cases: 1.25 to 1.73 litres in 14 to 19 % of their grid, 19 voxels or more from its sides. A head has
+# more of all three: air that is not 0 fills the grid, and where it is 0 skin and skull remain.
+_LARGEST_BRAIN_LITRES: Final = 2.2
+_FILLED_SHARE: Final = 0.65
+_BORDER_SHARE: Final = 0.02
+
+
+def _header_warnings(flair: Grid) -> list[CaseWarning]:
+    warnings = []
+    if not flair.has_orientation:
+        message = (
+            f"{flair.path}: the header does not say how the voxels lie in the patient (sform and qform codes are 0); "
+            "taken as x to the left, y to the front, z upwards"
+        )
+        warnings.append(CaseWarning(WarningCode.NO_ORIENTATION, message))
+    if flair.forms_differ_mm > _FORMS_AGREE_MM:
+        message = (
+            f"{flair.path}: sform and qform place the image up to {flair.forms_differ_mm:.4g} mm apart; the sform was used, "
+            "other programs may take the qform"
+        )
+        warnings.append(CaseWarning(WarningCode.FORMS_DISAGREE, message))
+    return warnings
+
+
+def _resampling_warnings(x_mm: float, y_mm: float) -> list[CaseWarning]:
+    if at_1_mm([x_mm, y_mm]):
+        return []
+    message = (
+        f"in-plane spacing is {x_mm:g} x {y_mm:g} mm, not 1 mm: slices were resampled for the network and its probabilities "
+        "resampled back"
+    )
+    return [CaseWarning(WarningCode.RESAMPLED, message)]
+
+
+def _extent_warnings(geometry: Geometry) -> list[CaseWarning]:
+    if max(geometry.x.brain_mm, geometry.y.brain_mm) <= FRAME:
+        return []
+    message = (
+        f"the images reach over {geometry.x.brain_mm:.0f} x {geometry.y.brain_mm:.0f} mm in plane, more than the "
+        f"network's {FRAME} mm frame; what lies outside is labelled background"
+    )
+    return [CaseWarning(WarningCode.BRAIN_OUTSIDE_FRAME, message)]
+
+
+def _thickness_warnings(z_mm: float) -> list[CaseWarning]:
+    if z_mm <= _THICK_SLICE_MM:
+        return []
+    message = f"slices are {z_mm:g} mm apart; the network was trained on 1 mm, expect a poorer result"
+    return [CaseWarning(WarningCode.THICK_SLICES, message)]
+
+
+def _modality_name_warnings(volumes: Mapping[Modality, Grid]) -> list[CaseWarning]:
     """Files that may stand under the wrong option, which gives a plausible wrong result."""
     warnings = []
     for modality in CHANNELS:
@@ -248,7 +255,7 @@ def _misnamed(volumes: Mapping[Modality, Grid]) -> list[CaseWarning]:
     return warnings
 
 
-def _different_brains(volumes: Mapping[Modality, Volume]) -> list[CaseWarning]:
+def _different_brain_warnings(volumes: Mapping[Modality, Volume]) -> list[CaseWarning]:
     """Images that may come from different patients, or were not stripped alike."""
     flair, *others = CHANNELS
     brain = volumes[flair].brain
@@ -265,7 +272,7 @@ def _different_brains(volumes: Mapping[Modality, Volume]) -> list[CaseWarning]:
     return warnings
 
 
-def _unstripped(volumes: Mapping[Modality, Volume], geometry: Geometry) -> list[CaseWarning]:
+def _stripping_warnings(volumes: Mapping[Modality, Volume], geometry: Geometry) -> list[CaseWarning]:
     """The first image that shows more than a brain; one suffices to make the labels worthless."""
     for modality in CHANNELS:
         volume = volumes[modality]

@@ -20,44 +20,6 @@ from drunet_cli.brats import ClassMap
 
 FloatArray = npt.NDArray[np.floating[Any]]
 
-
-class Taps:
-    """A matrix of weights [targets, sources] by the few of each row that are not 0.
-
-    As products of matrices these would have BLAS start threads of its own inside those that read the four modalities.
-    """
-
-    def __init__(self, weights: FloatArray) -> None:
-        n_taps = int(np.count_nonzero(weights, axis=1).max(initial=1))
-        self._sources = np.argsort(-weights, axis=1, kind="stable")[:, :n_taps]
-        self._weights = np.take_along_axis(weights, self._sources, axis=1)
-
-    def along_first(self, plane: FloatArray) -> FloatArray:
-        """[sources, M] to [targets, M]."""
-        taps = zip(self._weights.T, self._sources.T, strict=True)
-        return np.asarray(np.sum([weight[:, None] * plane[source] for weight, source in taps], axis=0))
-
-    def along_second(self, plane: FloatArray) -> FloatArray:
-        """[M, sources] to [M, targets]."""
-        return np.asarray(self.along_first(plane.T).T)
-
-
-def interpolation(targets: FloatArray, target_size: float, sources: FloatArray, source_size: float) -> FloatArray:
-    """Weights [targets, sources]: the mean over what a coarser target covers, linear interpolation at a finer one.
-
-    All positions and sizes in mm, positions of centres. A row sums to 1 inside the sources' extent and is 0 outside it.
-    """
-    distance = np.abs(targets[:, None] - sources[None, :])
-    if target_size > source_size:
-        weights = np.clip((target_size + source_size) / 2 - distance, 0.0, source_size)  # overlap of the two intervals
-    else:
-        weights = np.clip(1.0 - distance / source_size, 0.0, None)
-    inside = (targets > sources[0] - source_size / 2) & (targets < sources[-1] + source_size / 2)
-    weights[~inside] = 0.0
-    sums = weights.sum(axis=1, keepdims=True)
-    return np.asarray(np.divide(weights, sums, out=weights, where=sums > 0))
-
-
 FRAME: Final = 240
 _NETWORK_AXES: Final = ("L", "P", "S")
 SAME_PLACE_MM: Final = 1e-3
@@ -106,13 +68,13 @@ class AxisFit:
         """Weights [240, size] that interpolate voxels at the frame's pixels; 0 outside the volume."""
         pixels = self.start_mm + np.arange(FRAME) + 0.5
         voxels = (np.arange(self.size) + 0.5) * self.spacing_mm
-        return interpolation(pixels, 1.0, voxels, self.spacing_mm)
+        return _interpolation(pixels, 1.0, voxels, self.spacing_mm)
 
     def from_frame(self) -> FloatArray:
         """Weights [size, 240] that interpolate the frame's pixels at the voxels; 0 outside the frame."""
         pixels = self.start_mm + np.arange(FRAME) + 0.5
         voxels = (np.arange(self.size) + 0.5) * self.spacing_mm
-        return interpolation(voxels, self.spacing_mm, pixels, 1.0)
+        return _interpolation(voxels, self.spacing_mm, pixels, 1.0)
 
 
 @dataclass(frozen=True)
@@ -157,7 +119,7 @@ class Geometry:
         """
         if not self.resampled:
             return _shifted(voxels, (self.x.shift, self.y.shift), (FRAME, FRAME))
-        to_x, to_y = Taps(self.x.to_frame()), Taps(self.y.to_frame())
+        to_x, to_y = _Taps(self.x.to_frame()), _Taps(self.y.to_frame())
         result = np.zeros((FRAME, FRAME, voxels.shape[2]))
         for z in range(voxels.shape[2]):
             plane = voxels[:, :, z].astype(np.float64)
@@ -180,7 +142,7 @@ class Geometry:
         if not self.resampled:
             planes = np.moveaxis(frames, 0, 2)
             return np.moveaxis(_shifted(planes, (-self.x.shift, -self.y.shift), (self.x.size, self.y.size)), 2, 0)
-        from_x, from_y = Taps(self.x.from_frame()), Taps(self.y.from_frame())
+        from_x, from_y = _Taps(self.x.from_frame()), _Taps(self.y.from_frame())
         result = np.empty((len(frames), self.x.size, self.y.size, frames.shape[3]), dtype=np.float32)
         for n, frame in enumerate(frames):
             for index in range(frames.shape[3]):
@@ -285,3 +247,40 @@ def _shifted(voxels: npt.NDArray[Any], shift: tuple[int, int], size: tuple[int, 
         target.append(slice(first - begin, max(first, end) - begin))
     result[tuple(target)] = voxels[tuple(source)]
     return result
+
+
+class _Taps:
+    """A matrix of weights [targets, sources], kept as the few weights of each row that are not 0.
+
+    A product of matrices would let BLAS start threads inside the threads that read the four modalities.
+    """
+
+    def __init__(self, weights: FloatArray) -> None:
+        n_taps = int(np.count_nonzero(weights, axis=1).max(initial=1))
+        self._sources = np.argsort(-weights, axis=1, kind="stable")[:, :n_taps]
+        self._weights = np.take_along_axis(weights, self._sources, axis=1)
+
+    def along_first(self, plane: FloatArray) -> FloatArray:
+        """[sources, M] to [targets, M]."""
+        taps = zip(self._weights.T, self._sources.T, strict=True)
+        return np.asarray(np.sum([weight[:, None] * plane[source] for weight, source in taps], axis=0))
+
+    def along_second(self, plane: FloatArray) -> FloatArray:
+        """[M, sources] to [M, targets]."""
+        return np.asarray(self.along_first(plane.T).T)
+
+
+def _interpolation(targets: FloatArray, target_size: float, sources: FloatArray, source_size: float) -> FloatArray:
+    """Weights [targets, sources]: the mean over the sources that a coarser target covers, linear interpolation at a finer one.
+
+    All positions and sizes in mm, positions of centres. A row sums to 1 inside the sources' extent and is 0 outside it.
+    """
+    distance = np.abs(targets[:, None] - sources[None, :])
+    if target_size > source_size:
+        weights = np.clip((target_size + source_size) / 2 - distance, 0.0, source_size)  # overlap of the two intervals
+    else:
+        weights = np.clip(1.0 - distance / source_size, 0.0, None)
+    inside = (targets > sources[0] - source_size / 2) & (targets < sources[-1] + source_size / 2)
+    weights[~inside] = 0.0
+    sums = weights.sum(axis=1, keepdims=True)
+    return np.asarray(np.divide(weights, sums, out=weights, where=sums > 0))

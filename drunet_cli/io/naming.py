@@ -1,4 +1,4 @@
-"""What file names say: a modality, the segmentation, or a channel's number, and whose case it is. Reads no voxel."""
+"""File names: the modality, segmentation or channel number that they tell, and the name of the case. Reads no voxel."""
 
 import json
 import os
@@ -38,10 +38,11 @@ Channels: TypeAlias = tuple[Modality, ...]
 
 @dataclass(frozen=True)
 class Naming:
-    """How files are told apart where the built-in words do not do it: --pattern and --channels.
+    """How files are told apart where the built-in words do not suffice: --pattern and --channels.
 
-    patterns: a modality or "seg" to a glob of the file name. What has a pattern is found by it alone, and a folder is one case.
-    channels: what nnU-Net's _0000, _0001, _0002, _0003 are; if not given, a dataset.json must say so.
+    patterns: a modality or "seg" to a glob of the file name. A modality with a pattern is found by its pattern alone, and a
+    folder is then one case. channels: the modalities of nnU-Net's _0000, _0001, _0002 and _0003; without them a dataset.json
+    must name these.
     """
 
     patterns: Mapping[str, str] = field(default_factory=dict)
@@ -74,9 +75,9 @@ def words(path: Path) -> list[str]:
 
 
 def modality_in_name(path: Path) -> Modality | None:
-    """The modality that the last telling word of a file name stands for; None where none does, or T1w, which may be either.
+    """The modality that the last telling word of a file name stands for; None where no word does, or T1w, which may be either.
 
-    Of a plain T1 or T1w the other words say whether it is with contrast agent: T1_post, T1w_Gd, T1_noncontrast.
+    Beside a plain T1 or T1w the other words say whether a contrast agent was given: T1_post, T1w_Gd, T1_noncontrast.
     """
     found = words(path)
     last = next((word for word in reversed(found) if word in WORDS), "t1w" if "t1w" in found else None)
@@ -96,7 +97,7 @@ def modality_in_name(path: Path) -> Modality | None:
 
 
 def roles_in_name(image: str, naming: Naming) -> tuple[str, list[str]]:
-    """From a file's name: what stands before its last word, and what the file may be: modalities, "seg", a channel's number."""
+    """The part of a file's name before its last word, and what the file may be: modalities, "seg", or a channel's number."""
     if matched := [role for role, glob in naming.patterns.items() if fnmatchcase(image, glob)]:
         return "", matched
     before, word = before_and_last_word(stem(Path(image)))
@@ -135,7 +136,10 @@ def parse_channels(option: str) -> Channels:
 
 
 def described_channels(folder: Path) -> Channels:
-    """What nnU-Net's dataset.json (version 1 or 2), in the folder or beside it, says of _0000 to _0003. Raises CaseError."""
+    """The modalities of _0000 to _0003 by nnU-Net's dataset.json, version 1 or 2, in the folder or beside it.
+
+    Raises CaseError.
+    """
     folder = with_a_name(folder)
     for path in (folder / "dataset.json", folder.parent / "dataset.json"):
         if os.path.isfile(path):  # noqa: PTH113  # unlike Path.is_file it raises for no path
@@ -145,7 +149,7 @@ def described_channels(folder: Path) -> Channels:
 
 
 def before_and_last_word(text: str) -> tuple[str, str]:
-    """The last word, and what stands before it, neither with the separators around them: _, -, . and space."""
+    """The part before the last word, and that word, both without the separators around them: _, -, . and space."""
     text = text.strip(_SEPARATORS)
     cut = _end_of_words(text)
     return text[:cut].strip(_SEPARATORS), text[cut:]
@@ -179,16 +183,16 @@ def _channels_of_dataset(path: Path) -> Channels:
         raise CaseError(f"{path}: has no channel_names; give --channels with the modalities of _0000 to _0003 in order")
     channels = _channels_named([str(names.get(str(number))) for number in range(len(names))])
     if channels is None:
-        listed = ", ".join(f"{number}: {name}" for number, name in names.items())
-        raise CaseError(f"{path}: its channels ({listed}) are not FLAIR, T1ce, T1 and T2 once each; --channels names them")
+        described = ", ".join(f"{number}: {name}" for number, name in names.items())
+        raise CaseError(f"{path}: its channels ({described}) are not FLAIR, T1ce, T1 and T2 once each; --channels names them")
     return channels
 
 
 def _channels_named(names: Iterable[str]) -> Channels | None:
-    """The modalities, unless they are not all four, once each."""
+    """The modalities by these names; None unless they are all four, once each."""
     channels = [_CHANNEL_WORDS.get(re.sub(r"[^a-z0-9]", "", name.lower())) for name in names]
-    told = tuple(modality for modality in channels if modality is not None)
-    return told if len(channels) == len(CHANNELS) and set(told) == set(CHANNELS) else None
+    known = tuple(modality for modality in channels if modality is not None)
+    return known if len(channels) == len(CHANNELS) and set(known) == set(CHANNELS) else None
 
 
 def _end_of_words(text: str) -> int:

@@ -1,18 +1,14 @@
-"""A synthetic head: the grid it lies on, the shapes it is made of, the tissues."""
+"""A synthetic head: the grid of its voxels, the shapes of its parts, and the shares of its tissues."""
 
 import itertools
 import math
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Final, TypeAlias
+from typing import Any, Final, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
-
-if TYPE_CHECKING:
-    from drunet_cli.phantom.tumour import Glioma
-
 
 FloatArray: TypeAlias = npt.NDArray[np.floating[Any]]  # float32, all of them
 Shape: TypeAlias = tuple[int, int, int]
@@ -28,7 +24,7 @@ _B_SPLINE_SD: Final = (151 / 315) ** 1.5
 
 
 @dataclass(frozen=True)
-class Grid:
+class HeadGrid:
     """The voxels that are computed, V in number. axes: atlas mm along X, Y and Z of the box around them; voxel: its size there.
 
     chosen: [X, Y, Z], which voxels of the box they are. The head fills but a third of it, and time goes by voxels.
@@ -40,7 +36,7 @@ class Grid:
     chosen: Mask
 
     @classmethod
-    def of(cls, shape: Shape, spacing_mm: float) -> "Grid":
+    def of(cls, shape: Shape, spacing_mm: float) -> "HeadGrid":
         """The box of a head in a volume; one smaller than BraTS' 240 x 240 x 155 mm has the head made smaller."""
         scale = min(1.0, *(n * spacing_mm / n_brats for n, n_brats in zip(shape, BRATS_SHAPE, strict=True)))
         voxel = spacing_mm / scale
@@ -53,12 +49,12 @@ class Grid:
         chosen = np.ones([axis.size for axis in axes], dtype=np.bool_)
         return cls((box[0], box[1], box[2]), (axes[0], axes[1], axes[2]), voxel, chosen)
 
-    def coarser(self) -> "Grid":
+    def coarser(self) -> "HeadGrid":
         """Every third voxel along each axis."""
         x, y, z = (axis[1::_COARSE] for axis in self.axes)
         return replace(self, axes=(x, y, z), voxel=_COARSE * self.voxel, chosen=self.chosen[1::_COARSE, 1::_COARSE, 1::_COARSE])
 
-    def around(self, brain: Mask) -> "Grid":
+    def around(self, brain: Mask) -> "HeadGrid":
         """The same with those voxels alone that lie in or near the brain. brain: [V] of the coarser grid."""
         x, y, z = self.coarser().chosen.shape
         near = ndimage.binary_dilation(brain.reshape(x, y, z), np.ones((3, 3, 3)))
@@ -147,7 +143,6 @@ def joined(depth: FloatArray, other: FloatArray, width: float) -> FloatArray:
     return np.maximum(depth, other) + h * h * np.float32(0.25 / width)
 
 
-_PUSHED_WITHIN: Final = 3.0  # radii of the core
 _FOLD_STEP: Final = 2.0
 _FOLD: Final = 2.8  # SD of the wider Gaussian below, in steps; gives a sulcus about every 12 mm
 _SHELL: Final = 0.8  # of the cerebrum's radii
@@ -162,10 +157,10 @@ _TEMPORAL_HORN: Final = (((22, 31, 5), 4.5), ((31, 22, -12), 2.2), ((31, -6, -24
 class Head:
     """Where each voxel lies in the anatomy, and its depths below the surfaces of the parts, all [V].
 
-    p: anatomical x, y, z: the grid's turned, scaled, bent, and pushed aside by a tumour. outline: depth below the brain's.
+    p: anatomical x, y, z: the grid's, pushed aside by a tumour, turned, scaled and bent. outline: depth below the brain's.
     """
 
-    grid: Grid
+    grid: HeadGrid
     p: Coordinates
     cerebrum: FloatArray
     cerebellum: FloatArray
@@ -183,9 +178,12 @@ class Head:
         return self.cerebrum > self.cerebellum
 
     @classmethod
-    def of(cls, grid: Grid, rng: np.random.Generator, glioma: "Glioma | None") -> "Head":
-        """The head that the generator draws, pushed aside by the glioma where there is one; the draws are the same without."""
-        p = x, y, z = _anatomical(grid, rng, glioma)
+    def of(cls, grid: HeadGrid, rng: np.random.Generator, places: Coordinates | None = None) -> "Head":
+        """The head that the generator draws.
+
+        places: where the tissue of each voxel lay before a tumour pushed it aside; without a tumour, where the voxel lies.
+        """
+        p = x, y, z = _anatomical(grid, rng, grid.xyz if places is None else places)
         base = z + np.float32(19.0) - np.float32(0.04) * np.abs(y + 10)  # above the floor of the frontal and occipital lobes
         cerebrum = -joined(-ellipsoid(p, (0, 0, 0), (65, 84, 66)), -base, 12.0)
         temporal = ellipsoid((np.abs(x), y, z), (42, -10, -25), (22, 41, 21))
@@ -197,31 +195,17 @@ class Head:
         return cls(grid, p, cerebrum, cerebellum, stem, whole - np.float32(0.2) + np.float32(0.6) * grid.noise(rng, 6.0))
 
 
-def _anatomical(grid: Grid, rng: np.random.Generator, glioma: "Glioma | None") -> Coordinates:
+def _anatomical(grid: HeadGrid, rng: np.random.Generator, places: Coordinates) -> Coordinates:
     turn_x, turn_y, turn_z = rng.normal(0, math.radians(2.5), 3)  # what is left after registration to an atlas
     turns = np.array([[1, -turn_z, turn_y], [turn_z, 1, -turn_x], [-turn_y, turn_x, 1]])
     scales = np.clip(rng.normal(0.99, 0.025) + rng.normal(0, 0.015, 3), 0.92, 1.06)
-    pushed = grid.xyz if glioma is None else _pushed_aside(grid, glioma)
     p = []
     for row, scale in zip((turns / scales[:, None]).astype(np.float32), scales, strict=True):
         place = grid.noise(rng, 30.0) * np.float32(2.2 / scale)
-        for factor, coordinate in zip(row, pushed, strict=True):
+        for factor, coordinate in zip(row, places, strict=True):
             place += factor * coordinate
         p.append(place)
     return p[0], p[1], p[2]
-
-
-def _pushed_aside(grid: Grid, glioma: "Glioma") -> Coordinates:
-    """Where the tissue of each voxel lay before the tumour grew: nearer to it. The skull holds surface and base in place."""
-    x, y, z = grid.xyz
-    inside = np.clip(2 - 2 * squares(x / 65, y / 84, z / 66), 0, 1) * np.clip((z + 14) / 8, 0, 1)
-    pushed = [x, y, z]
-    for centre, radius in glioma.foci:
-        aside = [c - np.float32(middle) for c, middle in zip(grid.xyz, centre, strict=True)]
-        nearness = np.clip(1 - squares(*aside) / np.float32((_PUSHED_WITHIN * radius) ** 2), 0, None)
-        share = nearness * nearness * inside * np.float32(glioma.push)
-        pushed = [place - share * away for place, away in zip(pushed, aside, strict=True)]
-    return pushed[0], pushed[1], pushed[2]
 
 
 def healthy_shares(head: Head, rng: np.random.Generator) -> dict[str, FloatArray]:

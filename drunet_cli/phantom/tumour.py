@@ -3,17 +3,22 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 
 from drunet_cli.brats import ClassMap, TumourClass
-from drunet_cli.phantom.anatomy import FloatArray, Head, Point, beyond, squares
+from drunet_cli.phantom.anatomy import Coordinates, FloatArray, Head, HeadGrid, Point, beyond, squares
+
+_PUSHED_WITHIN: Final = 3.0  # radii of the core
 
 
 @dataclass(frozen=True)
 class Glioma:
-    """What the seed decides of a tumour. foci: centre and radius of each core; reach: how far oedema goes beyond them, in white
-    matter; rim: thickness of enhancing tumour, 0 without; gaps: from what noise on the rim is broken; push: mass effect.
+    """A tumour as the seed decides it, in atlas mm.
+
+    foci: centre and radius of each core. reach: how far oedema goes beyond them in white matter. rim: thickness of enhancing
+    tumour, 0 without. gaps: the noise below which the rim is broken. push: the share by which tissue beside a core gives way.
     """
 
     foci: tuple[tuple[Point, float], ...]
@@ -24,7 +29,7 @@ class Glioma:
 
 
 def draw_glioma(rng: np.random.Generator, enhancing: bool | None) -> Glioma:
-    """A tumour of one core, or of two close to each other. enhancing: as make_phantom has it, None for as drawn."""
+    """A tumour of one core, or of two close to each other. enhancing: whether it enhances; None for what the seed draws."""
     drawn = bool(rng.random() < 0.75)
     enhances = drawn if enhancing is None else enhancing
     radius = float(np.clip(rng.lognormal(math.log(16 if enhances else 21), 0.35), 8, 31))
@@ -50,6 +55,22 @@ def _draw_place(rng: np.random.Generator, *, within: float) -> Point:
         left = rng.random() < 0.5
         if math.hypot(x, y, z) < within:
             return (65 * x if left else -65 * x, 84 * y, 66 * z)
+
+
+def places_before(glioma: Glioma, grid: HeadGrid) -> Coordinates:
+    """Where the tissue of each voxel, [V], lay before the tumour grew: nearer to the tumour.
+
+    The skull holds surface and base in place.
+    """
+    x, y, z = grid.xyz
+    inside = np.clip(2 - 2 * squares(x / 65, y / 84, z / 66), 0, 1) * np.clip((z + 14) / 8, 0, 1)
+    pushed = [x, y, z]
+    for centre, radius in glioma.foci:
+        aside = [c - np.float32(middle) for c, middle in zip(grid.xyz, centre, strict=True)]
+        nearness = np.clip(1 - squares(*aside) / np.float32((_PUSHED_WITHIN * radius) ** 2), 0, None)
+        share = nearness * nearness * inside * np.float32(glioma.push)
+        pushed = [place - share * away for place, away in zip(pushed, aside, strict=True)]
+    return pushed[0], pushed[1], pushed[2]
 
 
 def tumour_shares(
