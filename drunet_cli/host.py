@@ -13,7 +13,6 @@ _OWN_CGROUPS = Path("/proc/self/cgroup")
 _AMD_DRIVER = Path("/dev/kfd")
 _CUDA_ERROR_NO_DEVICE = 100
 _DEVICE = re.compile(r"auto|cpu|mps|cuda(:(0|[1-9]\d?))?")
-_CUDA_DEVICE = re.compile(r"cuda:(0|[1-9]\d?)")
 _M_ARENA_MAX = -8  # malloc.h of glibc
 
 
@@ -29,17 +28,10 @@ def granted_cpus(
     return max(1, min(grants))
 
 
-def devices_named(words: str) -> tuple[str, ...]:
-    """The devices of a word such as auto, cpu, cuda, cuda:1, mps, or of several GPUs, as cuda:0,cuda:1; be they there or not.
-
-    Raises ValueError for any other.
-    """
-    names = tuple(words.split(","))
-    if len(names) > 1 and not (all(_CUDA_DEVICE.fullmatch(name) for name in names) and len(set(names)) == len(names)):
-        raise ValueError(f"{words!r}: several devices are CUDA devices, each named once, as in cuda:0,cuda:1")
-    if not all(_DEVICE.fullmatch(name) for name in names):
-        raise ValueError(f"{words!r} is none of auto, cpu, cuda, cuda:N, mps")
-    return names
+def check_device_name(name: str) -> None:
+    """Raise ValueError unless this is auto, cpu, cuda, cuda:N or mps; whether the device is there is not looked at."""
+    if not _DEVICE.fullmatch(name):
+        raise ValueError(f"{name!r} is none of auto, cpu, cuda, cuda:N, mps")
 
 
 def limit_openmp_spinning(environment: MutableMapping[str, str] = os.environ) -> None:

@@ -9,7 +9,7 @@ from typing import Annotated, Final
 import typer
 
 from drunet_cli.errors import MisuseError, WeightsError
-from drunet_cli.host import devices_named
+from drunet_cli.host import check_device_name
 from drunet_cli.weights.registry import BUNDLED, DEFAULT, ENTRIES, cached_names
 
 
@@ -34,10 +34,6 @@ def weights_names(incomplete: str) -> list[str]:
 
 _DEVICE_NAMES: Final = one_of(("auto", "cpu", "cuda", "mps"))  # which of them are there would take PyTorch to say
 _SHARD: Final = re.compile(r"(\d{1,6})/(\d{1,6})", re.ASCII)
-_WHERE: Final = (
-    "Where to compute: auto (the first CUDA GPU, else the CPU), cpu, cuda, cuda:N (GPU N, from 0) or mps (Apple). To name one "
-    "that is absent is an error."
-)
 _WEIGHTS: Final = "Trained weights: a name (drunet weights list), or a .h5 or .safetensors file."
 _GRANTED: Final = "all that Slurm, cgroup and affinity grant"
 
@@ -47,14 +43,8 @@ NETWORK: Final = "Network"
 
 
 def _device(value: str) -> str:
-    if "," in value:
-        raise typer.BadParameter(f"{value!r} is none of auto, cpu, cuda, cuda:N, mps")
-    return _devices(value)
-
-
-def _devices(value: str) -> str:
     try:
-        devices_named(value)
+        check_device_name(value)
     except ValueError as error:
         raise typer.BadParameter(str(error)) from error
     return value
@@ -109,18 +99,10 @@ Device = Annotated[
         metavar="DEVICE",
         autocompletion=_DEVICE_NAMES,
         callback=_device,
-        help=_WHERE,
-        rich_help_panel=NETWORK,
-    ),
-]
-Devices = Annotated[
-    str,
-    typer.Option(
-        "--device",  # Typer before 0.29 would make --DEVICE of it
-        metavar="DEVICE",
-        autocompletion=_DEVICE_NAMES,
-        callback=_devices,
-        help=f"{_WHERE} Several GPUs, as in cuda:0,cuda:1, share the cases.",
+        help=(
+            "Where to compute: auto (the first CUDA GPU, else the CPU), cpu, cuda, cuda:N (GPU N, from 0) or mps (Apple). "
+            "To name one that is absent is an error."
+        ),
         rich_help_panel=NETWORK,
     ),
 ]

@@ -44,7 +44,7 @@ def segment(
     json: options.Json = False,
     quiet: options.Quiet = False,
     weights: options.WeightsOfSegment = None,
-    device: options.Devices = "auto",
+    device: options.Device = "auto",
     precision: Annotated[
         Precision,
         typer.Option(

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from enum import StrEnum
 from importlib import metadata, util
 from pathlib import Path
-from typing import Final, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Final, Protocol, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -13,10 +13,12 @@ import numpy.typing as npt
 from drunet_cli.brats import ClassMap
 from drunet_cli.errors import MisuseError
 from drunet_cli.host import disable_onnxruntime_telemetry, may_have_gpu
-from drunet_cli.weights.checkpoint import Checkpoint
 from drunet_cli.weights.structure import N_CHANNELS, PROVED_FINGERPRINT, fingerprint
 
 Images: TypeAlias = npt.NDArray[np.float32]  # [N, 4, X, Y]: slices divided by 255; logits have the same shape
+
+if TYPE_CHECKING:
+    from drunet_cli.weights.checkpoint import Checkpoint
 
 # Largest difference of a logit between two engines in float32, as a share of the largest logit. With the golden weights, a
 # trained network of base width 4 and random ones of widths 1, 2 and 16 it was at most 3.8e-6; a wrong layer is off by tenths.
@@ -157,7 +159,7 @@ def settle_device(engine: EngineName, device: str, *, on_warning: Callable[[str]
 
 def open_engine(
     name: EngineName,
-    checkpoint: Checkpoint,
+    checkpoint: "Checkpoint",
     *,
     device: str,
     precision: Precision,
@@ -216,7 +218,7 @@ def is_proved() -> bool:
     return fingerprint(source) == PROVED_FINGERPRINT
 
 
-def _check_same_network(logits: Callable[[Images], Images], checkpoint: Checkpoint) -> None:
+def _check_same_network(logits: Callable[[Images], Images], checkpoint: "Checkpoint") -> None:
     """Compare the logits of one small slice with those of model.py. Takes the seconds that importing PyTorch takes."""
     from drunet_cli.network.torch_engine import logits_of
 

@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from drunet_cli.brats import Labels, Modality, label_values
 from drunet_cli.errors import MisuseError
-from drunet_cli.host import devices_named, granted_cpus
+from drunet_cli.host import check_device_name, granted_cpus
 from drunet_cli.network.engine import Engine, EngineName, Precision, WindowMode, choose_engine, open_engine, settle_device
 from drunet_cli.segmentation import pipeline
 from drunet_cli.segmentation.outputs import Extra, Target
@@ -114,7 +114,7 @@ def _check_numbers(least: int, **numbers: float | None) -> None:
 
 
 class Segmenter:
-    """Segments cases with one or several sets of weights, on one device or several.
+    """Segments cases with one or several sets of weights, on one device.
 
     Weights and engines are opened when the first case needs them, and kept. The settings are those of `drunet segment`, whose
     options messages name (flips is --tta flips, min_volume_ml is --min-volume, and so on):
@@ -171,7 +171,8 @@ class Segmenter:
         self.weights = tuple(os.fspath(each) for each in several)
         if not self.weights:
             raise ValueError("weights: name at least one set")
-        self._devices = devices_named(device)
+        check_device_name(device)
+        self._devices = (device,)
         self._precision = Precision(precision)
         self._window = None if window is None else WindowMode(window)
         self._deterministic = deterministic

@@ -15,7 +15,7 @@ from typing import Any, Final, Literal, TypeVar
 
 from drunet_cli.errors import CaseError, MisuseError
 from drunet_cli.io.geometry import FRAME
-from drunet_cli.weights.checkpoint import MAX_BASE_WIDTH
+from drunet_cli.weights.structure import MAX_BASE_WIDTH
 
 
 class RecipeName(StrEnum):

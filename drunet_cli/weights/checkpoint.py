@@ -1,8 +1,8 @@
-"""drunet's own weights file: safetensors with the facts that the numbers alone do not tell. No torch.
+"""drunet's own weights file: safetensors, with the facts about the weights in its header. No torch.
 
-The tensors are those of DRUNet104's state dict, float32 or float16, without `num_batches_tracked`. The header's metadata hold
-one key, `drunet`: the JSON object of Metadata. One key, because safetensors writes several in no fixed order, and the same
-import is to give the same bytes everywhere.
+The tensors are those of DRUNet104's state dict, float32 or float16, without `num_batches_tracked`. The header has one key of
+metadata, `drunet`, whose value is the JSON object of Metadata. It is one key because safetensors writes several in no fixed
+order, and the same import must give the same bytes everywhere.
 """
 
 import json
@@ -20,22 +20,21 @@ from drunet_cli.brats import CHANNELS
 from drunet_cli.errors import WeightsError
 from drunet_cli.io.atomic import write_atomically
 from drunet_cli.io.volumes import file_sha256
-from drunet_cli.weights.structure import tensor_shapes
+from drunet_cli.weights.structure import MAX_BASE_WIDTH, tensor_shapes
 
 State: TypeAlias = dict[str, npt.NDArray[np.float32]]
 
 _METADATA_KEY: Final = "drunet"
 _FORMAT: Final = 1
-MAX_BASE_WIDTH: Final = 256  # 16 times the published: whatever claims more is damaged
 
 
 @dataclass(frozen=True, kw_only=True)
 class Metadata:
-    """What belongs to a set of weights beside its numbers.
+    """The facts about a set of weights.
 
     name: the registry's, or the file's stem. bn_epsilon: the batch-norm epsilon to run them with.
     dropout: the rate they were trained with, None where it is not known.
-    window: "auto" where they were trained on windows of the frame, so that windows serve them; "full" where not.
+    window: "auto" where they were trained on windows of the frame and are run on windows, "full" where they were not.
     origin: where the source file came from (URL or file name), or how it was trained; source_sha256: of that file.
     """
 
@@ -81,7 +80,7 @@ def write_checkpoint(path: Path, state: State, metadata: Metadata, *, overwrite:
 
 
 def encode_checkpoint(state: Mapping[str, npt.NDArray[np.float32] | npt.NDArray[np.float16]], metadata: Metadata) -> bytes:
-    """The bytes of a checkpoint's file."""
+    """Make the bytes of a checkpoint's file."""
     document = {"format": _FORMAT, "channels": list(CHANNELS), **asdict(metadata)}
     return safetensors.numpy.save(dict(state), {_METADATA_KEY: json.dumps(document, sort_keys=True)})
 
@@ -101,14 +100,14 @@ def read_checkpoint(path: Path) -> Checkpoint:
 
 
 def read_metadata(path: Path) -> Metadata:
-    """Read the metadata alone, which costs nothing. Raises WeightsError."""
+    """Read the metadata alone, which takes no time. Raises WeightsError."""
     try:
         with safetensors.safe_open(path, framework="numpy") as file:
             document = (file.metadata() or {}).get(_METADATA_KEY)
     except FileNotFoundError as error:
         raise WeightsError(f"{path}: no such weights file") from error
     except (OSError, safetensors.SafetensorError) as error:
-        # The library tells of a length that its header does not promise in its own terms.
+        # safetensors calls it so where the file's length is not the one in its header.
         wrong_length = "incomplete metadata" in str(error) or "invalid header length" in str(error)
         reason = "it is cut short or too long; copy or download it again" if wrong_length else error
         raise WeightsError(f"{path}: not a readable safetensors file: {reason}") from error
@@ -123,7 +122,7 @@ def read_metadata(path: Path) -> Metadata:
 
 
 def _metadata(document: dict[str, Any]) -> Metadata:
-    """Fields that this version does not know are left aside; those that a file lacks keep their defaults."""
+    """Check the metadata. Fields that this version does not know are left aside; absent fields keep their defaults."""
     if document["format"] != _FORMAT:
         raise ValueError(f"format {document['format']}; this drunet reads format {_FORMAT}")
     if document["channels"] != list(CHANNELS):

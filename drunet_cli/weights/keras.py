@@ -15,8 +15,8 @@ import numpy as np
 import numpy.typing as npt
 
 from drunet_cli.errors import WeightsError
-from drunet_cli.weights.checkpoint import MAX_BASE_WIDTH, Checkpoint, State
-from drunet_cli.weights.structure import Block, Shape, blocks, tensor_shapes
+from drunet_cli.weights.checkpoint import Checkpoint, State
+from drunet_cli.weights.structure import MAX_BASE_WIDTH, Block, Shape, blocks, tensor_shapes
 
 _CONV, _NORM, _UPSAMPLE, _OUTPUT = "conv2d", "batch_normalization", "conv2d_transpose", "output_layer"
 _LAYER_NAME: Final = re.compile(rf"({_UPSAMPLE}|{_CONV}|{_NORM}|{_OUTPUT})(?:_(\d+))?")

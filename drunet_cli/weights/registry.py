@@ -1,8 +1,7 @@
-"""Named weights: where they come from, under which terms, and where they lie. No torch, no network.
+"""Named weights: where they come from, under which terms, and where their files are. No torch, no network.
 
-The cache holds `weights/NAME.safetensors`, put there by a rename of a complete and verified file: whoever finds that name may
-use it, without a lock, also where the cache is read-only. Bundled weights lie in the package; a file of such a name in the
-cache is never looked at.
+Bundled weights are in the package; a file of such a name in the cache is never looked at. All others are in the cache, as
+`weights/NAME.safetensors`.
 """
 
 import os
@@ -37,8 +36,9 @@ _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 class Entry:
     """A set of weights that drunet knows how to fetch.
 
-    summary: a few words, of the description. url: of the bytes; page: where a person with a browser gets them.
-    url_variable: environment variable of a mirror. source_sha256: of the source file, None where its authors publish none.
+    summary: the description in a few words. url: where drunet fetches the file; page: where a person with a browser gets it.
+    url_variable: environment variable that names a mirror. source_sha256: of the fetched file, None where its authors publish
+    none.
     """
 
     name: str
@@ -79,8 +79,8 @@ ENTRIES: Final[Mapping[str, Entry]] = {
 class Bundled:
     """A set of weights that comes with drunet: nothing is fetched, nothing can be imported under its name.
 
-    summary: a few words, of the description, which is also what the file's metadata say of its origin, so that every sidecar
-    says it. Its other facts are there.
+    summary: the description in a few words. The file's metadata hold the other facts; the origin that they record begins with
+    the description, so that every sidecar tells it.
     """
 
     name: str
@@ -114,7 +114,7 @@ BUNDLED: Final[Mapping[str, Bundled]] = {
 
 def cache_folder() -> Path:
     """Folder of the weights: below DRUNET_CACHE_DIR if set, else below the platform's cache folder."""
-    import platformdirs  # not needed by every command that knows the name of the default weights
+    import platformdirs  # here, as most commands import this module for a name alone
 
     root = Path(os.environ.get("DRUNET_CACHE_DIR") or platformdirs.user_cache_path("drunet"))
     try:
@@ -124,14 +124,14 @@ def cache_folder() -> Path:
 
 
 def cached_path(name: str) -> Path:
-    """Where the weights of this name lie in the cache, be they there or not. Raises WeightsError for an illegal name."""
+    """Path of the weights of this name in the cache, whether they are there or not. Raises WeightsError for an illegal name."""
     if not _NAME.fullmatch(name) or is_file_name(name):
         raise WeightsError(f"weights name {name!r}: use letters, digits, '.', '_' and '-', and no suffix of a weights file")
     return cache_folder() / f"{name}{SUFFIX}"
 
 
 def weights_path(name: str) -> Path:
-    """The file of these weights, be it there or not: in the package if they are bundled, else in the cache.
+    """Path of these weights, whether they are there or not: in the package if they are bundled, else in the cache.
 
     Raises WeightsError for an illegal name.
     """
@@ -145,7 +145,7 @@ def cached_names() -> list[str]:
 
 
 def is_file_name(weights: str) -> bool:
-    """Whether `--weights` was given a file and not a name."""
+    """Whether these words name a file, and not weights in the registry or the cache."""
     return weights.lower().endswith(_FILE_SUFFIXES) or os.sep in weights
 
 
@@ -163,7 +163,7 @@ def check_available(weights: str) -> None:
 
 
 def is_file(path: Path) -> bool:
-    """Whether a file is there and can be seen; unlike Path.is_file, no name and no folder makes it raise."""
+    """Whether a file is there and can be seen. Unlike Path.is_file, this raises for no name and no folder."""
     return os.path.isfile(path)  # noqa: PTH113
 
 
@@ -191,12 +191,12 @@ def find_entry(name: str) -> Entry:
 
 
 def source_url(entry: Entry) -> str:
-    """Where the source file is fetched from: the mirror that the environment names, else the authors' link."""
+    """The address to fetch from: the mirror that the environment names, else the authors' link."""
     return os.environ.get(entry.url_variable) or entry.url
 
 
 def shown_source(entry: Entry) -> str:
-    """Where the weights come from, as a person is told: the page that the README names, or the mirror."""
+    """Where the weights come from, in messages: the authors' page, or the mirror."""
     from drunet_cli.weights.download import shown_url
 
     url = source_url(entry)
@@ -204,7 +204,7 @@ def shown_source(entry: Entry) -> str:
 
 
 def other_ways(entry: Entry) -> tuple[str, ...]:
-    """What to do where a download is not possible: lines for the details of an error, within 80 columns but for the folder."""
+    """Ways to have weights where a download is not possible: details of an error, of 80 columns at most but for the folder."""
     return (
         f"By hand: open this page on a machine with internet (about {entry.megabytes} MB),",
         f"  {entry.page}",

@@ -15,6 +15,7 @@ from typing import Final, TypeAlias
 from drunet_cli.brats import CHANNELS, N_CLASSES
 
 N_CHANNELS: Final = len(CHANNELS)
+MAX_BASE_WIDTH: Final = 256  # 16 times the published: whatever claims more is damaged
 STAGE_BLOCKS: Final = (2, 3, 3, 5, 14, 4)  # five encoder stages and the bridge
 BRIDGE: Final = len(STAGE_BLOCKS) - 1
 PADDED_STAGE: Final = 3  # its map is padded by 1, 30 x 30 to 32 x 32, which can be halved twice more
