@@ -51,7 +51,7 @@ NOT_RUN: Final = {
 FOREIGN_OPTIONS: Final = frozenset(
     [
         *("--array", "--cpus-per-task", "--gres", "--nproc-per-node"),
-        *("--extra-index-url", "--find-links", "--no-deps", "--no-index"),
+        *("--extra-index-url", "--find-links", "--no-deps", "--no-index", "--upgrade"),
         *("--bind", "--build-arg", "--env", "--gpus", "--nv", "--rm", "--user"),
         *("--long", "--repeats"),
     ]
