@@ -1,31 +1,26 @@
-"""What can go wrong for a reason the user can mend, each kind with its exit code.
+"""What can go wrong for a reason the user can mend, each kind with its exit code; and the words of messages.
 
-Core code raises these; only `cli` prints them. Anything else that escapes is a fault of drunet and keeps its traceback.
+Core code raises these errors; only `cli` prints them. Any other exception is a fault of drunet and keeps its traceback.
 """
 
 from collections.abc import Sequence
+from enum import IntEnum
 from typing import ClassVar
 
 
-def one_line(text: str) -> str:
-    """Text without line breaks and control characters, spaces folded: file names and servers may hold anything."""
-    return " ".join("".join(character if character.isprintable() else " " for character in text).split())
+class ExitCode(IntEnum):
+    """The exit codes of the command line, as README documents them."""
 
-
-def join_some(items: Sequence[object], *, most: int = 5) -> str:
-    """The first of them, and how many more there are, for a message."""
-    words = [str(item) for item in items[:most]]
-    return ", ".join(words) + (f" and {len(items) - most} more" if len(items) > most else "")
-
-
-def plural(n: int, noun: str) -> str:
-    """A number with its noun: 1 case, 2 cases."""
-    return f"{n} {noun}" if n == 1 else f"{n} {noun}s"
-
-
-def without_remedy(message: str) -> str:
-    """What was wrong and where, for a caller who knows another remedy than the one that follows the last semicolon."""
-    return message.rpartition("; ")[0] or message
+    DONE = 0
+    SOME_FAILED = 1  # some case of a batch
+    MISUSE = 2
+    BAD_INPUT = 3
+    WEIGHTS = 4
+    DEVICE = 5
+    OUTPUT = 6
+    FAULT = 70  # of drunet
+    INTERRUPTED = 130  # 128 and the number of SIGINT
+    TERMINATED = 143  # 128 and the number of SIGTERM
 
 
 class DrunetError(Exception):
@@ -34,7 +29,7 @@ class DrunetError(Exception):
     details: further lines shown below the message, such as a table of what differs; below a traceback too.
     """
 
-    exit_code: ClassVar[int] = 70
+    exit_code: ClassVar[ExitCode] = ExitCode.FAULT
 
     def __init__(self, message: str, *, details: tuple[str, ...] = ()) -> None:
         super().__init__(one_line(message))
@@ -46,31 +41,31 @@ class DrunetError(Exception):
 class MisuseError(DrunetError):
     """The command line asks for something that makes no sense, or needs an extra that is not installed."""
 
-    exit_code = 2
+    exit_code = ExitCode.MISUSE
 
 
 class CaseError(DrunetError):
     """An image, or a set of four, that cannot be segmented as it is."""
 
-    exit_code = 3
+    exit_code = ExitCode.BAD_INPUT
 
 
 class DivergedError(DrunetError):
     """A training whose numbers have left the range of numbers."""
 
-    exit_code = 3
+    exit_code = ExitCode.BAD_INPUT
 
 
 class WeightsError(DrunetError):
     """Weights that are unknown, cannot be fetched, or are not those of this network."""
 
-    exit_code = 4
+    exit_code = ExitCode.WEIGHTS
 
 
 class DeviceError(DrunetError):
     """A device that is absent, or too small even for one slice."""
 
-    exit_code = 5
+    exit_code = ExitCode.DEVICE
 
 
 class LostDeviceError(DeviceError):
@@ -80,8 +75,29 @@ class LostDeviceError(DeviceError):
 class OutputError(DrunetError):
     """An output that exists already, cannot be written, or failed its check."""
 
-    exit_code = 6
+    exit_code = ExitCode.OUTPUT
 
 
 class Terminated(BaseException):
     """SIGTERM, raised in the main thread so that every `finally` runs; not an error, and not for `except Exception`."""
+
+
+def one_line(text: str) -> str:
+    """Replace line breaks and control characters by single spaces: file names and servers may hold anything."""
+    return " ".join("".join(character if character.isprintable() else " " for character in text).split())
+
+
+def join_some(items: Sequence[object], *, most: int = 5) -> str:
+    """The first of several items, and how many more there are: a, b, c, d, e and 3 more."""
+    words = [str(item) for item in items[:most]]
+    return ", ".join(words) + (f" and {len(items) - most} more" if len(items) > most else "")
+
+
+def plural(n: int, noun: str) -> str:
+    """A number with its noun: 1 case, 2 cases."""
+    return f"{n} {noun}" if n == 1 else f"{n} {noun}s"
+
+
+def without_remedy(message: str) -> str:
+    """What was wrong and where, for a caller who knows another remedy than the one after the last semicolon."""
+    return message.rpartition("; ")[0] or message

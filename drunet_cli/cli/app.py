@@ -1,134 +1,54 @@
-"""The application and its one boundary: whatever happens below ends here in an exit code."""
+"""The application, and its one boundary: whatever happens below ends here in an exit code."""
 
 import errno
 import io
 import os
-import signal
 import sys
 import traceback
-from collections.abc import Iterable, Sequence
-from contextlib import redirect_stdout
-from itertools import takewhile
-from typing import Annotated, Any, Final
+from collections.abc import Callable
+from typing import Annotated, Final
 
 import typer
-from typer.core import TyperArgument, TyperCommand, TyperGroup, TyperOption
 
 import drunet_cli
-from drunet_cli.cli import demo, evaluate, export, guide, nii2png, png2nii, segment, train, weights
-from drunet_cli.cli import report as report_command
-from drunet_cli.cli.console import give_up_stdout, report, why_stdout_was_lost
-from drunet_cli.errors import DeviceError, DrunetError, MisuseError, OutputError, Terminated
+from drunet_cli.cli import demo, evaluate, export, guide, nii2png, png2nii, report, segment, train, weights
+from drunet_cli.cli.console import Screen, give_up_stdout, reason_of_lost_stdout
+from drunet_cli.cli.options import Command, Group
+from drunet_cli.errors import DeviceError, DrunetError, ExitCode, MisuseError, OutputError, Terminated
 from drunet_cli.signals import signals_raised
 
-HELP_OPTIONS: Final = ("--help", "-h")
-_HELP: Final = "Help"
-
-
-class _Named(TyperArgument):
-    """An argument whose metavar says what it is; Typer would show its Python type beside it, of an option it does not."""
-
-    def display_type_rich(self, ctx: Any) -> None:
-        """Nothing."""
-
-
-def _without_python_types(parameters: Iterable[Any]) -> list[Any]:
-    """Show no <bool> for a flag, and no <list[str]> for an argument."""
-    shown = list(parameters)
-    for parameter in shown:
-        if isinstance(parameter, TyperOption) and parameter.is_flag:
-            parameter.metavar = ""
-        elif isinstance(parameter, TyperArgument) and parameter.metavar is not None:
-            parameter.__class__ = _Named  # Typer makes its arguments itself
-    return shown
-
-
-def _check_dashes(words: Iterable[str], parameters: Sequence[Any]) -> None:
-    """Raise MisuseError for a long option with one dash: Typer would read -output as -o utput."""
-    long_options = {name for parameter in parameters for name in parameter.opts if name.startswith("--")}
-    for word in takewhile(lambda word: word != "--", words):
-        if f"-{word.partition('=')[0]}" in long_options and not word.startswith("--"):
-            raise MisuseError(f"{word}: a long option takes two dashes; write -{word}")
-
-
-class Command(TyperCommand):
-    """A command; --help comes last, after the panels of its own options."""
-
-    def get_params(self, ctx: Any) -> list[Any]:
-        """Its options and arguments, and --help."""
-        return _without_python_types(super().get_params(ctx))
-
-    def get_help_option(self, ctx: Any) -> TyperOption | None:
-        """--help, in a panel of its own."""
-        option = super().get_help_option(ctx)
-        if option is not None:
-            option.rich_help_panel = _HELP
-        return option
-
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Raise MisuseError where a long option has one dash."""
-        if not ctx.resilient_parsing:  # as when Tab is pressed
-            _check_dashes(args, self.get_params(ctx))
-        return super().parse_args(ctx, args)
-
-
-class Group(TyperGroup):
-    """A command of commands; alone it is misuse, so that its help goes to stderr."""
-
-    def get_params(self, ctx: Any) -> list[Any]:
-        """Its options, and --help."""
-        return _without_python_types(super().get_params(ctx))
-
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Raise MisuseError where a long option before the command has one dash."""
-        if ctx.resilient_parsing:
-            return super().parse_args(ctx, args)
-        _check_dashes(takewhile(lambda word: word.startswith("-"), args), self.get_params(ctx))
-        if args:
-            return super().parse_args(ctx, args)
-        with redirect_stdout(sys.stderr):
-            return super().parse_args(ctx, args)
-
-
-def add_to(app: typer.Typer, *commands: Any) -> None:
-    """Make functions commands of an application, by their names."""
-    for command in commands:
-        app.command(cls=Command)(command)
-
-
-def adopt(app: typer.Typer) -> typer.Typer:
-    """Let the commands that an application has already behave as all others."""
-    for command in app.registered_commands:
-        command.cls = Command
-    return app
-
-
-EXIT_FAULT: Final = 70
-EXIT_INTERRUPTED: Final = 128 + signal.SIGINT
-EXIT_TERMINATED: Final = 128 + signal.SIGTERM
-# Of writing to a stream: files are written through io/atomic, which has an error of its own.
+# Errors of writing to a stream; files are written through io/atomic, which has an error of its own.
 _STREAM_ERRORS: Final = (errno.EPIPE, errno.ENOSPC, errno.EIO, errno.EBADF)
-
-app = typer.Typer(
-    name="drunet",
-    cls=Group,
-    no_args_is_help=True,
-    context_settings={"help_option_names": list(HELP_OPTIONS)},
-    rich_markup_mode="rich",
-    pretty_exceptions_enable=False,
-)
 _CONVERT: Final = """Convert cases to PNG slices, and label slices to label maps.
 
 drunet convert nii2png BraTS2021_TrainingData -o slices
 
 drunet convert png2nii slices --like BraTS2021_TrainingData -o label_maps
 """
+
+app = typer.Typer(
+    name="drunet",
+    cls=Group,
+    no_args_is_help=True,
+    context_settings={"help_option_names": ["--help", "-h"]},
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+)
+
+
+def _add(group: typer.Typer, *commands: Callable[..., None]) -> None:
+    for command in commands:
+        group.command(cls=Command)(command)
+
+
 convert = typer.Typer(no_args_is_help=True, help=_CONVERT)
-add_to(app, segment.segment, train.train, export.export, evaluate.evaluate, report_command.report)
-add_to(convert, nii2png.nii2png, png2nii.png2nii)
+_add(convert, nii2png.nii2png, png2nii.png2nii)
+for _command in weights.app.registered_commands:
+    _command.cls = Command
+_add(app, segment.segment, train.train, export.export, evaluate.evaluate, report.report)
 app.add_typer(convert, name="convert", cls=Group)
-app.add_typer(adopt(weights.app), name="weights", cls=Group)
-add_to(app, demo.demo, guide.guide)
+app.add_typer(weights.app, name="weights", cls=Group)
+_add(app, demo.demo, guide.guide)
 
 
 def _print_version(wanted: bool) -> None:
@@ -161,38 +81,21 @@ def drunet(
 
 def main(arguments: list[str]) -> int:
     """Run one command line; return its exit code, as the guide documents them."""
-    _open_closed_streams()
+    _prepare_streams()
     try:
         with signals_raised():
-            return _flushed(_run(arguments))
-    except KeyboardInterrupt:  # between the last line of a command and here
-        return EXIT_INTERRUPTED
+            code = _run(arguments)
+            lost = _stdout_error()
+            return _report_lost_stdout(lost) if lost is not None and code == ExitCode.DONE else code
+    except KeyboardInterrupt:  # after the command has ended
+        return ExitCode.INTERRUPTED
     except Terminated:
-        return EXIT_TERMINATED
-
-
-def _flushed(code: int) -> int:
-    lost = why_stdout_was_lost()
-    try:
-        sys.stdout.flush()
-    except OSError as error:
-        lost = error
-    return _report_lost_stdout(lost) if lost is not None and code == 0 else code
-
-
-def _open_closed_streams() -> None:
-    """Give a stream that the shell has closed to the null device: else the next file that opens gets its descriptor."""
-    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
-        if getattr(sys, name) is None:
-            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115, PTH123  # stays open
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # a path may hold what the terminal's encoding does not
-            stream.reconfigure(errors="backslashreplace")
+        return ExitCode.TERMINATED
 
 
 def _run(arguments: list[str]) -> int:
     try:
-        return int(app(arguments, prog_name="drunet", standalone_mode=False) or 0)
+        return int(app(arguments, prog_name="drunet", standalone_mode=False) or ExitCode.DONE)
     except DrunetError as error:
         return _report(error)
     except typer.TyperException as error:
@@ -200,9 +103,9 @@ def _run(arguments: list[str]) -> int:
     except MemoryError:
         return _report(DeviceError("this machine's memory does not suffice"))
     except (KeyboardInterrupt, typer.Abort):
-        return EXIT_INTERRUPTED
+        return ExitCode.INTERRUPTED
     except Terminated:
-        return EXIT_TERMINATED
+        return ExitCode.TERMINATED
     except SystemExit as error:  # Typer and rich make this of a closed pipe
         if isinstance(error.__context__, BrokenPipeError):
             return _report_lost_stdout(error.__context__)
@@ -212,20 +115,56 @@ def _run(arguments: list[str]) -> int:
             return _report_lost_stdout(error)
         traceback.print_exc()
         sys.stderr.write("\nThis is a fault of drunet, not yours. Please report it with the lines above.\n")
-        return EXIT_FAULT
+        return ExitCode.FAULT
+
+
+def _prepare_streams() -> None:
+    """Let no stream fail for its encoding, nor for having been closed by the shell.
+
+    A closed stream becomes the null device: else the next file that opens gets its descriptor. Where stdout is no terminal,
+    a path is printed byte for byte as the system stores it; a terminal shows what is no text by backslashes.
+    """
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115, PTH123  # stays open
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+    stdout = sys.stdout
+    if isinstance(stdout, io.TextIOWrapper) and stdout is sys.__stdout__ and os.name == "posix" and not stdout.isatty():
+        stdout.reconfigure(encoding=sys.getfilesystemencoding(), errors=sys.getfilesystemencodeerrors())
+
+
+def _stdout_error() -> OSError | None:
+    """Why results could not be written, if they could not."""
+    lost = reason_of_lost_stdout()
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        return error
+    return lost
 
 
 def _report_lost_stdout(error: OSError) -> int:
     """A reader who has gone needs no report, and the files are written; any other reason loses a result."""
     give_up_stdout()
     if isinstance(error, BrokenPipeError):
-        return 0
+        return ExitCode.DONE
     return _report(OutputError(f"stdout: cannot be written: {error.strerror}"))
 
 
 def _report(error: DrunetError) -> int:
-    report(error)
+    Screen().error(str(error), error.details)
     return error.exit_code
+
+
+def _report_misuse(error: typer.TyperException, arguments: list[str]) -> int:
+    if type(error).__name__ == "NoArgsIsHelpError":  # its message is the help, printed already
+        return error.exit_code
+    context = getattr(error, "ctx", None)
+    command = _command_of(arguments) if context is None else context.command_path  # none: an option that lacks its value
+    message = error.format_message().replace("Value error, ", "")  # pydantic's words for it
+    return _report(MisuseError(f"{message} Try: {command} --help"))
 
 
 def _command_of(arguments: list[str]) -> str:
@@ -238,12 +177,3 @@ def _command_of(arguments: list[str]) -> str:
             break
         words.append(word)
     return " ".join(words)
-
-
-def _report_misuse(error: typer.TyperException, arguments: list[str]) -> int:
-    if type(error).__name__ == "NoArgsIsHelpError":  # its message is the help, printed already
-        return error.exit_code
-    context = getattr(error, "ctx", None)
-    command = _command_of(arguments) if context is None else context.command_path  # none: an option that lacks its value
-    message = error.format_message().replace("Value error, ", "")  # pydantic's words for it
-    return _report(MisuseError(f"{message} Try: {command} --help"))

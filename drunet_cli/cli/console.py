@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from drunet_cli.brats import REGIONS
-from drunet_cli.errors import DrunetError, one_line
+from drunet_cli.errors import one_line
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -21,114 +21,12 @@ if TYPE_CHECKING:
     from drunet_cli.segmentation.cohort import SummaryRow
 
 
-def progress(screen: "Screen", *columns: "ProgressColumn") -> "Progress":
-    """A bar of these columns, to be started; it leaves nothing behind."""
-    from rich.progress import Progress
-
-    # Redirected, results would go to stderr with the bar.
-    return Progress(*columns, console=screen.console, transient=True, redirect_stdout=False, redirect_stderr=False)
-
-
-class SegmentationBar:
-    """The bar of a run of cases, on a terminal that is there; it appears with the first slices."""
-
-    def __init__(self, screen: "Screen", n_cases: int) -> None:
-        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
-
-        of_one = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("slices"))
-        of_many = (BarColumn(), TextColumn("{task.fields[counted]}/{task.total} cases"), TextColumn("{task.description}"))
-        self._progress = progress(screen, *(of_one if n_cases == 1 else of_many), TimeRemainingColumn())
-        self._n_cases = n_cases
-        self._n_ended = 0
-        self._parts: dict[str, float] = {}  # of cases in hand
-        self._task: TaskID | None = None
-
-    def show(self, name: str, done: int, total: int) -> None:
-        """So many slices of a case are done."""
-        if self._task is None:
-            self._task = self._progress.add_task(name, total=total if self._n_cases == 1 else self._n_cases, counted=0)
-            self._progress.start()
-        self._parts[name] = done / total
-        slices = f"{name} {done}/{total} slices"
-        if self._n_cases == 1:
-            self._progress.update(self._task, description=name, completed=done)
-        else:
-            self._draw(slices)
-
-    def count(self, name: str) -> None:
-        """A case has come to its end, whatever it was."""
-        self._n_ended += 1
-        self._parts.pop(name, None)
-        if self._n_cases > 1:
-            self._draw()
-
-    def stop(self) -> None:
-        """Take the bar away."""
-        self._progress.stop()
-
-    def _draw(self, description: str | None = None) -> None:
-        if self._task is not None:
-            completed = self._n_ended + sum(self._parts.values())
-            self._progress.update(self._task, description=description, completed=completed, counted=self._n_ended)
-
-
-class DownloadBar:
-    """The bar of one download, on a terminal that is there."""
-
-    def __init__(self, screen: "Screen", name: str, n_bytes: float) -> None:
-        from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeRemainingColumn, TransferSpeedColumn
-
-        columns = (TextColumn(name), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
-        self._progress = progress(screen, *columns)
-        self._task = self._progress.add_task(name, total=n_bytes)
-        self._progress.start()
-
-    def move(self, n_bytes: int, n_total: int | None) -> None:
-        """So many bytes are there."""
-        self._progress.update(self._task, completed=n_bytes, total=n_total)
-
-    def stop(self) -> None:
-        """Take the bar away."""
-        self._progress.stop()
-
-
-class TrainingBar:
-    """One bar, of whatever a training is at."""
-
-    def __init__(self, screen: "Screen") -> None:
-        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
-
-        columns = (
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=16),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[state]}"),
-            TimeRemainingColumn(compact=True),
-        )
-        self._progress = progress(screen, *columns)
-        self._tasks: dict[str, TaskID] = {}
-        self._progress.start()
-
-    def show(self, what: str, done: int, total: int, state: str = "") -> None:
-        """Show this alone, which keeps its own time."""
-        kind = what.partition(" ")[0]
-        if kind not in self._tasks:
-            self._tasks[kind] = self._progress.add_task(what, total=total, state=state)
-        for other, task in self._tasks.items():
-            self._progress.update(task, visible=other == kind)
-        self._progress.update(self._tasks[kind], description=what, completed=done, total=total, state=state)
-
-    def stop(self) -> None:
-        """Take the bar away."""
-        self._progress.stop()
-
-
 _WIDE = 100_000
 _WIDEST_PAGE = 100  # columns; longer lines tire the reader
 
 
 class Screen:
-    """Writes for one command. quiet: no bar, no notes, no warnings; errors and results stay."""
+    """What a command shows to a person, on stderr. quiet: no bar, notes or warnings; errors and results stay."""
 
     def __init__(self, *, quiet: bool = False) -> None:
         self.quiet = quiet
@@ -136,7 +34,7 @@ class Screen:
 
     @property
     def console(self) -> "Console":
-        """rich's way to stderr."""
+        """rich's console on stderr."""
         if self._console is None:
             from rich.console import Console
 
@@ -149,24 +47,24 @@ class Screen:
         return not self.quiet and _stderr_is_terminal()
 
     def error(self, message: str, details: tuple[str, ...] = ()) -> None:
-        """One line, whatever the message holds; details below it as they are."""
+        """Print one line, whatever the message holds, and the details below it as they are."""
         self._line("Error", "bold red", message)
         for line in details:
             self._print(f"  {line}")
 
     def warning(self, message: str) -> None:
-        """One line."""
+        """Print one line, unless the command is to be quiet."""
         if not self.quiet:
             self._line("Warning", "yellow", message)
 
     def note(self, message: str) -> None:
-        """One line that a person may like to read."""
+        """Print one line that a person may like to read."""
         if not self.quiet:
             self._print(message)
 
     @contextmanager
-    def slices_bar(self, n_cases: int) -> Iterator[SegmentationBar | None]:
-        """Yield a bar of slices, of the cases too where there are several; None where there is no terminal."""
+    def slices_bar(self, n_cases: int) -> Iterator["SegmentationBar | None"]:
+        """Yield a bar of slices, and of cases where there are several; None where there is no terminal."""
         if not self.draws:
             yield None
             return
@@ -178,7 +76,7 @@ class Screen:
 
     @contextmanager
     def case_bar(self, n_cases: int) -> Iterator[Callable[[], None]]:
-        """Yield a function that counts one case more; draws a bar on a terminal only."""
+        """Yield a function that counts one case more. The bar is drawn on a terminal only."""
         if not self.draws or n_cases == 1:
             yield lambda: None
             return
@@ -189,13 +87,13 @@ class Screen:
             yield lambda: bar.advance(task)
 
     def table(self, table: "Table") -> None:
-        """A table on stdout, which is the result of the command."""
+        """Print a table on stdout: the result of the command."""
         from rich.console import Console
 
         result(_rendered(table, Console(highlight=False)))
 
     def note_table(self, table: "Table") -> None:
-        """A table that a person may like to read, on stderr."""
+        """Print a table on stderr that a person may like to read."""
         if not self.quiet:
             from rich.console import Console
 
@@ -226,20 +124,22 @@ def _rendered(table: "Table", console: "Console") -> str:
     return "\n".join(line.rstrip() for line in captured.get().splitlines())
 
 
-def regions_in_words(volumes_ml: Mapping[str, float]) -> str:
-    """Volumes of the three regions, for a note."""
-    return ", ".join(f"{region} {_millilitres(volumes_ml[region])}" for region in REGIONS)
+def _stderr_is_terminal() -> bool:
+    """Whether stderr is a terminal, or is to be treated as one, as rich has it."""
+    return sys.stderr.isatty() or any(os.environ.get(name) not in (None, "", "0") for name in ("FORCE_COLOR", "TTY_COMPATIBLE"))
 
 
-def _millilitres(volume_ml: float) -> str:
-    return "<0.1 mL" if 0 < volume_ml < 0.1 else f"{volume_ml:.1f} mL"
+def _discard(descriptor: int) -> None:
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, descriptor)
+    os.close(nowhere)
 
 
 _lost: list[OSError] = []
 
 
 def result(line: str) -> None:
-    """A result on stdout, at once: a script may be reading. Where it cannot be written, the work goes on without."""
+    """Print a result on stdout at once, since a script may be reading. Where stdout fails, the work goes on without it."""
     try:
         sys.stdout.write(f"{line}\n")
         sys.stdout.flush()
@@ -248,21 +148,16 @@ def result(line: str) -> None:
         give_up_stdout()
 
 
-def why_stdout_was_lost() -> OSError | None:
-    """The first reason since this was asked last."""
+def reason_of_lost_stdout() -> OSError | None:
+    """The first error of stdout since the last call."""
     first = _lost[0] if _lost else None
     _lost.clear()
     return first
 
 
 def result_json(document: Mapping[str, Any]) -> None:
-    """A result as one JSON line on stdout."""
+    """Print a result as one JSON line on stdout."""
     result(json.dumps(document))
-
-
-def report(error: DrunetError) -> None:
-    """An error on stderr."""
-    Screen().error(str(error), error.details)
 
 
 def give_up_stdout() -> None:
@@ -270,15 +165,115 @@ def give_up_stdout() -> None:
     _discard(sys.stdout.fileno())
 
 
-def _stderr_is_terminal() -> bool:
-    """Or is to be treated as one, as rich has it."""
-    return sys.stderr.isatty() or any(os.environ.get(name) not in (None, "", "0") for name in ("FORCE_COLOR", "TTY_COMPATIBLE"))
+def progress(screen: "Screen", *columns: "ProgressColumn") -> "Progress":
+    """A bar of these columns, not started yet; it vanishes when it stops."""
+    from rich.progress import Progress
+
+    # Redirected, results would go to stderr with the bar.
+    return Progress(*columns, console=screen.console, transient=True, redirect_stdout=False, redirect_stderr=False)
 
 
-def _discard(descriptor: int) -> None:
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, descriptor)
-    os.close(nowhere)
+class SegmentationBar:
+    """The bar of a run over cases, which appears with the first slices."""
+
+    def __init__(self, screen: "Screen", n_cases: int) -> None:
+        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+
+        of_one = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("slices"))
+        of_many = (BarColumn(), TextColumn("{task.fields[counted]}/{task.total} cases"), TextColumn("{task.description}"))
+        self._progress = progress(screen, *(of_one if n_cases == 1 else of_many), TimeRemainingColumn())
+        self._n_cases = n_cases
+        self._n_ended = 0
+        self._parts: dict[str, float] = {}  # shares of the cases in hand
+        self._task: TaskID | None = None
+
+    def show(self, name: str, done: int, total: int) -> None:
+        """Show how many slices of a case are done."""
+        if self._task is None:
+            self._task = self._progress.add_task(name, total=total if self._n_cases == 1 else self._n_cases, counted=0)
+            self._progress.start()
+        self._parts[name] = done / total
+        slices = f"{name} {done}/{total} slices"
+        if self._n_cases == 1:
+            self._progress.update(self._task, description=name, completed=done)
+        else:
+            self._draw(slices)
+
+    def count(self, name: str) -> None:
+        """Count a case that has succeeded or failed."""
+        self._n_ended += 1
+        self._parts.pop(name, None)
+        if self._n_cases > 1:
+            self._draw()
+
+    def stop(self) -> None:
+        """Take the bar away."""
+        self._progress.stop()
+
+    def _draw(self, description: str | None = None) -> None:
+        if self._task is not None:
+            completed = self._n_ended + sum(self._parts.values())
+            self._progress.update(self._task, description=description, completed=completed, counted=self._n_ended)
+
+
+class DownloadBar:
+    """The bar of one download."""
+
+    def __init__(self, screen: "Screen", name: str, n_bytes: float) -> None:
+        from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+
+        columns = (TextColumn(name), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+        self._progress = progress(screen, *columns)
+        self._task = self._progress.add_task(name, total=n_bytes)
+        self._progress.start()
+
+    def move(self, n_bytes: int, n_total: int | None) -> None:
+        """Show how many bytes are there."""
+        self._progress.update(self._task, completed=n_bytes, total=n_total)
+
+    def stop(self) -> None:
+        """Take the bar away."""
+        self._progress.stop()
+
+
+class TrainingBar:
+    """One bar for all stages of a training."""
+
+    def __init__(self, screen: "Screen") -> None:
+        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=16),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[state]}"),
+            TimeRemainingColumn(compact=True),
+        )
+        self._progress = progress(screen, *columns)
+        self._tasks: dict[str, TaskID] = {}
+        self._progress.start()
+
+    def show(self, stage: str, done: int, total: int, state: str = "") -> None:
+        """Show one stage alone; each kind of stage, the first word, keeps its own time."""
+        kind = stage.partition(" ")[0]
+        if kind not in self._tasks:
+            self._tasks[kind] = self._progress.add_task(stage, total=total, state=state)
+        for other, task in self._tasks.items():
+            self._progress.update(task, visible=other == kind)
+        self._progress.update(self._tasks[kind], description=stage, completed=done, total=total, state=state)
+
+    def stop(self) -> None:
+        """Take the bar away."""
+        self._progress.stop()
+
+
+def regions_in_words(volumes_ml: Mapping[str, float]) -> str:
+    """The volumes of the three regions, for a note."""
+    return ", ".join(f"{region} {_millilitres(volumes_ml[region])}" for region in REGIONS)
+
+
+def _millilitres(volume_ml: float) -> str:
+    return "<0.1 mL" if 0 < volume_ml < 0.1 else f"{volume_ml:.1f} mL"
 
 
 def show_markdown(text: str) -> None:
@@ -330,7 +325,7 @@ def fields_table(document: Mapping[str, Any]) -> "Table":
 
 
 def cohort_table(rows: Sequence["SummaryRow"]) -> "Table":
-    """What became of cases, a row each: volumes in mL."""
+    """One row a case: what became of it, and volumes in mL."""
     from rich.text import Text
 
     table = _table("CASE", "STATUS", *(f"{region} mL" for region in REGIONS), "NOTES")
@@ -338,13 +333,13 @@ def cohort_table(rows: Sequence["SummaryRow"]) -> "Table":
         column.justify = "right"
     for row in rows:
         volumes = (f"{row.volumes_ml[region]:.1f}" if region in row.volumes_ml else "" for region in REGIONS)
-        told = [code if n == 1 else f"{n} x {code}" for code, n in Counter(row.warnings).items()]
-        table.add_row(Text(one_line(row.case)), row.status, *volumes, Text(one_line(row.error or ", ".join(told))))
+        warnings = [code if n == 1 else f"{n} x {code}" for code, n in Counter(row.warnings).items()]
+        table.add_row(Text(one_line(row.case)), row.status, *volumes, Text(one_line(row.error or ", ".join(warnings))))
     return table
 
 
 def plan_table(rows: Sequence[tuple[str, ...]], *, seg: bool) -> "Table":
-    """What a dry run has found: a case, what is there of it, what would be done, and where it is or what is wrong.
+    """One row a case of a dry run: what is there of it, what would be done, and where the case is or what is wrong.
 
     seg: whether the rows say, before the folder, which cases have a segmentation.
     """
@@ -357,7 +352,7 @@ def plan_table(rows: Sequence[tuple[str, ...]], *, seg: bool) -> "Table":
 
 
 def training_plan_table(rows: Sequence[Mapping[str, Any]]) -> "Table":
-    """What a dry run of a training has found: a row a case."""
+    """One row a case of a dry run of a training."""
     from rich.text import Text
 
     table = _table("CASE", "FOR", "IN STORE", "SLICES", "WITH TUMOUR", numbers_from=3)
@@ -368,7 +363,7 @@ def training_plan_table(rows: Sequence[Mapping[str, Any]]) -> "Table":
 
 
 def statistics_table(title: str, summary: Mapping[str, Mapping[str, "Statistics"]], labels: Mapping[str, str]) -> "Table":
-    """One row a region and score. summary: by region and score; labels: of the scores."""
+    """One row a region and score. summary: by region, then score; labels: names of the scores."""
     table = _table("REGION", "SCORE", "MEAN", "SD", "MEDIAN", "Q1", "Q3", "95 % OF MEAN", numbers_from=2)
     table.title, table.title_justify, table.title_style = title, "left", ""
     for region, scores in summary.items():
@@ -380,7 +375,7 @@ def statistics_table(title: str, summary: Mapping[str, Mapping[str, "Statistics"
 
 
 def case_table(scores: Mapping[str, Mapping[str, float]], labels: Mapping[str, str]) -> "Table":
-    """The same of one case."""
+    """One row a region and score of one case."""
     table = _table("REGION", "SCORE", "VALUE", numbers_from=2)
     for region, of_region in scores.items():
         for score, number in of_region.items():
@@ -389,7 +384,7 @@ def case_table(scores: Mapping[str, Mapping[str, float]], labels: Mapping[str, s
 
 
 def worst_table(documents: Sequence[Mapping[str, Any]]) -> "Table":
-    """One row a case: Dice of the regions."""
+    """One row a case: the Dice of the regions."""
     from rich.text import Text
 
     table = _table("WORST CASES, DICE OF", *REGIONS, numbers_from=1)
@@ -400,7 +395,7 @@ def worst_table(documents: Sequence[Mapping[str, Any]]) -> "Table":
 
 
 def scores_table(document: Mapping[str, Any]) -> "Table":
-    """One row a region: how one label map compares with its reference, of the object that `evaluation.evaluate` gives."""
+    """One row a region: how one label map compares with its reference. document: as `evaluation.evaluate` gives it."""
     table = _table("REGION", "DICE", "HD95 mm", "VOLUME mL", "REFERENCE mL", numbers_from=1)
     for region, scores in document["regions"].items():
         numbers = (_fixed(scores[score], score) for score in ("hd95_mm", "volume_ml", "reference_volume_ml"))
@@ -409,12 +404,12 @@ def scores_table(document: Mapping[str, Any]) -> "Table":
 
 
 def _fixed(number: float, score: str) -> str:
-    """A number as tables show it; what rounds to 0 has no sign."""
+    """A number as tables show it; a number that rounds to 0 has no sign."""
     return f"{number:z.1f}" if score.endswith(("_mm", "_ml")) else f"{number:z.3f}"
 
 
 def _table(*columns: str, numbers_from: int | None = None) -> "Table":
-    """numbers_from: the first column that holds numbers, if any does."""
+    """An empty table. numbers_from: the first column that holds numbers, if any does."""
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False, header_style="bold")

@@ -3,20 +3,19 @@
 import time
 from collections.abc import Mapping
 from contextlib import closing, suppress
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
+from drunet_cli.brats import Modality, ReadLabels
 from drunet_cli.cli import options
 from drunet_cli.errors import DrunetError, MisuseError, plural
 
 if TYPE_CHECKING:
     from drunet_cli.cli.console import Screen
     from drunet_cli.io.case import Case
-    from drunet_cli.segmentation.outputs import Target
-    from drunet_cli.segmentation.steps import Network
 
 FOLDER: Final = Path("drunet-demo")
 
@@ -41,7 +40,6 @@ def demo(
             show_default=False,
         ),
     ] = None,
-    no_tumour: Annotated[bool, typer.Option("--no-tumour", help="With --write-cases: brains without a tumour.")] = False,
     overwrite: options.Overwrite = False,
     json: options.Json = False,
     quiet: options.Quiet = False,
@@ -57,130 +55,97 @@ def demo(
 
     drunet demo
     """
-    if no_tumour and write_cases is None:
-        raise MisuseError("--no-tumour is for --write-cases: there would be nothing to compare")
+    from drunet_cli.cli.console import Screen
+
+    screen = Screen(quiet=quiet)
     if write_cases is None:
-        _segment_one(seed, output, device=device, overwrite=overwrite, screen=_screen(quiet), json=json)
+        _segment_one(seed, output, device=device, overwrite=overwrite, screen=screen, json=json)
     elif device == "auto":
-        seeds = range(seed, seed + write_cases)
-        tasks = [_Task(seed=run_tasks, folder=output, tumour=not no_tumour, overwrite=overwrite) for run_tasks in seeds]
-        _write(tasks, screen=_screen(quiet), json=json)
+        _write_cases(range(seed, seed + write_cases), output, overwrite=overwrite, screen=screen, json=json)
     else:
         raise MisuseError(f"--write-cases segments nothing, so --device {device} makes no sense with it")
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Task:
-    """A case to be written into a folder."""
-
-    seed: int
-    folder: Path
-    tumour: bool = True
-    overwrite: bool
-
-    @property
-    def name(self) -> str:
-        return f"{'phantom' if self.tumour else 'healthy'}_{self.seed}"
-
-    def check(self) -> None:
-        """Raise OutputError now for what would stop the writing later."""
-        from drunet_cli.phantom.scanner import check_phantom_writable
-
-        check_phantom_writable(self.folder, self.name, overwrite=self.overwrite)
-
-
-def _written(task: _Task) -> "Case":
-    """In a worker process, or here."""
-    from drunet_cli.phantom.scanner import make_phantom, write_phantom
-
-    return write_phantom(make_phantom(task.seed, tumour=task.tumour), task.folder, task.name, overwrite=task.overwrite)
-
-
-def _write(tasks: list[_Task], *, screen: "Screen", json: bool) -> None:
-    from drunet_cli.cli.batch import Batch
-    from drunet_cli.host import granted_cpus
-    from drunet_cli.jobs import run_tasks
-
-    for task in tasks:
-        task.check()
-    batch = Batch(screen, n_cases=len(tasks), alone=len(tasks) == 1, json=json)
-    with batch.bar(), closing(run_tasks(_written, tasks, n_processes=granted_cpus())) as outcomes:
-        for task, outcome in outcomes:
-            if isinstance(outcome, DrunetError):
-                batch.failed(task.name, outcome)
-                continue
-            files = {role: str(path) for role, path in outcome.files.items()}
-            document = {"case": task.name, "seed": task.seed, "files": files}
-            batch.done(str(task.folder / task.name), document, note=f"{task.name}: four images and the truth")
-    batch.finish(f"{plural(batch.n_done, 'case')} in {tasks[0].folder}")
-
-
 def _segment_one(seed: int, folder: Path, *, device: str, overwrite: bool, screen: "Screen", json: bool) -> None:
+    """Make a case, segment it, compare the label map with the truth, and say how to go on."""
     begin = time.perf_counter()
     from drunet_cli.cli.console import result_json, scores_table
-    from drunet_cli.segmentation.outputs import Extra, Target
-    from drunet_cli.segmentation.segmenter import Segmenter
-    from drunet_cli.weights.registry import COMPACT
+    from drunet_cli.io.atomic import check_writable
+    from drunet_cli.phantom.scanner import check_phantom_writable
 
-    task = _Task(seed=seed, folder=folder, overwrite=overwrite)
-    target = Target(label_map=folder / f"{task.name}.nii.gz", extras=frozenset({Extra.PREVIEW}), overwrite=overwrite)
-    target.remove_stale()
-    task.check()
-    target.check({})
-    network = Segmenter(COMPACT, device=device, on_warning=screen.warning).network
-    screen.note(f"Writing {folder / task.name}: a synthetic case, four images and the truth")
-    case = _written(task)
+    name = _name(seed)
+    label_map, sidecar, preview = (folder / f"{name}{suffix}" for suffix in (".nii.gz", ".json", "_preview.png"))
+    check_phantom_writable(folder, name, overwrite=overwrite)
+    for path in (label_map, sidecar, preview):
+        check_writable(path, overwrite=overwrite)
+    screen.note(f"Writing {folder / name}: a synthetic case, four images and the truth")
+    case = _make_case(seed, folder, overwrite=overwrite)
     try:
-        segmented = _segmented(case, target, network, screen)
+        segmented = _segment(case, label_map, device=device, overwrite=overwrite, screen=screen)
     except BaseException:  # an interrupted demo is run again as it was
         if not overwrite:
             _remove(case)
         raise
-    scores = _scores(case, target.label_map)
+    scores = _scores(case, label_map)
     if json:
         seconds = round(time.perf_counter() - begin, 3)
-        result_json({"case": case.name, "seed": seed, "segmentation": segmented, "evaluation": scores, "seconds": seconds})
+        result_json({"case": name, "seed": seed, "segmentation": segmented, "evaluation": scores, "seconds": seconds})
     else:
         screen.table(scores_table(scores))
-    _say_how_to_go_on(task, target, screen)
+    screen.note(f"Images and truth: {folder / name}")
+    screen.note(f"Label map: {label_map}, sidecar: {sidecar}")
+    screen.note(f"Picture: {preview}")
+    _say_how_to_go_on(screen)
+
+
+def _name(seed: int) -> str:
+    return f"phantom_{seed}"
+
+
+def _make_case(seed: int, folder: Path, *, overwrite: bool) -> "Case":
+    """In a worker process, or in this one."""
+    from drunet_cli.phantom.scanner import make_phantom, write_phantom
+
+    return write_phantom(make_phantom(seed), folder, _name(seed), overwrite=overwrite)
+
+
+def _segment(case: "Case", label_map: Path, *, device: str, overwrite: bool, screen: "Screen") -> Mapping[str, Any]:
+    """Segment a case as a Python program does; the content of the sidecar."""
+    from json import loads
+
+    from drunet_cli.cli.console import regions_in_words
+    from drunet_cli.segmentation.segmenter import Segmenter
+    from drunet_cli.weights.registry import COMPACT
+
+    segmenter = Segmenter(COMPACT, device=device, on_warning=screen.warning)
+    with screen.slices_bar(1) as bar:
+        show = (lambda *_: None) if bar is None else partial(bar.show, case.name)
+        segmented = segmenter.segment(
+            t1=case.images[Modality.T1],
+            t1ce=case.images[Modality.T1CE],
+            t2=case.images[Modality.T2],
+            flair=case.images[Modality.FLAIR],
+            name=case.name,
+            on_progress=show,
+        )
+    segmented.save(label_map, overwrite=overwrite, preview=True)
+    for warning in segmented.warnings:
+        screen.warning(warning)
+    document: Mapping[str, Any] = loads(label_map.with_name(f"{case.name}.json").read_bytes())
+    where = f"{sum(document['seconds'].values()):.1f} s on {document['device']}, weights {COMPACT}"
+    screen.note(f"{case.name}: {regions_in_words(document['volumes_ml'])} ({where})")
+    return document
 
 
 def _remove(case: "Case") -> None:
     for path in case.files.values():
         path.unlink(missing_ok=True)
     with suppress(OSError):  # something else lies there
-        case.files["flair"].parent.rmdir()
-
-
-def _segmented(case: "Case", target: "Target", network: "Network", screen: "Screen") -> Mapping[str, Any]:
-    """Segment a case by the code of `drunet segment`; the sidecar's object."""
-    from drunet_cli.cli.console import regions_in_words
-    from drunet_cli.segmentation.cohort import segment_cases
-    from drunet_cli.segmentation.steps import CaseTask, Listener
-
-    with screen.slices_bar(1) as bar:
-
-        def on_progress(name: str, done: int, total: int) -> None:
-            if bar is not None:
-                bar.show(name, done, total)
-
-        tasks, listener = [CaseTask(case, target)], Listener(on_progress=on_progress)
-        with closing(segment_cases(tasks, lambda: network, n_cpus=1, listener=listener)) as outcomes:
-            ((_, outcome),) = outcomes
-    if isinstance(outcome, DrunetError):
-        raise outcome
-    document = outcome.document
-    for warning in document["warnings"]:
-        screen.warning(warning["message"])
-    seconds = sum(document["seconds"].values())
-    where = f"{seconds:.1f} s on {document['device']}, weights {document['weights']['name']}"
-    screen.note(f"{case.name}: {regions_in_words(document['volumes_ml'])} ({where})")
-    return document
+        case.files[Modality.FLAIR].parent.rmdir()
 
 
 def _scores(case: "Case", label_map: Path) -> dict[str, Any]:
     """The object of `drunet evaluate --json`."""
-    from drunet_cli.brats import ReadLabels
     from drunet_cli.evaluation.evaluate import Convention, EvaluationTask, evaluate
     from drunet_cli.evaluation.pairs import Pair
 
@@ -189,12 +154,9 @@ def _scores(case: "Case", label_map: Path) -> dict[str, Any]:
     return evaluate(EvaluationTask(pair=pair, convention=Convention.BRATS, labels=ReadLabels.BRATS2020, tolerance_mm=1.0))
 
 
-def _say_how_to_go_on(task: _Task, target: "Target", screen: "Screen") -> None:
+def _say_how_to_go_on(screen: "Screen") -> None:
     from drunet_cli.weights.registry import COMPACT, DEFAULT, ENTRIES
 
-    screen.note(f"Images and truth: {task.folder / task.name}")
-    screen.note(f"Label map: {target.label_map}, sidecar: {target.sidecar_path}")
-    screen.note(f"Picture: {target.extra_paths[0]}")
     screen.note("Images of your own, with the small weights of this demo (to try it out):")
     screen.note("  drunet segment --t1 t1.nii.gz --t1ce t1ce.nii.gz --t2 t2.nii.gz \\")
     screen.note(f"      --flair flair.nii.gz -o seg.nii.gz --weights {COMPACT}")
@@ -204,7 +166,22 @@ def _say_how_to_go_on(task: _Task, target: "Target", screen: "Screen") -> None:
     screen.note("  drunet segment BraTS_FOLDER -o results")
 
 
-def _screen(quiet: bool) -> "Screen":
-    from drunet_cli.cli.console import Screen
+def _write_cases(seeds: range, folder: Path, *, overwrite: bool, screen: "Screen", json: bool) -> None:
+    from drunet_cli.cli.batch import Batch
+    from drunet_cli.host import granted_cpus
+    from drunet_cli.jobs import run_tasks
+    from drunet_cli.phantom.scanner import check_phantom_writable
 
-    return Screen(quiet=quiet)
+    for seed in seeds:
+        check_phantom_writable(folder, _name(seed), overwrite=overwrite)
+    batch = Batch(screen, n_cases=len(seeds), alone=len(seeds) == 1, json=json)
+    make_case = partial(_make_case, folder=folder, overwrite=overwrite)
+    with batch.bar(), closing(run_tasks(make_case, seeds, n_processes=granted_cpus())) as outcomes:
+        for seed, outcome in outcomes:
+            name = _name(seed)
+            if isinstance(outcome, DrunetError):
+                batch.failed(name, outcome)
+                continue
+            document = {"case": name, "seed": seed, "files": {role: str(path) for role, path in outcome.files.items()}}
+            batch.done(str(folder / name), document, note=f"{name}: four images and the truth")
+    batch.finish(f"{plural(batch.n_done, 'case')} in {folder}")

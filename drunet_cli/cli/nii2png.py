@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,14 +11,12 @@ import typer
 
 from drunet_cli.brats import Modality
 from drunet_cli.cli import options
-from drunet_cli.cli.batch import PlanRow, print_plan
 from drunet_cli.errors import DrunetError, MisuseError, OutputError, plural
 
 if TYPE_CHECKING:
+    from drunet_cli.cli.batch import Batch
     from drunet_cli.cli.console import Screen
-    from drunet_cli.conversion.dataset import Layout, Surveyed
-    from drunet_cli.conversion.nii2png import CaseTask, ConvertedCase
-    from drunet_cli.io.discovery import Cohort
+    from drunet_cli.conversion.nii2png import ConvertedCase, PlannedSlices, SliceSettings
 
 
 def nii2png(
@@ -83,10 +82,10 @@ def nii2png(
         raise MisuseError("CASES (--pattern, --channels) and --t1 --t1ce --t2 --flair --seg --case exclude one another")
     options.check_exclusive(skip_existing=skip_existing, overwrite=overwrite)
 
+    from drunet_cli.cli.batch import Batch, PlanRow, print_plan
     from drunet_cli.cli.cases import case_of_files, cohort_of
     from drunet_cli.cli.console import Screen
-    from drunet_cli.conversion.dataset import Layout, check_folders, check_may_write, survey
-    from drunet_cli.conversion.nii2png import CaseTask
+    from drunet_cli.conversion.nii2png import SliceSettings, check_plan, plan_slices, remove_stale_slices
     from drunet_cli.host import granted_cpus
     from drunet_cli.io.discovery import Cohort
 
@@ -94,68 +93,65 @@ def nii2png(
         cohort = cohort_of(cases, patterns=pattern or (), channels=channels)
     else:
         cohort = Cohort((case_of_files(given, name=case, segmentation=seg),), (), alone=True)
-    layout = Layout(output)
-    check_folders(layout)
-    surveyed = survey(cohort.cases, layout)
+    n_jobs = jobs or granted_cpus()
+    settings = SliceSettings(
+        folder=output,
+        skip_blank=skip_blank,
+        skip_existing=skip_existing,
+        overwrite=overwrite,
+        threads=max(1, n_jobs // max(1, len(cohort.cases))),
+    )
+    planned = plan_slices(cohort.cases, settings)
     if dry_run:
-        print_plan(_planned(surveyed, skip_existing=skip_existing, overwrite=overwrite), cohort, seg=True, json=json)
-    check_may_write(surveyed, layout, skip_existing=skip_existing, overwrite=overwrite)
+        print_plan([PlanRow(each.case, each.state, each.action) for each in planned], cohort, seg=True, json=json)
+    check_plan(planned, settings)
     if dry_run:
         return
-    n_jobs = jobs or granted_cpus()
-    tasks = [
-        CaseTask(
-            case=found.case,
-            layout=layout,
-            skip_blank=skip_blank,
-            skip_existing=skip_existing,
-            overwrite=overwrite,
-            leftovers=found.slices,
-            threads=max(1, n_jobs // len(surveyed)),
-        )
-        for found in surveyed
-    ]
-    _convert(tasks, cohort, layout, n_jobs=n_jobs, screen=Screen(quiet=quiet), json=json)
+    batch = Batch(Screen(quiet=quiet), n_cases=len(planned) + len(cohort.broken), alone=cohort.alone, json=json)
+    for broken in cohort.broken:
+        batch.failed(broken.name, broken.error)
+    remove_stale_slices(settings.layout)
+    converted = _convert(planned, settings, batch, n_jobs=n_jobs)
+    unwritten = _write_manifest(settings, Screen(quiet=quiet)) if converted else None
+    n_labelled, n_skipped = (sum(flags) for flags in zip(*converted, strict=True)) if converted else (0, 0)
+    left_out = f"; {n_skipped} were complete and left out" if n_skipped else ""
+    batch.finish(f"{plural(len(converted), 'case')} in {output}, {n_labelled} with label slices{left_out}", unwritten)
 
 
 def _convert(
-    tasks: Sequence["CaseTask"], cohort: "Cohort", layout: "Layout", *, n_jobs: int, screen: "Screen", json: bool
-) -> None:
-    from drunet_cli.cli.batch import Batch
-    from drunet_cli.conversion.dataset import remove_stale_slices, write_manifest
+    planned: Sequence["PlannedSlices"], settings: "SliceSettings", batch: "Batch", *, n_jobs: int
+) -> list[tuple[bool, bool]]:
+    """Convert and report every case; whether each that succeeded has label slices, and whether it was left out."""
     from drunet_cli.conversion.nii2png import convert_case
     from drunet_cli.jobs import run_tasks
 
-    batch = Batch(screen, n_cases=len(tasks) + len(cohort.broken), alone=cohort.alone, json=json)
-    for broken in cohort.broken:
-        batch.failed(broken.name, broken.error)
-    remove_stale_slices(layout)
-    n_skipped = n_labelled = 0
-    with batch.bar(), closing(run_tasks(convert_case, tasks, n_processes=n_jobs)) as outcomes:
-        for task, outcome in outcomes:
+    converted = []
+    convert = partial(convert_case, settings=settings)
+    with batch.bar(), closing(run_tasks(convert, planned, n_processes=n_jobs)) as outcomes:
+        for each, outcome in outcomes:
             if isinstance(outcome, DrunetError):
-                batch.failed(task.case.name, outcome)
+                batch.failed(each.case.name, outcome)
                 continue
-            n_skipped += outcome.skipped
-            n_labelled += outcome.description.has_masks
-            batch.done(
-                str(outcome.path),
-                _document(outcome),
-                note=_note(outcome),
-                warnings=[] if outcome.skipped else [warning.message for warning in outcome.description.warnings],
-            )
-    unwritten = None
-    if batch.n_done:
-        try:
-            for error in write_manifest(layout):
-                screen.warning(f"{error}; left out of {layout.manifest}")
-        except OutputError as error:
-            unwritten = error
-    left_out = f"; {n_skipped} were complete and left out" if n_skipped else ""
-    batch.finish(f"{plural(batch.n_done, 'case')} in {layout.root}, {n_labelled} with label slices{left_out}", unwritten)
+            converted.append((outcome.description.has_masks, outcome.skipped))
+            warnings = [] if outcome.skipped else [warning.message for warning in outcome.description.warnings]
+            batch.done(str(outcome.path), _document(outcome), note=_note(outcome), warnings=warnings)
+    return converted
+
+
+def _write_manifest(settings: "SliceSettings", screen: "Screen") -> OutputError | None:
+    """Write the table of all slices; the error where that fails, which is told after those of the cases."""
+    from drunet_cli.conversion.dataset import write_manifest
+
+    try:
+        for error in write_manifest(settings.layout):
+            screen.warning(f"{error}; left out of {settings.layout.manifest}")
+    except OutputError as error:
+        return error
+    return None
 
 
 def _document(converted: "ConvertedCase") -> dict[str, Any]:
+    """The object of --json."""
     description = converted.description
     return {
         "case": description.case,
@@ -169,21 +165,7 @@ def _document(converted: "ConvertedCase") -> dict[str, Any]:
 
 
 def _note(converted: "ConvertedCase") -> str:
-
     description = converted.description
-    what = plural(len(description.rows), "slice") + (" and their label slices" if description.has_masks else "")
+    slices = plural(len(description.rows), "slice") + (" and their label slices" if description.has_masks else "")
     done = "complete, left out" if converted.skipped else f"{converted.seconds:.1f} s"
-    return f"{description.case}: {what} ({done})"
-
-
-def _planned(surveyed: Sequence["Surveyed"], *, skip_existing: bool, overwrite: bool) -> list[PlanRow]:
-    from drunet_cli.conversion.dataset import State
-
-    refusal = "convert again" if overwrite else "refuse"
-    would = {
-        State.NEW: "convert",
-        State.UNFINISHED: "convert",
-        State.COMPLETE: "verify and leave out" if skip_existing else refusal,
-        State.FOREIGN: refusal,
-    }
-    return [PlanRow(found.case, found.state, would[found.state]) for found in surveyed]
+    return f"{description.case}: {slices} ({done})"

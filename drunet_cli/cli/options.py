@@ -1,12 +1,19 @@
-"""Options that several commands share. Typer reads these annotations when it runs."""
+"""Options that several commands share, what Tab offers for them, and how commands show their help.
+
+Typer reads these annotations when it runs.
+"""
 
 import re
-from collections.abc import Callable, Iterable
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import redirect_stdout
 from enum import StrEnum
+from itertools import takewhile
 from pathlib import Path
-from typing import Annotated, Final
+from typing import Annotated, Any, Final
 
 import typer
+from typer.core import TyperArgument, TyperCommand, TyperGroup, TyperOption
 
 from drunet_cli.errors import MisuseError, WeightsError
 from drunet_cli.host import check_device_name
@@ -335,3 +342,68 @@ Uncertainty = Annotated[
         rich_help_panel=FILES,
     ),
 ]
+
+
+class Command(TyperCommand):
+    """A command; --help comes last, after the panels of its own options."""
+
+    def get_params(self, ctx: Any) -> list[Any]:
+        """Its options and arguments, and --help."""
+        return _without_python_types(super().get_params(ctx))
+
+    def get_help_option(self, ctx: Any) -> TyperOption | None:
+        """--help, in a panel of its own."""
+        option = super().get_help_option(ctx)
+        if option is not None:
+            option.rich_help_panel = "Help"
+        return option
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Raise MisuseError where a long option has one dash."""
+        if not ctx.resilient_parsing:  # as when Tab is pressed
+            _check_dashes(args, self.get_params(ctx))
+        return super().parse_args(ctx, args)
+
+
+class Group(TyperGroup):
+    """A command of commands; alone it is misuse, so that its help goes to stderr."""
+
+    def get_params(self, ctx: Any) -> list[Any]:
+        """Its options, and --help."""
+        return _without_python_types(super().get_params(ctx))
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Raise MisuseError where a long option before the command has one dash."""
+        if ctx.resilient_parsing:
+            return super().parse_args(ctx, args)
+        _check_dashes(takewhile(lambda word: word.startswith("-"), args), self.get_params(ctx))
+        if args:
+            return super().parse_args(ctx, args)
+        with redirect_stdout(sys.stderr):
+            return super().parse_args(ctx, args)
+
+
+class _NamedArgument(TyperArgument):
+    """An argument that its metavar describes; Typer would show the Python type beside the metavar."""
+
+    def display_type_rich(self, ctx: Any) -> None:
+        """Nothing."""
+
+
+def _without_python_types(parameters: Iterable[Any]) -> list[Any]:
+    """Show no <bool> for a flag, and no <list[str]> for an argument."""
+    shown = list(parameters)
+    for parameter in shown:
+        if isinstance(parameter, TyperOption) and parameter.is_flag:
+            parameter.metavar = ""
+        elif isinstance(parameter, TyperArgument) and parameter.metavar is not None:
+            parameter.__class__ = _NamedArgument  # Typer makes its arguments itself
+    return shown
+
+
+def _check_dashes(words: Iterable[str], parameters: Sequence[Any]) -> None:
+    """Raise MisuseError for a long option with one dash: Typer would read -output as -o utput."""
+    long_options = {name for parameter in parameters for name in parameter.opts if name.startswith("--")}
+    for word in takewhile(lambda word: word != "--", words):
+        if f"-{word.partition('=')[0]}" in long_options and not word.startswith("--"):
+            raise MisuseError(f"{word}: a long option takes two dashes; write -{word}")

@@ -1,9 +1,10 @@
 """`drunet convert png2nii`."""
 
 import os
-from collections.abc import Sequence
-from contextlib import closing, suppress
+from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,15 +12,13 @@ import typer
 
 from drunet_cli.brats import Labels, Modality
 from drunet_cli.cli import options
-from drunet_cli.errors import CaseError, DrunetError, MisuseError, plural
+from drunet_cli.errors import CaseError, DrunetError, MisuseError, join_some, plural
 
 if TYPE_CHECKING:
     from drunet_cli.cli.batch import Batch
     from drunet_cli.cli.console import Screen
     from drunet_cli.conversion.dataset import SliceFile
-    from drunet_cli.conversion.png2nii import LabelTask
-
-_NAMED = 3
+    from drunet_cli.conversion.png2nii import LabelMapSettings, PlannedLabelMap
 
 
 def png2nii(
@@ -86,105 +85,46 @@ def png2nii(
     options.check_exclusive(skip_existing=skip_existing, overwrite=overwrite)
 
     from drunet_cli.cli.batch import Batch
-    from drunet_cli.cli.cases import label_map_path, names_a_file
+    from drunet_cli.cli.cases import names_a_file
     from drunet_cli.cli.console import Screen
-    from drunet_cli.conversion.png2nii import LabelTask, check_outputs, description_of, masks_folder
+    from drunet_cli.conversion.png2nii import LabelMapSettings, check_outputs, label_slices, masks_folder
     from drunet_cli.host import granted_cpus
 
     masks = masks_folder(folder)
-    sets = _slice_sets(masks, case)
-    references, without = _references(like, list(sets), pattern or (), channels)
+    sets = label_slices(masks, case)
+    screen = Screen(quiet=quiet)
+    references = _references(like, list(sets), pattern or (), channels, masks=masks, screen=screen)
     if len(sets) > 1 and names_a_file(output):
         raise MisuseError(f"-o {output}: {masks} holds slices of {len(sets)} cases; name a folder")
     n_jobs = jobs or granted_cpus()
-    screen = Screen(quiet=quiet)
-    if without:
-        screen.note(f"{plural(without, 'case')} of --like without slices in {masks}")
+    settings = LabelMapSettings(
+        folder=masks,
+        labels=labels,
+        skip_existing=skip_existing,
+        overwrite=overwrite,
+        threads=max(1, n_jobs // len(sets)),
+    )
     batch = Batch(screen, n_cases=len(sets), alone=len(sets) == 1, json=json)
-    tasks = []
-    for name, slices in sets.items():
-        found = references[name]
-        if isinstance(found, CaseError):
-            batch.failed(name, found)
-            continue
-        reference, *inputs = found
-        task = LabelTask(
-            case=name,
-            folder=masks,
-            slices=tuple(slices),
-            reference=reference,
-            inputs=tuple(inputs),
-            description=description_of(name, masks),
-            output=label_map_path(output, name),
-            labels=labels or Labels.BRATS2020,
-            overwrite=overwrite,
-            skip_existing=skip_existing,
-            threads=max(1, n_jobs // len(sets)),
-        )
-        tasks.append(task)
+    planned = _plan(sets, references, masks, output, batch)
     if labels is None:
-        tasks = _with_labels_of_segmentations(tasks, screen)
-    check_outputs(tasks)
-    _convert(tasks, batch, n_jobs=n_jobs)
+        settings = replace(settings, labels=_common_labels(planned, screen))
+    check_outputs(planned, settings)
+    _convert(planned, settings, batch, n_jobs=n_jobs)
     batch.finish(f"{plural(batch.n_done, 'label map')} in {output}")
 
 
-def _convert(tasks: Sequence["LabelTask"], batch: "Batch", *, n_jobs: int) -> None:
-    from drunet_cli.cli.console import regions_in_words
-    from drunet_cli.conversion.png2nii import convert_labels
-    from drunet_cli.jobs import run_tasks
-
-    with batch.bar(), closing(run_tasks(convert_labels, tasks, n_processes=n_jobs)) as outcomes:
-        for task, outcome in outcomes:
-            if isinstance(outcome, DrunetError):
-                batch.failed(task.case, outcome)
-                continue
-            done = "there already, left as it is" if outcome.skipped else f"{outcome.seconds:.1f} s"
-            note = f"{task.case}: {regions_in_words(outcome.document['volumes_ml'])} ({done})"
-            batch.done(str(task.output), outcome.document, note=note, warnings=outcome.warnings)
-
-
-def _with_labels_of_segmentations(tasks: Sequence["LabelTask"], screen: "Screen") -> list["LabelTask"]:
-    """In the one convention that the segmentations of all cases tell, also for those whose own does not tell."""
-    from drunet_cli.conversion.dataset import read_description
-
-    told = set()
-    for task in tasks:
-        if task.description is not None:
-            with suppress(CaseError):  # told when the case is converted
-                told.add(read_description(task.description).labels)
-    told.discard(None)
-    if len(told) > 1:
-        screen.warning(
-            "enhancing tumour was 3 in some segmentations and 4 in others: each case keeps its own; --labels makes them alike"
-        )
-        return list(tasks)
-    return [replace(task, labels=next(iter(told), None)) for task in tasks]
-
-
-def _slice_sets(masks: Path, case: str | None) -> dict[str, list["SliceFile"]]:
-    """The slices to convert, by case. Raises CaseError where there are none."""
-    from drunet_cli.conversion.dataset import Layout, slice_files
-
-    sets = slice_files(masks)
-    if not sets:
-        if slice_files(Layout(masks).images):
-            raise CaseError(f"{masks}: holds image slices but no label slices; its cases had no segmentation")
-        there = "holds no slice named CASE_slice_Z.png" if os.path.isdir(masks) else "no such folder"  # noqa: PTH112
-        raise CaseError(f"{masks}: {there}; name the folder of the label slices")
-    if case is None:
-        return sets
-    if case not in sets:
-        raise CaseError(f"{masks}: holds no slice of {case}; there are those of {_some(sets)}")
-    return {case: sets[case]}
-
-
 def _references(
-    like: Sequence[str], names: Sequence[str], pattern: Sequence[str], channels: str | None
-) -> tuple[dict[str, list[Path] | CaseError], int]:
-    """Of each case the image that gives the geometry, followed by its others, or why there is none.
+    like: Sequence[str],
+    names: Sequence[str],
+    pattern: Sequence[str],
+    channels: str | None,
+    *,
+    masks: Path,
+    screen: "Screen",
+) -> Mapping[str, list[Path] | CaseError]:
+    """The images of each case, first the one that gives the geometry; or why there is none.
 
-    And the number of cases that have no slices.
+    Cases of --like without slices are counted in a note.
     """
     from drunet_cli.cli.cases import cohort_of
     from drunet_cli.io.naming import is_nifti
@@ -194,24 +134,80 @@ def _references(
         raise MisuseError(f"--like {images[0]}: give one image, or CASES")
     if images and len(names) > 1:
         raise MisuseError(
-            f"--like {images[0]}: is one image, but there are slices of {len(names)} cases ({_some(names)}); "
+            f"--like {images[0]}: is one image, but there are slices of {len(names)} cases ({join_some(names)}); "
             "give --case NAME, or --like CASES"
         )
     if images:
-        return {names[0]: [Path(images[0])]}, 0
+        return {names[0]: [Path(images[0])]}
     cohort = cohort_of(like, patterns=pattern, channels=channels)
     if not cohort.cases and len(cohort.broken) == len(names) == 1:
         raise cohort.broken[0].error
+    if without := len({item.name for item in cohort.cases} - set(names)):
+        screen.note(f"{plural(without, 'case')} of --like without slices in {masks}")
     found: dict[str, list[Path] | CaseError] = {item.name: item.error for item in cohort.broken}
     for item in cohort.cases:
         reference = item.images[Modality.FLAIR]
         found[item.name] = [reference, *(path for path in item.files.values() if path != reference)]
-    sources = " ".join(like)
     unusable = "".join(f"; {item.error}" for item in cohort.broken if item.name in like)
-    unpaired = f"--like {sources}: holds no case of that name{unusable}"
-    without = len({item.name for item in cohort.cases} - set(names))
-    return {name: found.get(name) or CaseError(unpaired) for name in names}, without
+    unpaired = f"--like {' '.join(like)}: holds no case of that name{unusable}"
+    return {name: found.get(name) or CaseError(unpaired) for name in names}
 
 
-def _some(names: Sequence[str] | dict[str, list["SliceFile"]]) -> str:
-    return ", ".join(list(names)[:_NAMED]) + (", ..." if len(names) > _NAMED else "")
+def _plan(
+    sets: Mapping[str, tuple["SliceFile", ...]],
+    references: Mapping[str, list[Path] | CaseError],
+    masks: Path,
+    output: Path,
+    batch: "Batch",
+) -> list["PlannedLabelMap"]:
+    """What will be written, of the cases that have a reference."""
+    from drunet_cli.cli.cases import label_map_path
+    from drunet_cli.conversion.png2nii import PlannedLabelMap, description_of
+
+    planned = []
+    for name, slices in sets.items():
+        found = references[name]
+        if isinstance(found, CaseError):
+            batch.failed(name, found)
+            continue
+        reference, *images = found
+        planned.append(
+            PlannedLabelMap(
+                case=name,
+                slices=slices,
+                reference=reference,
+                images=tuple(images),
+                description=description_of(name, masks),
+                output=label_map_path(output, name),
+            )
+        )
+    return planned
+
+
+def _common_labels(planned: Sequence["PlannedLabelMap"], screen: "Screen") -> Labels | None:
+    """The one convention of all segmentations, also for cases whose own does not tell; None where there are two, or none."""
+    from drunet_cli.conversion.png2nii import conventions_of
+
+    conventions = conventions_of(planned)
+    if len(conventions) > 1:
+        screen.warning(
+            "enhancing tumour was 3 in some segmentations and 4 in others: each case keeps its own; --labels makes them alike"
+        )
+        return None
+    return next(iter(conventions), None)
+
+
+def _convert(planned: Sequence["PlannedLabelMap"], settings: "LabelMapSettings", batch: "Batch", *, n_jobs: int) -> None:
+    from drunet_cli.cli.console import regions_in_words
+    from drunet_cli.conversion.png2nii import convert_labels
+    from drunet_cli.jobs import run_tasks
+
+    convert = partial(convert_labels, settings=settings)
+    with batch.bar(), closing(run_tasks(convert, planned, n_processes=n_jobs)) as outcomes:
+        for each, outcome in outcomes:
+            if isinstance(outcome, DrunetError):
+                batch.failed(each.case, outcome)
+                continue
+            done = "there already, left as it is" if outcome.skipped else f"{outcome.seconds:.1f} s"
+            note = f"{each.case}: {regions_in_words(outcome.document['volumes_ml'])} ({done})"
+            batch.done(str(each.output), outcome.document, note=note, warnings=outcome.warnings)

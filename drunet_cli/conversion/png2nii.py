@@ -1,10 +1,11 @@
-"""Label slices of a case back to a label map in the geometry of a reference image."""
+"""Label slices back to label maps in the geometry of reference images."""
 
 import hashlib
 import os
 import time
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,15 @@ from typing import Any
 import numpy as np
 
 from drunet_cli.brats import ClassMap, LabelMap, Labels, describe_labels, label_values, volumes_ml, voxel_counts
-from drunet_cli.conversion.dataset import Description, Layout, SliceFile, is_description, read_description, slices_by_z
+from drunet_cli.conversion.dataset import (
+    Description,
+    Layout,
+    SliceFile,
+    is_description,
+    read_description,
+    slice_files,
+    slices_by_z,
+)
 from drunet_cli.errors import CaseError, OutputError, join_some, without_remedy
 from drunet_cli.io.atomic import check_writable, is_same_file, remove_stale, write_atomically
 from drunet_cli.io.checks import same_grid, voxel_litres
@@ -23,30 +32,39 @@ from drunet_cli.io.png import read_label_slice
 
 
 @dataclass(frozen=True, kw_only=True)
-class LabelTask:
-    """The label slices of one case, and where they go.
+class LabelMapSettings:
+    """What is asked of a run from label slices to label maps."""
 
-    folder: that holds the slices. reference: image that gives the geometry. description: how nii2png made the case, if known.
-    inputs: files that no output may replace, the reference among them. labels: None for the convention of the case's
-    segmentation, or where that does not tell brats2020.
-    """
+    folder: Path
+    """Folder of the label slices."""
+    labels: Labels | None = None
+    """Convention of the label maps; None for that of the segmentations, or brats2020 where these do not tell."""
+    skip_existing: bool = False
+    """Leave out label maps that are there with the same labels."""
+    overwrite: bool = False
+    """Replace what is there."""
+    threads: int = 1
+    """Threads that read the slices of one case."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlannedLabelMap:
+    """A case, its label slices, and the label map to be written."""
 
     case: str
-    folder: Path
     slices: tuple[SliceFile, ...]
     reference: Path
-    inputs: tuple[Path, ...] = ()
-    description: Path | None
+    """Image that gives the geometry."""
+    images: tuple[Path, ...] = ()
+    """The other images of the case; no output may replace them."""
+    description: Path | None = None
+    """How nii2png made the case, if that is known."""
     output: Path
-    labels: Labels | None = None
-    overwrite: bool = False
-    skip_existing: bool = False
-    threads: int = 1
 
 
 @dataclass(frozen=True)
 class WrittenLabelMap:
-    """A label map that was written; skipped: it was there already, to the byte."""
+    """A label map that was written, and the object of --json. skipped: the file was there before, with the same labels."""
 
     document: Mapping[str, Any]
     warnings: tuple[str, ...]
@@ -58,6 +76,21 @@ def masks_folder(folder: Path) -> Path:
     """The folder that holds the label slices: `masks` of a dataset that nii2png wrote, else the folder itself."""
     masks = Layout(folder).masks
     return masks if os.path.isdir(masks) else folder  # noqa: PTH112  # unlike Path.is_dir it raises for no folder
+
+
+def label_slices(masks: Path, case: str | None = None) -> dict[str, tuple[SliceFile, ...]]:
+    """The label slices in a folder, by case; those of one case where it is named. Raises CaseError where there are none."""
+    sets = {name: tuple(files) for name, files in slice_files(masks).items()}
+    if not sets:
+        if slice_files(Layout(masks).images):
+            raise CaseError(f"{masks}: holds image slices but no label slices; its cases had no segmentation")
+        there = "holds no slice named CASE_slice_Z.png" if os.path.isdir(masks) else "no such folder"  # noqa: PTH112
+        raise CaseError(f"{masks}: {there}; name the folder of the label slices")
+    if case is None:
+        return sets
+    if case not in sets:
+        raise CaseError(f"{masks}: holds no slice of {case}; there are those of {join_some(list(sets))}")
+    return {case: sets[case]}
 
 
 def description_of(case: str, folder: Path) -> Path | None:
@@ -73,68 +106,77 @@ def description_of(case: str, folder: Path) -> Path | None:
     return None
 
 
-def _layouts(folder: Path) -> list[Layout]:
-    """Where `cases` may lie: in the folder of the slices, or above it."""
-    return [Layout(folder), *(Layout(parent) for parent in with_a_name(folder).absolute().parents)]
-
-
-def check_outputs(tasks: Iterable[LabelTask]) -> None:
+def check_outputs(planned: Iterable[PlannedLabelMap], settings: LabelMapSettings) -> None:
     """Raise OutputError before any work for label maps that are there already or cannot be written."""
-    for task in tasks:
-        if any(is_same_file(task.output, path) for path in (task.reference, *task.inputs)):
-            raise OutputError(f"{task.output}: is an image of {task.case}; name another output")
-        check_writable(task.output, overwrite=task.overwrite or task.skip_existing)
-        remove_stale(task.output)
+    for each in planned:
+        if any(is_same_file(each.output, path) for path in (each.reference, *each.images)):
+            raise OutputError(f"{each.output}: is an image of {each.case}; name another output")
+        check_writable(each.output, overwrite=settings.overwrite or settings.skip_existing)
+        remove_stale(each.output)
 
 
-def convert_labels(task: LabelTask) -> WrittenLabelMap:
-    """Read every slice of a case, put them together on the reference's grid, and write the label map.
+def conventions_of(planned: Iterable[PlannedLabelMap]) -> set[Labels]:
+    """The conventions of the segmentations from which the slices were made, as far as these tell."""
+    found = set()
+    for each in planned:
+        if each.description is not None:
+            with suppress(CaseError):  # raised again when the case is converted
+                found.add(read_description(each.description).labels)
+    return {labels for labels in found if labels is not None}
+
+
+def convert_labels(planned: PlannedLabelMap, settings: LabelMapSettings) -> WrittenLabelMap:
+    """Read every slice of a case, put the slices together on the grid of the reference, and write the label map.
 
     Raises CaseError for slices that are missing, doubled, of another size, damaged or not label slices, and for a reference
     that is not the grid they come from; OutputError.
     """
     begin = time.perf_counter()
-    description = _checked_description(task)
-    reference = load_volume(task.reference)
+    description = _checked_description(planned, settings)
+    reference = load_volume(planned.reference)
     geometry = _brats_geometry(reference) if description is None else _described_geometry(description, reference)
-    files = _files_by_z(task, geometry, blank=frozenset() if description is None else _left_out(description, geometry))
-    frames = _read_frames(files, geometry.n_slices, threads=task.threads)
+    files = _files_by_z(planned, settings, geometry, blank=_left_out(description, geometry))
+    frames = _read_frames(files, geometry.n_slices, threads=settings.threads)
     class_map = geometry.turned_back(np.moveaxis(geometry.classes(frames), 0, 2))
-    warnings = _warnings(task, frames, class_map, reference, description)
-    labels = task.labels
-    if labels is None:
-        labels = (None if description is None else description.labels) or Labels.BRATS2020
+    warnings = _warnings(planned, settings, frames, class_map, reference, description)
+    labels = settings.labels or (None if description is None else description.labels) or Labels.BRATS2020
     label_map = label_values(class_map, labels)
-    compress = task.output.name.lower().endswith(".gz")
-    content = encode_label_map(label_map, reference.header, compress=compress)
-    skipped = task.skip_existing and _holds(task.output, label_map, reference)
+    content = encode_label_map(label_map, reference.header, compress=planned.output.name.lower().endswith(".gz"))
+    skipped = settings.skip_existing and _holds(planned.output, label_map, reference)
     if not skipped:
-        with write_atomically(task.output, overwrite=task.overwrite) as stream:
+        with write_atomically(planned.output, overwrite=settings.overwrite) as stream:
             stream.write(content)
     counts = voxel_counts(class_map)
     document = {
-        "case": task.case,
-        "output": str(task.output),
+        "case": planned.case,
+        "output": str(planned.output),
         "output_sha256": hashlib.sha256(content).hexdigest(),
         "labels": describe_labels(labels),
         "volumes_ml": volumes_ml(counts, voxel_litres(reference.affine) * 1000),
         "voxels": counts,
         "reference": str(reference.path),
-        "description": None if task.description is None else str(task.description),
+        "description": None if planned.description is None else str(planned.description),
         "warnings": list(warnings),
         "skipped": skipped,
     }
     return WrittenLabelMap(document, warnings, time.perf_counter() - begin, skipped)
 
 
-def _checked_description(task: LabelTask) -> Description | None:
-    if task.description is None:
-        if unfinished := [path for layout in _layouts(task.folder) if os.path.lexists(path := layout.unfinished(task.case))]:
-            raise CaseError(f"{unfinished[0]}: the slices of {task.case} are not complete; convert the case again")
+def _layouts(folder: Path) -> list[Layout]:
+    """Where `cases` may lie: in the folder of the slices, or above it."""
+    return [Layout(folder), *(Layout(parent) for parent in with_a_name(folder).absolute().parents)]
+
+
+def _checked_description(planned: PlannedLabelMap, settings: LabelMapSettings) -> Description | None:
+    case, path = planned.case, planned.description
+    if path is None:
+        for layout in _layouts(settings.folder):
+            if os.path.lexists(unfinished := layout.unfinished(case)):
+                raise CaseError(f"{unfinished}: the slices of {case} are not complete; convert the case again")
         return None
-    description = read_description(task.description)
-    if description.case != task.case:
-        raise CaseError(f"{task.description}: describes the case {description.case}, not {task.case}")
+    description = read_description(path)
+    if description.case != case:
+        raise CaseError(f"{path}: describes the case {description.case}, not {case}")
     return description
 
 
@@ -165,22 +207,25 @@ def _described_geometry(description: Description, reference: Volume) -> Geometry
     return description.geometry()
 
 
-def _left_out(description: Description, geometry: Geometry) -> frozenset[int]:
+def _left_out(description: Description | None, geometry: Geometry) -> frozenset[int]:
     """Slices that --skip-blank has left out."""
-    if not description.skip_blank:
+    if description is None or not description.skip_blank:
         return frozenset()
     return frozenset(range(geometry.n_slices)) - {row.z for row in description.rows}
 
 
-def _files_by_z(task: LabelTask, geometry: Geometry, *, blank: frozenset[int]) -> dict[int, Path]:
+def _files_by_z(
+    planned: PlannedLabelMap, settings: LabelMapSettings, geometry: Geometry, *, blank: frozenset[int]
+) -> dict[int, Path]:
     """Every slice once, from 0 to Z - 1, but for those that are known to be blank."""
-    files, last = slices_by_z(task.slices), geometry.n_slices - 1
+    files, last = slices_by_z(planned.slices), geometry.n_slices - 1
     for z, path in files.items():
         if z > last:
-            raise CaseError(f"{path}: slice {z} lies beyond {task.reference}, whose slices are 0 to {last}")
+            raise CaseError(f"{path}: slice {z} lies beyond {planned.reference}, whose slices are 0 to {last}")
     if missing := sorted(set(range(last + 1)) - files.keys() - blank):
         raise CaseError(
-            f"{task.folder}: slice {join_some(missing)} of {task.case} is missing; {task.reference} has slices 0 to {last}"
+            f"{settings.folder}: slice {join_some(missing)} of {planned.case} is missing; "
+            f"{planned.reference} has slices 0 to {last}"
         )
     return files
 
@@ -198,24 +243,29 @@ def _read_frames(files: Mapping[int, Path], n_slices: int, *, threads: int) -> C
 
 
 def _warnings(
-    task: LabelTask, frames: ClassMap, class_map: ClassMap, reference: Volume, description: Description | None
+    planned: PlannedLabelMap,
+    settings: LabelMapSettings,
+    frames: ClassMap,
+    class_map: ClassMap,
+    reference: Volume,
+    description: Description | None,
 ) -> tuple[str, ...]:
     warnings = []
     converted = set() if description is None else {file.sha256 for file in description.inputs.values()}
     if converted and (reference.source is None or reference.source.sha256 not in converted):
         warnings.append(
-            f"{reference.path}: is none of the files from which the slices of {task.case} were made; is it that case?"
+            f"{reference.path}: is none of the files from which the slices of {planned.case} were made; is it that case?"
         )
-    outside = int(np.count_nonzero(frames)) - int(np.count_nonzero(class_map))
-    if outside:
+    if outside := int(np.count_nonzero(frames)) - int(np.count_nonzero(class_map)):
         warnings.append(
-            f"{task.folder}: {outside} labelled pixels of {task.case} lie outside its image, in the padding, and were dropped"
+            f"{settings.folder}: {outside} labelled pixels of {planned.case} lie outside its image, in the padding, and were "
+            "dropped"
         )
     return tuple(warnings)
 
 
 def _holds(path: Path, label_map: LabelMap, reference: Volume) -> bool:
-    """Whether the file is there with just these labels. Raises OutputError where it holds something else."""
+    """Whether the file is there with the same labels. Raises OutputError where it holds something else."""
     if not os.path.lexists(path):
         return False
     try:

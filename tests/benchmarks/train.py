@@ -22,7 +22,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
 from drunet_cli.conversion.dataset import Layout, slice_files
-from drunet_cli.conversion.nii2png import CaseTask, convert_case
+from drunet_cli.conversion.nii2png import SliceSettings, convert_case, plan_slices
 from drunet_cli.io.discovery import find_cases
 from drunet_cli.network.engine import Precision
 from drunet_cli.network.model import DRUNet104
@@ -114,8 +114,9 @@ def main() -> None:
     synchronise: Callable[[], None] = torch.cuda.synchronize if device.type == "cuda" else lambda: None
     with tempfile.TemporaryDirectory() as folder:
         layout, store = Layout(Path(folder) / "png"), Path(folder) / "slices"
-        for case in find_cases(arguments.cases).cases:
-            convert_case(CaseTask(case=case, layout=layout))
+        settings = SliceSettings(folder=layout.root)
+        for planned in plan_slices(find_cases(arguments.cases).cases, settings):
+            convert_case(planned, settings)
         found = find_sources(arguments.cases).cases
         for item in found:
             prepare_case(StoreTask(case=item, folder=store))

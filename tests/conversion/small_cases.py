@@ -12,18 +12,24 @@ import numpy.typing as npt
 from PIL import Image
 
 from drunet_cli.brats import CHANNELS, Modality
-from drunet_cli.conversion.dataset import (
-    Layout,
-    check_folders,
-    check_may_write,
+from drunet_cli.conversion.dataset import slice_files, slice_name, write_manifest
+from drunet_cli.conversion.nii2png import (
+    ConvertedCase,
+    SliceSettings,
+    check_plan,
+    convert_case,
+    plan_slices,
     remove_stale_slices,
-    slice_files,
-    slice_name,
-    survey,
-    write_manifest,
 )
-from drunet_cli.conversion.nii2png import CaseTask, ConvertedCase, convert_case
-from drunet_cli.conversion.png2nii import LabelTask, description_of, masks_folder
+from drunet_cli.conversion.png2nii import (
+    LabelMapSettings,
+    PlannedLabelMap,
+    WrittenLabelMap,
+    check_outputs,
+    convert_labels,
+    description_of,
+    masks_folder,
+)
 from drunet_cli.io.case import Case
 
 Affine: TypeAlias = npt.NDArray[np.float64]
@@ -105,47 +111,35 @@ def small_case(folder: Path, *, name: str = NAME, seed: int = 0, shape: Shape = 
     return saved_case(folder, images_in(brain, seed), labels_in(brain, seed) if segmented else None, name=name)
 
 
-def task_of(
-    case: Case, root: Path, *, skip_blank: bool = False, skip_existing: bool = False, overwrite: bool = False, threads: int = 1
-) -> CaseTask:
-    """As `drunet convert nii2png` makes it after its checks."""
-    layout = Layout(root)
-    check_folders(layout)
-    surveyed = survey([case], layout)
-    check_may_write(surveyed, layout, skip_existing=skip_existing, overwrite=overwrite)
-    return CaseTask(
-        case=case,
-        layout=layout,
-        skip_blank=skip_blank,
-        skip_existing=skip_existing,
-        overwrite=overwrite,
-        leftovers=surveyed[0].slices,
-        threads=threads,
-    )
-
-
-def convert(
-    case: Case, root: Path, *, skip_blank: bool = False, skip_existing: bool = False, overwrite: bool = False
-) -> ConvertedCase:
-    """What `drunet convert nii2png` does with one case, the table included."""
-    task = task_of(case, root, skip_blank=skip_blank, skip_existing=skip_existing, overwrite=overwrite)
-    remove_stale_slices(task.layout)
-    converted = convert_case(task)
-    assert not write_manifest(task.layout)
+def convert(case: Case, root: Path, **options: bool) -> ConvertedCase:
+    """What `drunet convert nii2png` does with one case, the table included. options: those of SliceSettings."""
+    settings = SliceSettings(folder=root, **options)
+    planned = plan_slices([case], settings)
+    check_plan(planned, settings)
+    remove_stale_slices(settings.layout)
+    converted = convert_case(planned[0], settings)
+    assert not write_manifest(settings.layout)
     return converted
 
 
-def label_task(folder: Path, reference: Path, output: Path, *, case: str = NAME) -> LabelTask:
-    """As `drunet convert png2nii` makes it for one case of a folder."""
+def planned_label_map(folder: Path, reference: Path, output: Path, *, case: str = NAME) -> PlannedLabelMap:
+    """What `drunet convert png2nii` plans for one case of a folder."""
     masks = masks_folder(folder)
-    return LabelTask(
+    return PlannedLabelMap(
         case=case,
-        folder=masks,
         slices=tuple(slice_files(masks).get(case, ())),
         reference=reference,
         description=description_of(case, masks),
         output=output,
     )
+
+
+def convert_back(folder: Path, reference: Path, output: Path, *, case: str = NAME, **options: Any) -> WrittenLabelMap:
+    """What `drunet convert png2nii` does with one case. options: those of LabelMapSettings."""
+    settings = LabelMapSettings(folder=masks_folder(folder), **options)
+    planned = planned_label_map(folder, reference, output, case=case)
+    check_outputs([planned], settings)
+    return convert_labels(planned, settings)
 
 
 def files_in(root: Path) -> dict[str, bytes]:
