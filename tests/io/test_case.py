@@ -1,16 +1,17 @@
-"""Which file is which modality, and what the case is called."""
+"""The four files of a case, its name, and tables of cases."""
 
+import os
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Final
 
 import pytest
 
 from drunet_cli.brats import CHANNELS, Modality
-from drunet_cli.errors import CaseError, MisuseError
-from drunet_cli.io.case import case_of
-from drunet_cli.io.naming import modality_in_name, parse_channels, parse_patterns, stem
-from tests.support import unprivileged
+from drunet_cli.errors import CaseError
+from drunet_cli.io.case import BrokenCase, Case, Row, case_of, read_table
+from tests.support import open_to_all, unprivileged
 
 
 def files(folder: Path, names: Sequence[str]) -> dict[Modality, Path]:
@@ -81,187 +82,209 @@ def test_the_images_are_kept_as_they_were_given(images: dict[Modality, Path]) ->
     assert case_of(images).images == images
 
 
-@pytest.mark.parametrize(
-    ("name", "expected"), [("a.nii.gz", "a"), ("a.NII.GZ", "a"), ("a.b.nii", "a.b"), ("a.mgz", "a"), ("a", "a")]
-)
-def test_a_stem_is_the_name_without_its_nifti_suffix(name: str, expected: str) -> None:
-    assert stem(Path("folder.nii") / name) == expected
-
-
-@pytest.mark.parametrize("modality", CHANNELS)
-def test_a_missing_file_is_named_with_its_modality(images: dict[Modality, Path], modality: Modality) -> None:
-    images[modality].unlink()
-    with pytest.raises(CaseError) as caught:
-        case_of(images)
-    assert str(caught.value) == f"{images[modality]}: no such file (given as {modality.display})"
-
-
-def test_a_dangling_link_is_told_from_a_missing_file(images: dict[Modality, Path]) -> None:
-    images[Modality.T1].unlink()
-    images[Modality.T1].symlink_to("gone.nii.gz")
-    with pytest.raises(CaseError) as caught:
-        case_of(images)
-    assert str(caught.value) == f"{images[Modality.T1]}: is a link to a file that is missing (given as T1)"
-
-
-def test_links_to_four_different_files_are_fine(tmp_path: Path, images: dict[Modality, Path]) -> None:
-    links = {modality: tmp_path / f"link_{modality}.nii.gz" for modality in CHANNELS}
-    for modality, link in links.items():
-        link.symlink_to(images[modality])
-    assert case_of(links).name == "link"
-
-
-def test_one_file_under_two_modalities_is_refused(images: dict[Modality, Path]) -> None:
-    with pytest.raises(CaseError) as caught:
-        case_of({**images, Modality.T2: images[Modality.T1CE]})
-    message = str(caught.value)
-    assert message.startswith(f"{images[Modality.T1CE]}: ")
-    assert "T1ce" in message
-    assert "T2" in message
-
-
-@pytest.mark.parametrize("link", ["symlink_to", "hardlink_to"])
-def test_one_file_under_two_names_is_refused(images: dict[Modality, Path], link: str) -> None:
-    images[Modality.T2].unlink()
-    getattr(images[Modality.T2], link)(images[Modality.FLAIR])
-    with pytest.raises(CaseError, match="given as FLAIR and as T2"):
-        case_of(images)
-
-
-def test_one_file_by_two_ways_is_refused(tmp_path: Path, images: dict[Modality, Path]) -> None:
-    with pytest.raises(CaseError, match="given as FLAIR and as T2"):
-        case_of({**images, Modality.T2: tmp_path / ".." / tmp_path.name / images[Modality.FLAIR].name})
-
-
 def test_a_case_has_no_reference_unless_one_is_given(tmp_path: Path, images: dict[Modality, Path]) -> None:
     (tmp_path / "truth.nii.gz").touch()
     assert case_of(images).segmentation is None
-    with_reference = case_of(images, segmentation=tmp_path / "truth.nii.gz")
-    assert with_reference.segmentation == tmp_path / "truth.nii.gz"
-    assert with_reference.name == "a"
+    case = case_of(images, segmentation=tmp_path / "truth.nii.gz")
+    assert (case.name, case.segmentation) == ("a", tmp_path / "truth.nii.gz")
+    assert list(case.files) == [*CHANNELS, "seg"]
 
 
-def test_a_missing_reference_is_named_as_such(tmp_path: Path, images: dict[Modality, Path]) -> None:
-    with pytest.raises(CaseError) as caught:
-        case_of(images, segmentation=tmp_path / "gone.nii.gz")
-    assert str(caught.value) == f"{tmp_path / 'gone.nii.gz'}: no such file (given as segmentation)"
-
-
-def test_an_image_given_as_the_reference_too_is_refused(images: dict[Modality, Path]) -> None:
-    with pytest.raises(CaseError) as caught:
-        case_of(images, segmentation=images[Modality.T2])
-    assert str(caught.value) == f"{images[Modality.T2]}: given as T2 and as segmentation; give each its own file"
-
-
-def test_a_path_with_a_nul_is_a_case_error(images: dict[Modality, Path]) -> None:
-    with pytest.raises(CaseError, match="cannot be read: "):
-        case_of({**images, Modality.T1: Path("a\0b")})
-
-
-def test_a_file_in_a_folder_that_refuses_is_a_case_error() -> None:
-    with tempfile.TemporaryDirectory() as folder:
-        images = files(Path(folder), ["a_flair.nii", "a_t1ce.nii", "a_t1.nii", "a_t2.nii"])
-        Path(folder).chmod(0)
-        try:
-            with unprivileged(), pytest.raises(CaseError) as caught:
-                case_of(images)
-        finally:
-            Path(folder).chmod(0o700)
-    assert str(caught.value).startswith(f"{images[Modality.FLAIR]}: ")
-
-
-def test_a_name_too_long_for_the_file_system_is_a_case_error(images: dict[Modality, Path]) -> None:
-    with pytest.raises(CaseError):
-        case_of({**images, Modality.T1: Path("x" * 300)})
-
-
+@pytest.mark.parametrize("modality", CHANNELS)
 @pytest.mark.parametrize(
-    ("name", "modality"),
+    ("path", "words"),
     [
-        ("BraTS2021_01479_t1ce.nii.gz", Modality.T1CE),
-        ("BraTS-GLI-00005-100-t2f.nii.gz", Modality.FLAIR),
-        ("BraTS-GLI-00005-100-t2w.nii.gz", Modality.T2),
-        ("sub-01_T2w.nii", Modality.T2),
-        ("sub-01_T1w.nii.gz", None),
-        ("sub-01_ce-GD_T1w.nii.gz", Modality.T1CE),
-        ("t1/flair.nii", Modality.FLAIR),
-        ("T1_brain.nii.gz", Modality.T1),
-        ("contrast.nii.gz", None),
+        ("gone.nii", "no such file (given as PART)"),
+        ("dangling.nii", "is a link to a file that is missing (given as PART)"),
+        ("folder", "is a folder, not a NIfTI file (given as PART)"),
+        ("pipe.nii", "is not a regular file (given as PART)"),
+        ("a\0b", "cannot be read: "),
+        ("x" * 300, "cannot be read: "),
+        ("locked/a.nii", "cannot be read: "),
     ],
 )
-def test_a_file_name_tells_its_modality(name: str, modality: Modality | None) -> None:
-    assert modality_in_name(Path(name)) is modality
+def test_a_file_that_cannot_be_used_is_named_with_its_modality(
+    images: dict[Modality, Path], modality: Modality, path: str, words: str
+) -> None:
+    with tempfile.TemporaryDirectory() as name:  # tmp_path lies in folders that only their owner may enter
+        folder = Path(name)
+        (folder / "dangling.nii").symlink_to("gone")
+        (folder / "folder").mkdir()
+        (folder / "locked").mkdir(mode=0)
+        os.mkfifo(folder / "pipe.nii")
+        given = files(folder, [image.name for image in images.values()])
+        open_to_all(folder)
+        with unprivileged(), pytest.raises(CaseError) as caught:
+            case_of({**given, modality: folder / path})
+        assert str(caught.value).startswith(f"{folder / path}: {words.replace('PART', modality.display)}".replace("\0", " "))
 
 
-WITH_AGENT = """
-    T1post T1_post T1-post t1gd p_T1_Gd T1-Gd T1_Gad T1.gado T1-gadolinium T1C T1_C T1-C T1+C T1w+C T1_CE T1w_CE T1w_Gd
-    T1_contrast T1_enhanced T1_postcontrast T1_post_contrast T1_KM Gd_T1 contrast_T1 CE-T1 ce_T1w T1_mprage_post ses-pre_T1_Gd
-    T1_Gd_brain sub-01_ce-gadolinium_T1w
-"""
-WITHOUT_AGENT = """
-    T1 T1n T1pre T1_pre pre_T1 T1w_pre T1_noncontrast T1w_noncontrast T1_non_contrast T1_pre_contrast T1-pre-Gd
-    T1_precontrast T1_without_contrast T1_unenhanced C_T1 c-01_T1 T1_postop T1_brain
-"""
+@pytest.mark.parametrize("link", ["symlink_to", "hardlink_to"])
+def test_one_file_given_twice_is_refused_by_whatever_path(tmp_path: Path, images: dict[Modality, Path], link: str) -> None:
+    getattr(tmp_path / "link.nii", link)(images[Modality.FLAIR])
+    for path in (images[Modality.FLAIR], tmp_path / ".." / tmp_path.name / images[Modality.FLAIR].name, tmp_path / "link.nii"):
+        with pytest.raises(CaseError, match=r"given as FLAIR and as T2; give each its own file$"):
+            case_of({**images, Modality.T2: path})
+        with pytest.raises(CaseError, match=r"given as FLAIR and as segmentation; "):
+            case_of(images, segmentation=path)
 
 
-@pytest.mark.parametrize("name", WITH_AGENT.split())
-def test_words_of_a_contrast_agent_make_a_t1_a_t1ce(name: str) -> None:
-    assert modality_in_name(Path(f"{name}.nii.gz")) is Modality.T1CE
+# --- tables
+
+COLUMNS: Final = ("t1", "t1ce", "t2", "flair", "seg")
+HEADER: Final = "case,t1,t1ce,t2,flair\n"
+ROW: Final = "a,t1.nii,t1ce.nii,t2.nii,flair.nii\n"
 
 
-@pytest.mark.parametrize("name", WITHOUT_AGENT.split())
-def test_words_for_no_contrast_agent_leave_a_t1_a_t1(name: str) -> None:
-    assert modality_in_name(Path(f"{name}.nii.gz")) is Modality.T1
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    for column in COLUMNS:
+        (tmp_path / f"{column}.nii").touch()
+    return tmp_path
 
 
-@pytest.mark.parametrize("name", ["post_T1", "ses-post_T1w", "ses-pre_T1w"])
-def test_a_session_before_or_after_something_says_nothing_of_a_contrast_agent(name: str) -> None:
-    assert modality_in_name(Path(f"{name}.nii.gz")) is None
+def rows_of(folder: Path, content: str | bytes, *, name: str = "cases.csv") -> list[Row]:
+    path = folder / name
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return read_table(path)
+
+
+def only_case(rows: list[Row]) -> Case:
+    (row,) = rows
+    assert isinstance(row.case, Case), row.case
+    return row.case
+
+
+def only_broken(rows: list[Row]) -> BrokenCase:
+    (broken,) = [row.case for row in rows if isinstance(row.case, BrokenCase)]
+    return broken
 
 
 @pytest.mark.parametrize(
-    ("name", "modality"),
-    [("T2_post", Modality.T2), ("FLAIR_Gd", Modality.FLAIR), ("T1_to_T2", Modality.T2), ("T2_in_T1w", Modality.T2)],
-)
-def test_words_of_a_contrast_agent_are_of_t1_alone(name: str, modality: Modality) -> None:
-    assert modality_in_name(Path(f"{name}.nii.gz")) is modality
-
-
-def test_patterns_go_by_modality_in_any_of_its_spellings() -> None:
-    options = ["T1c=*_Contrast.nii.gz", "flair =a=b*", "seg=*truth*"]
-    assert parse_patterns(options) == {"t1ce": "*_Contrast.nii.gz", "flair": "a=b*", "seg": "*truth*"}
-
-
-@pytest.mark.parametrize(
-    ("options", "reason"),
+    "content",
     [
-        (["t1"], "write MODALITY=GLOB"),
-        (["t1="], "write MODALITY=GLOB"),
-        ([""], "write MODALITY=GLOB"),
-        (["pd=*"], "'pd' is none of flair, t1ce, t1, t2, seg"),
-        (["t1w=*"], "'t1w' is none of"),
-        (["=*"], "'' is none of"),
-        (["t1=anat/*_T1w.nii.gz"], "leave out the folders and the /"),
-        (["t2=*", "t1c=a*", "t1ce=b*"], "t1ce has the pattern a* already"),
+        HEADER + ROW,
+        HEADER + ROW.rstrip("\n"),
+        "\ufeff" + HEADER + ROW,
+        (HEADER + ROW).replace("\n", "\r\n"),
+        (HEADER + ROW).replace("\n", "\r"),
+        '"case","t1","t1ce","t2","flair"\n"a","t1.nii","t1ce.nii","t2.nii","flair.nii"\n',
+        "flair,t2,t1ce,t1,case\nflair.nii,t2.nii,t1ce.nii,t1.nii,a\n",
+        "age,case,t1,t1ce,t2,flair,age\n61,a,t1.nii,t1ce.nii,t2.nii,flair.nii,62\n",
+        " Case , T1,T1CE,t2 ,FLAIR\n a , t1.nii,t1ce.nii ,t2.nii,flair.nii\n",
+        "\n" + HEADER + "\n,,,,\n  \n" + ROW + "\n\n",
+        "case,t1,t1ce,t2,flair,seg\na,t1.nii,t1ce.nii,t2.nii,flair.nii,\n",
+        "case,t1,t1ce,t2,flair,seg\na,t1.nii,t1ce.nii,t2.nii,flair.nii\n",
+        HEADER + "a,t1.nii,t1ce.nii,t2.nii,flair.nii,,\n",
     ],
 )
-def test_a_pattern_that_makes_no_sense_is_misuse(options: list[str], reason: str) -> None:
-    with pytest.raises(MisuseError) as caught:
-        parse_patterns(options)
-    assert str(caught.value).startswith(f"--pattern {options[-1]}: ".replace("  ", " "))
-    assert reason in str(caught.value)
+def test_a_table_is_read_however_a_program_writes_it(folder: Path, content: str) -> None:
+    case = only_case(rows_of(folder, content))
+    assert case == Case("a", {modality: folder / f"{modality}.nii" for modality in Modality})
 
 
-@pytest.mark.parametrize("option", ["t1,t1ce,t2,flair", "T1, T1Gd, T2, FLAIR", "T1w,T1c,T2w,t2f", "t1n,t1-gd,t2w,T2-FLAIR"])
-def test_channels_are_the_modalities_in_the_order_given(option: str) -> None:
-    assert parse_channels(option) == (Modality.T1, Modality.T1CE, Modality.T2, Modality.FLAIR)
+def test_a_tsv_is_separated_by_tabs(folder: Path) -> None:
+    (folder / "t1, left.nii").touch()
+    content = (HEADER + ROW).replace(",", "\t").replace("t1.nii", "t1, left.nii")
+    assert only_case(rows_of(folder, content, name="cases.TSV")).images[Modality.T1] == folder / "t1, left.nii"
+
+
+def test_a_path_in_quotation_marks_may_hold_anything(folder: Path) -> None:
+    (folder / 'Müller, "p 7".nii').touch()
+    content = HEADER + 'a,"Müller, ""p 7"".nii",t1ce.nii,t2.nii,flair.nii\n'
+    assert only_case(rows_of(folder, content)).images[Modality.T1] == folder / 'Müller, "p 7".nii'
+
+
+def test_relative_paths_begin_at_the_table(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    (elsewhere / "tables").mkdir()
+    for column in COLUMNS:
+        (elsewhere / f"{column}.nii").touch()
+    content = f"{HEADER}a,../t1.nii,{folder}/t1ce.nii,../t2.nii,../flair.nii\n"
+    images = only_case(rows_of(elsewhere / "tables", content)).images
+    assert images[Modality.T1] == elsewhere / "tables" / "../t1.nii"
+    assert images[Modality.T1CE] == folder / "t1ce.nii"
+
+
+def test_a_row_may_name_its_reference(folder: Path) -> None:
+    case = only_case(rows_of(folder, f"seg,{HEADER}seg.nii,{ROW}"))
+    assert case.segmentation == folder / "seg.nii"
+
+
+def test_a_bad_row_breaks_itself_alone_and_is_named_by_its_line(folder: Path) -> None:
+    rows = rows_of(folder, f"{HEADER}{ROW}\nb,t1.nii,gone.nii,t2.nii,flair.nii\nc,{ROW[2:]}")
+    assert [row.case.name for row in rows] == ["a", "b", "c"]
+    assert [row.line for row in rows] == [2, 4, 5]
+    assert str(only_broken(rows).error) == (
+        f"{folder / 'cases.csv'}, line 4: {folder / 'gone.nii'}: no such file (given as T1ce)"
+    )
+
+
+def test_lines_are_counted_as_an_editor_does_also_after_a_cell_of_several(folder: Path) -> None:
+    rows = rows_of(folder, f'note,{HEADER}"one\ntwo\nthree",{ROW}x,b,,,,\n')
+    assert [row.line for row in rows] == [2, 5]
+    assert ", line 5: " in str(only_broken(rows).error)
 
 
 @pytest.mark.parametrize(
-    "option",
-    ["", "t1", "t1,t1ce,t2", "t1,t1ce,t2,flair,t1", "t1,t1,t2,flair", "t1,t1ce,t2,pd", "t1 t1ce t2 flair", "T1w,T1w,T2,FLAIR"],
+    ("row", "words"),
+    [
+        ("b,t1.nii,,t2.nii,", "b has no FLAIR, T1ce; fill in flair, t1ce"),
+        ("b,t1.nii, ,t2.nii", "b has no FLAIR, T1ce; fill in flair, t1ce"),
+        (
+            "b,t1, left.nii,t1ce.nii,t2.nii,flair.nii",
+            "has more cells than the header; put a path that holds a separator in quot",
+        ),
+        ("b,t1.nii,t1.nii,t2.nii,flair.nii", "FOLDER/t1.nii: given as T1ce and as T1; give each its own file"),
+        ("b,a\0b.nii,t1ce.nii,t2.nii,flair.nii", "FOLDER/a b.nii: cannot be read: "),
+        ("b,t1.nii/x,t1ce.nii,t2.nii,flair.nii", "FOLDER/t1.nii/x: cannot be read: "),
+    ],
 )
-def test_channels_that_are_not_all_four_once_are_misuse(option: str) -> None:
-    with pytest.raises(MisuseError) as caught:
-        parse_channels(option)
-    assert "name flair, t1ce, t1, t2 once each, in the order of _0000 to _0003" in str(caught.value)
+def test_a_row_that_makes_no_case_says_why(folder: Path, row: str, words: str) -> None:
+    broken = only_broken(rows_of(folder, f"{HEADER}{ROW}{row}\n"))
+    assert broken.name == "b"
+    assert str(broken.error).startswith(f"{folder / 'cases.csv'}, line 3: {words.replace('FOLDER', str(folder))}")
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "...", "a/b", "/", '"a\nb"', "a\tb", "a\x00", "a\x7fb", "a\u2028b"])
+def test_a_name_that_no_file_can_bear_is_refused(folder: Path, name: str) -> None:
+    broken = only_broken(rows_of(folder, f"{HEADER}{name}{ROW[1:]}"))
+    place = f"{folder / 'cases.csv'}, line 2"
+    assert broken.name == place
+    assert str(broken.error).startswith(f"{place}: ")
+    assert str(broken.error).endswith(" cannot be part of a file name; rename the case")
+
+
+@pytest.mark.parametrize("name", ["Müller 7", "患者\u3000一", "a.b", ".a", "-1", "a\u0301", "patient\\7"])
+def test_other_names_are_kept_as_they_are(folder: Path, name: str) -> None:
+    assert only_case(rows_of(folder, f"{HEADER}{name}{ROW[1:]}")).name == name
+
+
+TABLES: Final[dict[str, tuple[str | bytes, str]]] = {
+    **{f"no {column}": (HEADER.replace(f"{column},", "x,", 1) + ROW, f": has no column {column}; its first line must be ")
+       for column in ("case", "t1", "t1ce", "t2")},
+    "semicolons": (HEADER.replace(",", ";"), ": has no column case; its first line must be case,t1,t1ce,t2,flair[,seg], "),
+    "two of a column": (f"SEG,seg,{HEADER}x,y,{ROW}", ": has more than one column seg; keep one"),
+    "empty": ("", ": has no column case; "),
+    "header alone": (HEADER + "\n,,,,\n", ": has no row below its header; give each case a row"),
+    "Latin-1": (HEADER.encode() + "Müller".encode("latin-1"), ": is not text in UTF-8; save the table as UTF-8"),
+    # A quotation mark without its partner must swallow no row.
+    "quotation mark": (HEADER + ROW + 'a,"t1.nii,t1ce.nii,t2.nii,flair.nii\n' + ROW, ", line 3: cannot be read as a table: "),
+    "text after one": (HEADER + ROW + 'a,"t1".nii,t1ce.nii,t2.nii,flair.nii\n', ", line 3: cannot be read as a table: "),
+    "a cell beyond all size": (HEADER + "x" * 200_000 + ROW, ", line 2: cannot be read as a table: "),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", TABLES)
+def test_a_table_that_cannot_be_used_says_why(folder: Path, kind: str) -> None:
+    content, words = TABLES[kind]
+    with pytest.raises(CaseError) as caught:
+        rows_of(folder, content)
+    assert str(caught.value).startswith(f"{folder / 'cases.csv'}{words}")
+
+
+def test_a_table_that_is_gone_or_has_another_separator_is_refused(folder: Path) -> None:
+    with pytest.raises(CaseError, match=r"gone\.csv: cannot be read: No such file"):
+        read_table(folder / "gone.csv")
+    with pytest.raises(CaseError, match=r"separated by tabs$"):
+        rows_of(folder, HEADER, name="t.tsv")

@@ -2,20 +2,22 @@
 
 import json
 import os
-import re
+import string
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from drunet_cli.brats import CHANNELS, Modality
-from drunet_cli.io.discovery import Cohort, find_cases
-from drunet_cli.io.naming import Naming
+from drunet_cli.io.discovery import Cohort, Folder, find_cases, folders_from, identity_of
+from drunet_cli.io.naming import WORDS, Naming
 from tests.support import unprivileged
 
 FLAIR, T1CE, T1, T2 = CHANNELS
@@ -23,38 +25,39 @@ BRATS_2021: Final = ("flair", "t1ce", "t1", "t2")
 BRATS_2023: Final = ("t2f", "t1c", "t1n", "t2w")
 NNUNET: Final = ("0000", "0001", "0002", "0003")
 NNUNET_ORDER: Final = (T1, T1CE, T2, FLAIR)
-DATASET_V2: Final = {"channel_names": {"0": "T1", "1": "T1ce", "2": "T2", "3": "FLAIR"}, "file_ending": ".nii.gz"}
+BY_NUMBER: Final = Naming(channels=NNUNET_ORDER)
+DATASET: Final = {"channel_names": {"0": "T1", "1": "T1ce", "2": "T2", "3": "FLAIR"}, "file_ending": ".nii.gz"}
+OTHER_NAMES: Final = "--pattern names others"
 
 
-def touched(*paths: Path) -> None:
-    for path in paths:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.touch()
+def images(prefix: str, words: Iterable[str] = BRATS_2021, *, suffix: str = ".nii.gz") -> list[str]:
+    return [f"{prefix}{word}{suffix}" for word in words]
 
 
-def written(folder: Path, prefix: str, words: Iterable[str] = BRATS_2021, *, suffix: str = ".nii.gz") -> Path:
-    """A folder with one file for each word."""
-    touched(*(folder / f"{prefix}{word}{suffix}" for word in words))
-    return folder
+def tree(top: Path, *names: str) -> Path:
+    """A folder of empty files; a name that ends in / is a folder."""
+    for name in names:
+        path = top / name
+        (path if name.endswith("/") else path.parent).mkdir(parents=True, exist_ok=True)
+        if not name.endswith("/"):
+            path.touch()
+    return top
 
 
-def names(cohort: Cohort) -> list[str]:
+def names_of(cohort: Cohort) -> list[str]:
     return [case.name for case in cohort.cases]
 
 
-def all_found(*sources: Path, naming: Naming | None = None) -> list[str]:
-    """The cases' names; nothing may be broken."""
-    cohort = find_cases(sources, naming or Naming())
-    assert [str(case.error) for case in cohort.broken] == []
-    return names(cohort)
+def refusals(top: Path, cohort: Cohort) -> list[str]:
+    """What is said of the broken cases, paths from the top."""
+    return [str(case.error).replace(f"{top}/", "").replace(str(top), "TOP") for case in cohort.broken]
 
 
-def only_error(*sources: Path, naming: Naming | None = None) -> str:
-    """What is said of the one broken case; nothing else may be found."""
-    cohort = find_cases(sources, naming or Naming())
-    assert names(cohort) == []
-    assert len(cohort.broken) == 1, cohort.broken
-    return str(cohort.broken[0].error)
+def only_refusal(top: Path, *sources: Path, naming: Naming | None = None) -> str:
+    cohort = find_cases(sources or [top], naming or Naming())
+    assert cohort.cases == ()
+    [words] = refusals(top, cohort)
+    return words
 
 
 def file_names(cohort: Cohort) -> Mapping[Modality, str]:
@@ -63,86 +66,116 @@ def file_names(cohort: Cohort) -> Mapping[Modality, str]:
 
 
 def table(path: Path, *rows: str) -> Path:
-    touched(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("\n".join(("case,t1,t1ce,t2,flair", *rows)) + "\n")
     return path
 
 
-# What makes a case
+@contextmanager
+def refusing(*folders: Path) -> Iterator[None]:
+    """As a user who may not enter these; the one above is a temporary folder that everybody may enter."""
+    for folder in folders:
+        folder.chmod(0)
+    try:
+        with unprivileged():
+            yield
+    finally:
+        for folder in folders:
+            folder.chmod(0o700)
 
 
-def test_no_source_holds_no_case() -> None:
-    assert find_cases([]) == Cohort((), (), alone=False)
+# --- what makes a case: files of a folder -> names of cases
+
+PLAIN: Final = Naming()
+FOUND: Final[dict[str, tuple[Sequence[str], list[str], Naming]]] = {
+    "BraTS 2021": (images("BraTS2021_01479_"), ["BraTS2021_01479"], PLAIN),
+    "BraTS 2023": (images("BraTS-GLI-00005-100-", BRATS_2023, suffix=".nii"), ["BraTS-GLI-00005-100"], PLAIN),
+    "TCGA": (images("TCGA-02-0006_1996.08.23_", ("flair", "t1Gd", "t1", "t2")), ["TCGA-02-0006_1996.08.23"], PLAIN),
+    "other spellings": (images("p.", ("T2FLAIR", "T1post", "T1pre", "T2"), suffix=".NII.GZ"), ["p"], PLAIN),
+    "any letters": (images("étude_Ärztin_患者_"), ["étude_Ärztin_患者"], PLAIN),
+    "spaces": (images("sub 7 "), ["sub 7"], PLAIN),
+    "separators around": (["a_flair_.nii", "a__t1ce.nii", "_a - t1.nii", "a_t2..nii"], ["a"], PLAIN),
+    "the folder's name": (images("p 7/"), ["p 7"], PLAIN),
+    "partly the folder's name": ([*images("p7/", ["flair", "t1"]), *images("p7/p7_", ["t1ce", "t2"])], ["p7"], PLAIN),
+    "flat": ([name for case in ("b", "a", "a_2", "B") for name in images(f"{case}_")], ["B", "a", "a_2", "b"], PLAIN),
+    "compressed and plain": ([*images("a_", ["flair", "t1"]), *images("a_", ["t1ce", "t2"], suffix=".nii")], ["a"], PLAIN),
+    "any depth": ([*images("HGG/x/x_"), *images("LGG/site/w/w-", BRATS_2023), *images("y_")], ["w", "x", "y"], PLAIN),
+    "modality in the middle": ([*images("p_flair_"), "p_t1_bias.nii.gz", "p_t1ce_brain_mask.nii.gz"], ["p_flair"], PLAIN),
+    "hidden": ([*images("a_"), *images("._a_"), *images("__MACOSX/._a_"), *images(".git/b_"), ".a_flair.nii.gz.h.7.tmp"],
+               ["a"], PLAIN),
+    "other files": ([*images("a_"), "a.nii.gz", "a_entropy.nii.gz", "a_flair.json", "survival_t1.csv", "_.nii",
+                     "scan_2019.nii.gz", "x_00000.nii.gz", "b_seg.nii.gz"], ["a"], PLAIN),
+    "folders named like images": ([*images("a_"), *images("b_flair.nii/b_"), "a_flair.nii/"], ["a", "b"], PLAIN),
+    "a folder named like a table": (images("cases.csv/a_"), ["a"], PLAIN),
+    "tables in folders": ([*images("a_"), "cases.csv"], ["a"], PLAIN),
+    "numbers": (images("a_", NNUNET), ["a"], BY_NUMBER),
+    "four digits alone": (images("a_", [*NNUNET, "001", "00004", "٠٠٠٤"]), ["a"], BY_NUMBER),
+    "numbers beside words": (images("a_", [*BRATS_2021, *NNUNET, "2019"]), ["a"], PLAIN),
+    "nnU-Net's label maps": ([*images("imagesTr/case_0001_", NNUNET), "labelsTr/case_0001.nii.gz", "labelsTs/x_0002.nii.gz"],
+                             ["case_0001"], BY_NUMBER),
+    "a pattern for one": (images("p/a_", ["FLAIR", "T1", "T1_contrast", "t1ce", "T2"]), ["a"],
+                          Naming({"t1ce": "*_contrast.nii.gz"})),
+    "a pattern takes a file": (images("a_", ["FLAIR", "T1", "post_T1", "T2"]), ["a"], Naming({"t1ce": "*_post_T1.nii.gz"})),
+    "patterns and hidden files": ([*images("a_"), "a_flair.json", "._a_flair.nii.gz"], ["a"], Naming({"flair": "*flair*"})),
+    "patterns make a folder a case": (
+        [*images("sub-1/anat/sub-1_", ("FL", "post", "pre", "T2")), "sub-1/anat/truth.nii.gz",
+         *images("p7/", ("FL", "post", "pre", "T2"), suffix=".nii"), *images("p8/", ("FL", "T1post", "T1pre", "T2")),
+         "p8/x_0001.nii.gz", "p9/other_t1.nii.gz", "p9/scan_0001.nii.gz"],
+        ["p7", "p8", "sub-1"],
+        Naming({"flair": "*FL*", "t1ce": "*post*", "t1": "*pre*", "t2": "*T2*", "seg": "*truth*"}),
+    ),
+}  # fmt: skip
 
 
-@pytest.mark.parametrize("suffix", [".nii.gz", ".nii", ".NII.GZ", ".Nii"])
-@pytest.mark.parametrize(
-    ("prefix", "words"),
-    [
-        ("BraTS2021_01479_", BRATS_2021),
-        ("Brats18_2013_11_1_", BRATS_2021),
-        ("BraTS-GLI-00005-100-", BRATS_2023),
-        ("TCGA-02-0006_1996.08.23_", ("flair", "t1Gd", "t1", "t2")),
-        ("sub 7 ", BRATS_2021),
-        ("p.", ("T2FLAIR", "T1post", "T1pre", "T2")),
-        ("étude_Ärztin_患者_", BRATS_2021),
-    ],
+@pytest.mark.parametrize("kind", FOUND)
+def test_cases_are_found_by_the_names_of_their_files(tmp_path: Path, kind: str) -> None:
+    names, expected, naming = FOUND[kind]
+    cohort = find_cases([tree(tmp_path, *names)], naming)
+    assert refusals(tmp_path, cohort) == []
+    assert names_of(cohort) == expected
+
+
+LETTERS: Final = string.ascii_letters + string.digits
+SPELLINGS: Final = {modality: [word for word in WORDS if WORDS[word] is modality] for modality in CHANNELS}
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    stem=st.text(LETTERS + "äé患", min_size=1, max_size=12),
+    words=st.tuples(*(st.sampled_from(SPELLINGS[modality]) for modality in CHANNELS)),
+    separator=st.sampled_from("_-. "),
+    suffix=st.sampled_from([".nii", ".nii.gz", ".NII.gz"]),
+    upper=st.booleans(),
 )
-def test_the_last_word_of_a_file_tells_its_modality_and_the_rest_is_the_name(
-    tmp_path: Path, prefix: str, words: tuple[str, ...], suffix: str
+def test_the_last_word_of_any_name_tells_the_modality_and_the_rest_is_the_name(
+    stem: str, words: tuple[str, ...], separator: str, suffix: str, upper: bool
 ) -> None:
-    cohort = find_cases([written(tmp_path / "any", prefix, words, suffix=suffix)])
-    assert names(cohort) == [prefix[:-1]]
-    assert file_names(cohort) == {modality: f"{prefix}{word}{suffix}" for modality, word in zip(CHANNELS, words, strict=True)}
-    assert cohort.broken == ()
+    files = [f"{stem}{separator}{word.upper() if upper else word}{suffix}" for word in words]
+    with tempfile.TemporaryDirectory() as folder:
+        cohort = find_cases([tree(Path(folder), *files)])
+    assert names_of(cohort) == [stem]
+    assert file_names(cohort) == dict(zip(CHANNELS, files, strict=True))
 
 
-def test_a_modality_in_the_middle_of_a_name_does_not_count(tmp_path: Path) -> None:
-    written(tmp_path, "p_flair_")
-    touched(tmp_path / "p_t1_bias.nii.gz", tmp_path / "p_t1ce_brain_mask.nii.gz")
-    assert all_found(tmp_path) == ["p_flair"]
+def test_a_pattern_or_a_number_decides_which_file_is_which(tmp_path: Path) -> None:
+    tree(tmp_path / "a", *images("a_", ["FLAIR", "T1", "post_T1", "T2"]))
+    cohort = find_cases([tmp_path / "a"], Naming({"t1ce": "*_post_T1.nii.gz"}))
+    assert list(file_names(cohort).values()) == images("a_", ["FLAIR", "post_T1", "T1", "T2"])
+    cohort = find_cases([tree(tmp_path / "b", *images("b_", NNUNET))], BY_NUMBER)
+    assert file_names(cohort) == {modality: f"b_{n}.nii.gz" for modality, n in zip(NNUNET_ORDER, NNUNET, strict=True)}
 
 
-def test_separators_around_the_words_do_not_count(tmp_path: Path) -> None:
-    touched(*(tmp_path / f"{name}.nii" for name in ("a_flair_", "a__t1ce", "_a - t1", "a_t2.")))
-    assert all_found(tmp_path) == ["a"]
-
-
-def test_files_without_more_than_the_modality_take_the_name_of_their_folder(tmp_path: Path) -> None:
-    assert all_found(written(tmp_path / "p 7", "")) == ["p 7"]
+@pytest.mark.parametrize("word", ["seg", "SEG"])
+def test_the_reference_beside_the_images_belongs_to_the_case(tmp_path: Path, word: str) -> None:
+    tree(tmp_path, *images("a_", [*BRATS_2021, word]), *images("b_"))
+    assert [case.segmentation for case in find_cases([tmp_path]).cases] == [tmp_path / f"a_{word}.nii.gz", None]
 
 
 @pytest.mark.parametrize("here", [".", "../p7", "below/.."])
 def test_a_folder_has_its_name_by_whatever_path_it_is_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, here: str) -> None:
-    written(tmp_path / "p7", "")
-    (tmp_path / "p7" / "below").mkdir()
+    tree(tmp_path / "p7", *images(""), "below/")
     monkeypatch.chdir(tmp_path / "p7")
-    assert all_found(Path(here)) == ["p7"]
-
-
-def test_files_named_by_their_folder_and_by_themselves_make_one_case(tmp_path: Path) -> None:
-    written(tmp_path / "p7", "", ["flair", "t1"])
-    written(tmp_path / "p7", "p7_", ["t1ce", "t2"])
-    assert all_found(tmp_path) == ["p7"]
-
-
-def test_a_flat_folder_holds_many_cases(tmp_path: Path) -> None:
-    for name in ("b", "a", "a_2", "B"):
-        written(tmp_path, f"{name}_")
-    assert all_found(tmp_path) == ["B", "a", "a_2", "b"]
-
-
-def test_compressed_and_plain_files_make_one_case(tmp_path: Path) -> None:
-    written(tmp_path, "a_", ["flair", "t1"])
-    written(tmp_path, "a_", ["t1ce", "t2"], suffix=".nii")
-    assert all_found(tmp_path) == ["a"]
-
-
-def test_cases_are_found_at_any_depth_and_in_both_spellings(tmp_path: Path) -> None:
-    written(tmp_path / "HGG" / "x", "x_")
-    written(tmp_path / "LGG" / "site" / "w", "w-", BRATS_2023)
-    written(tmp_path, "y_")
-    assert all_found(tmp_path) == ["w", "x", "y"]
+    assert names_of(find_cases([Path(here)])) == ["p7"]
 
 
 def test_a_tree_deeper_than_pythons_stack_is_walked(tmp_path: Path) -> None:
@@ -150,655 +183,339 @@ def test_a_tree_deeper_than_pythons_stack_is_walked(tmp_path: Path) -> None:
     for _ in range(1100):
         folder = folder / "d"
         folder.mkdir()
-    images = [folder / f"a_{word}.nii" for word in BRATS_2021]
-    touched(*images)
-    found = all_found(tmp_path)
-    for image in images:
-        image.unlink()
+    tree(folder, *images("a_"))
+    found = names_of(find_cases([tmp_path]))
+    for name in images("a_"):
+        (folder / name).unlink()
     while folder != tmp_path:  # pytest could not: it goes down by recursion
         folder.rmdir()
         folder = folder.parent
     assert found == ["a"]
 
 
-def test_what_is_hidden_is_left_out(tmp_path: Path) -> None:
-    written(tmp_path, "a_")
-    written(tmp_path, "._a_")
-    written(tmp_path / "__MACOSX", "._a_")
-    written(tmp_path / ".git" / "annex", "b_")
-    touched(tmp_path / ".a_flair.nii.gz.host.77.tmp")
-    assert all_found(tmp_path) == ["a"]
-
-
-def test_other_files_are_left_out(tmp_path: Path) -> None:
-    written(tmp_path, "a_")
-    touched(*(tmp_path / name for name in ("a.nii.gz", "a_entropy.nii.gz", "a_flair.json", "a_t1", "survival_t1.csv", "_.nii")))
-    touched(tmp_path / "scan_2019.nii.gz", tmp_path / "BRATS_001.nii.gz", tmp_path / "x_00000.nii.gz")
-    assert all_found(tmp_path) == ["a"]
-
-
-def test_a_folder_may_be_named_like_an_image(tmp_path: Path) -> None:
-    written(tmp_path, "a_")
-    written(tmp_path / "b_flair.nii", "b_")
-    (tmp_path / "a_flair.nii").mkdir()
-    assert all_found(tmp_path) == ["a", "b"]
-
-
-def test_links_to_files_and_folders_are_followed(tmp_path: Path) -> None:
-    written(tmp_path / "store", "")
-    written(tmp_path / "store" / "b", "b_")
-    tree = tmp_path / "tree"
-    tree.mkdir()
+def test_links_are_followed_and_those_that_lead_back_end(tmp_path: Path) -> None:
+    tree(tmp_path / "store", *images(""), *images("b/b_"))
+    top = tree(tmp_path / "tree", *images("HGG/c/c_"))
     for word in BRATS_2021:
-        (tree / f"a_{word}.nii.gz").symlink_to(tmp_path / "store" / f"{word}.nii.gz")
-    (tree / "link").symlink_to(tmp_path / "store" / "b")
-    assert all_found(tree) == ["a", "b"]
-
-
-def test_links_that_lead_back_end(tmp_path: Path) -> None:
-    written(tmp_path / "HGG" / "a", "a_")
-    (tmp_path / "HGG" / "again").symlink_to(tmp_path)
-    (tmp_path / "HGG" / "a" / "self").symlink_to(".")
+        (top / f"a_{word}.nii.gz").symlink_to(tmp_path / "store" / f"{word}.nii.gz")
+    (top / "link").symlink_to(tmp_path / "store" / "b")
+    (top / "HGG" / "again").symlink_to(top)
     for back in ("back", "again and", "again"):  # three ways to go at each of the 40 steps that Linux follows links for
-        (tmp_path / back).symlink_to(".")
-    (tmp_path / "one").symlink_to("other")
-    (tmp_path / "other").symlink_to("one")
-    (tmp_path / "gone").symlink_to("nowhere")
-    assert all_found(tmp_path) == ["a"]
+        (top / back).symlink_to(".")
+    (top / "one").symlink_to("other")
+    (top / "other").symlink_to("one")
+    (top / "gone").symlink_to("nowhere")
+    cohort = find_cases([top])
+    assert (names_of(cohort), cohort.broken) == (["a", "b", "c"], ())
 
 
-@pytest.mark.parametrize("word", ["seg", "SEG"])
-def test_the_reference_beside_the_images_belongs_to_the_case(tmp_path: Path, word: str) -> None:
-    written(tmp_path, "a_", [*BRATS_2021, word])
-    written(tmp_path, "b_")
-    one, other = find_cases([tmp_path]).cases
-    assert one.segmentation == tmp_path / f"a_{word}.nii.gz"
-    assert other.segmentation is None
+# --- what is broken: files of a folder -> what is said
+
+LOOKED_FOR: Final = "no case found: looked for files named NAME_flair.nii.gz, NAME_t1ce.nii.gz, NAME_t1.nii.gz, NAME_t2.nii.gz"
+NUMBERED: Final = ", or NAME_0000.nii.gz to NAME_0003.nii.gz"
+BROKEN: Final[dict[str, tuple[Sequence[str], str, Naming]]] = {
+    "two missing": (
+        images("x/a_", ["flair", "t2"]),
+        "x: a has no T1ce, T1: looked for NAME_t1ce.nii.gz, NAME_t1.nii.gz, found a_flair.nii.gz, a_t2.nii.gz; " + OTHER_NAMES,
+        PLAIN,
+    ),
+    "another name": (
+        [*images("a_", ["flair", "t1", "t2"]), "a_T1_contrast.nii.gz", "notes.txt"],
+        "TOP: a has no T1ce: looked for NAME_t1ce.nii.gz, found a_T1_contrast.nii.gz, a_flair.nii.gz, a_t1.nii.gz, "
+        "a_t2.nii.gz; " + OTHER_NAMES,
+        PLAIN,
+    ),
+    "two of one": (
+        [*images("a_"), "a_t2f.nii.gz"],
+        "TOP: a has a_flair.nii.gz and a_t2f.nii.gz for FLAIR; keep one, or tell it apart by --pattern",
+        PLAIN,
+    ),
+    "two references": (
+        [*images("a_", [*BRATS_2021, "seg"]), "a_seg.nii"],
+        "TOP: a has a_seg.nii and a_seg.nii.gz for segmentation; keep one, or tell it apart by --pattern",
+        PLAIN,
+    ),
+    "a thousand of one": (
+        [f"p/a{n:03}_t1.nii.gz" for n in range(1000)],
+        "p: p has a000_t1.nii.gz and a001_t1.nii.gz and 998 more for T1; keep one, or narrow --pattern t1=*_t1.nii.gz",
+        Naming({"t1": "*_t1.nii.gz"}),
+    ),
+    "a pattern that none has": (
+        images("a_", ["FL", "t1ce", "t1", "t2"]),
+        "TOP: a has no FLAIR: looked for *fl.nii.gz, found a_FL.nii.gz, a_t1.nii.gz, a_t1ce.nii.gz, a_t2.nii.gz; "
+        + OTHER_NAMES,
+        Naming({"flair": "*fl.nii.gz"}),
+    ),
+    "a number missing": (
+        images("a_", ["0000", "0002", "0003"]),
+        "TOP: a has no T1ce: looked for NAME_0001.nii.gz, found a_0000.nii.gz, a_0002.nii.gz, a_0003.nii.gz; " + OTHER_NAMES,
+        BY_NUMBER,
+    ),
+    "five numbers": (
+        images("a_", [*NNUNET, "0004"]),
+        "TOP: a has channels beyond the four of drunet (0004); name its four in a table (case,t1,t1ce,t2,flair[,seg])",
+        BY_NUMBER,
+    ),
+    "numbers unexplained": (
+        images("imagesTr/a_", NNUNET),
+        "imagesTr: nothing says which modalities _0000 to _0003 are; give --channels with the four in order, such as "
+        "t1,t1ce,t2,flair",
+        PLAIN,
+    ),
+    "no case": (["x/scan.nii.gz"], f"TOP: {LOOKED_FOR}{NUMBERED}, found scan.nii.gz; say by --pattern MODALITY=GLOB which are "
+                "which, such as t1ce='*_contrast.nii.gz'", PLAIN),
+    "DICOM": (["study/IM0001", "study/IM0002"], f"TOP: {LOOKED_FOR}{NUMBERED}, found no .nii.gz or .nii but IM0001, IM0002; "
+              "convert the images to NIfTI first, or name another folder", PLAIN),
+    "empty": ([], f"TOP: {LOOKED_FOR.replace('NAME_t1.nii.gz', '*T1w*')}, found no file at all; name another folder",
+              Naming({"t1": "*T1w*"})),
+}  # fmt: skip
 
 
-def test_a_reference_alone_is_no_case(tmp_path: Path) -> None:
-    written(tmp_path, "a_")
-    touched(tmp_path / "b_seg.nii.gz")
-    assert all_found(tmp_path) == ["a"]
+@pytest.mark.parametrize("kind", BROKEN)
+def test_what_is_missing_doubled_or_named_otherwise_is_said_with_the_folder_and_the_remedy(tmp_path: Path, kind: str) -> None:
+    names, words, naming = BROKEN[kind]
+    assert only_refusal(tree(tmp_path, *names), naming=naming) == words
 
 
-# What is broken
+def test_messages_about_many_files_are_of_bounded_length(tmp_path: Path) -> None:
+    tree(tmp_path / "names", *(f"p{n:03}/{'long' * 40}_{n:03}_T1w.nii.gz" for n in range(300)))
+    words = only_refusal(tmp_path, tmp_path / "names")
+    assert words.count("_T1w.nii.gz") == 6
+    assert " and 294 more; say by --pattern" in words
+    assert len(words) < 800
+    flat = tree(tmp_path / "flat", *(name for n in range(20) for name in images(f"case{n:02}_")))
+    (flat / "case07_t1ce.nii.gz").rename(flat / "case07_T1_contrast.nii.gz")
+    [words] = refusals(tmp_path, find_cases([flat]))  # of twenty cases in the folder the broken one's files alone
+    assert "found case07_T1_contrast.nii.gz, case07_flair.nii.gz, case07_t1.nii.gz, case07_t2.nii.gz; " in words
 
 
-def test_what_a_case_lacks_is_named_with_its_folder(tmp_path: Path) -> None:
-    written(tmp_path / "x", "a_", ["flair", "t2"])
-    assert only_error(tmp_path) == (
-        f"{tmp_path / 'x'}: a has no T1ce, T1: looked for NAME_t1ce.nii.gz, NAME_t1.nii.gz, "
-        "found a_flair.nii.gz, a_t2.nii.gz; --pattern names others"
-    )
+def test_a_broken_case_or_source_leaves_the_others(tmp_path: Path) -> None:
+    tree(tmp_path, *images("in/a_"), *images("in/c_"), *images("in/d_", ["t1"]), *images("in/b_", ["t1"]), "empty/", "t.csv")
+    cohort = find_cases([tmp_path / "in", tmp_path / "empty", tmp_path / "t.csv", tmp_path / "absent"])
+    assert names_of(cohort) == ["a", "c"]
+    sources = [str(tmp_path / name) for name in ("absent", "empty", "t.csv")]
+    assert [case.name for case in cohort.broken] == [*sources, "b", "d"]
+    assert [case.name for case in cohort.broken if case.is_source] == sources
 
 
-def test_what_is_there_instead_of_a_modality_is_named_first(tmp_path: Path) -> None:
-    written(tmp_path, "a_", ["flair", "t1", "t2"])
-    touched(tmp_path / "a_T1_contrast.nii.gz", tmp_path / "notes.txt")
-    assert "looked for NAME_t1ce.nii.gz, found a_T1_contrast.nii.gz, a_flair.nii.gz, a_t1.nii.gz, " in only_error(tmp_path)
+def test_a_source_that_cannot_be_used_is_named_with_what_to_give(tmp_path: Path) -> None:
+    tree(tmp_path, "a_flair.nii.gz", "list.xlsx")
+    (tmp_path / "link").symlink_to("gone")
+    os.mkfifo(tmp_path / "cases.csv")
+    for name, words in {
+        "absent": "no such file or folder; give the folder of a case or of many, or a table",
+        "link": "is a link to a file or folder that is missing; give ",
+        "x" * 300: "cannot be read: ",
+        "a\0b": "cannot be read: ",
+        "a_flair.nii.gz": "is neither a folder nor a table (.csv, .tsv); give the folder of a case",
+        "list.xlsx": "is neither a folder nor a table (.csv, .tsv); give ",
+        "cases.csv": "is neither a folder nor a table (.csv, .tsv); give ",
+    }.items():
+        assert f": {words}" in only_refusal(tmp_path, tmp_path / name)
 
 
-def test_of_many_cases_in_a_folder_only_the_broken_one_is_listed(tmp_path: Path) -> None:
-    for n in range(20):
-        written(tmp_path, f"case{n:02}_")
-    (tmp_path / "case07_t1ce.nii.gz").rename(tmp_path / "case07_T1_contrast.nii.gz")
-    [broken] = find_cases([tmp_path]).broken
-    found = "found case07_T1_contrast.nii.gz, case07_flair.nii.gz, case07_t1.nii.gz, case07_t2.nii.gz; "
-    assert found in str(broken.error)
+def test_what_is_wrong_with_a_link_or_a_pipe_is_said_of_the_image(tmp_path: Path) -> None:
+    image = tree(tmp_path, *images("a_", ["t1ce", "t1", "t2"])) / "a_flair.nii.gz"
+    image.symlink_to("annex/missing")
+    assert only_refusal(tmp_path) == "a_flair.nii.gz: is a link to a file that is missing (given as FLAIR)"
+    image.unlink()
+    image.symlink_to(image.name)
+    assert only_refusal(tmp_path).startswith("a_flair.nii.gz: cannot be read: ")
+    image.unlink()
+    os.mkfifo(image)
+    assert only_refusal(tmp_path) == "a_flair.nii.gz: is not a regular file (given as FLAIR)"
+    image.unlink()
+    image.hardlink_to(tmp_path / "a_t1.nii.gz")
+    assert "given as FLAIR and as T1" in only_refusal(tmp_path)
 
 
-def test_a_folder_of_other_names_lists_some_of_them_in_a_line_of_bounded_length(tmp_path: Path) -> None:
-    for n in range(300):
-        touched(tmp_path / f"p{n:03}" / f"{'long' * 40}_{n:03}_T1w.nii.gz")
-    error = only_error(tmp_path)
-    assert error.count("_T1w.nii.gz") == 6
-    assert " and 294 more; say by --pattern MODALITY=GLOB which are which" in error
-    assert len(error) - len(str(tmp_path)) < 800
+def test_a_folder_that_refuses_is_named_and_the_rest_is_found() -> None:
+    with tempfile.TemporaryDirectory() as name:  # tmp_path lies in folders that only their owner may enter
+        top = tree(Path(name), *images("tree/a/a_"), "tree/locked/", *images("behind/b/c_", ["flair"]))
+        tree(top, *images("tree/c/c_", ["t1ce", "t1", "t2"]))
+        (top / "tree" / "c" / "c_flair.nii.gz").symlink_to(top / "behind" / "b" / "c_flair.nii.gz")
+        (top / "tree" / "link").symlink_to(top / "behind" / "b")
+        top.chmod(0o755)
+        with refusing(top / "tree" / "locked", top / "behind"):
+            cohort, alone = find_cases([top / "tree"]), find_cases([top / "tree" / "locked"])
+    refused = "cannot be read: Permission denied; mend its permissions or leave it out"
+    assert names_of(cohort) == ["a"]
+    assert sorted(refusals(top, cohort)) == [
+        "tree/c/c_flair.nii.gz: cannot be read: Permission denied (given as FLAIR)",
+        f"tree/link: {refused}",
+        f"tree/locked: {refused}",
+    ]
+    assert refusals(top, alone) == [f"tree/locked: {refused}"]  # and not that it is empty
 
 
-def test_a_folder_of_dicom_files_is_told_apart(tmp_path: Path) -> None:
-    touched(*(tmp_path / "study" / f"IM{n:04}" for n in range(9)))
-    assert "found no .nii.gz or .nii but IM0000, IM0001, " in only_error(tmp_path)
-    assert "convert the images to NIfTI first" in only_error(tmp_path)
+# --- folders without cases
 
 
-def test_a_broken_case_leaves_the_others_and_keeps_its_name(tmp_path: Path) -> None:
-    for name in ("a", "c"):
-        written(tmp_path, f"{name}_")
-    written(tmp_path, "d_", ["t1"])
-    written(tmp_path, "b_", ["t1"])
-    cohort = find_cases([tmp_path])
-    assert names(cohort) == ["a", "c"]
-    assert [case.name for case in cohort.broken] == ["b", "d"]
-
-
-@pytest.mark.parametrize(
-    ("more", "part"),
-    [("a_flair.nii", "FLAIR"), ("a_t2f.nii.gz", "FLAIR"), ("a-t1c.nii.gz", "T1ce"), ("a_seg.nii", "segmentation")],
-)
-def test_two_files_for_one_modality_are_both_named(tmp_path: Path, more: str, part: str) -> None:
-    written(tmp_path, "a_", [*BRATS_2021, "seg"])
-    touched(tmp_path / more)
-    error = only_error(tmp_path)
-    first = {"FLAIR": "a_flair.nii.gz", "T1ce": "a_t1ce.nii.gz", "segmentation": "a_seg.nii.gz"}[part]
-    assert error.startswith(f"{tmp_path}: a has ")
-    assert {first, more, f"for {part};"} <= set(re.split(r" (?:has|and) | (?=for )|(?<=;) ", error))
-
-
-def test_more_than_two_files_for_one_modality_are_counted(tmp_path: Path) -> None:
-    touched(*(tmp_path / f"a{n:03}_t1.nii.gz" for n in range(1000)))
-    error = only_error(tmp_path, naming=Naming({"t1": "*_t1.nii.gz"}))
-    assert "a000_t1.nii.gz and a001_t1.nii.gz and 998 more for T1" in error
-
-
-def test_a_link_to_an_image_that_is_missing_is_named(tmp_path: Path) -> None:
-    written(tmp_path, "a_", ["t1ce", "t1", "t2"])
-    (tmp_path / "a_flair.nii.gz").symlink_to("annex/missing")
-    assert only_error(tmp_path) == f"{tmp_path / 'a_flair.nii.gz'}: is a link to a file that is missing (given as FLAIR)"
-
-
-def test_a_link_to_itself_is_named(tmp_path: Path) -> None:
-    written(tmp_path, "a_", ["t1ce", "t1", "t2"])
-    (tmp_path / "a_flair.nii.gz").symlink_to("a_flair.nii.gz")
-    assert only_error(tmp_path).startswith(f"{tmp_path / 'a_flair.nii.gz'}: cannot be read: ")
-
-
-def test_a_pipe_is_no_image(tmp_path: Path) -> None:
-    written(tmp_path, "a_", ["t1ce", "t1", "t2"])
-    os.mkfifo(tmp_path / "a_flair.nii.gz")
-    assert only_error(tmp_path) == f"{tmp_path / 'a_flair.nii.gz'}: is not a regular file (given as FLAIR)"
-
-
-def test_one_file_under_two_names_is_refused(tmp_path: Path) -> None:
-    written(tmp_path, "a_")
-    (tmp_path / "a_seg.nii.gz").hardlink_to(tmp_path / "a_t1.nii.gz")
-    assert "given as T1 and as segmentation" in only_error(tmp_path)
-
-
-def test_a_folder_without_cases_says_what_was_looked_for(tmp_path: Path) -> None:
-    touched(tmp_path / "x" / "scan.nii.gz")
-    error = only_error(tmp_path)
-    assert error.startswith(f"{tmp_path}: no case found: looked for files named NAME_flair.nii.gz, ")
-    assert "NAME_0000.nii.gz" in error
-    assert "--pattern" in error
-
-
-def test_a_folder_without_cases_beside_one_that_has_some_is_named(tmp_path: Path) -> None:
-    written(tmp_path / "full", "a_")
-    (tmp_path / "empty").mkdir()
-    cohort = find_cases([tmp_path / "empty", tmp_path / "full"])
-    assert names(cohort) == ["a"]
-    assert [case.name for case in cohort.broken] == [str(tmp_path / "empty")]
-
-
-def test_folders_without_nifti_beside_cases_are_told(tmp_path: Path) -> None:
-    written(tmp_path / "set" / "p1", "p1_")
-    touched(tmp_path / "set" / "p2" / "series" / "IM1.dcm", tmp_path / "set" / "p2" / "series" / "IM2.dcm")
-    (tmp_path / "set" / "p3").mkdir()
-    cohort = find_cases([tmp_path / "set", tmp_path / "set"])
-    assert names(cohort) == ["p1"]
-    folder = tmp_path / "set"
-    assert cohort.notes == (
-        f"2 folders hold no NIfTI and were passed over: {folder / 'p2'} (IM1.dcm, ...), {folder / 'p3'} (empty)",
-    )
-
-
-def test_of_many_folders_without_nifti_some_are_named(tmp_path: Path) -> None:
-    written(tmp_path / "grade" / "p1", "p1_")
-    written(tmp_path / "grade" / "p2", "p2_")
-    for n in range(9):
-        touched(tmp_path / "grade" / f"q{n}" / ("x" * 200))
-    (note,) = find_cases([tmp_path]).notes
+def test_folders_without_nifti_beside_cases_are_told_in_one_line_of_bounded_length(tmp_path: Path) -> None:
+    top = tree(tmp_path / "set", *images("p1/p1_"), "p2/series/IM1.dcm", "p2/series/IM2.dcm", "p3/")
+    note = f"2 folders hold no NIfTI and were passed over: {top / 'p2'} (IM1.dcm, ...), {top / 'p3'} (empty)"
+    assert find_cases([top, top]).notes == (note,)
+    tree(tmp_path / "grade", *images("g/p1/p1_"), *images("g/p2/p2_"), *(f"g/q{n}/{'x' * 200}" for n in range(9)))
+    (note,) = find_cases([tmp_path / "grade"]).notes
     assert note.startswith("9 folders hold no NIfTI and were passed over: ")
     assert note.endswith("xxx) and 6 more")
-    assert note.count("q") == 3
     assert "x" * 61 not in note
 
 
 def test_ordinary_side_folders_of_a_data_set_are_not_told(tmp_path: Path) -> None:
     for case in ("p1", "p2"):
-        written(tmp_path / case / "nifti", f"{case}_")
-        touched(tmp_path / case / "dicom" / "IM1.dcm")
-        (tmp_path / case / "nifti" / "empty").mkdir()
-    written(tmp_path / "others" / "p3", "p3_", words=["t1"])
-    touched(tmp_path / "code" / "run.py", tmp_path / "code" / "__pycache__" / "run.pyc", tmp_path / "labelsTr" / "a.mha")
-    touched(tmp_path / ".git" / "config", tmp_path / "atlas" / "x" / "mni.nii.gz")
+        tree(tmp_path / case, *images(f"nifti/{case}_"), "dicom/IM1.dcm", "nifti/empty/")
+    tree(tmp_path, *images("others/p3/p3_", ["t1"]), "code/run.py", "code/__pycache__/run.pyc", "labelsTr/a.mha")
+    tree(tmp_path, ".git/config", "atlas/x/mni.nii.gz")
     assert find_cases([tmp_path]).notes == ()
 
 
-def test_an_absent_source_is_named_by_its_path(tmp_path: Path) -> None:
-    (broken,) = find_cases([tmp_path / "absent"]).broken
-    assert broken.name == str(tmp_path / "absent")
-    assert str(broken.error).startswith(f"{tmp_path / 'absent'}: no such file or folder; give ")
+# --- one name, one case
 
 
-def test_a_source_that_links_to_nothing_is_named(tmp_path: Path) -> None:
-    (tmp_path / "link").symlink_to("gone")
-    assert only_error(tmp_path / "link").startswith(f"{tmp_path / 'link'}: is a link to a file or folder that is missing; ")
-
-
-@pytest.mark.parametrize("source", ["a\0b", "x" * 300])
-def test_a_source_that_no_file_system_could_hold_is_named(tmp_path: Path, source: str) -> None:
-    assert ": cannot be read: " in only_error(tmp_path / source)
-
-
-@pytest.mark.parametrize("name", ["a_flair.nii.gz", "notes.txt", "list.xlsx"])
-def test_a_file_that_is_no_table_is_refused_with_what_to_give(tmp_path: Path, name: str) -> None:
-    touched(tmp_path / name)
-    error = only_error(tmp_path / name)
-    assert error.startswith(f"{tmp_path / name}: is neither a folder nor a table (.csv, .tsv); give the folder of a case")
-    assert "--flair" in error
-
-
-def test_a_pipe_named_like_a_table_is_not_opened(tmp_path: Path) -> None:
-    os.mkfifo(tmp_path / "cases.csv")
-    assert "neither a folder nor a table" in only_error(tmp_path / "cases.csv")
-
-
-@pytest.mark.parametrize("link", [False, True])
-def test_a_folder_that_refuses_is_named_and_the_rest_is_found(link: bool) -> None:
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        written(folder / "tree" / "a", "a_")
-        written(folder / "locked" / "inner" / "b", "b_")
-        locked = folder / "tree" / "locked"
-        if link:
-            locked.symlink_to(folder / "locked" / "inner")
-        else:
-            (folder / "locked").rename(locked)
-        (folder / "locked" if link else locked).chmod(0)
-        folder.chmod(0o755)
-        try:
-            with unprivileged():
-                cohort = find_cases([folder / "tree"])
-        finally:
-            (folder / "locked" if link else locked).chmod(0o700)
-    assert names(cohort) == ["a"]
-    (broken,) = cohort.broken
-    assert broken.name == str(locked)
-    assert str(broken.error) == f"{locked}: cannot be read: Permission denied; mend its permissions or leave it out"
-    assert not cohort.alone
-
-
-def test_a_source_of_which_a_part_refuses_is_not_called_empty() -> None:
-    with tempfile.TemporaryDirectory() as name:
-        Path(name).chmod(0o755)
-        locked = Path(name) / "locked"
-        locked.mkdir(mode=0)
-        with unprivileged():
-            errors = [only_error(Path(name)), only_error(locked)]
-        locked.chmod(0o700)
-    assert errors == 2 * [f"{locked}: cannot be read: Permission denied; mend its permissions or leave it out"]
-
-
-def test_files_in_a_folder_that_may_be_listed_but_not_entered_are_a_broken_case() -> None:
-    with tempfile.TemporaryDirectory() as name:
-        folder = written(Path(name) / "a", "a_")
-        Path(name).chmod(0o755)
-        folder.chmod(0o744)
-        with unprivileged():
-            error = only_error(folder)
-    assert error == f"{folder / 'a_flair.nii.gz'}: cannot be read: Permission denied (given as FLAIR)"
-
-
-def test_a_link_to_an_image_that_may_not_be_seen_is_said_of_the_image() -> None:
-    with tempfile.TemporaryDirectory() as name:
-        folder = written(Path(name) / "a", "a_", ["t1ce", "t1", "t2"])
-        written(Path(name) / "locked", "a_", ["flair"])
-        (folder / "a_flair.nii.gz").symlink_to(Path(name) / "locked" / "a_flair.nii.gz")
-        Path(name).chmod(0o755)
-        (Path(name) / "locked").chmod(0)
-        with unprivileged():
-            error = only_error(folder)
-        (Path(name) / "locked").chmod(0o700)
-    assert error == f"{folder / 'a_flair.nii.gz'}: cannot be read: Permission denied (given as FLAIR)"
-
-
-# One name, one case
-
-
-def test_two_cases_of_one_name_are_both_broken_and_name_each_other(tmp_path: Path) -> None:
-    one, other, third = (written(tmp_path / folder, "a_") for folder in ("one", "other", "third"))
-    written(tmp_path, "b_")
+def test_cases_of_one_name_are_all_broken_and_name_each_other(tmp_path: Path) -> None:
+    tree(tmp_path, *images("one/a_"), *images("other/a_"), *images("third/a_"), *images("b_"))
     cohort = find_cases([tmp_path])
-    assert names(cohort) == ["b"]
-    assert [case.name for case in cohort.broken] == ["a", "a", "a"]
+    assert names_of(cohort) == ["b"]
     remedy = "name them apart in a table (case,t1,t1ce,t2,flair[,seg])"
-    assert [str(case.error) for case in cohort.broken] == [
-        f"{one}: a is also the name of the case in {other}; {remedy}",
-        f"{other}: a is also the name of the case in {one}; {remedy}",
-        f"{third}: a is also the name of the case in {one}; {remedy}",
+    assert refusals(tmp_path, cohort) == [
+        f"one: a is also the name of the case in {tmp_path / 'other'}; {remedy}".replace(f"{tmp_path}/", ""),
+        f"other: a is also the name of the case in one; {remedy}",
+        f"third: a is also the name of the case in one; {remedy}",
     ]
 
 
 @pytest.mark.parametrize(
-    "sources", [["a", "a"], ["a", "."], [".", "a"], ["a", "link"], ["a", "b/../a"], ["flat_link/a", "."], ["a", "a.csv"]]
+    "sources",
+    [["a", "a"], ["a", "."], [".", "a"], ["a", "link"], ["a", "b/../a"], ["flat_link/a", "."], ["a", "a.csv"], ["v", "a"]],
 )
 def test_a_case_found_twice_counts_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sources: list[str]) -> None:
-    monkeypatch.chdir(tmp_path)
-    written(tmp_path / "a", "a_")
-    (tmp_path / "b").mkdir()
-    (tmp_path / "link").symlink_to("a")
-    (tmp_path / "flat_link").symlink_to(".")
-    table(tmp_path / "a.csv", "a,a/a_t1.nii.gz,a/a_t1ce.nii.gz,a/a_t2.nii.gz,a/a_flair.nii.gz")
-    assert all_found(*map(Path, sources)) == ["a"]
-
-
-def test_a_case_named_by_its_folder_counts_once_also_by_another_name_of_the_folder(tmp_path: Path) -> None:
-    written(tmp_path / "p7", "")
-    (tmp_path / "link").symlink_to("p7")
-    assert all_found(tmp_path / "p7", tmp_path / "link") == ["p7"]
+    monkeypatch.chdir(tree(tmp_path, *images("a/a_"), "b/", "v/"))
+    Path("link").symlink_to("a")
+    Path("flat_link").symlink_to(".")
+    for name in images("a_"):
+        (Path("v") / name).symlink_to(tmp_path / "a" / name)
+    table(Path("a.csv"), "a," + ",".join(images("a/a_", ["t1", "t1ce", "t2", "flair"])))
+    cohort = find_cases(list(map(Path, sources)))
+    assert (names_of(cohort), cohort.broken) == (["a"], ())
 
 
 def test_a_broken_case_found_twice_counts_once(tmp_path: Path) -> None:
-    written(tmp_path / "a", "a_", ["t1"])
-    (tmp_path / "empty").mkdir()
-    broken_table = table(tmp_path / "t.csv", "x,,,,")
-    (tmp_path / "link.csv").symlink_to(broken_table)
-    sources = [tmp_path / "a", tmp_path, tmp_path / "empty", tmp_path / "empty", broken_table, tmp_path / "link.csv"]
+    tree(tmp_path, *images("a/a_", ["t1"]), "empty/")
+    table(tmp_path / "t.csv", "x,,,,")
+    (tmp_path / "link.csv").symlink_to("t.csv")
+    sources = [tmp_path / name for name in ("a", ".", "empty", "empty", "t.csv", "link.csv")]
     assert [case.name for case in find_cases(sources).broken] == sorted(["a", str(tmp_path / "empty"), "x"])
 
 
-def test_links_to_the_files_of_one_case_under_the_same_name_are_that_case(tmp_path: Path) -> None:
-    written(tmp_path / "store", "a_")
-    (tmp_path / "view").mkdir()
-    for word in BRATS_2021:
-        (tmp_path / "view" / f"a_{word}.nii.gz").symlink_to(tmp_path / "store" / f"a_{word}.nii.gz")
-    assert all_found(tmp_path) == ["a"]
-
-
-def test_the_same_images_with_another_reference_are_another_case(tmp_path: Path) -> None:
-    written(tmp_path / "a", "a_", [*BRATS_2021, "seg"])
-    source = table(tmp_path / "a.csv", "a,a/a_t1.nii.gz,a/a_t1ce.nii.gz,a/a_t2.nii.gz,a/a_flair.nii.gz")
-    cohort = find_cases([tmp_path / "a", source])
-    assert names(cohort) == []
-    assert {str(case.error).partition(":")[0] for case in cohort.broken} == {str(tmp_path / "a"), f"{source}, line 2"}
-
-
-def test_a_table_gives_cases_of_one_name_two(tmp_path: Path) -> None:
-    for folder in ("one", "two"):
-        written(tmp_path / folder, "brain_")
-    source = table(
-        tmp_path / "cases.csv",
-        *(
-            f"{folder}," + ",".join(f"{folder}/brain_{word}.nii.gz" for word in ("t1", "t1ce", "t2", "flair"))
-            for folder in ("two", "one")
-        ),
-    )
-    assert all_found(source) == ["one", "two"]
-
-
-# Tables among the sources
-
-
-def test_rows_that_are_equal_count_once_and_rows_that_differ_are_broken(tmp_path: Path) -> None:
-    written(tmp_path, "a_")
-    written(tmp_path, "b_")
-    a, b = (f"{name}_t1.nii.gz,{name}_t1ce.nii.gz,{name}_t2.nii.gz,{name}_flair.nii.gz" for name in "ab")
+def test_rows_of_one_name_count_once_where_they_are_equal_and_are_broken_where_they_differ(tmp_path: Path) -> None:
+    tree(tmp_path, *images("a_", [*BRATS_2021, "seg"]), *images("b_"))
+    a, b = (",".join(images(f"{name}_", ["t1", "t1ce", "t2", "flair"])) for name in "ab")
     source = table(tmp_path / "cases.csv", f"x,{a}", f"x,{a}", f"y,{a}", f"y,{b}")
     cohort = find_cases([source])
-    assert names(cohort) == ["x"]
-    assert [str(case.error).partition(";")[0] for case in cohort.broken] == [
-        f"{source}, line 4: y is also the name of the case in {source}, line 5",
-        f"{source}, line 5: y is also the name of the case in {source}, line 4",
+    assert names_of(cohort) == ["x"]
+    assert [words.partition(";")[0] for words in refusals(tmp_path, cohort)] == [
+        "cases.csv, line 4: y is also the name of the case in cases.csv, line 5",
+        "cases.csv, line 5: y is also the name of the case in cases.csv, line 4",
     ]
+    # The same images with another reference are another case.
+    assert names_of(find_cases([tmp_path, table(tmp_path / "t.csv", f"a,{a}")])) == ["b"]
 
 
-def test_a_table_that_cannot_be_used_is_one_broken_case_of_its_path(tmp_path: Path) -> None:
-    written(tmp_path / "a", "a_")
-    touched(tmp_path / "t.csv")
-    cohort = find_cases([tmp_path / "a", tmp_path / "t.csv"])
-    assert names(cohort) == ["a"]
-    assert [case.name for case in cohort.broken] == [str(tmp_path / "t.csv")]
+# --- nnU-Net's dataset.json
 
 
-def test_a_folder_named_like_a_table_is_a_folder(tmp_path: Path) -> None:
-    assert all_found(written(tmp_path / "cases.csv", "a_")) == ["a"]
-
-
-def test_tables_inside_of_folders_are_left_alone(tmp_path: Path) -> None:
-    written(tmp_path, "a_")
-    table(tmp_path / "cases.csv", "b,1,2,3,4")
-    assert all_found(tmp_path) == ["a"]
-
-
-# nnU-Net's numbers
-
-
-def test_numbers_are_what_the_channels_say(tmp_path: Path) -> None:
-    written(tmp_path, "a_", NNUNET)
-    cohort = find_cases([tmp_path], Naming(channels=NNUNET_ORDER))
-    assert names(cohort) == ["a"]
-    assert file_names(cohort) == {T1: "a_0000.nii.gz", T1CE: "a_0001.nii.gz", T2: "a_0002.nii.gz", FLAIR: "a_0003.nii.gz"}
-
-
-@pytest.mark.parametrize("place", ["Dataset1/dataset.json", "Dataset1/imagesTr/dataset.json"])
+@pytest.mark.parametrize("place", ["dataset.json", "imagesTr/dataset.json"])
 @pytest.mark.parametrize(
     ("dataset", "order"),
     [
-        (DATASET_V2, NNUNET_ORDER),
+        (DATASET, NNUNET_ORDER),
         ({"modality": {"0": "FLAIR", "1": "T1w", "2": "t1gd", "3": "T2w"}}, (FLAIR, T1, T1CE, T2)),
         ({"channel_names": {"3": "t2-flair", "2": "t1pre", "1": "T1_Gd", "0": "T2 w"}}, (T2, T1CE, T1, FLAIR)),
     ],
 )
-def test_numbers_are_what_dataset_json_says(tmp_path: Path, place: str, dataset: object, order: tuple[Modality, ...]) -> None:
-    images = written(tmp_path / "Dataset1" / "imagesTr", "a_", NNUNET)
+def test_numbers_are_what_dataset_json_says_unless_channels_are_given(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str, dataset: object, order: tuple[Modality, ...]
+) -> None:
+    tree(tmp_path, *images("imagesTr/a_", NNUNET))
     (tmp_path / place).write_text(json.dumps(dataset), encoding="utf-8-sig")
-    for source in (images, tmp_path):
-        cohort = find_cases([source])
-        assert file_names(cohort) == {modality: f"a_{n}.nii.gz" for modality, n in zip(order, NNUNET, strict=True)}
-
-
-def test_dataset_json_beside_the_working_folder_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(written(tmp_path / "imagesTr", "a_", NNUNET))
-    (tmp_path / "dataset.json").write_text(json.dumps(DATASET_V2))
-    assert all_found(Path()) == ["a"]
-
-
-def test_channels_come_before_dataset_json(tmp_path: Path) -> None:
-    written(tmp_path, "a_", NNUNET)
-    (tmp_path / "dataset.json").write_text(json.dumps(DATASET_V2))
-    cohort = find_cases([tmp_path], Naming(channels=CHANNELS))
-    assert file_names(cohort)[FLAIR] == "a_0000.nii.gz"
-
-
-def test_numbers_that_nothing_explains_are_refused(tmp_path: Path) -> None:
-    written(tmp_path / "imagesTr", "a_", NNUNET)
-    assert only_error(tmp_path) == (
-        f"{tmp_path / 'imagesTr'}: nothing says which modalities _0000 to _0003 are; give --channels with the four in order, "
-        "such as t1,t1ce,t2,flair"
-    )
+    monkeypatch.chdir(tmp_path / "imagesTr")
+    for source in (tmp_path / "imagesTr", tmp_path, Path()):
+        assert file_names(find_cases([source])) == {
+            modality: f"a_{n}.nii.gz" for modality, n in zip(order, NNUNET, strict=True)
+        }
+    assert file_names(find_cases([tmp_path], Naming(channels=CHANNELS)))[FLAIR] == "a_0000.nii.gz"
 
 
 @pytest.mark.parametrize(
     "content",
     [
-        "{",
-        "",
-        "[]",
-        "null",
-        "{}",
-        "[1]",
-        '"T1, T1ce, T2, FLAIR"',
-        '{"channel_names": []}',
+        *("{", "", "[]", "null", "{}", '"T1, T1ce, T2, FLAIR"', "[" * 100_000, "\xff"),
         '{"channel_names": ["T1", "T1ce", "T2", "FLAIR"]}',
         '{"channel_names": {"0": 1, "1": null, "2": [], "3": {}}}',
-        '{"channel_names": {"0": "T1", "1": "T1", "2": "T2", "3": "FLAIR"}}',
         '{"channel_names": {"0": "T1w", "1": "T1w", "2": "T2", "3": "FLAIR"}}',
         '{"channel_names": {"0": "CT", "1": "T1ce", "2": "T2", "3": "FLAIR"}}',
         '{"channel_names": {"1": "T1", "2": "T1ce", "3": "T2", "4": "FLAIR"}}',
         '{"channel_names": {"0": "T1", "1": "T1ce", "2": "T2"}}',
-        '{"channel_names": {"0": "T1", "1": "T1ce", "2": "T2", "3": "FLAIR", "4": "PD"}}',
-        "[" * 100_000,
-        "\xff",
     ],
 )
 def test_a_dataset_json_that_does_not_help_is_named_with_the_remedy(tmp_path: Path, content: str) -> None:
-    written(tmp_path, "a_", NNUNET)
+    tree(tmp_path, *images("a_", NNUNET))
     (tmp_path / "dataset.json").write_text(content, encoding="latin-1")
-    error = only_error(tmp_path)
-    assert error.startswith(f"{tmp_path / 'dataset.json'}: ")
-    assert "--channels" in error
+    words = only_refusal(tmp_path)
+    assert words.startswith("dataset.json: ")
+    assert "--channels" in words
+    tree(tmp_path, *images("b_"))
+    assert names_of(find_cases([tmp_path])) == ["b"]  # whose files are named
 
 
 def test_a_dataset_json_that_is_a_pipe_is_not_opened(tmp_path: Path) -> None:
-    written(tmp_path, "a_", NNUNET)
-    os.mkfifo(tmp_path / "dataset.json")
-    assert "--channels" in only_error(tmp_path)
+    os.mkfifo(tree(tmp_path, *images("a_", NNUNET)) / "dataset.json")
+    assert "--channels" in only_refusal(tmp_path)
 
 
-def test_a_damaged_dataset_json_leaves_named_images_alone(tmp_path: Path) -> None:
-    written(tmp_path, "a_")
-    (tmp_path / "dataset.json").write_text("{")
-    assert all_found(tmp_path) == ["a"]
-
-
-def test_more_than_four_channels_are_refused(tmp_path: Path) -> None:
-    written(tmp_path, "a_", [*NNUNET, "0004"])
-    error = only_error(tmp_path, naming=Naming(channels=NNUNET_ORDER))
-    assert error.startswith(f"{tmp_path}: a has channels beyond the four of drunet (0004); ")
-
-
-def test_a_number_that_is_missing_is_named_with_its_modality(tmp_path: Path) -> None:
-    written(tmp_path, "a_", ["0000", "0002", "0003"])
-    error = only_error(tmp_path, naming=Naming(channels=NNUNET_ORDER))
-    assert error.startswith(f"{tmp_path}: a has no T1ce: looked for NAME_0001.nii.gz")
-
-
-def test_two_files_of_one_number_are_both_named(tmp_path: Path) -> None:
-    written(tmp_path, "a_", NNUNET)
-    touched(tmp_path / "a_0002.nii")
-    error = only_error(tmp_path, naming=Naming(channels=NNUNET_ORDER))
-    assert "a_0002.nii and a_0002.nii.gz for T2" in error
-
-
-def test_only_numbers_of_four_digits_are_channels(tmp_path: Path) -> None:
-    written(tmp_path, "a_", [*NNUNET, "001", "00004", "٠٠٠٤"])
-    assert all_found(tmp_path, naming=Naming(channels=NNUNET_ORDER)) == ["a"]
-
-
-def test_numbers_beside_named_images_are_left_out(tmp_path: Path) -> None:
-    written(tmp_path, "a_", [*BRATS_2021, *NNUNET, "2019"])
-    assert all_found(tmp_path) == ["a"]
-
-
-def test_nnunets_label_maps_are_neither_references_nor_images(tmp_path: Path) -> None:
-    written(tmp_path / "imagesTr", "case_0001_", NNUNET)
-    touched(tmp_path / "labelsTr" / "case_0001.nii.gz", tmp_path / "labelsTs" / "case_0002.nii.gz")
-    cohort = find_cases([tmp_path], Naming(channels=NNUNET_ORDER))
-    assert [(case.name, case.segmentation) for case in cohort.cases] == [("case_0001", None)]
-    assert cohort.broken == ()
-
-
-# Patterns of one's own
-
-
-def test_a_pattern_finds_its_modality_alone_and_the_words_the_others(tmp_path: Path) -> None:
-    written(tmp_path / "p", "a_", ["FLAIR", "T1", "T1_contrast", "t1ce", "T2"])
-    cohort = find_cases([tmp_path], Naming({"t1ce": "*_contrast.nii.gz"}))
-    assert names(cohort) == ["a"]
-    assert file_names(cohort)[T1CE] == "a_T1_contrast.nii.gz"
-    assert cohort.broken == ()
-
-
-def test_a_file_that_a_pattern_takes_is_nothing_else(tmp_path: Path) -> None:
-    written(tmp_path, "a_", ["FLAIR", "T1", "post_T1", "T2"])
-    cohort = find_cases([tmp_path], Naming({"t1ce": "*_post_T1.nii.gz"}))
-    assert file_names(cohort) == {
-        FLAIR: "a_FLAIR.nii.gz",
-        T1CE: "a_post_T1.nii.gz",
-        T1: "a_T1.nii.gz",
-        T2: "a_T2.nii.gz",
-    }
-
-
-def test_with_patterns_a_folder_is_one_case_named_by_its_files_or_itself(tmp_path: Path) -> None:
-    patterns = {"flair": "*FL*", "t1ce": "*post*", "t1": "*pre*", "t2": "*T2*", "seg": "*truth*"}
-    touched(*(tmp_path / "sub-1" / "anat" / f"sub-1_{word}.nii.gz" for word in ("FL", "post", "pre", "T2")))
-    touched(tmp_path / "sub-1" / "anat" / "truth.nii.gz")
-    touched(*(tmp_path / "p7" / f"{word}.nii" for word in ("FL", "post", "pre", "T2")))
-    touched(
-        *(tmp_path / "p8" / f"{word}.nii.gz" for word in ("FL", "T1post", "T1pre", "T2")), tmp_path / "p8" / "x_0001.nii.gz"
-    )
-    touched(tmp_path / "p9" / "other_t1.nii.gz", tmp_path / "p9" / "scan_0001.nii.gz")
-    cohort = find_cases([tmp_path], Naming(patterns))
-    assert cohort.broken == ()
-    assert names(cohort) == ["p7", "p8", "sub-1"]
-    assert [case.segmentation and case.segmentation.name for case in cohort.cases] == [None, None, "truth.nii.gz"]
-
-
-@pytest.mark.parametrize("glob", ["*fl.nii.gz", "?_FL.nii", "a_FL"])
-def test_a_pattern_is_of_the_whole_file_name_in_its_very_letters(tmp_path: Path, glob: str) -> None:
-    written(tmp_path, "a_", ["FL", "t1ce", "t1", "t2"])
-    error = only_error(tmp_path, naming=Naming({"flair": glob}))
-    found = "a_FL.nii.gz, a_t1.nii.gz, a_t1ce.nii.gz, a_t2.nii.gz"
-    assert error == f"{tmp_path}: a has no FLAIR: looked for {glob}, found {found}; --pattern names others"
-
-
-def test_a_pattern_that_two_files_of_a_case_have_is_to_be_narrowed(tmp_path: Path) -> None:
-    written(tmp_path, "a_", ["FLAIR", "T1w", "ce_T1w", "T2w"])
-    error = only_error(tmp_path, naming=Naming({"t1ce": "*_ce_T1w.nii.gz", "t1": "*_T1w.nii.gz"}))
-    assert error.endswith("a_T1w.nii.gz and a_ce_T1w.nii.gz for T1; keep one, or narrow --pattern t1=*_T1w.nii.gz")
-
-
-def test_a_pattern_finds_neither_hidden_files_nor_other_formats(tmp_path: Path) -> None:
-    written(tmp_path, "a_")
-    touched(tmp_path / "a_flair.json", tmp_path / "._a_flair.nii.gz", tmp_path / ".a_flair.nii.gz.host.1.tmp")
-    assert all_found(tmp_path, naming=Naming({"flair": "*flair*"})) == ["a"]
-
-
-def test_a_pattern_for_the_reference_alone_goes_with_numbers(tmp_path: Path) -> None:
-    written(tmp_path / "a", "a_", [*NNUNET, "truth"])
-    (case,) = find_cases([tmp_path], Naming({"seg": "*truth*"}, channels=NNUNET_ORDER)).cases
-    assert case.name == "a"
-    assert case.segmentation == tmp_path / "a" / "a_truth.nii.gz"
-
-
-def test_a_folder_without_cases_says_which_patterns_were_looked_for(tmp_path: Path) -> None:
-    error = only_error(tmp_path, naming=Naming({"t1": "*T1w*"}))
-    assert "looked for files named NAME_flair.nii.gz, NAME_t1ce.nii.gz, *T1w*, NAME_t2.nii.gz, found no file at all; " in error
-
-
-# One case alone
-
-
-@pytest.mark.parametrize("words", [BRATS_2021, ("flair",)])
-def test_a_case_folder_given_alone_is_alone_broken_or_not(tmp_path: Path, words: tuple[str, ...]) -> None:
-    assert find_cases([written(tmp_path, "a_", words)]).alone
-
-
-def test_a_case_folder_given_as_the_working_folder_is_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(written(tmp_path, "a_"))
-    assert find_cases([Path()]).alone
+# --- one case alone
 
 
 @pytest.mark.parametrize(
-    "sources",
-    [["."], ["a", "b"], ["flat"], ["a", "a"], ["a.csv"], ["above"], ["mixed"], ["empty"], ["absent"], ["a/a_t1.nii.gz"]],
+    ("sources", "alone"),
+    [
+        *((["a"], True), (["broken"], True)),
+        *((["."], False), (["a", "b"], False), (["flat"], False), (["a", "a"], False), (["a.csv"], False)),
+        *((["above"], False), (["mixed"], False), (["empty"], False), (["absent"], False), (["a/a_t1.nii.gz"], False)),
+    ],
 )
-def test_anything_else_is_not_alone(tmp_path: Path, sources: list[str]) -> None:
-    for name in ("a", "b"):
-        written(tmp_path / name, f"{name}_")
-    written(tmp_path / "flat", "c_")
-    written(tmp_path / "flat", "d_", ["t1"])
-    written(tmp_path / "above" / "e", "e_")
-    written(tmp_path / "mixed", "f_")
-    written(tmp_path / "mixed" / "derived", "g_", ["t1"])
-    (tmp_path / "empty").mkdir()
-    table(tmp_path / "a.csv", "a,a/a_t1.nii.gz,a/a_t1ce.nii.gz,a/a_t2.nii.gz,a/a_flair.nii.gz")
-    assert not find_cases([tmp_path / source for source in sources]).alone
+def test_one_case_folder_given_alone_is_alone(tmp_path: Path, sources: list[str], alone: bool) -> None:
+    tree(tmp_path, *images("a/a_"), *images("b/b_"), *images("flat/c_"), *images("flat/d_", ["t1"]), *images("above/e/e_"))
+    tree(tmp_path, *images("mixed/f_"), *images("mixed/derived/g_", ["t1"]), "empty/", *images("broken/h_", ["flair"]))
+    table(tmp_path / "a.csv", "a," + ",".join(images("a/a_", ["t1", "t1ce", "t2", "flair"])))
+    assert find_cases([tmp_path / source for source in sources]).alone is alone
 
 
-# Speed
+# --- the walk
 
 
-def test_thousands_of_cases_are_found_in_a_moment(tmp_path: Path) -> None:
-    for n in range(1000):
-        written(tmp_path / f"BraTS2021_{n:05}", f"BraTS2021_{n:05}_", [*BRATS_2021, "seg"])
-    begin = time.process_time()
-    assert len(all_found(tmp_path)) == 1000
-    assert time.process_time() - begin < 1.5  # 0.09 s on the machine where this was written
+def test_folders_come_sorted_once_each_without_what_is_hidden_or_left_out(tmp_path: Path) -> None:
+    tree(tmp_path, "b/z", "b/y", "a/c/x", "file", ".hidden/x", ".y", "out/x", "a/labels/x", "self/")
+    (tmp_path / "d").symlink_to("a")
+    (tmp_path / "a" / "back").symlink_to(tmp_path)
+    (tmp_path / "loop").symlink_to("loop")
+    left_out = identity_of((tmp_path / "out").stat())
+    found = list(folders_from(tmp_path, left_out=left_out, names_left_out=("labels",)))
+    assert [(folder.path, folder.files) for folder in found if isinstance(folder, Folder)] == [
+        (tmp_path, ["file", "loop"]),
+        (tmp_path / "a", []),
+        (tmp_path / "a" / "c", ["x"]),
+        (tmp_path / "b", ["y", "z"]),
+        (tmp_path / "self", []),
+    ]
+
+
+def test_a_folder_of_results_among_the_cases_is_not_entered(tmp_path: Path) -> None:
+    tree(tmp_path, *images("a_"), *images("out/b_"))
+    assert names_of(find_cases([tmp_path], leave_out=tmp_path / "out")) == ["a"]
+    assert names_of(find_cases([tmp_path / "out"], leave_out=tmp_path / "out")) == ["b"]  # given by name
+    assert names_of(find_cases([tmp_path], leave_out=tmp_path / "absent")) == ["a", "b"]
 
 
 def test_no_package_that_reads_images_is_imported() -> None:
