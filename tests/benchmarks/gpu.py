@@ -7,9 +7,8 @@ folders, two synthetic cases. Every section is a process of its own, so that a f
 a GPU, try all of it on the CPU, where the default is one golden case of five slices:
 `--device cpu --base-width 1 --batch-sizes 2 --n-cases 2`.
 
-fidelity  voxels that differ from the label map of float32 on the CPU, and the lowest Dice of WT, TC and ET, by precision; give
-          trained WEIGHTS, such as compact, since random ones know but one class. At
-          full width the CPU takes minutes a case.
+fidelity  voxels that differ from the label map of float32 on the CPU, and the lowest Dice of WT, TC and ET, by precision. Give
+          trained WEIGHTS, since random ones find little else than one class. At full width the CPU takes minutes a case.
 network   seconds a case (155 slices, copies included) and peak memory, by precision and batch size; and the share of the rate
           of a matrix product in the same format
 case      `drunet segment` of one case, a process from files to file; twice, since the first run fills the disk cache
@@ -201,7 +200,7 @@ def network(given: argparse.Namespace) -> None:
 
 def matrix_rate(given: argparse.Namespace, precision: Precision) -> float:
     """TFLOP/s of a large matrix product."""
-    size = 8192 if given.device == "cuda" else 1024
+    size = 8192 if given.device == "cuda" else 256
     dtype = {Precision.BFLOAT16: torch.bfloat16, Precision.FLOAT16: torch.float16}.get(precision, torch.float32)
     matrix = torch.randn(size, size, device=given.device, dtype=dtype)
     wait: Callable[[], None] = torch.cuda.synchronize if given.device == "cuda" else lambda: None

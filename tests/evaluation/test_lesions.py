@@ -34,12 +34,6 @@ def scores(prediction: Mask, reference: Mask, spacing_mm: SpacingMm = UNIT) -> L
     return lesion_scores(prediction, reference, spacing_mm=spacing_mm)
 
 
-def counts(prediction: Mask, reference: Mask) -> tuple[int, int, int]:
-    """TP, FN, FP."""
-    found = scores(prediction, reference).counts
-    return found.true_positives, found.false_negatives, found.false_positives
-
-
 @every_pair
 def test_scores_are_those_of_the_published_procedure(name: str) -> None:
     pair, stored = PAIRS[name], STORED["pairs"][name]["lesionwise"]
@@ -71,40 +65,51 @@ def test_scores_are_those_of_a_plain_rendering(drawn: Any, spacing_mm: SpacingMm
     assert {"dice": found.dice, "hd95_mm": found.hd95_mm} == pytest.approx(expected)
 
 
+FAR_VOXEL: Final = box((38, 1, 1), (1, 1, 1))
+BAR: Final = box((0, 8, 8), (16, 4, 4))
+SMALL: Final = box((4, 8, 8), (5, 5, 2))  # 50 mm3
+
+
 @pytest.mark.parametrize(
     ("prediction", "reference", "expected"),
     [
-        (EMPTY, EMPTY, LesionScores(1, 0, LesionCounts(0, 0, 0))),
-        (cube(4), EMPTY, LesionScores(0, 374, LesionCounts(0, 0, 1))),
-        (EMPTY, cube(4), LesionScores(0, 374, LesionCounts(0, 1, 0))),
+        (EMPTY, EMPTY, (1, 0, (0, 0, 0))),
+        (cube(4), EMPTY, (0, 374, (0, 0, 1))),
+        (EMPTY, cube(4), (0, 374, (0, 1, 0))),
+        (cube(6), cube(4), (0.5, 2, (1, 0, 0))),
+        # Lesions and components that touch at a corner are one; components with a gap between are two.
+        (cube(4, 4, 4) | cube(8, 8, 8), cube(4, 4, 4) | cube(8, 8, 8), (1, 0, (1, 0, 0))),
+        (box((30, 2, 2), (2, 2, 2)) | box((32, 4, 4), (2, 2, 2)), EMPTY, (0, 374, (0, 0, 1))),
+        (box((30, 2, 2), (2, 2, 2)) | box((33, 2, 2), (2, 2, 2)), EMPTY, (0, 374, (0, 0, 2))),
+        # A component that reaches two lesions is taken whole for both, each as if the other were not there: the far end of the
+        # bar is 12 voxels beyond either.
+        (BAR, cube(0) | cube(12), (2 * 64 / (256 + 64), 12, (2, 0, 0))),
+        # All components that match a lesion count as one; the middle of the gap is 2 mm from both.
+        (cube(0) | cube(8), box((0, 8, 8), (12, 4, 4)), (2 * 128 / (128 + 192), 2, (1, 0, 0))),
+        # Every lesion and false positive has the same weight.
+        (cube(0) | FAR_VOXEL, cube(0) | cube(20), (1 / 3, 2 * 374 / 3, (1, 1, 1))),
+        # A lesion of 50 mm3 does not count, but what matches it is no false positive; one of 51 mm3 counts, and two of 32 mm3
+        # that merge.
+        (EMPTY, SMALL, (1, 0, (0, 0, 0))),
+        (cube(4), SMALL, (1, 0, (0, 0, 0))),
+        (cube(0), cube(0) | box((30, 3, 3), (2, 2, 2)), (1, 0, (1, 0, 0))),
+        (EMPTY, box((4, 8, 8), (17, 3, 1)), (0, 374, (0, 1, 0))),
+        (EMPTY, box((0, 8, 8), (2, 4, 4)), (1, 0, (0, 0, 0))),
+        (EMPTY, box((0, 8, 8), (2, 4, 4)) | box((6, 8, 8), (2, 4, 4)), (0, 374, (0, 1, 0))),
     ],
 )
-def test_empty_masks(prediction: Mask, reference: Mask, expected: LesionScores) -> None:
-    assert scores(prediction, reference) == expected
+def test_scores_by_hand(prediction: Mask, reference: Mask, expected: tuple[float, float, tuple[int, int, int]]) -> None:
+    dice, hd95_mm, counts = expected
+    found = scores(prediction, reference)
+    assert found.counts == LesionCounts(*counts)
+    assert (found.dice, found.hd95_mm) == pytest.approx((dice, hd95_mm))
 
 
 @pytest.mark.parametrize(("start", "n_lesions"), [(7, 1), (10, 1), (11, 2), (20, 2)])
 def test_lesions_merge_when_their_surroundings_meet(start: int, n_lesions: int) -> None:
     # The first cube ends at voxel 3. Three steps from it reach 6, and three steps back from 10 reach 7, which touches 6.
     reference = cube(0) | cube(start)
-    assert counts(reference, reference) == (n_lesions, 0, 0)
-
-
-def test_lesions_that_touch_at_a_corner_are_one() -> None:
-    reference = cube(4, 4, 4) | cube(8, 8, 8)
-    assert scores(reference, reference) == LesionScores(1, 0, LesionCounts(1, 0, 0))
-
-
-def test_merged_lesions_are_above_the_threshold_together() -> None:
-    one, other = box((0, 8, 8), (2, 4, 4)), box((6, 8, 8), (2, 4, 4))  # 32 mm3 each
-    assert counts(EMPTY, one) == (0, 0, 0)
-    assert counts(EMPTY, one | other) == (0, 1, 0)
-
-
-def test_predicted_components_that_touch_at_a_corner_are_one_and_do_not_merge_otherwise() -> None:
-    one, at_its_corner, beyond_a_gap = box((30, 2, 2), (2, 2, 2)), box((32, 4, 4), (2, 2, 2)), box((33, 2, 2), (2, 2, 2))
-    assert counts(one | at_its_corner, EMPTY) == (0, 0, 1)
-    assert counts(one | beyond_a_gap, EMPTY) == (0, 0, 2)
+    assert scores(reference, reference).counts == LesionCounts(n_lesions, 0, 0)
 
 
 @pytest.mark.parametrize(
@@ -121,52 +126,11 @@ def test_predicted_components_that_touch_at_a_corner_are_one_and_do_not_merge_ot
 def test_a_voxel_matches_within_three_steps_over_faces_or_edges(steps: Corner, matches: bool) -> None:
     near = EMPTY.copy()
     near[7 + steps[0], 11 + steps[1], 11 + steps[2]] = True  # from the cube's last voxel
-    assert counts(near, cube(4)) == ((1, 0, 0) if matches else (0, 1, 1))
-
-
-def test_a_component_that_reaches_two_lesions_is_taken_whole_for_both() -> None:
-    bar = box((0, 8, 8), (16, 4, 4))
-    found = scores(bar, cube(0) | cube(12))
-    assert found.counts == LesionCounts(2, 0, 0)
-    assert found.dice == pytest.approx(2 * 64 / (256 + 64))  # of each lesion alone, as if the other were not there
-    assert found.hd95_mm == 12  # the bar's far end, 12 voxels beyond either lesion
-
-
-def test_all_components_that_match_a_lesion_count_as_one() -> None:
-    lesion = box((0, 8, 8), (12, 4, 4))
-    found = scores(cube(0) | cube(8), lesion)
-    assert found.counts == LesionCounts(1, 0, 0)
-    assert found.dice == pytest.approx(2 * 128 / (128 + 192))
-
-
-def test_every_lesion_and_false_positive_has_the_same_weight() -> None:
-    far_voxel = box((38, 1, 1), (1, 1, 1))
-    found = scores(cube(0) | far_voxel, cube(0) | cube(20))
-    assert found == LesionScores(1 / 3, 2 * 374 / 3, LesionCounts(1, 1, 1))
-
-
-@pytest.mark.parametrize(("size", "counted"), [((5, 5, 2), False), ((17, 3, 1), True)])
-def test_a_lesion_of_exactly_50_mm3_does_not_count_and_one_of_51_does(size: Corner, counted: bool) -> None:
-    lesion = box((4, 8, 8), size)
-    assert scores(EMPTY, lesion) == (
-        LesionScores(0, 374, LesionCounts(0, 1, 0)) if counted else LesionScores(1, 0, LesionCounts(0, 0, 0))
-    )
+    assert scores(near, cube(4)).counts == (LesionCounts(1, 0, 0) if matches else LesionCounts(0, 1, 1))
 
 
 @pytest.mark.parametrize(("n", "counted"), [(10, False), (11, True)])
-def test_the_threshold_is_a_volume_and_not_a_number_of_voxels(n: int, counted: bool) -> None:
+def test_the_threshold_is_a_volume_and_hd95_is_in_mm(n: int, counted: bool) -> None:
     found = scores(EMPTY, box((4, 8, 8), (n, 1, 1)), (1.0, 1.0, 5.0))
     assert found.counts.false_negatives == counted
-
-
-def test_what_matches_a_small_lesion_is_no_false_positive() -> None:
-    assert scores(cube(4), box((5, 9, 9), (1, 1, 1))) == LesionScores(1, 0, LesionCounts(0, 0, 0))
-
-
-def test_a_small_lesion_beside_a_large_one_changes_no_mean() -> None:
-    assert scores(cube(0), cube(0) | box((30, 3, 3), (2, 2, 2))) == LesionScores(1, 0, LesionCounts(1, 0, 0))
-
-
-def test_voxel_spacing_scales_hd95() -> None:
-    assert scores(cube(6), cube(4)).hd95_mm == 2
     assert scores(cube(6), cube(4), (2.5, 1.0, 1.0)).hd95_mm == 5

@@ -88,33 +88,26 @@ def test_a_voxel_is_kept_from_the_first_threshold_that_is_not_below_it(uncertain
     assert found.ftp_auc == pytest.approx(area_of_step(1 / 2, 0, threshold))
 
 
-def test_a_map_of_certainty_costs_a_wrong_segmentation_nothing_but_its_dice() -> None:
-    found = scores([0, 0, 0, 0], prediction=[1, 1, 0, 0], reference=[1, 0, 1, 0])
-    assert (found.dice_auc, found.ftp_auc, found.ftn_auc, found.error_auroc) == (0.5, 0, 0, 0.5)
-
-
-def test_where_nothing_is_kept_dice_is_1() -> None:
-    found = scores([100, 100, 100], prediction=[1, 1, 0], reference=[1, 0, 0])
-    assert found.dice_auc == pytest.approx(area_of_step(1, 2 / 3, 100))
-    assert found.ftp_auc == found.ftn_auc == pytest.approx(39.5 / 40)
-
-
-def test_a_region_that_is_in_neither_mask_is_scored_by_its_negatives() -> None:
-    found = scores([0, 40], prediction=[0, 0], reference=[0, 0])
-    assert (found.dice_auc, found.ftp_auc, found.error_auroc) == (1, 0, None)
-    assert found.ftn_auc == pytest.approx(area_of_step(1 / 2, 0, 40))
-
-
-@pytest.mark.parametrize("swapped", [False, True])
-def test_a_region_in_one_mask_only_has_dice_where_it_is_filtered_out(swapped: bool) -> None:
-    masks = ([0, 0, 0], [1, 1, 0])[:: -1 if swapped else 1]
-    found = scores([20, 60, 0], prediction=masks[0], reference=masks[1])
-    assert found.dice_auc == pytest.approx(area_of_step(1, 0, 20))
-    assert (found.ftp_auc, found.ftn_auc, found.error_auroc) == (0, 0, 1)
-
-
-def test_masks_that_fill_the_volume_have_no_negatives_to_filter() -> None:
-    assert scores([90, 90], prediction=[1, 1], reference=[1, 1]).ftn_auc == 0
+@pytest.mark.parametrize(
+    ("uncertainty", "prediction", "reference", "expected"),
+    [
+        # Certain everywhere: errors cost nothing but Dice.
+        ([0, 0, 0, 0], [1, 1, 0, 0], [1, 0, 1, 0], (0.5, 0, 0, 0.5)),
+        # Nothing is kept: Dice is 1.
+        ([100, 100, 100], [1, 1, 0], [1, 0, 0], (area_of_step(1, 2 / 3, 100), 39.5 / 40, 39.5 / 40, 0.5)),
+        # In neither mask, and in one only.
+        ([0, 40], [0, 0], [0, 0], (1, 0, area_of_step(1 / 2, 0, 40), None)),
+        ([20, 60, 0], [0, 0, 0], [1, 1, 0], (area_of_step(1, 0, 20), 0, 0, 1)),
+        ([20, 60, 0], [1, 1, 0], [0, 0, 0], (area_of_step(1, 0, 20), 0, 0, 1)),
+        # No negatives to filter.
+        ([90, 90], [1, 1], [1, 1], (1, area_of_step(1, 0, 90), 0, None)),
+    ],
+)
+def test_corners_by_hand(
+    uncertainty: list[float], prediction: list[int], reference: list[int], expected: tuple[float | None, ...]
+) -> None:
+    found = scores(uncertainty, prediction=prediction, reference=reference)
+    assert [found.dice_auc, found.ftp_auc, found.ftn_auc, found.error_auroc] == pytest.approx(list(expected))
 
 
 def test_outside_the_brain_only_dice_counts() -> None:

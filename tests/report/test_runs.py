@@ -132,25 +132,16 @@ def test_failed_cases_of_all_shards_are_counted(tmp_path: Path) -> None:
         rows = (row_of(document, Status.DONE), failed(f"failed_{shard}"))
         write_summary(tmp_path, *rows, name=f"summary-{shard}-of-2.csv")
     runs = read_runs([tmp_path])
-    assert [(record.row.case, record.row.status) for record in runs.records] == [
-        ("done_1", "done"),
-        ("done_2", "done"),
-        ("failed_1", "failed"),
-        ("failed_2", "failed"),
-    ]
+    assert cases(runs) == ["done_1", "done_2", "failed_1", "failed_2"]
+    assert [record.row.status for record in runs.records] == ["done", "done", "failed", "failed"]
     assert runs.records[2].row.error == "failed_1: no such file"
 
 
-def test_case_that_failed_before_it_was_segmented_has_not_failed(tmp_path: Path) -> None:
-    write_case(tmp_path, "a")
-    write_summary(tmp_path, failed("a"))
-    assert [record.row.status for record in read_runs([tmp_path]).records] == ["done"]
-
-
-def test_case_that_failed_in_another_run_has_failed_there(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("folder", "statuses"), [("one", ["done"]), ("two", ["done", "failed"])])
+def test_case_has_failed_where_it_was_not_segmented_later(folder: str, statuses: list[str], tmp_path: Path) -> None:
     write_case(tmp_path / "one", "a")
-    write_summary(tmp_path / "two", failed("a"))
-    assert [record.row.status for record in read_runs([tmp_path]).records] == ["done", "failed"]
+    write_summary(tmp_path / folder, failed("a"))
+    assert [record.row.status for record in read_runs([tmp_path]).records] == statuses
 
 
 def test_latest_of_several_summaries_tells_why_a_case_failed(tmp_path: Path) -> None:
