@@ -10,7 +10,7 @@ README = (PACKAGE / "README.md").read_text()
 
 
 def test_readme_names_every_module_of_every_room_and_no_other() -> None:
-    rooms = dict(re.findall(r"^\| (?:`(\w+)/`|top of the package) \| .* \| (.*) \|$", README, re.MULTILINE))
+    rooms = dict(re.findall(r"^\| (?:\[?`(\w+)/`\S*|top of the package) \| .* \| (.*) \|$", README, re.MULTILINE))
     named = {room: set(re.findall(r"`(\w+)`", cell)) for room, cell in rooms.items()}
     found: dict[str, set[str]] = {}
     for path in PACKAGE.rglob("*.py"):

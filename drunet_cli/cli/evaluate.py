@@ -125,28 +125,14 @@ def evaluate(
 
     drunet evaluate results BraTS2021_TrainingData
     """
-    if convention not in ("brats", "lesionwise"):
-        raise MisuseError(f"--convention {convention}: is neither brats nor lesionwise")
-    if "" in (prediction, reference):
-        raise MisuseError("PRED and REF: an empty path; an unset variable?")
-    if not math.isfinite(tolerance):
-        raise MisuseError(f"--tolerance {tolerance}: must be a length in mm")
-    if plot is not None and (plot.suffix.lower() != ".png" or plot == csv):
-        raise MisuseError(f"--plot {plot}: name a .png file of its own")
+    _check_options(prediction, reference, convention, tolerance, csv=csv, plot=plot)
 
     from drunet_cli.cli.batch import Batch
     from drunet_cli.cli.console import Screen
     from drunet_cli.evaluation.evaluate import Convention, EvaluationTask
     from drunet_cli.host import granted_cpus
-    from drunet_cli.io.atomic import check_writable
 
-    if plot is not None:
-        from drunet_cli.evaluation.plots import check_plottable
-
-        check_plottable()
-    for path in (csv, plot):
-        if path is not None:
-            check_writable(path, overwrite=overwrite)
+    _check_outputs(csv, plot, overwrite=overwrite)
     pairing = _pairing(prediction, reference)
     _check_not_an_input((csv, plot), prediction, pairing)
     screen = Screen(quiet=quiet)
@@ -172,15 +158,35 @@ def evaluate(
             f"{without} of {plural(len(documents), 'case')} without a T1 image beside the reference: FTP, FTN and AUROC count "
             "the air around the head too, unlike those of BraTS 2020"
         )
-    unwritten = None
-    if documents:
-        try:
-            _write(documents, csv=csv, plot=plot, overwrite=overwrite)
-        except OutputError as error:  # the table is printed all the same
-            unwritten = error
-        if not json:
-            _print_tables(documents, seed=seed, worst=worst)
+    unwritten = _write(documents, csv=csv, plot=plot, overwrite=overwrite) if documents else None
+    if documents and not json:  # also where a file could not be written
+        _print_tables(documents, seed=seed, worst=worst)
     batch.finish(f"{plural(batch.n_done, 'case')} compared, convention {convention}", unwritten)
+
+
+def _check_options(
+    prediction: str, reference: str | None, convention: str, tolerance_mm: float, *, csv: Path | None, plot: Path | None
+) -> None:
+    if convention not in ("brats", "lesionwise"):
+        raise MisuseError(f"--convention {convention}: is neither brats nor lesionwise")
+    if "" in (prediction, reference):
+        raise MisuseError("PRED and REF: an empty path; an unset variable?")
+    if not math.isfinite(tolerance_mm):
+        raise MisuseError(f"--tolerance {tolerance_mm}: must be a length in mm")
+    if plot is not None and (plot.suffix.lower() != ".png" or plot == csv):
+        raise MisuseError(f"--plot {plot}: name a .png file of its own")
+
+
+def _check_outputs(csv: Path | None, plot: Path | None, *, overwrite: bool) -> None:
+    from drunet_cli.io.atomic import check_writable
+
+    if plot is not None:
+        from drunet_cli.evaluation.plots import check_plottable
+
+        check_plottable()
+    for path in (csv, plot):
+        if path is not None:
+            check_writable(path, overwrite=overwrite)
 
 
 def _pairing(prediction: str, reference: str | None) -> "Pairing":
@@ -221,18 +227,22 @@ def _evaluate(tasks: "Sequence[EvaluationTask]", batch: "Batch", *, n_jobs: int)
     return sorted(documents, key=lambda document: str(document["case"]))
 
 
-def _write(documents: Sequence[Mapping[str, Any]], *, csv: Path | None, plot: Path | None, overwrite: bool) -> None:
+def _write(
+    documents: Sequence[Mapping[str, Any]], *, csv: Path | None, plot: Path | None, overwrite: bool
+) -> OutputError | None:
+    """Write the files that are wanted; return why one could not be written."""
     from drunet_cli.evaluation.evaluate import encode_csv
+    from drunet_cli.evaluation.plots import box_plots
     from drunet_cli.io.atomic import write_atomically
 
-    if csv is not None:
-        with write_atomically(csv, overwrite=overwrite) as stream:
-            stream.write(encode_csv(documents))
-    if plot is not None:
-        from drunet_cli.evaluation.plots import box_plots
-
-        with write_atomically(plot, overwrite=overwrite) as stream:
-            stream.write(box_plots(documents))
+    try:
+        for path, encode in ((csv, encode_csv), (plot, box_plots)):
+            if path is not None:
+                with write_atomically(path, overwrite=overwrite) as stream:
+                    stream.write(encode(documents))
+    except OutputError as error:
+        return error
+    return None
 
 
 def _print_tables(documents: Sequence[Mapping[str, Any]], *, seed: int, worst: int | None) -> None:
