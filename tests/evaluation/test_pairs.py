@@ -8,7 +8,6 @@ import pytest
 from drunet_cli.errors import CaseError, MisuseError
 from drunet_cli.evaluation.pairs import (
     Pair,
-    Pairing,
     label_maps_in,
     pair_up,
     parse_table,
@@ -18,6 +17,7 @@ from drunet_cli.evaluation.pairs import (
 )
 
 HEADER = "case,prediction,reference\n"
+LACKS = "lacks a case, prediction or reference"
 
 
 def touch(folder: Path, *names: str) -> Path:
@@ -37,10 +37,6 @@ def paired(predictions: Path, references: Path) -> list[str]:
     assert not pairing.unpaired
     assert not pairing.missing
     return [pair.case for pair in pairing.pairs]
-
-
-def rows(text: str) -> Pairing:
-    return parse_table((HEADER + text).encode(), folder=Path("tables"), name="pairs.csv")
 
 
 @pytest.mark.parametrize(
@@ -170,68 +166,45 @@ def test_links_are_followed_once(tmp_path: Path) -> None:
     }
 
 
-def test_relative_paths_of_a_table_begin_at_its_folder_and_absolute_ones_stay() -> None:
-    assert rows("b,p/b.nii,/data/b.nii\na,a.nii,r.nii\n").pairs == (
-        Pair("a", Path("tables/a.nii"), Path("tables/r.nii")),
-        Pair("b", Path("tables/p/b.nii"), Path("/data/b.nii")),
+def test_relative_paths_of_a_table_begin_at_its_folder_and_absolute_ones_stay(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text(f"{HEADER}b,p/b.nii,/data/b.nii\na,a.nii,r.nii\n")
+    assert read_table(tmp_path / "t.csv").pairs == (
+        Pair("a", tmp_path / "a.nii", tmp_path / "r.nii"),
+        Pair("b", tmp_path / "p/b.nii", Path("/data/b.nii")),
     )
 
 
 @pytest.mark.parametrize(
-    "text",
+    ("text", "case"),
     [
-        "case,prediction,reference\r\na,p,r\r\n",
-        "\ufeffcase,prediction,reference\na,p,r",
-        "reference,age,case,prediction\nr,61,a,p\n",
-        'case,prediction,reference\n"a", p ,"r"\n',
-        "case,prediction,reference\n\na,p,r\n\n",
+        ("case,prediction,reference\r\na,p,r\r\n", "a"),
+        ("\ufeffcase,prediction,reference\na,p,r", "a"),
+        ("reference,age,case,prediction\nr,61,a,p\n", "a"),
+        ('case,prediction,reference\n"a", p ,"r"\n', "a"),
+        ("case,prediction,reference\n\na,p,r\n\n", "a"),
+        ('case,prediction,reference\n"Smith, J",p,r\n', "Smith, J"),
     ],
-    ids=["windows", "byte order mark", "other columns", "quotes and spaces", "blank lines"],
+    ids=["windows", "byte order mark", "other columns", "quotes and spaces", "blank lines", "comma"],
 )
-def test_tables_are_read_as_spreadsheets_write_them(text: str) -> None:
-    assert parse_table(text.encode(), folder=Path(), name="t").pairs == (Pair("a", Path("p"), Path("r")),)
-
-
-def test_a_quoted_field_may_hold_a_comma() -> None:
-    assert rows('"Smith, J",p,r\n').pairs[0].case == "Smith, J"
+def test_tables_are_read_as_spreadsheets_write_them(text: str, case: str) -> None:
+    assert parse_table(text.encode(), folder=Path(), name="t").pairs == (Pair(case, Path("p"), Path("r")),)
 
 
 @pytest.mark.parametrize(
-    "text",
-    ["", "\n", HEADER, "case,prediction\na,b\n", "case;prediction;reference\na;b;c\n", "a,b,c\n", "Case,Prediction,Ref\n"],
+    ("table", "words"),
+    [
+        *((text, "needs the header case,prediction,reference and a row for each case") for text in ("", "\n", HEADER)),
+        ("case,prediction\na,b\n", "needs the header "),
+        ("case;prediction;reference\na;b;c\n", "needs the header "),
+        ("Case,Prediction,Ref\n", "needs the header "),
+        (f'{HEADER}"a,p,r\n', "cannot be read as a table: "),
+        (f"{HEADER}caf\udce9,p,r\n", "is not text in UTF-8; save the table as UTF-8"),
+    ],
 )
-def test_a_table_without_its_columns_or_rows_is_refused(text: str) -> None:
-    with pytest.raises(CaseError, match=r"t\.csv: needs the header case,prediction,reference and a row for each case"):
-        parse_table(text.encode(), folder=Path(), name="t.csv")
-
-
-def test_a_table_with_an_open_quote_is_refused() -> None:
-    with pytest.raises(CaseError, match=r"pairs\.csv: cannot be read as a table: "):
-        rows('"a,p,r\n')
-
-
-@pytest.mark.parametrize("row", ["a,p,", "a,,r", "a,p", "a", "a, ,r"])
-def test_a_row_that_lacks_a_field_is_a_failed_case_and_the_others_stay(row: str) -> None:
-    pairing = rows(f"{row}\nb,p,r\n")
-    assert [pair.case for pair in pairing.pairs] == ["b"]
-    assert {case: str(error) for case, error in pairing.unpaired.items()} == {
-        "a": "pairs.csv, line 2: lacks a case, prediction or reference"
-    }
-    assert not pairing.missing
-
-
-def test_a_row_without_a_case_is_named_by_its_line() -> None:
-    assert list(rows("b,p,r\n,p,r\n").unpaired) == ["line 3"]
-
-
-def test_a_case_of_two_rows_is_compared_in_none() -> None:
-    pairing = rows("a,p,r\na,q,r\nb,p,r\n")
-    assert [pair.case for pair in pairing.pairs] == ["b"]
-    assert str(pairing.unpaired["a"]) == "pairs.csv, line 3: a is there twice"
-
-
-def test_the_line_of_a_bad_row_is_the_line_of_the_file() -> None:
-    assert str(rows("b,p,r\n\na,p\n").unpaired["a"]).startswith("pairs.csv, line 4: ")
+def test_what_is_no_table_is_refused(table: str, words: str) -> None:
+    with pytest.raises(CaseError) as caught:
+        parse_table(table.encode(errors="surrogateescape"), folder=Path(), name="t.csv")
+    assert str(caught.value).startswith(f"t.csv: {words}")
 
 
 def test_a_table_that_is_absent_is_refused(tmp_path: Path) -> None:
@@ -239,10 +212,22 @@ def test_a_table_that_is_absent_is_refused(tmp_path: Path) -> None:
         read_table(tmp_path / "t.csv")
 
 
-def test_a_table_that_is_no_utf8_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "t.csv").write_bytes(HEADER.encode() + b"caf\xe9,p,r\n")
-    with pytest.raises(CaseError, match=r"t\.csv: is not text in UTF-8; save the table as UTF-8"):
-        read_table(tmp_path / "t.csv")
+@pytest.mark.parametrize(
+    ("rows", "unpaired"),
+    [
+        *((f"{row}\nb,p,r\n", {"a": f"line 2: {LACKS}"}) for row in ("a,p,", "a,,r", "a", "a, ,r")),
+        ("b,p,r\n,p,r\n", {"line 3": f"line 3: {LACKS}"}),
+        ("a,p,r\na,q,r\nb,p,r\n", {"a": "line 3: a is there twice"}),
+        ("b,p,r\n\na,p\n", {"a": f"line 4: {LACKS}"}),  # the line of the file
+    ],
+)
+def test_a_bad_row_is_a_failed_case_and_the_others_stay(rows: str, unpaired: dict[str, str]) -> None:
+    pairing = parse_table((HEADER + rows).encode(), folder=Path(), name="t.csv")
+    assert [pair.case for pair in pairing.pairs] == ["b"]
+    assert {case: str(error) for case, error in pairing.unpaired.items()} == {
+        case: f"t.csv, {words}" for case, words in unpaired.items()
+    }
+    assert not pairing.missing
 
 
 @pytest.mark.parametrize("name", ["x.nii", "x.nii.gz"])
