@@ -55,6 +55,7 @@ CLASS_NAMES: Final = {
     TumourClass.ED: "oedema",
     TumourClass.ET: "enhancing tumour",
 }
+UNCERTAINTY_MAPS: Final = {"WT": "_unc_whole", "TC": "_unc_core", "ET": "_unc_enhance"}  # as BraTS 2020 names the files
 REGION_NAMES: Final = {"WT": "whole tumour", "TC": "tumour core", "ET": CLASS_NAMES[TumourClass.ET]}
 
 
@@ -149,6 +150,11 @@ def voxel_counts(class_map: ClassMap) -> dict[str, int]:
 def volumes_ml(counts: Mapping[str, int], millilitres_per_voxel: float) -> dict[str, float]:
     """The same in mL, rounded to a cubic millimetre."""
     return {name: round(count * millilitres_per_voxel, 3) for name, count in counts.items()}
+
+
+def volume_in_words(volume_ml: float) -> str:
+    """A volume for people: to a tenth of a mL, and below 1 mL to a cubic millimetre."""
+    return f"{volume_ml:.3f} mL" if 0 < volume_ml < 1 else f"{volume_ml:.1f} mL"
 
 
 def describe_labels(labels: Labels) -> dict[str, Any]:

@@ -36,7 +36,7 @@ REQUESTS: Final = re.compile(r"weights/download\.py")
 PACKAGE_OF: Final = {"pillow": "PIL", "protobuf": "google"}  # where a distribution has another name than what it installs
 PILLOW: Final = re.compile(r"io/png\.py|segmentation/preview\.py|report/page\.py")
 RICH: Final = re.compile(r"cli/console\.py")
-NIBABEL: Final = re.compile(r"io/\w+\.py|segmentation/sidecar\.py")
+NIBABEL: Final = re.compile(r"io/\w+\.py|segmentation/outputs\.py")
 
 
 @dataclass(frozen=True)
@@ -142,7 +142,7 @@ def test_only_functions_of_the_download_import_requests(module: str) -> None:
 
 @every_module
 def test_only_io_knows_nibabel(module: str) -> None:
-    """And the sidecar, which records its version."""
+    """And the outputs, whose sidecar records its version."""
     assert NIBABEL.fullmatch(module) or not [found for found in imports_of(module) if found.package == "nibabel"]
 
 

@@ -17,7 +17,7 @@ from drunet_cli.cli.app import main
 from drunet_cli.cli.guide import PAGES, TOPICS
 from drunet_cli.io.checks import WarningCode
 from drunet_cli.report.runs import LabelMapState
-from drunet_cli.segmentation.sidecar import read_sidecar
+from drunet_cli.segmentation.outputs import read_sidecar
 from tests.cli.test_help import COMMANDS
 from tests.support import GOLDEN_IMAGES, GOLDEN_LABELS, GOLDEN_WEIGHTS, image_options, open_image
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from drunet_cli.brats import REGIONS
+from drunet_cli.brats import REGIONS, volume_in_words
 from drunet_cli.errors import one_line
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from drunet_cli.evaluation.evaluate import Statistics
-    from drunet_cli.segmentation.cohort import SummaryRow
+    from drunet_cli.segmentation.summary import SummaryRow
 
 
 _WIDE = 100_000
@@ -269,11 +269,7 @@ class TrainingBar:
 
 def regions_in_words(volumes_ml: Mapping[str, float]) -> str:
     """The volumes of the three regions, for a note."""
-    return ", ".join(f"{region} {_millilitres(volumes_ml[region])}" for region in REGIONS)
-
-
-def _millilitres(volume_ml: float) -> str:
-    return "<0.1 mL" if 0 < volume_ml < 0.1 else f"{volume_ml:.1f} mL"
+    return ", ".join(f"{region} {volume_in_words(volumes_ml[region])}" for region in REGIONS)
 
 
 def show_markdown(text: str) -> None:

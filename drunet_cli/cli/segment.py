@@ -1,15 +1,31 @@
 """`drunet segment`."""
 
+import re
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
 from drunet_cli.brats import Labels, Modality
 from drunet_cli.cli import options
-from drunet_cli.errors import MisuseError
+from drunet_cli.errors import DrunetError, MisuseError, OutputError, Terminated, plural
 from drunet_cli.network.engine import EngineName, Precision, WindowMode
 from drunet_cli.weights.registry import DEFAULT
+
+if TYPE_CHECKING:
+    from drunet_cli.cli.batch import Batch
+    from drunet_cli.cli.console import Screen
+    from drunet_cli.segmentation.cohort import Outcome
+    from drunet_cli.segmentation.ensemble import Ensemble
+    from drunet_cli.segmentation.plan import PlannedCase, RunPlan
+    from drunet_cli.segmentation.summary import SummaryRow
+
+_MOST_ROWS: Final = 40
 
 
 def segment(
@@ -106,56 +122,219 @@ def segment(
     if one_case and (cases or pattern or channels or shard):
         exclude = "exclude one another"
         raise MisuseError(f"CASES (--pattern, --channels, --shard) and --t1 --t1ce --t2 --flair --case {exclude}")
-    options.check_exclusive(skip_existing=skip_existing, overwrite=overwrite)
-    if skip_existing and no_sidecar:
-        raise MisuseError("--skip-existing needs the sidecars; leave --no-sidecar out")
 
-    from drunet_cli.cli import cases as cases_of
+    from drunet_cli.cli.cases import case_of_files, cohort_of, label_map_path, names_a_file, share_of
     from drunet_cli.cli.console import Screen
-    from drunet_cli.cli.segmenting import Outputs, Run
     from drunet_cli.cli.weights import opener
     from drunet_cli.io.discovery import Cohort
-    from drunet_cli.segmentation.outputs import Extra, chosen
-    from drunet_cli.segmentation.segmenter import Segmenter
+    from drunet_cli.segmentation.ensemble import Ensemble
+    from drunet_cli.segmentation.plan import plan_run
+    from drunet_cli.segmentation.settings import Settings
+    from drunet_cli.segmentation.summary import summary_name
 
     screen = Screen(quiet=quiet)
-    # Cheap checks first: nothing is read, and nothing imported that takes time, for a run that cannot end well.
-    segmenter = Segmenter(
-        weights or DEFAULT,
-        device=device,
-        precision=precision,
-        engine=engine,
-        window=window,
-        deterministic=deterministic,
-        batch_size=batch_size,
-        threads=threads,
-        flips=tta is options.TestTime.FLIPS,
-        mc_samples=mc_samples,
-        dropout=dropout,
-        seed=seed,
-        probabilities=probabilities,
-        uncertainty=uncertainty,
-        min_volume_ml=min_volume,
-        min_enhancing_ml=min_enhancing,
-        on_warning=screen.warning,
-        open_weights=opener(screen),
+    with _parameters_as_options():
+        settings = Settings(
+            weights=tuple(weights or [DEFAULT]),
+            device=device,
+            precision=precision,
+            engine=engine,
+            window=window,
+            deterministic=deterministic,
+            batch_size=batch_size,
+            threads=threads,
+            flips=tta is options.TestTime.FLIPS,
+            mc_samples=mc_samples,
+            dropout=dropout,
+            seed=seed,
+            min_volume_ml=min_volume,
+            min_enhancing_ml=min_enhancing,
+            probabilities=probabilities,
+            uncertainty=uncertainty,
+            preview=preview,
+            sidecar=not no_sidecar,
+            labels=labels,
+            overwrite=overwrite,
+            skip_existing=skip_existing,
+        )
+        ensemble = Ensemble(settings, on_warning=screen.warning, open_weights=opener(screen))
+        if cases:
+            cohort = cohort_of(cases, patterns=pattern or (), channels=channels, leave_out=output)
+        else:
+            cohort = Cohort((case_of_files(given, name=case),), (), alone=True)
+        share = None if shard is None else options.parsed_shard(shard)
+        if share is not None:
+            cohort = share_of(cohort, share)
+        if names_a_file(output) and not cohort.alone:
+            raise MisuseError(f"-o {output}: is one file; name a folder, which gets a label map of each case")
+        label_maps = {each.name: label_map_path(output, each.name) for each in cohort.cases}
+        plan = plan_run(cohort, ensemble, label_maps, summary=None if cohort.alone else output / summary_name(share))
+        for note in cohort.notes:
+            screen.warning(note)
+        if share is not None and plan.n_cases == 0:
+            screen.note(f"shard {share[0]} of {share[1]} is empty: there are fewer cases than shards")
+        if dry_run:
+            _print_plan(plan, screen, json=json)
+        else:
+            _segment(plan, ensemble, screen, output=output, json=json)
+
+
+@contextmanager
+def _parameters_as_options() -> Iterator[None]:
+    """Let errors name options where the segmentation names its own parameters: --mc-samples 2 for mc_samples=2."""
+    try:
+        yield
+    except MisuseError as error:
+        raise MisuseError(_PARAMETER.sub(_as_option, str(error)), details=error.details) from error
+
+
+_OPTIONS: Final = {"flips=True": "--tta flips", "sidecar=False": "--no-sidecar"}
+_PARAMETER: Final = re.compile(
+    r"(?<![\w/.-])(dropout|engine|flips|mc_samples|overwrite|preview|seed|sidecar|skip_existing|weights|window)=(True\b|False\b)?"
+)
+
+
+def _as_option(found: re.Match[str]) -> str:
+    option = f"--{found[1].replace('_', '-')}"
+    return _OPTIONS.get(found[0]) or (option if found[2] else f"{option} ")
+
+
+def _print_plan(plan: "RunPlan", screen: "Screen", *, json: bool) -> None:
+    """Print what would be done. Raises what would stop the run before its first case, else as the run would end."""
+    from drunet_cli.cli.batch import PlanRow, print_plan
+    from drunet_cli.cli.weights import would_download
+    from drunet_cli.segmentation.plan import look_at_headers, missing_weights
+
+    plan = look_at_headers(plan)
+    notes, stop = [], plan.stop
+    if stop is None and any(each.error is None for each in plan.cases):
+        try:
+            notes = [would_download(entry) for entry in missing_weights(plan.settings)]
+        except DrunetError as error:
+            stop = error
+        else:
+            notes = notes if plan.cohort.alone else [_counts(plan), *notes]
+    rows = [PlanRow(each.case, each.state, each.action, each.warnings, each.error) for each in plan.cases]
+    print_plan(rows, plan.cohort, seg=False, json=json, quiet=screen.quiet, notes=notes, stop=stop)
+
+
+def _counts(plan: "RunPlan") -> str:
+    """How many cases would be segmented, left out and so on, in one line."""
+    from drunet_cli.segmentation.plan import Action
+
+    would = Counter(each.action.value for each in plan.cases if each.error is None)
+    would["fail in"] = plan.n_cases - would.total()
+    counts = ", ".join(f"{words} {n}" for words, n in would.items() if n)
+    n_warned = sum(bool(each.warnings) for each in plan.cases)
+    warned = f"; {n_warned} with warnings" if n_warned else ""
+    unread = "" if would.keys() <= {Action.LEAVE_OUT.value, "fail in"} else _VOXELS_UNREAD
+    return f"Of {plural(plan.n_cases, 'case')} drunet would {counts}{warned}{unread}"
+
+
+_VOXELS_UNREAD: Final = " (headers were read; voxels were not, nor was the device tried)"
+
+
+def _segment(plan: "RunPlan", ensemble: "Ensemble", screen: "Screen", *, output: Path, json: bool) -> None:
+    """Segment all cases. Raises the error of a case that was given alone, typer.Exit where one of several failed."""
+    from drunet_cli.cli.batch import Batch
+    from drunet_cli.cli.cases import names_a_file
+    from drunet_cli.host import limit_malloc_arenas
+    from drunet_cli.io.atomic import create_folder
+    from drunet_cli.segmentation.cohort import segment_cases
+    from drunet_cli.segmentation.summary import failed_row
+
+    begin = time.perf_counter()
+    if plan.stop is not None:
+        raise plan.stop
+    limit_malloc_arenas()
+    batch = Batch(screen, n_cases=plan.n_cases, alone=plan.cohort.alone, json=json)
+    with create_folder(output.parent if names_a_file(output) else output):
+        for broken in plan.cohort.broken:
+            batch.failed(broken.name, broken.error)
+        rows = [failed_row(broken.name, broken.error) for broken in plan.cohort.broken]
+        with (
+            batch.slices_bar() as draw,
+            closing(segment_cases(plan, ensemble, on_warning=screen.warning, on_progress=draw)) as outcomes,
+        ):
+            try:
+                for planned, outcome in outcomes:
+                    rows.append(_tell(planned, outcome, batch, since=begin if plan.cohort.alone else None))
+            except (KeyboardInterrupt, Terminated):
+                if not plan.cohort.alone:
+                    n_done = f"{batch.n_done} of {plural(len(plan.cases), 'case')} done"
+                    screen.note(f"Stopped: {n_done}; --skip-existing goes on from there")
+                raise
+        unwritten = None if plan.summary is None else _write_summary(plan.summary, rows, screen)
+        told_in = None if unwritten or plan.summary is None else plan.summary.name
+        last = _last_line(rows, n_done=batch.n_done, output=output, told_in=told_in)
+        batch.finish(f"{last} ({time.perf_counter() - begin:.1f} s)", unwritten)
+
+
+def _tell(planned: "PlannedCase", outcome: "Outcome", batch: "Batch", *, since: float | None) -> "SummaryRow":
+    """Tell what became of a case; return its row of the summary. since: when a run of one case began."""
+    from drunet_cli.segmentation.plan import whole_document
+    from drunet_cli.segmentation.summary import Status, failed_row, row_of
+
+    # A complete output may have been moved with its sidecar since, or made of the case by another name.
+    where_it_is = {"case": planned.case.name, "output": str(planned.files.label_map)}
+    if isinstance(outcome, DrunetError):
+        batch.failed(planned.case.name, outcome)
+        kept = whole_document(planned.files) if planned.files.settings.skip_existing else None
+        if kept is None:
+            return failed_row(planned.case.name, outcome)
+        return replace(row_of({**kept, **where_it_is}, Status.LEFT_OUT), error=str(outcome))
+    document = {**outcome.document, **where_it_is}
+    seconds = sum(document["seconds"].values()) if since is None else time.perf_counter() - since
+    batch.done(
+        document["output"],
+        {**document, "left_out": True} if outcome.left_out else document,
+        note=_case_note(document, left_out=outcome.left_out, seconds=seconds),
     )
-    if cases:
-        cohort = cases_of.cohort_of(cases, patterns=pattern or (), channels=channels, leave_out=output)
-    else:
-        cohort = Cohort((cases_of.case_of_files(given, name=case),), (), alone=True)
-    share = None if shard is None else options.parsed_shard(shard)
-    outputs = Outputs(
-        output=output,
-        labels=labels,
-        sidecar=not no_sidecar,
-        extras=chosen({Extra.PREVIEW: preview, Extra.PROBABILITIES: probabilities, Extra.UNCERTAINTY: uncertainty}),
-        skip_existing=skip_existing,
-        overwrite=overwrite,
-        shard=share,
-    )
-    run = Run(cohort if share is None else cases_of.share_of(cohort, share), outputs, segmenter, screen, json=json)
-    if dry_run:
-        run.print_plan()
-    else:
-        run.segment()
+    return row_of(document, Status.LEFT_OUT if outcome.left_out else Status.DONE)
+
+
+def _case_note(document: Mapping[str, Any], *, left_out: bool, seconds: float) -> str:
+    """One case in one line: its volumes, how long it took, and with which weights."""
+    from drunet_cli.cli.console import regions_in_words
+    from drunet_cli.segmentation.summary import described_weights
+
+    volumes = regions_in_words(document["volumes_ml"])
+    how = "complete, left out" if left_out else f"{seconds:.1f} s on {document['device']}"
+    weights = " and ".join(str(each["name"]) for each in described_weights(document))
+    return f"{document['case']}: {volumes} ({how}, weights {weights})"
+
+
+def _write_summary(path: Path, rows: Sequence["SummaryRow"], screen: "Screen") -> OutputError | None:
+    """Write the table of several cases, and show it; of very many cases only those that failed or have warnings.
+
+    Returns the error of a table that cannot be written, which does not undo the cases.
+    """
+    from drunet_cli.cli.console import cohort_table
+    from drunet_cli.io.atomic import write_atomically
+    from drunet_cli.segmentation.summary import encode_summary
+
+    unwritten = None
+    try:
+        with write_atomically(path, overwrite=True) as stream:
+            stream.write(encode_summary(rows))
+    except OutputError as error:
+        unwritten = error
+    remarkable = [row for row in rows if row.error or row.warnings]
+    shown = sorted(rows if len(rows) <= _MOST_ROWS else remarkable[:_MOST_ROWS], key=lambda row: row.case)
+    if shown and len(rows) > 1:
+        screen.note_table(cohort_table(shown))
+    if len(shown) < len(rows):
+        screen.note(f"{plural(len(rows), 'case')}, all of them in {path}")
+    return unwritten
+
+
+def _last_line(rows: Sequence["SummaryRow"], *, n_done: int, output: Path, told_in: str | None) -> str:
+    """How many cases are in the output, and how they came there. told_in: the name of the table, if it was written."""
+    from drunet_cli.segmentation.summary import Status
+
+    n_warned = sum(bool(row.warnings) for row in rows)
+    warned = f", {n_warned} with warnings" + (f" (see {told_in})" if told_in else "") if n_warned else ""
+    n_left_out = sum(row.status is Status.LEFT_OUT and not row.error for row in rows)
+    left_out = f"; {n_left_out} {'was' if n_left_out == 1 else 'were'} complete and left out" if n_left_out else ""
+    done = plural(n_done, "case") if n_done == len(rows) else f"{n_done} of {plural(len(rows), 'case')}"
+    return f"{done} in {output}{warned}{left_out}"

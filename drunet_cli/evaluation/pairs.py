@@ -8,14 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from drunet_cli.brats import Modality
+from drunet_cli.brats import UNCERTAINTY_MAPS, Modality
 from drunet_cli.errors import CaseError, MisuseError, join_some
 from drunet_cli.io.discovery import Folder, folders_from
 from drunet_cli.io.naming import NIFTI_SUFFIXES, SEGMENTATION, WORDS, before_and_last_word, is_nifti, stem, with_a_name
 
 COLUMNS: Final = ("case", "prediction", "reference")
-# Ends of names of files beside a label map: the uncertainty map of each region, as in BraTS 2020, and other volumes.
-UNCERTAINTY_MAPS: Final = {"WT": "_unc_whole", "TC": "_unc_core", "ET": "_unc_enhance"}
+# Ends of names of files beside a label map.
 _NO_LABEL_MAPS: Final = ("_probabilities", "_entropy", *UNCERTAINTY_MAPS.values())
 
 

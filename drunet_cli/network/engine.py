@@ -25,6 +25,11 @@ if TYPE_CHECKING:
 SAME_NETWORK: Final = 1e-4
 
 
+# In-plane sizes that the network takes: multiples of the stride plus the rest, since it pads by 1 after four of five halvings.
+WINDOW_STRIDE: Final = 32
+WINDOW_REST: Final = 16
+
+
 class EngineName(StrEnum):
     """The software that computes. `auto` is ONNX Runtime on a CPU in float32, where it is installed, else PyTorch."""
 
@@ -72,7 +77,8 @@ def ignore_progress(_n_slices: int) -> None:
 class Engine(Protocol):
     """Runs the network on any number of slices [N, X, Y, 4] (channels FLAIR, T1ce, T1, T2; 0-255, background 0).
 
-    X and Y are multiples of 32 plus 16. on_done is called with the number of slices that were done since its last call.
+    X and Y are multiples of WINDOW_STRIDE plus WINDOW_REST. on_done is called with the number of slices that were done since
+    its last call.
     name: torch or onnxruntime. batch_size: the most slices that are computed at once; it shrinks when memory runs out.
     device, device_name: as the engine names it, and the hardware in words. threads: of the CPU.
     versions: of the software that computes.
@@ -129,9 +135,9 @@ def choose_engine(name: EngineName, *, device: str, precision: Precision, sampli
     fits = device in ("auto", "cpu") and precision in (Precision.AUTO, Precision.FLOAT32)
     if name is EngineName.ONNXRUNTIME:
         if sampling:
-            raise MisuseError("--mc-samples needs dropout, which --engine onnxruntime has not; use --engine torch")
+            raise MisuseError("mc_samples=N needs dropout, which engine=onnxruntime has not; use engine=torch")
         if not fits:
-            raise MisuseError("--engine onnxruntime computes on the CPU in float32; for others use --engine torch")
+            raise MisuseError("engine=onnxruntime computes on the CPU in float32; for others use engine=torch")
         check_onnx()
         return name
     if not fits or sampling or _missing_packages() or (device == "auto" and _torch_may_find_gpu()):
@@ -186,7 +192,7 @@ def open_engine(
             from drunet_cli.network.onnx_engine import OnnxEngine
         except (ImportError, TypeError) as error:  # TypeError: a protobuf or a C++ library that is too old
             reason = str(error).split("\n")[0]
-            raise MisuseError(f"ONNX Runtime is installed but cannot be imported ({reason}); use --engine torch") from error
+            raise MisuseError(f"ONNX Runtime is installed but cannot be imported ({reason}); use engine=torch") from error
 
         onnx_engine = OnnxEngine(checkpoint, batch_size=batch_size, threads=threads, on_halved=on_halved)
         if not is_proved():
@@ -228,7 +234,7 @@ def _check_same_network(logits: Callable[[Images], Images], checkpoint: "Checkpo
     if not difference <= SAME_NETWORK:
         raise MisuseError(
             f"network/model.py was changed and computes another network than ONNX Runtime does (logits differ by "
-            f"{difference:.0%}); use --engine torch, or change the table in weights/structure.py likewise"
+            f"{difference:.0%}); use engine=torch, or change the table in weights/structure.py likewise"
         )
 
 

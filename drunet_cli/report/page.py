@@ -24,7 +24,7 @@ from drunet_cli.errors import CaseError, one_line
 from drunet_cli.io.naming import stem
 from drunet_cli.io.png import encode_webp
 from drunet_cli.report.runs import Record, Runs, provenance, told_once
-from drunet_cli.segmentation.cohort import VOLUMES, Status
+from drunet_cli.segmentation.summary import VOLUMES, Status
 
 _FILES: Final = files("drunet_cli.report")
 

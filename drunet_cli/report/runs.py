@@ -14,7 +14,8 @@ from typing import Any, Final
 from drunet_cli.errors import CaseError, OutputError
 from drunet_cli.io.naming import stem
 from drunet_cli.io.volumes import file_sha256
-from drunet_cli.segmentation.cohort import (
+from drunet_cli.segmentation.outputs import SCHEMA, read_sidecar
+from drunet_cli.segmentation.summary import (
     Status,
     SummaryRow,
     described_warnings,
@@ -23,7 +24,6 @@ from drunet_cli.segmentation.cohort import (
     read_summary,
     row_of,
 )
-from drunet_cli.segmentation.sidecar import SCHEMA, read_sidecar
 
 _SUMMARY: Final = re.compile(r"summary(-[0-9]+-of-[0-9]+)?\.csv")
 _SCHEMA_BEGINS: Final = SCHEMA.partition("/")[0].encode()

@@ -1,376 +1,185 @@
-"""Many cases: the next are read while one is computed, the last are written; and their table."""
+"""Many cases: the next ones are read while one is computed, and the last ones are written."""
 
-import csv
-import io
-import math
-import queue
-import threading
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing
-from dataclasses import dataclass, field
-from enum import StrEnum
-from pathlib import Path
-from typing import Any, Final
+from dataclasses import dataclass, replace
+from typing import Any, Final, TypeAlias
 
-from drunet_cli.brats import REGIONS, TUMOUR_CLASSES
-from drunet_cli.errors import CaseError, DrunetError, OutputError, one_line
-from drunet_cli.network.engine import Engine
-from drunet_cli.segmentation.pipeline import PreparedCase
-from drunet_cli.segmentation.steps import CaseTask, Computed, Listener, Network, Outcome, compute, read, write
+from drunet_cli.errors import DeviceError, DrunetError, LostDeviceError, OutputError
+from drunet_cli.io.atomic import remove_stale_in
+from drunet_cli.segmentation import pipeline
+from drunet_cli.segmentation.ensemble import Ensemble
+from drunet_cli.segmentation.outputs import describe
+from drunet_cli.segmentation.pipeline import PredictedCase, PreparedCase
+from drunet_cli.segmentation.plan import Action, PlannedCase, RunPlan, same_document
 
 _MOST_READERS: Final = 8
 _CPUS_A_READER: Final = 4  # a case's four files are inflated at once
 _WRITERS: Final = 2
+_OUTPUT_SUFFIXES: Final = (".nii.gz", ".json", ".png", ".csv")
 
 
-_NOBODY: Final = Listener()
+@dataclass(frozen=True)
+class CaseResult:
+    """A case whose outputs are complete. document: the sidecar's object. left_out: the outputs were complete before."""
+
+    document: dict[str, Any]
+    left_out: bool = False
+
+
+Outcome: TypeAlias = CaseResult | DrunetError
+_Read: TypeAlias = tuple[PlannedCase, PreparedCase | Outcome]
 
 
 def segment_cases(
-    tasks: Sequence[CaseTask],
-    open_network: Callable[[], Network],
+    plan: RunPlan,
+    ensemble: Ensemble,
     *,
-    n_cpus: int,
-    listener: Listener = _NOBODY,
-) -> Generator[tuple[CaseTask, Outcome]]:
-    """Segment every case and write its outputs; yield each task with its result, or with the DrunetError that it met.
+    on_warning: Callable[[str], None],
+    on_progress: Callable[[str, int, int], None] = lambda *_: None,
+) -> Generator[tuple[PlannedCase, Outcome]]:
+    """Carry a plan out: segment every case and write its outputs; yield each with its result, or with the error it met.
 
-    open_network: called once, when the first case has been read; never when none can be. To be closed by whoever does not take
-    all: what is being written then is written whole, and what waited is dropped. Whatever else than a DrunetError is raised
-    ends the run.
+    The networks are opened when the first case has been read, and never when none can be. on_warning: called with what is
+    remarkable about a case. on_progress: called with the name of a case, its slices done, and its slices in all. Both may raise
+    to end the run, as may anything but a DrunetError of one case. Whoever does not take all outcomes closes the generator: the
+    outputs that are being written are then written whole, and the cases that wait are dropped.
     """
-    n_readers = max(1, min(n_cpus // _CPUS_A_READER, _MOST_READERS, len(tasks)))
+    _remove_stale(plan)
+    if any(each.action in (Action.LEAVE_OUT, Action.ADD_FILES) for each in plan.cases):
+        _ = ensemble.checkpoints  # existing outputs are compared with the weights, in the threads that read
+    n_readers = max(1, min(ensemble.threads // _CPUS_A_READER, _MOST_READERS, len(plan.cases)))
     readers = ThreadPoolExecutor(n_readers, thread_name_prefix="drunet-reader")
     writers = ThreadPoolExecutor(_WRITERS, thread_name_prefix="drunet-writer")
+    written: deque[tuple[PlannedCase, Future[Outcome]]] = deque()
     try:
-        ahead = _Ahead(tasks, readers, depth=n_readers + 1)
-        while (taken := ahead.take()) is not None:
-            task, prepared = taken
-            if isinstance(prepared, PreparedCase):
-                break
-            yield task, prepared
-        else:
-            return
-        network = open_network()
-        ahead.put_back(task, prepared)
-        del prepared, taken  # its slices
-        if len(network.engines) == 1:
-            yield from _one_after_another(ahead, network, writers, listener)
-        else:
-            with closing(_side_by_side(ahead, network, writers, listener)) as outcomes:
-                yield from outcomes
+        for future in _read_ahead(plan, ensemble, readers, depth=n_readers + 1):
+            planned, prepared = future.result()
+            del future
+            if not isinstance(prepared, PreparedCase):
+                yield planned, prepared
+                continue
+
+            def tell(done: int, n_slices: int, name: str = planned.case.name) -> None:
+                on_progress(name, done, n_slices)
+
+            def warn(message: str, name: str = planned.case.name) -> None:
+                on_warning(message if plan.cohort.alone else f"{name}: {message}")
+
+            predicted = _compute(planned, prepared, ensemble, on_warning=warn, on_progress=tell)
+            del prepared  # its slices
+            if not isinstance(predicted, PredictedCase):
+                yield planned, predicted
+                continue
+            written.append((planned, writers.submit(_write, planned, predicted, describe(predicted, ensemble), ensemble)))
+            del predicted
+            # A CPU that computes has no time left for writing, and takes so long for a case that it is told at once.
+            n_late = 0 if ensemble.engines[0].device == "cpu" else _WRITERS
+            while written and (len(written) > n_late or written[0][1].done()):
+                done, outcome = written.popleft()
+                yield done, outcome.result()
+        for done, outcome in written:
+            yield done, outcome.result()
     finally:  # an interrupted run waits for the cases in hand to be read, and for those computed to be written
         readers.shutdown(cancel_futures=True)
         writers.shutdown()
 
 
-class _Ahead:
-    """Cases in their order, read before they are asked for, so many at once. For any number of threads."""
-
-    def __init__(self, tasks: Sequence[CaseTask], readers: ThreadPoolExecutor, *, depth: int) -> None:
-        self._waiting = iter(tasks)
-        self._readers = readers
-        self._depth = depth
-        self._begun: deque[Future[tuple[CaseTask, PreparedCase | Outcome]]] = deque()
-        self._lock = threading.Lock()
-        for _ in range(depth):
-            self._begin()
-
-    def _begin(self) -> None:
-        task = next(self._waiting, None)
-        if task is not None:
-            self._begun.append(self._readers.submit(read, task))
-
-    def take(self) -> tuple[CaseTask, PreparedCase | Outcome] | None:
-        """The next case as soon as it has been read; None after the last."""
-        with self._lock:
-            if not self._begun:
-                return None
-            future = self._begun.popleft()
-            if len(self._begun) < self._depth:
-                self._begin()
-        return future.result()
-
-    def put_back(self, task: CaseTask, prepared: PreparedCase) -> None:
-        """Make a case the next to be taken again."""
-        future: Future[tuple[CaseTask, PreparedCase | Outcome]] = Future()
-        future.set_result((task, prepared))
-        self._begun.appendleft(future)
+def _remove_stale(plan: RunPlan) -> None:
+    """Remove the temporary files of killed runs, of any case in the folder."""
+    if plan.summary is None:
+        for each in plan.cases:
+            each.files.remove_stale()
+    else:
+        for suffix in _OUTPUT_SUFFIXES:
+            remove_stale_in(plan.summary.parent, suffix=suffix)
 
 
-def _begin_to_write(task: CaseTask, computed: Computed, network: Network, writers: ThreadPoolExecutor) -> Future[Outcome]:
-    if isinstance(computed, tuple):
-        return writers.submit(write, task, *computed, network.making)
-    return _known(computed)
+def _read_ahead(plan: RunPlan, ensemble: Ensemble, readers: ThreadPoolExecutor, *, depth: int) -> Generator["Future[_Read]"]:
+    """Yield the cases in their order, as they are being read; `depth` more are being read or wait. No slices are kept here."""
+    waiting = iter(plan.cases)
+    begun: deque[Future[_Read]] = deque()
+
+    def begin() -> None:
+        if (planned := next(waiting, None)) is not None:
+            begun.append(readers.submit(_read, planned, ensemble))
+
+    for _ in range(depth):
+        begin()
+    while begun:
+        begin()
+        yield begun.popleft()
 
 
-def _known(outcome: Outcome) -> Future[Outcome]:
-    future: Future[Outcome] = Future()
-    future.set_result(outcome)
-    return future
-
-
-def _ended(task: CaseTask, future: Future[Outcome]) -> tuple[CaseTask, Outcome]:
-    return task, future.result()
-
-
-def _one_after_another(
-    ahead: _Ahead, network: Network, writers: ThreadPoolExecutor, listener: Listener
-) -> Iterator[tuple[CaseTask, Outcome]]:
-    (engines,) = network.engines
-    # A CPU that computes has nothing over for writing at the same time, and a case takes it so long that it is told at once.
-    n_late = 0 if engines[0].device == "cpu" else _WRITERS
-    written: deque[tuple[CaseTask, Future[Outcome]]] = deque()
-    while (taken := ahead.take()) is not None:
-        task, prepared = taken
-        if isinstance(prepared, PreparedCase):
-            computed = compute(task, prepared, engines, network, listener)
-            del prepared, taken  # its slices
-            written.append((task, _begin_to_write(task, computed, network, writers)))
-        else:
-            yield task, prepared
-        while written and (len(written) > n_late or written[0][1].done()):
-            yield _ended(*written.popleft())
-    for task, future in written:
-        yield _ended(task, future)
-
-
-def _side_by_side(
-    ahead: _Ahead, network: Network, writers: ThreadPoolExecutor, listener: Listener
-) -> Generator[tuple[CaseTask, Outcome]]:
-    """The same with several devices."""
-    ended: queue.SimpleQueue[tuple[CaseTask, Future[Outcome]] | BaseException | None] = queue.SimpleQueue()
-    free_writers = threading.Semaphore(_WRITERS + len(network.engines))
-    stop = threading.Event()
-
-    def on_progress(name: str, done: int, total: int) -> None:
-        if stop.is_set():
-            raise _StoppedError
-        listener.on_progress(name, done, total)
-
-    heard = Listener(on_read=listener.on_read, on_progress=on_progress)
-
-    def compute_all(engines: Sequence[Engine]) -> None:
-        while not stop.is_set() and (taken := ahead.take()) is not None:
-            task, prepared = taken
-            if not isinstance(prepared, PreparedCase):
-                ended.put((task, _known(prepared)))
-                continue
-            computed = compute(task, prepared, engines, network, heard)
-            free_writers.acquire()
-            future = _begin_to_write(task, computed, network, writers)
-            future.add_done_callback(lambda _: free_writers.release())
-            ended.put((task, future))
-
-    def run(engines: Sequence[Engine]) -> None:
-        try:
-            compute_all(engines)
-        except _StoppedError:
-            pass
-        except BaseException as error:  # noqa: BLE001  # raised again where what has ended is taken
-            ended.put(error)
-        finally:
-            ended.put(None)
-
-    threads = [threading.Thread(target=run, args=(each,), name=f"drunet-{each[0].device}") for each in network.engines]
-    for thread in threads:
-        thread.start()
+def _read(planned: PlannedCase, ensemble: Ensemble) -> _Read:
+    """Read a case, or leave it out. The plan of the case comes back as it is to be carried out."""
+    case, files = planned.case, planned.files
+    if planned.error is not None:
+        return planned, planned.error
     try:
-        n_running = len(threads)
-        while n_running:
-            item = ended.get()
-            if item is None:
-                n_running -= 1
-            elif isinstance(item, BaseException):
-                raise item
+        if planned.action in (Action.LEAVE_OUT, Action.ADD_FILES):
+            document = same_document(case, files, ensemble)
+            if document is None:  # removed since the plan was made
+                planned = replace(planned, action=Action.SEGMENT)
+                files.check(case.images)
+            elif files.has_extras(document):
+                return planned, CaseResult(document, left_out=True)
             else:
-                yield _ended(*item)
-    finally:
-        stop.set()
-        for thread in threads:
-            thread.join()
+                planned = replace(planned, action=Action.ADD_FILES)
+        return planned, pipeline.prepare(case, keep_views=files.settings.preview)
+    except DrunetError as error:
+        return planned, error
+    except MemoryError:
+        return planned, DeviceError(f"{case.name}: this machine's memory does not suffice to read the case")
 
 
-class _StoppedError(Exception):
-    """The run has ended for a reason met elsewhere."""
+def _compute(
+    planned: PlannedCase,
+    prepared: PreparedCase,
+    ensemble: Ensemble,
+    *,
+    on_warning: Callable[[str], None],
+    on_progress: Callable[[int, int], None],
+) -> PredictedCase | Outcome:
+    """Predict a case, and tell its warnings. Raises what concerns all cases: networks that cannot be opened, a lost device."""
+    _ = ensemble.engines
+    try:
+        if (result := _finished_by_another_run(planned, ensemble)) is not None:
+            return result
+        for warning in prepared.warnings:
+            on_warning(warning.message)
+        predicted = pipeline.segment(prepared, ensemble, on_progress=on_progress)
+        for warning in predicted.new_warnings:
+            on_warning(warning.message)
+    except LostDeviceError:  # the next case would fare no better
+        raise
+    except DrunetError as error:
+        return error
+    except MemoryError:
+        return DeviceError(f"{planned.case.name}: this machine's memory does not suffice for the case")
+    return predicted
 
 
-_SEPARATOR: Final = ";"
+def _write(planned: PlannedCase, predicted: PredictedCase, document: dict[str, Any], ensemble: Ensemble) -> Outcome:
+    """Write the outputs of a case, unless another run has done so meanwhile."""
+    try:
+        return CaseResult(planned.files.write(predicted, document, adding=planned.action is Action.ADD_FILES))
+    except OutputError as error:
+        try:
+            return _finished_by_another_run(planned, ensemble) or error
+        except DrunetError:
+            return error
+    except MemoryError:
+        return DeviceError(f"{planned.case.name}: this machine's memory does not suffice to write the label map")
 
 
-class Status(StrEnum):
-    """What became of a case."""
+def _finished_by_another_run(planned: PlannedCase, ensemble: Ensemble) -> CaseResult | None:
+    """The result of another run over the same cases that has finished this one since the plan was made.
 
-    DONE = "done"
-    LEFT_OUT = "left out"  # its outputs were complete before; with an error where they are not those that were asked for
-    FAILED = "failed"
-
-
-@dataclass(frozen=True, kw_only=True)
-class SummaryRow:
-    """One case. What is not known is absent or empty.
-
-    volumes_ml: by class and region. seconds: by stage, read and network. warnings: their codes. weights, weights_sha256: one
-    each, more where the mean of several was taken. output: the label map. error: one line.
+    Raises DrunetError for outputs that are not those that this run would make.
     """
-
-    case: str
-    status: Status
-    volumes_ml: Mapping[str, float] = field(default_factory=dict)
-    warnings: tuple[str, ...] = ()
-    weights: tuple[str, ...] = ()
-    weights_sha256: tuple[str, ...] = ()
-    seconds: Mapping[str, float] = field(default_factory=dict)
-    device: str = ""
-    output: str = ""
-    error: str = ""
-
-
-VOLUMES: Final = (*REGIONS, *(tumour_class.name for tumour_class in TUMOUR_CLASSES if tumour_class.name not in REGIONS))
-STAGES: Final = ("read", "network")
-# Scripts read these: a later version adds its own at the end, and still knows this header.
-_VOLUME_COLUMNS: Final = {name: f"{name.lower()}_ml" for name in VOLUMES}
-_STAGE_COLUMNS: Final = {name: f"{name}_s" for name in STAGES}
-COLUMNS: Final = (
-    "case",
-    "status",
-    *_VOLUME_COLUMNS.values(),
-    "warnings",
-    "weights",
-    "weights_sha256",
-    *_STAGE_COLUMNS.values(),
-    "device",
-    "output",
-    "error",
-)
-_HEADER: Final = f"{','.join(COLUMNS)}\n".encode()
-
-
-def summary_name(shard: tuple[int, int] | None) -> str:
-    """Name of the table in its folder. shard: K and N; written without leading zeros, as a batch script counts."""
-    return "summary.csv" if shard is None else f"summary-{shard[0]}-of-{shard[1]}.csv"
-
-
-def row_of(document: Mapping[str, Any], status: Status) -> SummaryRow:
-    """The row of a case that has a sidecar. document: the sidecar's object; only its case must be there."""
-    weights = described_weights(document)
-    return SummaryRow(
-        case=str(document["case"]),
-        status=status,
-        volumes_ml=_numbers(document.get("volumes_ml"), VOLUMES),
-        warnings=tuple(code for code, _ in described_warnings(document)),
-        weights=tuple(str(each.get("name") or "") for each in weights),
-        weights_sha256=tuple(str(each.get("sha256") or "") for each in weights),
-        seconds=_numbers(document.get("seconds"), STAGES),
-        device=str(document.get("device") or ""),
-        output=str(document.get("output") or ""),
-    )
-
-
-def failed_row(case: str, error: DrunetError) -> SummaryRow:
-    """The row of a case that came to no label map."""
-    return SummaryRow(case=case, status=Status.FAILED, error=str(error))
-
-
-def described_warnings(document: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Code and message of every warning in a sidecar's object."""
-    warnings = document.get("warnings")
-    found = [_object(each) for each in warnings] if isinstance(warnings, list) else []
-    return [(str(each.get("code") or "unknown"), one_line(str(each.get("message") or ""))) for each in found]
-
-
-def described_weights(document: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """What a sidecar's object says of the weights: one object, or one for each of several."""
-    weights = document.get("weights") or []
-    return [_object(each) for each in (weights if isinstance(weights, list) else [weights])]
-
-
-def columns_of(row: SummaryRow) -> dict[str, Any]:
-    """A row by columns: text, lists of text, and numbers or None."""
-    return {
-        "case": row.case,
-        "status": row.status,
-        **{column: row.volumes_ml.get(name) for name, column in _VOLUME_COLUMNS.items()},
-        "warnings": list(row.warnings),
-        "weights": list(row.weights),
-        "weights_sha256": list(row.weights_sha256),
-        **{column: row.seconds.get(name) for name, column in _STAGE_COLUMNS.items()},
-        "device": row.device,
-        "output": row.output,
-        "error": row.error,
-    }
-
-
-def encode_summary(rows: Iterable[SummaryRow]) -> bytes:
-    """The table of a run as CSV, by case."""
-    return encode_table(COLUMNS, [columns_of(row) for row in sorted(rows, key=lambda row: (row.case, row.output))])
-
-
-def encode_table(columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> bytes:
-    """Rows by column as CSV. File names need not be text: their bytes are kept."""
-    table = io.StringIO(newline="")
-    writer = csv.DictWriter(table, columns, lineterminator="\n")
-    writer.writeheader()
-    for row in rows:
-        writer.writerow({name: _SEPARATOR.join(cell) if isinstance(cell, list) else cell for name, cell in row.items()})
-    return table.getvalue().encode(errors="surrogateescape")
-
-
-def is_summary(path: Path) -> bool:
-    """Whether a file is the table of a run; also where there is none. Raises OutputError where it cannot be read."""
-    try:
-        with path.open("rb") as stream:
-            return stream.readline(len(_HEADER) + 1) == _HEADER
-    except FileNotFoundError:
-        return True
-    except OSError as error:
-        raise OutputError(f"{path}: cannot be read: {error.strerror}") from error
-
-
-def read_summary(path: Path) -> list[SummaryRow]:
-    """The rows of a table that drunet wrote. Raises CaseError."""
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise CaseError(f"{path}: cannot be read: {error.strerror}") from error
-    if not content.startswith(_HEADER):
-        raise CaseError(f"{path}: is not a summary that drunet wrote")
-    reader = csv.DictReader(io.StringIO(content.decode(errors="surrogateescape"), newline=""))
-    try:
-        return [_parsed(cells) for cells in reader]
-    except (csv.Error, ValueError) as error:
-        raise CaseError(f"{path}: line {reader.line_num} is damaged ({error}); run the cases again, or remove it") from error
-
-
-def _parsed(row: Mapping[str, str | None]) -> SummaryRow:
-    cells = {column: cell for column in COLUMNS if (cell := row[column]) is not None}
-    if len(cells) < len(COLUMNS):
-        raise ValueError("it ends too early")
-    return SummaryRow(
-        case=cells["case"],
-        status=Status(cells["status"]),
-        volumes_ml={name: float(cells[column]) for name, column in _VOLUME_COLUMNS.items() if cells[column]},
-        warnings=_listed(cells["warnings"]),
-        weights=_listed(cells["weights"]),
-        weights_sha256=_listed(cells["weights_sha256"]),
-        seconds={name: float(cells[column]) for name, column in _STAGE_COLUMNS.items() if cells[column]},
-        device=cells["device"],
-        output=cells["output"],
-        error=cells["error"],
-    )
-
-
-def _listed(cell: str) -> tuple[str, ...]:
-    return tuple(cell.split(_SEPARATOR)) if cell else ()
-
-
-def _object(value: object) -> Mapping[str, Any]:
-    return value if isinstance(value, Mapping) else {}
-
-
-def _numbers(value: object, names: Iterable[str]) -> dict[str, float]:
-    """Those of the named values that volumes and times can be; JSON as Python reads it knows NaN, and true is no number."""
-    found = {name: _object(value).get(name) for name in names}
-    return {name: n for name, n in found.items() if isinstance(n, int | float) and type(n) is not bool and 0 <= n < math.inf}
+    if not planned.files.settings.skip_existing or planned.action is Action.ADD_FILES:
+        return None
+    document = same_document(planned.case, planned.files, ensemble)
+    return CaseResult(document, left_out=True) if document is not None and planned.files.has_extras(document) else None

@@ -1,219 +1,315 @@
-"""What is written for a case: the label map, its sidecar, and the files beside them that are asked for."""
+"""The files of a segmented case: the label map, its sidecar, and the maps and the picture beside them.
+
+The label map is published last: where it is, everything beside it is. A sidecar without its label map is what a killed run has
+left, counts as nothing, and is replaced together with the files that it names.
+"""
 
 import hashlib
+import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+import platform
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import Any, Final
 
-from drunet_cli.brats import Labels, Modality, describe_labels, label_values
+import nibabel as nib
+import numpy as np
+
+import drunet_cli
+from drunet_cli.brats import UNCERTAINTY_MAPS, Modality, describe_labels, label_values, volumes_ml
 from drunet_cli.errors import OutputError
-from drunet_cli.evaluation.pairs import UNCERTAINTY_MAPS
 from drunet_cli.io.atomic import check_writable, remove_stale, write_atomically
-from drunet_cli.io.naming import stem
+from drunet_cli.io.geometry import Geometry
+from drunet_cli.io.inputs import file_sha256
+from drunet_cli.io.naming import NIFTI_SUFFIXES, stem
 from drunet_cli.io.nifti import encode_label_map, encode_map
-from drunet_cli.io.volumes import file_sha256
-from drunet_cli.segmentation import sidecar
-from drunet_cli.segmentation.pipeline import Segmentation
+from drunet_cli.network.engine import Engine
+from drunet_cli.segmentation.ensemble import Ensemble
+from drunet_cli.segmentation.pipeline import PredictedCase
+from drunet_cli.segmentation.settings import Settings
 from drunet_cli.signals import hold_signals
+from drunet_cli.weights.checkpoint import Checkpoint
+
+SCHEMA: Final = "drunet.segmentation/1"
+_LARGEST_SIDECAR_BYTES: Final = 2**20
 
 
-class Extra(StrEnum):
-    """A file, or several, beside the label map."""
+class OutputState(StrEnum):
+    """What there is of a case's outputs."""
 
-    PREVIEW = "preview"
-    PROBABILITIES = "probabilities"
-    UNCERTAINTY = "uncertainty"
-
-
-_ENTROPY: Final = "_entropy"
+    NEW = "new"
+    COMPLETE = "segmented"
+    UNFINISHED = "unfinished"  # a sidecar without its label map: a run was killed
+    FOREIGN = "foreign file"  # not described by drunet: never replaced unasked
 
 
-def chosen(extras: Mapping[Extra, bool]) -> frozenset[Extra]:
-    """Those that are wanted. Raises MisuseError where one of them cannot be made here."""
-    if extras[Extra.PREVIEW]:
-        from drunet_cli.segmentation.preview import check_drawable
-
-        check_drawable()
-    return frozenset(extra for extra, wanted in extras.items() if wanted)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Wanted:
-    """What is written for each case, and how."""
-
-    labels: Labels = Labels.BRATS2020
-    sidecar: bool = True
-    extras: frozenset[Extra] = frozenset()
-    overwrite: bool = False
-
-    def target(self, label_map: Path) -> "Target":
-        """The same of one case."""
-        return Target(
-            label_map=label_map, labels=self.labels, sidecar=self.sidecar, extras=self.extras, overwrite=self.overwrite
-        )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Target(Wanted):
-    """What is written for a case, and how.
-
-    completing: the label map is there as it is to be made, and only files beside it are missing.
-    """
+@dataclass(frozen=True)
+class OutputFiles:
+    """The files of one case that the settings ask for. The others are named by the label map: seg.nii.gz has seg.json."""
 
     label_map: Path
-    completing: bool = False
+    settings: Settings
 
     @property
-    def sidecar_path(self) -> Path:
-        """Whether or not it is to be written."""
-        return sidecar.sidecar_path(self.label_map)
+    def sidecar(self) -> Path:
+        """The path of the sidecar, whether or not it is to be written."""
+        return self._beside(".json")
 
     @property
-    def extra_paths(self) -> list[Path]:
-        """The files beside the label map that are asked for."""
-        return [path for extra in Extra if extra in self.extras for path in _paths(extra, self.label_map)]
+    def extras(self) -> list[Path]:
+        """The picture and the maps that are to be written beside the label map."""
+        return [
+            *([self._preview] if self.settings.preview else []),
+            *([self._map("_probabilities")] if self.settings.probabilities else []),
+            *(map(self._map, (*UNCERTAINTY_MAPS.values(), "_entropy")) if self.settings.uncertainty else []),
+        ]
+
+    @property
+    def _preview(self) -> Path:
+        return self._beside("_preview.png")
+
+    def _map(self, ending: str) -> Path:
+        """A NIfTI file of the label map's kind: seg.nii.gz has seg_entropy.nii.gz."""
+        return self._beside(f"{ending}{self.label_map.name[len(stem(self.label_map)) :]}")
+
+    def _beside(self, ending: str) -> Path:
+        return self.label_map.with_name(f"{stem(self.label_map)}{ending}")
+
+    # What is there
+
+    def state(self) -> OutputState:
+        """What there is of these files."""
+        if os.path.lexists(self.label_map):
+            return OutputState.COMPLETE if read_sidecar(self.sidecar) is not None else OutputState.FOREIGN
+        if self._leftovers():
+            return OutputState.UNFINISHED
+        needs_sidecar = self.settings.sidecar or read_sidecar(self.sidecar) is not None  # of a label map of the other suffix
+        return OutputState.FOREIGN if needs_sidecar and os.path.lexists(self.sidecar) else OutputState.NEW
+
+    def extras_there(self) -> list[bool]:
+        """For each of the extras, whether something is there that a killed run has not left."""
+        leftovers = self._leftovers()
+        return [os.path.lexists(path) and path not in leftovers for path in self.extras]
 
     def has_extras(self, document: Mapping[str, Any]) -> bool:
-        """Whether all files that are asked for are there beside the label map. document: the object of its sidecar.
+        """Whether all extras are there as the sidecar names them. document: the sidecar's object.
 
-        Raises OutputError for one that is not as the sidecar has it: it belongs to another label map, or is somebody's.
+        Raises OutputError for an extra that the sidecar does not name: it belongs to another label map, or to somebody.
         """
-        told = sidecar.files_beside(self.label_map, document)
-        there = [path for path in self.extra_paths if os.path.lexists(path)]
+        named = _files_named(self.label_map, document)
+        there = [path for path in self.extras if os.path.lexists(path)]
         for path in there:
-            try:
-                ours = path in told and file_sha256(path) == told[path]
-            except OSError as error:
-                raise OutputError(f"{path}: cannot be read: {error.strerror}") from error
-            if not ours:
+            if path not in named or sha256_of(path) != named[path]:
                 raise OutputError(f"{path}: exists already, and is not of {self.label_map.name} as it is; give --overwrite")
-        return len(there) == len(self.extra_paths)
-
-    def remove_stale(self) -> None:
-        """Remove what killed runs have left of these outputs."""
-        for path in (self.label_map, self.sidecar_path, *self.extra_paths):
-            remove_stale(path)
+        return len(there) == len(self.extras)
 
     def check(self, inputs: Mapping[Modality, Path]) -> None:
-        """Raise OutputError now for what would stop the writing later, an output that is an input among it."""
-        for path in (self.label_map, *self.extra_paths):
-            check_writable(path, overwrite=self.overwrite)
+        """Raise OutputError now for what would stop the writing later; an output that is an input is among this."""
+        leftovers = self._leftovers()
+        for path in (self.label_map, *self.extras):
+            check_writable(path, overwrite=self.settings.overwrite or path in leftovers)
             if path.exists() and any(path.samefile(image) for image in inputs.values()):
                 raise OutputError(f"{path}: is one of the inputs; name another output")
         # Without a sidecar of its own the label map must not lie beside that of another.
-        if self.sidecar or sidecar.is_sidecar(self.sidecar_path):
+        if self.settings.sidecar or read_sidecar(self.sidecar) is not None:
             try:
-                check_writable(self.sidecar_path, overwrite=self.overwrite)
+                check_writable(self.sidecar, overwrite=self.settings.overwrite or self.sidecar in leftovers)
             except OutputError as error:
                 raise OutputError(f"{error} (it would be the sidecar of {self.label_map.name})") from error
 
-    def write(self, segmentation: Segmentation, document: Mapping[str, Any]) -> dict[str, Any]:
-        """Write everything; return the sidecar's object, completed by what is known of the files.
+    def remove_stale(self) -> None:
+        """Remove the temporary files that killed runs have left of these outputs."""
+        for path in (self.label_map, self.sidecar, *self.extras):
+            remove_stale(path)
 
-        Whoever publishes the label map publishes the sidecar beside it: a killed or beaten run may leave a label map without
-        one, never one with another's. What the sidecar names beside the label map follows them. Raises OutputError.
+    def _leftovers(self) -> set[Path]:
+        """The sidecar that a killed run has left without its label map, and the files that it names, unless changed since.
+
+        X.nii.gz and X.nii share one sidecar: either of them keeps it.
         """
-        label_map = label_values(segmentation.class_map, self.labels)
-        content = encode_label_map(label_map, segmentation.prepared.header, compress=self._compress)
+        if any(os.path.lexists(self._beside(suffix)) for suffix in NIFTI_SUFFIXES):
+            return set()
+        document = read_sidecar(self.sidecar)
+        if document is None:
+            return set()
+        named = _files_named(self.label_map, document).items()
+        return {self.sidecar, *(path for path, sha256 in named if path.is_file() and sha256_of(path) == sha256)}
+
+    # Writing
+
+    def write(self, predicted: PredictedCase, document: Mapping[str, Any], *, adding: bool = False) -> dict[str, Any]:
+        """Write all files, the label map last; return the sidecar's object, completed by what is known of the files.
+
+        document: see `describe`. adding: the label map is there, and only extras are missing; where the label map comes out the
+        same, it stays, and so do the other files beside it. Raises OutputError.
+        """
+        label_map = label_values(predicted.class_map, self.settings.labels)
+        content = encode_label_map(label_map, predicted.prepared.header, compress=self._compress)
         sha256 = hashlib.sha256(content).hexdigest()
-        extras = dict(self._encoded(segmentation, document))
-        before = sidecar.read_sidecar(self.sidecar_path) or {} if self.overwrite else {}
-        old = sidecar.files_beside(self.label_map, before)
-        if self.completing and before.get("output_sha256") == sha256:
-            kept = {path.name: digest for path, digest in old.items() if path not in extras}
-            old = {}
-        else:  # pictures and maps of another label map are not to lie beside this one
-            kept = {}
+        extras = dict(self._encoded_extras(predicted, document))
+        overwrite = self.settings.overwrite or adding
+        leftovers = self._leftovers()
+        before = (read_sidecar(self.sidecar) or {}) if overwrite or leftovers else {}
+        named = _files_named(self.label_map, before)
+        same = adding and before.get("output_sha256") == sha256
+        kept = {path.name: digest for path, digest in named.items() if path not in extras} if same else {}
         completed = {
             **document,
             "output": str(self.label_map),
             "output_sha256": sha256,
-            "labels": describe_labels(self.labels),
+            "labels": describe_labels(self.settings.labels),
             "files": kept | {path.name: hashlib.sha256(encoded).hexdigest() for path, encoded in extras.items()},
         }
-        with hold_signals():
-            try:
-                self._publish(content, completed, outdated=list(old))
-            except OutputError:  # another run may have taken this one for killed, and published its sidecar for it
-                if sidecar.files_beside(self.label_map, sidecar.read_sidecar(self.sidecar_path) or {}) == {
-                    self.label_map.with_name(name): digest for name, digest in completed["files"].items()
-                }:
-                    self._write_extras(extras)
-                raise
-            self._write_extras(extras)
-        return completed
+        outdated = {path for path in named if path.name not in kept and (overwrite or path in leftovers)}
+        with hold_signals(), ExitStack() as publish_in_reverse:
 
-    def _write_extras(self, extras: Mapping[Path, bytes]) -> None:
-        for path, encoded in extras.items():
-            with write_atomically(path, overwrite=self.overwrite) as stream:
-                stream.write(encoded)
+            def stage(path: Path, content: bytes) -> None:
+                stream = publish_in_reverse.enter_context(write_atomically(path, overwrite=overwrite or path in leftovers))
+                stream.write(content)
+                stream.flush()  # a full disk is met here, before anything appears
+
+            if not same:
+                stage(self.label_map, content)
+            for path, encoded in extras.items():
+                stage(path, encoded)
+            if self.settings.sidecar:
+                stage(self.sidecar, encode_sidecar(completed))
+            if not overwrite and os.path.lexists(self.label_map):
+                raise OutputError(f"{self.label_map}: has appeared while drunet was working; nothing was replaced")
+            # Whenever the process is killed from here on, there is either no label map, or a whole one with its own sidecar.
+            for path in outdated.union(extras if overwrite else ()):
+                path.unlink(missing_ok=True)
+            if overwrite and not same:
+                self.label_map.unlink(missing_ok=True)
+            if before and not self.settings.sidecar:
+                self.sidecar.unlink(missing_ok=True)
+        return completed
 
     @property
     def _compress(self) -> bool:
         return self.label_map.name.lower().endswith(".gz")
 
-    def _publish(self, content: bytes, completed: Mapping[str, Any], *, outdated: Sequence[Path]) -> None:
-        with ExitStack() as published_last:
-            if self.sidecar:
-                stream = published_last.enter_context(write_atomically(self.sidecar_path, overwrite=self.overwrite))
-                stream.write(sidecar.encode_sidecar(completed))
-                stream.flush()  # a full disk is found here, before anything appears
-            with write_atomically(self.label_map, overwrite=self.overwrite) as stream:
-                stream.write(content)
-                stream.flush()
-                for path in outdated:
-                    path.unlink(missing_ok=True)
-                if self.overwrite and sidecar.is_sidecar(self.sidecar_path):
-                    self.sidecar_path.unlink()
-
-    def _encoded(self, segmentation: Segmentation, document: Mapping[str, Any]) -> Iterator[tuple[Path, bytes]]:
-        """Every file beside the label map with its content."""
-        prediction, header = segmentation.prediction, segmentation.prepared.header
-        if Extra.PREVIEW in self.extras:
-            yield _preview_path(self.label_map), _preview(segmentation, document)
+    def _encoded_extras(self, predicted: PredictedCase, document: Mapping[str, Any]) -> Iterator[tuple[Path, bytes]]:
+        prediction, header = predicted.prediction, predicted.prepared.header
+        if self.settings.preview:
+            yield self._preview, _picture(predicted, document)
         if prediction.probabilities is not None:
-            values = encode_map(prediction.probabilities, header, compress=self._compress)
-            yield _beside(self.label_map, "_probabilities"), values
+            yield self._map("_probabilities"), encode_map(prediction.probabilities, header, compress=self._compress)
         if prediction.uncertainty is not None and prediction.entropy is not None:
-            for region, suffix in UNCERTAINTY_MAPS.items():
-                values = encode_map(prediction.uncertainty[region], header, compress=self._compress)
-                yield _beside(self.label_map, suffix), values
-            yield _beside(self.label_map, _ENTROPY), encode_map(prediction.entropy, header, compress=self._compress)
+            for region, ending in UNCERTAINTY_MAPS.items():
+                yield self._map(ending), encode_map(prediction.uncertainty[region], header, compress=self._compress)
+            yield self._map("_entropy"), encode_map(prediction.entropy, header, compress=self._compress)
 
 
-def _paths(extra: Extra, label_map: Path) -> list[Path]:
-    if extra is Extra.PREVIEW:
-        return [_preview_path(label_map)]
-    if extra is Extra.PROBABILITIES:
-        return [_beside(label_map, "_probabilities")]
-    return [_beside(label_map, suffix) for suffix in (*UNCERTAINTY_MAPS.values(), _ENTROPY)]
+def sha256_of(path: Path) -> str:
+    """SHA-256 of an output. Raises OutputError where it cannot be read."""
+    try:
+        return file_sha256(path)
+    except OSError as error:
+        raise OutputError(f"{path}: cannot be read: {error.strerror}") from error
 
 
-def _beside(label_map: Path, suffix: str) -> Path:
-    """A NIfTI file of the label map's kind: seg.nii.gz has seg_entropy.nii.gz."""
-    base = stem(label_map)
-    return label_map.with_name(f"{base}{suffix}{label_map.name[len(base) :]}")
-
-
-def _preview_path(label_map: Path) -> Path:
-    return label_map.with_name(f"{stem(label_map)}_preview.png")
-
-
-def _preview(segmentation: Segmentation, document: Mapping[str, Any]) -> bytes:
+def _picture(predicted: PredictedCase, document: Mapping[str, Any]) -> bytes:
     from drunet_cli.segmentation.preview import draw_preview  # Pillow's fonts: not for runs without a picture
 
-    views = segmentation.prepared.views
+    views = predicted.prepared.views
     assert views is not None, "a case is prepared for the picture that is asked for"
     return draw_preview(
         views.flair,
         views.t1ce,
-        segmentation.class_map,
+        predicted.class_map,
         affine=views.affine,
-        name=segmentation.prepared.case.name,
+        name=predicted.prepared.case.name,
         volumes_ml=document["volumes_ml"],
-        warnings=[warning.message for warning in segmentation.warnings],
+        warnings=[warning.message for warning in predicted.warnings],
     )
+
+
+# The sidecar: one JSON object a case, the same that --json prints. Keys are stable within a schema version; more may be added.
+
+
+def describe(predicted: PredictedCase, ensemble: Ensemble) -> dict[str, Any]:
+    """The sidecar's object of a predicted case, without what is known only when the files are written."""
+    prepared = predicted.prepared
+    weights = [_weights_entry(checkpoint) for checkpoint in ensemble.checkpoints]
+    engine = ensemble.engines[0]
+    document = {
+        "schema": SCHEMA,
+        "case": prepared.case.name,
+        "volumes_ml": volumes_ml(predicted.counts, prepared.voxel_ml),
+        "voxels": predicted.counts,
+        "warnings": [{"code": warning.code, "message": warning.message} for warning in predicted.warnings],
+        "weights": weights[0] if len(weights) == 1 else weights,
+        "inputs": {modality: asdict(file) for modality, file in prepared.inputs.items()},
+        "geometry": _geometry_entry(prepared.geometry),
+        "device": engine.device,
+        "device_name": engine.device_name,
+        "settings": {
+            "engine": engine.name,
+            "precision": engine.precision,
+            "batch_size": engine.batch_size,
+            "threads": engine.threads,
+            **ensemble.recorded,
+        },
+        "versions": _versions_entry(engine),
+        "seconds": {"read": round(prepared.seconds, 3), "network": round(predicted.seconds, 3)},
+    }
+    return document if predicted.cleaned is None else {**document, "postprocessing": predicted.cleaned}
+
+
+def _weights_entry(checkpoint: Checkpoint) -> dict[str, Any]:
+    """sha256 is that of the file that was opened, source_sha256 that of the authors' file it was made from."""
+    metadata = checkpoint.metadata
+    return {
+        "name": metadata.name,
+        "sha256": checkpoint.sha256,
+        "source_sha256": metadata.source_sha256 or None,
+        "origin": metadata.origin or None,
+        "base_width": metadata.base_width,
+        "bn_epsilon": metadata.bn_epsilon,
+    }
+
+
+def _geometry_entry(geometry: Geometry) -> dict[str, Any]:
+    """How the case lay and what was done to it; `frame` is untouched, shifted (padded or cropped) or resampled."""
+    frame = "resampled" if geometry.resampled else "untouched" if geometry.untouched else "shifted"
+    return {
+        "shape": list(geometry.shape),
+        "axes": geometry.axcodes,
+        "frame": frame,
+        "frame_start_mm": [geometry.x.start_mm, geometry.y.start_mm],
+        "in_plane_spacing_mm": [round(geometry.x.spacing_mm, 6), round(geometry.y.spacing_mm, 6)],
+        "slice_spacing_mm": round(geometry.slice_spacing_mm, 6),
+    }
+
+
+def _versions_entry(engine: Engine) -> dict[str, str]:
+    """The versions of all software that may change a voxel."""
+    versions = {"drunet": drunet_cli.__version__, "python": platform.python_version()}
+    return versions | dict(engine.versions) | {"numpy": np.__version__, "nibabel": nib.__version__}
+
+
+def encode_sidecar(document: Mapping[str, Any]) -> bytes:
+    """The object as JSON, indented for people."""
+    return json.dumps(document, indent=2).encode() + b"\n"
+
+
+def read_sidecar(path: Path) -> dict[str, Any] | None:
+    """The object of a file that drunet wrote beside a label map; None for any other file, and where there is none."""
+    try:
+        with path.open("rb") as stream:
+            document = json.loads(stream.read(_LARGEST_SIDECAR_BYTES))
+    except (OSError, ValueError, RecursionError):
+        return None
+    ours = isinstance(document, dict) and str(document.get("schema", "")).startswith("drunet.segmentation/")
+    return document if ours else None
+
+
+def _files_named(label_map: Path, document: Mapping[str, Any]) -> dict[Path, str]:
+    """The files beside a label map that its sidecar's object names, each with its SHA-256."""
+    files = document.get("files")
+    named = files.items() if isinstance(files, dict) else []
+    return {label_map.with_name(name): str(sha256) for name, sha256 in named if name and Path(name).name == name}

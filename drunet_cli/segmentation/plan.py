@@ -1,24 +1,27 @@
-"""What there is of each case, and what a run will do with it."""
+"""The plan of a run: what there is of each case and what will be done. A dry run prints the plan, a run carries it out."""
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Any, Final
 
-from drunet_cli.brats import REGIONS, Labels, describe_labels
+from drunet_cli.brats import REGIONS, describe_labels
 from drunet_cli.errors import CaseError, DrunetError, MisuseError, OutputError, WeightsError, without_remedy
-from drunet_cli.io.atomic import temporaries_of
+from drunet_cli.io.atomic import check_writable
 from drunet_cli.io.case import Case
 from drunet_cli.io.checks import CaseWarning
-from drunet_cli.io.naming import NIFTI_SUFFIXES, stem
+from drunet_cli.io.discovery import Cohort
+from drunet_cli.io.inputs import InputFile, changed_files
 from drunet_cli.io.nifti import load_volume
-from drunet_cli.io.volumes import InputFile, changed_files, check_headers, file_sha256
-from drunet_cli.segmentation.outputs import Target
-from drunet_cli.segmentation.sidecar import files_beside, is_sidecar, read_sidecar, recorded_rate, sidecar_path, weights_in
+from drunet_cli.io.volumes import check_headers
+from drunet_cli.segmentation.ensemble import Ensemble
+from drunet_cli.segmentation.outputs import OutputFiles, OutputState, read_sidecar, sha256_of
+from drunet_cli.segmentation.settings import Settings, recorded_dropout
+from drunet_cli.segmentation.summary import described_weights, is_summary
 from drunet_cli.weights.cache import metadata_of, read_weights_file
 from drunet_cli.weights.checkpoint import Metadata, read_metadata
 from drunet_cli.weights.registry import (
@@ -33,121 +36,176 @@ from drunet_cli.weights.registry import (
     weights_path,
 )
 
+_THREADS: Final = 8  # file systems that answer slowly answer many questions at once
 _REMEDY: Final = "give --overwrite to segment the case again"
 
 
-class State(StrEnum):
-    """What of a case is there before it is segmented."""
+class Action(StrEnum):
+    """What a run does with a case."""
 
-    NEW = "new"
-    COMPLETE = "segmented"
-    UNFINISHED = "unfinished"  # a sidecar that describes nothing
-    FOREIGN = "foreign file"  # not described by drunet: never replaced unasked
+    SEGMENT = "segment"
+    OVERWRITE = "overwrite"
+    LEAVE_OUT = "verify and leave out"
+    ADD_FILES = "add missing files"
+    REFUSE = "refuse"
+    FAIL = "fail"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Making:
-    """What a label map is to be made with, as far as it may change a voxel.
+class PlannedCase:
+    """A case, what there is of its outputs, and what will be done.
 
-    weights_sha256: of each file. settings: names and values as in the sidecar; what is not in here may be any.
+    error: why the case fails, though the run goes on. warnings: those that its headers tell, see `look_at_headers`.
     """
 
-    weights_sha256: Sequence[str]
-    labels: Labels
-    settings: Mapping[str, Any]
+    case: Case
+    files: OutputFiles
+    state: OutputState
+    action: Action
+    error: DrunetError | None = None
+    warnings: tuple[CaseWarning, ...] = ()
 
 
-def state_of(label_map: Path, *, sidecar: bool) -> State:
-    """What is there of a case. sidecar: whether one is to be written too."""
-    path = sidecar_path(label_map)
-    described = is_sidecar(path)
-    if os.path.lexists(label_map):
-        return State.COMPLETE if described else State.FOREIGN
-    if described:
-        return State.UNFINISHED
-    return State.FOREIGN if sidecar and os.path.lexists(path) else State.NEW
+@dataclass(frozen=True, kw_only=True)
+class RunPlan:
+    """A run of `drunet segment`.
 
-
-def adopt_sidecar(label_map: Path) -> None:
-    """Publish the sidecar of a run that was killed between the label map and it. Nothing where there was none."""
-    if (temporary := adoptable_sidecar(label_map)) is not None:
-        with suppress(OSError):  # its writer lives, and has just done the same
-            sidecar_path(label_map).hardlink_to(temporary)
-            temporary.unlink()
-
-
-def adoptable_sidecar(label_map: Path) -> Path | None:
-    """Where the sidecar lies that a run wrote which was killed between the label map and it."""
-    path = sidecar_path(label_map)
-    if os.path.lexists(path) or not os.path.isfile(label_map):  # noqa: PTH113  # unlike Path.is_file, no name makes it raise
-        return None
-    for temporary in temporaries_of(path):
-        document = read_sidecar(temporary)
-        if document is not None and document.get("output_sha256") == _sha256(label_map):
-            return temporary
-    return None
-
-
-def adopt_sidecars_in(folder: Path) -> None:
-    """The same for every label map in a folder, also those of runs at other cases."""
-    try:
-        names = os.listdir(folder)  # noqa: PTH208
-    except OSError:  # also where there is none yet
-        return
-    for name in names:
-        case, found, _ = name[1:].rpartition(".json.")
-        if found and name.startswith(".") and name.endswith(".tmp"):
-            for suffix in NIFTI_SUFFIXES:
-                with suppress(OutputError):  # of a label map that cannot be read; where it matters it is met again
-                    adopt_sidecar(folder / f"{case}{suffix}")
-
-
-def remove_orphan(label_map: Path) -> None:
-    """Remove a sidecar whose label map is gone, and the files that it names. X.nii.gz and X.nii have one: either keeps it."""
-    path, name = sidecar_path(label_map), stem(label_map)
-    if any(os.path.lexists(path.with_name(f"{name}{suffix}")) for suffix in NIFTI_SUFFIXES):
-        return
-    document = read_sidecar(path)
-    if document is not None:
-        for extra, sha256 in files_beside(label_map, document).items():
-            with suppress(OSError):  # gone, or not to be read: then it is met where it is in the way
-                if file_sha256(extra) == sha256:  # else somebody has changed it
-                    extra.unlink()
-        path.unlink(missing_ok=True)
-
-
-def finished_document(label_map: Path, case: Case, making: Making) -> dict[str, Any] | None:
-    """The sidecar's object of a label map that is complete, and of these inputs and this making; None where none is there.
-
-    Raises OutputError where there is another, or one that somebody has changed, and CaseError where an input cannot be read.
+    cases: those of the cohort that can be used, in its order. summary: the table of the run, None for one case given alone.
+    stop: what ends the run before its first case.
     """
-    if not os.path.lexists(label_map):
-        return None
-    document = read_sidecar(sidecar_path(label_map))
-    if document is None:
-        raise undescribed(label_map)
-    _check_whole(label_map, document)
-    if different := _differences(document, case, making):
-        raise OutputError(f"{label_map}: was made {different}; {_REMEDY}")
-    return document
+
+    cohort: Cohort
+    settings: Settings
+    cases: tuple[PlannedCase, ...]
+    summary: Path | None
+    stop: DrunetError | None
+
+    @property
+    def n_cases(self) -> int:
+        """All cases, also those that cannot be used."""
+        return len(self.cases) + len(self.cohort.broken)
 
 
-def intact_document(label_map: Path) -> dict[str, Any] | None:
-    """The sidecar's object of a label map that is as it was written, of whatever making; None for any other."""
-    document = read_sidecar(sidecar_path(label_map))
+def plan_run(cohort: Cohort, ensemble: Ensemble, label_maps: Mapping[str, Path], *, summary: Path | None = None) -> RunPlan:
+    """Decide what to do with every case. Nothing is written, and no image is read.
+
+    label_maps: where the label map of each case goes, by name. Raises MisuseError for weights that are given twice.
+    """
+    settings = ensemble.settings
+    _check_distinct(settings.weights)
+    files = [OutputFiles(label_maps[case.name], settings) for case in cohort.cases]
+    cases = _in_threads(lambda case: _planned(*case), list(zip(cohort.cases, files, strict=True)))
+    plan = RunPlan(cohort=cohort, settings=settings, cases=cases, summary=summary, stop=None)
     try:
-        return document if document is not None and document.get("output_sha256") == file_sha256(label_map) else None
-    except OSError:
-        return None
+        _check(plan, ensemble)
+    except DrunetError as error:
+        return replace(plan, stop=error)
+    return plan
 
 
-def undescribed(label_map: Path) -> OutputError:
-    """What is to be said of a label map without a sidecar."""
+def look_at_headers(plan: RunPlan) -> RunPlan:
+    """The same plan with the warnings and failures that headers tell, for a dry run. A run meets them as it reads the cases."""
+    return replace(plan, cases=_in_threads(_with_header_checks, plan.cases))
+
+
+def _in_threads(function: Callable[[Any], PlannedCase], items: Sequence[Any]) -> tuple[PlannedCase, ...]:
+    with ThreadPoolExecutor(_THREADS) as threads:
+        return tuple(threads.map(function, items))
+
+
+def _planned(case: Case, files: OutputFiles) -> PlannedCase:
+    state, settings = files.state(), files.settings
+    extras_there = files.extras_there()
+    error: DrunetError | None = None
+    if settings.overwrite:
+        is_free = state in (OutputState.NEW, OutputState.UNFINISHED)
+        action = Action.SEGMENT if is_free else Action.OVERWRITE
+    elif settings.skip_existing and state is OutputState.COMPLETE:
+        action = Action.LEAVE_OUT if all(extras_there) else Action.ADD_FILES
+    elif state in (OutputState.NEW, OutputState.UNFINISHED) and not any(extras_there):
+        action = Action.SEGMENT
+    elif settings.skip_existing:  # somebody's file is in the way: the case fails, and the run goes on
+        action, error = Action.FAIL, _in_the_way(case, files)
+    else:
+        action = Action.REFUSE
+    return PlannedCase(case=case, files=files, state=state, action=action, error=error)
+
+
+def _in_the_way(case: Case, files: OutputFiles) -> OutputError:
+    try:
+        if os.path.lexists(files.label_map):
+            raise _undescribed(files.label_map)
+        files.check(case.images)
+    except OutputError as error:
+        return error
+    return OutputError(f"{files.label_map}: a file in its way has just gone; try again")
+
+
+def _undescribed(label_map: Path) -> OutputError:
     return OutputError(f"{label_map}: exists already, without a sidecar that says what it was made of; {_REMEDY}")
 
 
+def _check(plan: RunPlan, ensemble: Ensemble) -> None:
+    """Raise what would stop the run before its first case."""
+    alone, settings = plan.cohort.alone, plan.settings
+    in_the_way = [each for each in plan.cases if each.state in (OutputState.COMPLETE, OutputState.FOREIGN)]
+    if in_the_way and not (alone or settings.skip_existing or settings.overwrite):
+        files = in_the_way[0].files
+        first = files.label_map if os.path.lexists(files.label_map) else files.sidecar
+        others = f", and the outputs of {len(in_the_way) - 1} more of {len(plan.cases)} cases" if len(in_the_way) > 1 else ""
+        remedy = "give --skip-existing to leave out what is complete, or --overwrite"
+        raise OutputError(f"{first}: exists already{others}; {remedy}")
+    if plan.summary is not None:
+        check_writable(plan.summary, overwrite=True)
+        if not (settings.overwrite or is_summary(plan.summary)):
+            raise OutputError(f"{plan.summary}: exists already and is not drunet's; name another OUT")
+    for each in plan.cases:
+        if each.action not in (Action.LEAVE_OUT, Action.ADD_FILES, Action.FAIL):
+            each.files.check(each.case.images)
+    if plan.cases:
+        ensemble.check_weights()
+
+
+def _with_header_checks(planned: PlannedCase) -> PlannedCase:
+    if planned.action in (Action.LEAVE_OUT, Action.FAIL):
+        return planned
+    try:
+        return replace(planned, warnings=check_headers(planned.case))
+    except DrunetError as error:
+        return replace(planned, action=Action.FAIL, error=error)
+
+
+# Resuming: whether a label map that is there is the one that would be made
+
+
+def same_document(case: Case, files: OutputFiles, ensemble: Ensemble) -> dict[str, Any] | None:
+    """The sidecar's object of a label map that is whole, and was made of this case in this way; None for no label map.
+
+    Raises OutputError for a label map that was made of something else or otherwise, or that somebody has changed, and CaseError
+    where an input cannot be read.
+    """
+    if not os.path.lexists(files.label_map):
+        return None
+    document = read_sidecar(files.sidecar)
+    if document is None:
+        raise _undescribed(files.label_map)
+    _check_whole(files.label_map, document)
+    if difference := _difference(document, case, ensemble):
+        raise OutputError(f"{files.label_map}: was made {difference}; {_REMEDY}")
+    return document
+
+
+def whole_document(files: OutputFiles) -> dict[str, Any] | None:
+    """The sidecar's object of a label map that is as it was written, however it was made; None for any other."""
+    document = read_sidecar(files.sidecar)
+    with suppress(OutputError):
+        if document is not None and document.get("output_sha256") == sha256_of(files.label_map):
+            return document
+    return None
+
+
 def _check_whole(label_map: Path, document: Mapping[str, Any]) -> None:
-    if document.get("output_sha256") == _sha256(label_map):
+    if document.get("output_sha256") == sha256_of(label_map):
         return
     try:
         load_volume(label_map)
@@ -156,16 +214,16 @@ def _check_whole(label_map: Path, document: Mapping[str, Any]) -> None:
     raise OutputError(f"{label_map}: has been changed since drunet wrote it; {_REMEDY}")
 
 
-def _differences(document: Mapping[str, Any], case: Case, making: Making) -> str:
-    """In words that follow "was made", empty where there are none."""
+def _difference(document: Mapping[str, Any], case: Case, ensemble: Ensemble) -> str:
+    """What differs, in words that follow "was made"; empty where nothing does."""
     try:
-        weights, settings = weights_in(document), document["settings"]
+        weights, settings = described_weights({"weights": document["weights"]}), document["settings"]
         inputs = {name: InputFile(**entry) for name, entry in document["inputs"].items()}
-        if [each["sha256"] for each in weights] != list(making.weights_sha256):
+        if [each["sha256"] for each in weights] != [checkpoint.sha256 for checkpoint in ensemble.checkpoints]:
             return "with other weights: " + ", ".join(f"{each['name']}, SHA-256 {each['sha256'][:12]}..." for each in weights)
-        if document["labels"] != describe_labels(making.labels):
-            return "with other --labels"
-        for name, value in making.settings.items():
+        if document["labels"] != describe_labels(ensemble.settings.labels):
+            return "with other label values"
+        for name, value in ensemble.compared.items():
             if settings.get(name) != value:
                 return f"with {name} {settings.get(name)}, now {value}"
         _check_told(document)
@@ -179,118 +237,51 @@ def _differences(document: Mapping[str, Any], case: Case, making: Making) -> str
 
 
 def _check_told(document: Mapping[str, Any]) -> None:
-    """Raise KeyError, TypeError or AttributeError where the object lacks what is told of a case that is left out."""
-    names = [weights["name"] for weights in weights_in(document)]
-    words = (document["case"], document["device"], *names)
+    """Raise KeyError, TypeError or AttributeError where the object lacks something that is told of a case left out."""
+    words = (document["case"], document["device"], *(weights["name"] for weights in described_weights(document)))
     numbers = (*(document["volumes_ml"][region] for region in REGIONS), *document["seconds"].values())
     if not (all(isinstance(word, str) for word in words) and all(isinstance(number, int | float) for number in numbers)):
         raise TypeError
 
 
-def refusal(label_maps: Sequence[Path], *, sidecar: bool) -> str | None:
-    """Why outputs that exist stop a run that may neither skip nor replace them, in one line; None where there are none."""
-    found = [path for path in label_maps if state_of(path, sidecar=sidecar) is not State.NEW]
-    if not found:
-        return None
-    first = found[0] if os.path.lexists(found[0]) else sidecar_path(found[0])
-    others = f", and the outputs of {len(found) - 1} more of {len(label_maps)} cases" if len(found) > 1 else ""
-    return f"{first}: exists already{others}; give --skip-existing to leave out what is complete, or --overwrite"
+# Weights, without opening what is not there
 
 
-def _sha256(label_map: Path) -> str:
-    try:
-        return file_sha256(label_map)
-    except OSError as error:
-        raise OutputError(f"{label_map}: cannot be read: {error.strerror}") from error
+def missing_weights(settings: Settings) -> list[Entry]:
+    """Those of the weights that would be downloaded.
 
-
-LEAVE_OUT: Final = "verify and leave out"
-_THREADS: Final = 8  # four headers a case come from file systems that answer slowly and many at once
-
-
-@dataclass(frozen=True, kw_only=True)
-class Prospect:
-    """One case. state: what is there of it. would: what would be done, in words.
-
-    warnings: those that are known before its voxels are. error: what it would fail with, though the run would go on.
-    """
-
-    case: Case
-    state: State
-    would: str
-    warnings: tuple[CaseWarning, ...] = ()
-    error: DrunetError | None = None
-
-
-def prospects(tasks: Sequence[tuple[Case, Target]], *, skip_existing: bool) -> list[Prospect]:
-    """What would become of cases, in their order. Nothing is written."""
-    with ThreadPoolExecutor(_THREADS) as threads:
-        return list(threads.map(lambda task: _prospect(*task, skip_existing=skip_existing), tasks))
-
-
-def _prospect(case: Case, target: Target, *, skip_existing: bool) -> Prospect:
-    state = state_of(target.label_map, sidecar=target.sidecar)
-    try:
-        if state is State.FOREIGN and adoptable_sidecar(target.label_map) is not None:
-            state = State.COMPLETE
-        would = _would(case, target, state, skip_existing=skip_existing)
-        warnings = () if would == LEAVE_OUT else check_headers(case)
-    except DrunetError as error:
-        return Prospect(case=case, state=state, would="fail", error=error)
-    return Prospect(case=case, state=state, would=would, warnings=warnings)
-
-
-def _would(case: Case, target: Target, state: State, *, skip_existing: bool) -> str:
-    """Raises OutputError for what is in the way of a run that skips, which fails in that case alone."""
-    extras = [os.path.lexists(path) for path in target.extra_paths]
-    if target.overwrite:
-        return "segment" if state in (State.NEW, State.UNFINISHED) else "overwrite"
-    if not skip_existing:
-        return "refuse" if state is not State.NEW or any(extras) else "segment"
-    if state is State.COMPLETE:
-        return LEAVE_OUT if all(extras) else "add missing files"
-    if state is not State.UNFINISHED:  # whose remains the run would remove
-        if os.path.lexists(target.label_map):
-            raise undescribed(target.label_map)
-        target.check(case.images)
-    return "segment"
-
-
-def missing_weights(names: Iterable[str], *, sampled: bool) -> list[Entry]:
-    """Those of the weights, by name or file, that would be downloaded.
-
-    sampled: with dropout at the rates that they record. Raises MisuseError for weights that record none, and WeightsError for
-    a file that holds no weights. Of a .safetensors file only the header is read.
+    Raises MisuseError for samples from weights that record no dropout rate, and WeightsError for a file that holds no weights.
+    Only the header of a .safetensors file is read.
     """
     missing = []
     rates: dict[str, float | None] = {}
-    for name in names:
+    for name in settings.weights:
         if not is_file_name(name) and name not in BUNDLED and not is_file(cached_path(name)):
             missing.append(entry := find_entry(name))
             rates[name] = entry.dropout
             continue
-        metadata = _of_file(Path(name)) if is_file_name(name) else metadata_of(name)[1]
+        metadata = _metadata_in(Path(name)) if is_file_name(name) else metadata_of(name)[1]
         rates[metadata.name] = metadata.dropout
-    if sampled:
+    if settings.mc_samples and settings.dropout is None:
         for name, rate in rates.items():
-            recorded_rate(name, rate)
+            recorded_dropout(name, rate)
     return missing
 
 
-def _of_file(path: Path) -> Metadata:
-    """Raises WeightsError in the words of the run."""
+def _metadata_in(path: Path) -> Metadata:
+    """The metadata of a weights file. Raises WeightsError in the words of the run."""
     check_file(path)
     with path.open("rb") as stream:
         is_safetensors = stream.read(9)[8:] == b"{"
     return read_metadata(path) if is_safetensors else read_weights_file(path, bn_epsilon=PUBLISHED_BN_EPSILON).metadata
 
 
-def check_distinct(names: Iterable[str]) -> None:
+def _check_distinct(names: Iterable[str]) -> None:
     """Raise MisuseError for weights that are given twice, by whatever name: the mean would be the same."""
     seen: dict[str, str] = {}
     for name in names:
-        with suppress(WeightsError):  # of a name that cannot be, which is told elsewhere
+        with suppress(WeightsError):  # a name that cannot be is told elsewhere
             file = os.path.realpath(name if is_file_name(name) else weights_path(name))
             if file in seen:
-                raise MisuseError(f"--weights {name}: the same file as --weights {seen[file]}; give it once")
+                raise MisuseError(f"weights={name}: the same file as weights={seen[file]}; give it once")
             seen[file] = name

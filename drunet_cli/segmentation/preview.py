@@ -14,7 +14,7 @@ import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont, features
 from scipy import ndimage
 
-from drunet_cli.brats import CLASS_NAMES, REGION_NAMES, ClassMap, Modality, TumourClass
+from drunet_cli.brats import CLASS_NAMES, REGION_NAMES, ClassMap, Modality, TumourClass, volume_in_words
 from drunet_cli.errors import MisuseError
 from drunet_cli.io.geometry import Box, box_of, orientation_to_network, spacing_mm
 
@@ -254,7 +254,7 @@ def check_drawable() -> None:
     """Raise MisuseError where Pillow was built without FreeType, which draws its letters; the wheels of PyPI have it."""
     if not features.check("freetype2"):
         raise MisuseError(
-            "--preview needs a Pillow with FreeType, which this one was built without: pip install --force-reinstall pillow"
+            "preview=True needs a Pillow with FreeType, which this one was built without: pip install --force-reinstall pillow"
         )
 
 
@@ -447,10 +447,10 @@ def _draw_footer(
     else:
         for left, (tumour_class, colour) in zip(_LEFT, CLASS_COLOURS.items(), strict=True):
             canvas.rectangle((left, first - 20), 22, 22, colour)
-            words = f"{tumour_class.name}  {CLASS_NAMES[tumour_class]}  {_millilitres(volumes_ml[tumour_class.name])}"
+            words = f"{tumour_class.name}  {CLASS_NAMES[tumour_class]}  {volume_in_words(volumes_ml[tumour_class.name])}"
             canvas.text((left + 34, first), words, size=_SIZE, colour=_TEXT)
         for left, region in zip(_LEFT, _REGIONS_BESIDE_CLASSES, strict=False):
-            words = f"{region}  {REGION_NAMES[region]}  {_millilitres(volumes_ml[region])}"
+            words = f"{region}  {REGION_NAMES[region]}  {volume_in_words(volumes_ml[region])}"
             canvas.text((left + 34, second), words, size=_SIZE, colour=_TEXT)
     _draw_scale(canvas, (_WIDTH - _MARGIN, second), pixels_per_mm)
     if warnings:
@@ -469,11 +469,6 @@ def _draw_scale(canvas: Canvas, right_end: tuple[int, int], pixels_per_mm: float
     length, (right, baseline) = round(length_mm * pixels_per_mm), right_end
     canvas.rectangle((right - length, baseline - 10), length, 3, _TEXT)
     canvas.text((right - length - 12, baseline), f"{length_mm} mm", size=_SMALL, colour=_TEXT, anchor="rs")
-
-
-def _millilitres(volume_ml: float) -> str:
-    """To a tenth of a mL, what is smaller to a cubic millimetre."""
-    return f"{volume_ml:.3f} mL" if 0 < volume_ml < 1 else f"{volume_ml:.1f} mL"
 
 
 def _whole(mm: float) -> int:

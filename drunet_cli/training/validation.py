@@ -11,7 +11,7 @@ from drunet_cli.evaluation.scores import dice, mask_of
 from drunet_cli.io.geometry import FRAME, AxisFit, Geometry, laid_out
 from drunet_cli.io.slices import SliceStack
 from drunet_cli.network.engine import Engine, WindowMode
-from drunet_cli.segmentation.predict import Plan, predict
+from drunet_cli.segmentation.predict import predict
 from drunet_cli.training.watcher import Watcher
 
 if TYPE_CHECKING:
@@ -45,8 +45,7 @@ def score(
 ) -> CaseScore:
     """Segment a case and compare. on_progress: called with (slices done, slices in all)."""
     slices, truth = case.slices(), case.classes()
-    plan = Plan(window=window)
-    predicted = predict(slices, _frames(len(slices)), [engine], plan=plan, on_progress=on_progress).class_map
+    predicted = predict(slices, _frames(len(slices)), [engine], window=window, on_progress=on_progress).class_map
     truth = np.moveaxis(truth, 0, 2)
     return CaseScore(case.name, {region: dice(mask_of(predicted, of), mask_of(truth, of)) for region, of in REGIONS.items()})
 

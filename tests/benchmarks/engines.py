@@ -16,7 +16,7 @@ from drunet_cli.host import cpu_name, granted_cpus, limit_openmp_spinning
 from drunet_cli.io.discovery import find_cases
 from drunet_cli.io.volumes import read_images
 from drunet_cli.network.engine import EngineName, Precision, WindowMode, open_engine
-from drunet_cli.segmentation.predict import Plan, predict
+from drunet_cli.segmentation.predict import predict
 from drunet_cli.weights.cache import open_weights
 
 
@@ -46,9 +46,7 @@ def main() -> None:
     for case in find_cases(arguments.cases).cases:
         images = read_images(case)
         slices = images.slices()
-        torchs, onnxs = (
-            predict(slices, images.geometry, [engine], plan=Plan(window=arguments.window)).class_map for engine in engines
-        )
+        torchs, onnxs = (predict(slices, images.geometry, [engine], window=arguments.window).class_map for engine in engines)
         scores = (dice(mask_of(torchs, classes), mask_of(onnxs, classes)) for classes in REGIONS.values())
         n_differ = int(np.count_nonzero(torchs != onnxs))
         print(

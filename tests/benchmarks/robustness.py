@@ -29,7 +29,7 @@ from drunet_cli.io.discovery import find_cases
 from drunet_cli.io.geometry import fit
 from drunet_cli.io.volumes import CaseImages, class_map_of, read_labelled
 from drunet_cli.network.engine import Engine, EngineName, Precision, WindowMode, choose_engine, open_engine
-from drunet_cli.segmentation.predict import Plan, predict
+from drunet_cli.segmentation.predict import predict
 from drunet_cli.weights.cache import open_weights
 
 Voxels = npt.NDArray[Any]
@@ -110,7 +110,7 @@ def mean_dice(images: CaseImages, truth: Voxels, change: Change, engine: Engine,
     }
     geometry = fit(brain_mask(volumes), affine=images.reference.affine)
     changed = replace(images, volumes=volumes, geometry=geometry)
-    prediction = predict(changed.slices(), geometry, [engine], plan=Plan(window=window)).class_map
+    prediction = predict(changed.slices(), geometry, [engine], window=window).class_map
     truth = change(truth, Modality.FLAIR) if change in FLIPS else truth
     masks = [(mask_of(prediction, classes), mask_of(truth, classes)) for classes in REGIONS.values()]
     return float(np.mean([dice(one, other) for one, other in masks if other.any()]))

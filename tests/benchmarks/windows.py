@@ -21,7 +21,7 @@ from drunet_cli.io.case import Case
 from drunet_cli.io.discovery import find_cases
 from drunet_cli.io.volumes import class_map_of, read_labelled
 from drunet_cli.network.engine import Engine, EngineName, Precision, WindowMode, choose_engine, open_engine
-from drunet_cli.segmentation.predict import Plan, predict, windows_by_shape
+from drunet_cli.segmentation.predict import predict, windows_by_shape
 from drunet_cli.weights.cache import open_weights
 
 
@@ -59,7 +59,7 @@ def compared(case: Case, engine: Engine) -> npt.NDArray[np.float64]:
 
     def run(mode: WindowMode) -> tuple[ClassMap, float]:
         begin = time.perf_counter()
-        return predict(slices, geometry, [engine], plan=Plan(window=mode)).class_map, time.perf_counter() - begin
+        return predict(slices, geometry, [engine], window=mode).class_map, time.perf_counter() - begin
 
     whole, whole_seconds = run(WindowMode.FULL)
     part, seconds = run(WindowMode.AUTO)

@@ -11,7 +11,7 @@ from typing import Any, Final
 
 import pytest
 
-from drunet_cli.io.volumes import file_sha256
+from drunet_cli.io.inputs import file_sha256
 from tests.cli.small_cohort import write_cases
 from tests.cli.test_interruption import names, started, struck
 from tests.support import GOLDEN_WEIGHTS, Drunet

@@ -12,7 +12,7 @@ import pytest
 
 from drunet_cli.cli.app import main
 from drunet_cli.errors import CaseError
-from drunet_cli.segmentation.cohort import COLUMNS, Status, encode_summary, failed_row, row_of
+from drunet_cli.segmentation.summary import COLUMNS, Status, encode_summary, failed_row, row_of
 from tests.segmentation.small_runs import write_case
 from tests.support import GOLDEN_WEIGHTS, image_options
 

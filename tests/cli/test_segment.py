@@ -13,7 +13,7 @@ import torch
 
 from drunet_cli.brats import CHANNELS, Modality
 from drunet_cli.cli.app import main
-from drunet_cli.io.volumes import file_sha256
+from drunet_cli.io.inputs import file_sha256
 from drunet_cli.network.model import DRUNet104
 from drunet_cli.weights.cache import import_weights, open_weights
 from drunet_cli.weights.checkpoint import write_checkpoint

@@ -11,7 +11,7 @@ import pytest
 
 from drunet_cli.brats import Modality
 from drunet_cli.cli.app import main
-from drunet_cli.io.volumes import file_sha256
+from drunet_cli.io.inputs import file_sha256
 from drunet_cli.weights.cache import open_weights
 from drunet_cli.weights.checkpoint import write_checkpoint
 from tests.cli.small_cohort import write_cases
@@ -144,10 +144,13 @@ def test_a_preview_is_a_picture_beside_the_label_map() -> None:
     [
         (
             ["--mc-samples", "2"],
-            "--mc-samples: the weights keras_base1 do not record their dropout rate; name one by --dropout",
+            "--mc-samples N: the weights keras_base1 do not record their dropout rate; name one by --dropout P",
         ),
-        (["--dropout", "0.2"], "--dropout and --seed are of the samples; give --mc-samples N too"),
-        (["--mc-samples", "2", "--dropout", "0.2", "--engine", "onnxruntime"], "--mc-samples needs dropout"),
+        (["--dropout", "0.2"], "--dropout P and --seed N are for samples; give --mc-samples N too"),
+        (
+            ["--mc-samples", "2", "--dropout", "0.2", "--engine", "onnxruntime"],
+            "--mc-samples N needs dropout, which --engine onnxruntime has not; use --engine torch",
+        ),
         (["--mc-samples", "2", "--dropout", "0"], "--dropout 0: samples differ only with a rate above 0"),
         (["--min-volume", "-1"], "Invalid value for '--min-volume'"),
         (["--tta", "rotations"], "Invalid value for '--tta'"),
@@ -165,7 +168,7 @@ def test_weights_trained_on_different_windows_need_a_choice(other_weights: Path,
     write_checkpoint(tmp_path / "windowed.safetensors", checkpoint.state, metadata, overwrite=False)
     both = [*WEIGHTS, "--weights", "windowed.safetensors"]
     assert segment(weights=both) == 2
-    assert "choose by --window full or auto" in capsys.readouterr().err
+    assert "choose --window full or --window auto" in capsys.readouterr().err
     assert segment("--window", "auto", weights=both) == 0
 
 

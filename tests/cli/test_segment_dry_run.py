@@ -2,7 +2,6 @@
 
 import gzip
 import json
-import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +13,7 @@ import pytest
 
 from drunet_cli.cli.app import main
 from drunet_cli.weights.registry import DEFAULT, ENTRIES
-from tests.cli.small_cohort import contents, write_case, write_cases
+from tests.cli.small_cohort import write_case, write_cases
 from tests.support import GOLDEN_WEIGHTS, image_options, open_image
 
 Captured = pytest.CaptureFixture[str]
@@ -190,18 +189,6 @@ def test_a_file_beside_the_label_map_is_refused_by_the_dry_run_too(capsys: Captu
     out, err = capsys.readouterr()
     assert out.splitlines()[1].split()[:3] == ["case_0", "new", "refuse"]
     assert "Error: out/case_0_preview.png: exists already" in err
-
-
-def test_the_sidecar_of_a_killed_run_is_adopted_by_the_run_alone(capsys: Captured) -> None:
-    assert segment("cases/case_0", "--quiet") == 0
-    temporary = Path(f"out/.case_0.json.{os.uname().nodename}.999999999.tmp")
-    Path("out/case_0.json").rename(temporary)
-    before = contents(Path("out"))
-    capsys.readouterr()
-    assert segment("cases/case_0", "--skip-existing", "--dry-run") == 0
-    assert capsys.readouterr().out.splitlines()[1].split()[:5] == ["case_0", "segmented", "verify", "and", "leave"]
-    assert contents(Path("out")) == before
-    assert segment("cases/case_0", "--skip-existing") == 0
 
 
 def test_what_is_complete_would_be_left_out(capsys: Captured) -> None:

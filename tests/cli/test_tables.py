@@ -10,7 +10,7 @@ from rich.table import Table
 from drunet_cli.brats import REGIONS
 from drunet_cli.cli.console import case_table, cohort_table, fields_table, plan_table, statistics_table, worst_table
 from drunet_cli.evaluation.evaluate import SCORES, statistics
-from drunet_cli.segmentation.cohort import Status, SummaryRow
+from drunet_cli.segmentation.summary import Status, SummaryRow
 
 
 def lines_of(table: Table) -> list[str]:

@@ -48,8 +48,8 @@ def opened(checkpoint: Checkpoint, name: EngineName = ONNX) -> Engine:
         (CPU_ONLY, False, "onnxruntime", (AUTO, "cpu", "auto"), TORCH),
         (CPU_ONLY, False, "onnx", (TORCH, "cpu", "float16"), TORCH),
         (CPU_ONLY, False, "onnxruntime", (ONNX, "auto", "auto"), "onnxruntime not installed; run: pip install 'drunet-cli["),
-        (CPU_ONLY, False, "", (ONNX, "cuda", "auto"), "on the CPU in float32; for others use --engine torch"),
-        (CPU_ONLY, False, "", (ONNX, "cpu", "float16"), "on the CPU in float32; for others use --engine torch"),
+        (CPU_ONLY, False, "", (ONNX, "cuda", "auto"), "on the CPU in float32; for others use engine=torch"),
+        (CPU_ONLY, False, "", (ONNX, "cpu", "float16"), "on the CPU in float32; for others use engine=torch"),
     ],
 )
 def test_onnx_runtime_computes_on_a_cpu_in_float32_and_pytorch_elsewhere(
@@ -75,7 +75,7 @@ def test_onnx_runtime_computes_on_a_cpu_in_float32_and_pytorch_elsewhere(
 
 def test_samples_with_dropout_are_pytorchs() -> None:
     assert choose_engine(AUTO, device="cpu", precision=Precision.AUTO, sampling=True) is TORCH
-    with pytest.raises(MisuseError, match="--mc-samples needs dropout"):
+    with pytest.raises(MisuseError, match="mc_samples=N needs dropout"):
         choose_engine(ONNX, device="cpu", precision=Precision.AUTO, sampling=True)
 
 
@@ -123,7 +123,7 @@ def test_onnx_runtime_that_cannot_be_imported_is_told_with_the_way_on(
     checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "drunet_cli.network.onnx_engine", None)
-    with pytest.raises(MisuseError, match=r"cannot be imported \(.*\); use --engine torch"):
+    with pytest.raises(MisuseError, match=r"cannot be imported \(.*\); use engine=torch"):
         opened(checkpoint)
 
 
@@ -162,7 +162,7 @@ def test_onnx_runtime_never_computes_another_network_than_model_py(
 ) -> None:
     assert opened(checkpoint).name is ONNX  # compared, and the same
     monkeypatch.setattr(functional, "relu", functional.softplus)
-    with pytest.raises(MisuseError, match=r"computes another network than ONNX Runtime does .* use --engine torch"):
+    with pytest.raises(MisuseError, match=r"computes another network than ONNX Runtime does .* use engine=torch"):
         opened(checkpoint)
 
 

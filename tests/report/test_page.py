@@ -20,7 +20,7 @@ from drunet_cli.errors import CaseError
 from drunet_cli.io.png import encode_slices
 from drunet_cli.report.page import Thumbnails, encode_page, histograms, read_thumbnails
 from drunet_cli.report.runs import Record, Runs, read_runs
-from drunet_cli.segmentation.cohort import Status, SummaryRow, encode_summary, failed_row
+from drunet_cli.segmentation.summary import Status, SummaryRow, encode_summary, failed_row
 from tests.segmentation.small_runs import document_of, write_case, write_outputs
 
 VOID: Final = {"meta", "input", "img", "br"}

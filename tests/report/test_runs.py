@@ -8,8 +8,8 @@ import pytest
 
 from drunet_cli.errors import CaseError
 from drunet_cli.report.runs import Runs, read_runs
-from drunet_cli.segmentation.cohort import Status, SummaryRow, encode_summary, failed_row, row_of
-from drunet_cli.segmentation.sidecar import SCHEMA
+from drunet_cli.segmentation.outputs import SCHEMA
+from drunet_cli.segmentation.summary import Status, SummaryRow, encode_summary, failed_row, row_of
 from tests.segmentation.small_runs import document_of, write_case, write_outputs
 from tests.support import open_to_all, unprivileged
 

@@ -1,29 +1,26 @@
-"""What runs of many cases are tested with: an engine that computes next to nothing, and how it is set to work."""
+"""Runs of many cases without a network: an engine that computes next to nothing, and how it is set to work."""
 
-import threading
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 
-from drunet_cli.brats import ClassMap, Labels
+from drunet_cli.brats import ClassMap
 from drunet_cli.io.discovery import find_cases
-from drunet_cli.network.engine import EngineName, Precision, WindowMode, ignore_progress
-from drunet_cli.segmentation.cohort import segment_cases
-from drunet_cli.segmentation.outputs import Target
-from drunet_cli.segmentation.plan import Making
-from drunet_cli.segmentation.predict import Plan
-from drunet_cli.segmentation.steps import CaseTask, Listener, Network, Outcome
+from drunet_cli.network.engine import Engine, EngineName, Precision, WindowMode, ignore_progress
+from drunet_cli.segmentation.cohort import Outcome, segment_cases
+from drunet_cli.segmentation.ensemble import Ensemble
+from drunet_cli.segmentation.plan import PlannedCase, RunPlan, plan_run
+from drunet_cli.segmentation.settings import Settings
 from drunet_cli.weights.checkpoint import Checkpoint, Metadata
 
-PATIENCE_S: Final = 10.0  # for what takes milliseconds
 CHECKPOINT: Final = Checkpoint(metadata=Metadata(name="bright", base_width=1, bn_epsilon=1e-3), state={}, sha256="5eed" * 16)
-MAKING: Final = Making(
-    weights_sha256=[CHECKPOINT.sha256], labels=Labels.BRATS2020, settings={"precision": "float32", "window": "full"}
-)
+# Weights that need no download, though nobody opens them; PyTorch, since its samples need no extra.
+SETTINGS: Final = Settings(weights=("compact",), engine=EngineName.TORCH, window=WindowMode.FULL, threads=1)
 
 
 @dataclass(frozen=True)
@@ -54,37 +51,38 @@ class BrightEngine:
         return np.eye(4, dtype=np.float32)[self.classes(slices, on_done=on_done)]
 
 
-def tasks_of(cohort: Path, out: Path, *, skip_if: Making | None = None) -> list[CaseTask]:
-    """A task for every case in a folder."""
-    return [
-        CaseTask(case, Target(label_map=out / f"{case.name}.nii.gz"), skip_if=skip_if) for case in find_cases([cohort]).cases
-    ]
+class BrightEnsemble(Ensemble):
+    """One bright engine. opened: how often it was opened. error: raised in place of opening it."""
+
+    def __init__(
+        self,
+        settings: Settings = SETTINGS,
+        *,
+        device: str = "cuda:0",
+        meanwhile: Callable[[], None] = lambda: None,
+        error: Exception | None = None,
+    ) -> None:
+        super().__init__(settings, on_warning=lambda _: None, open_weights=lambda _: CHECKPOINT)
+        self._engine = BrightEngine(meanwhile, device=device)
+        self._error = error
+        self.opened = 0
+
+    @cached_property
+    def engines(self) -> tuple[Engine, ...]:
+        self.opened += 1
+        if self._error is not None:
+            raise self._error
+        return (self._engine,)
 
 
-def network_of(
-    n_engines: int,
-    *,
-    device: str = "cuda:0",
-    meanwhile: Callable[[], None] = lambda: None,
-    making: Making | None = None,
-) -> Network:
-    """So many engines that take what is bright. meanwhile: called while they compute."""
-    engines = [[BrightEngine(meanwhile, device=device)]] * n_engines
-    return Network(checkpoints=[CHECKPOINT], engines=engines, plan=Plan(window=WindowMode.FULL), making=making)
+def plan_of(cohort: Path, out: Path, ensemble: Ensemble) -> RunPlan:
+    """The plan of a run over all cases of a folder."""
+    found = find_cases([cohort])
+    label_maps = {case.name: out / f"{case.name}.nii.gz" for case in found.cases}
+    return plan_run(found, ensemble, label_maps, summary=None if found.alone else out / "summary.csv")
 
 
-def outcomes_of(
-    tasks: Sequence[CaseTask],
-    *,
-    n_engines: int = 1,
-    device: str = "cuda:0",
-    n_cpus: int = 1,
-    meanwhile: Callable[[str], None] = lambda _: None,
-    making: Making | None = None,
-    on_progress: Callable[[str, int, int], None] = lambda *_: None,
-) -> Generator[tuple[CaseTask, Outcome]]:
-    """Segment them. meanwhile: called with the name of a case while its network computes."""
-    here = threading.local()
-    network = network_of(n_engines, device=device, meanwhile=lambda: meanwhile(here.case), making=making)
-    listener = Listener(on_read=lambda prepared: setattr(here, "case", prepared.case.name), on_progress=on_progress)
-    return segment_cases(tasks, lambda: network, n_cpus=n_cpus, listener=listener)
+def outcomes_of(cohort: Path, out: Path, settings: Settings = SETTINGS) -> Generator[tuple[PlannedCase, Outcome]]:
+    """Segment all cases of a folder."""
+    ensemble = BrightEnsemble(settings)
+    return segment_cases(plan_of(cohort, out, ensemble), ensemble, on_warning=lambda _: None)

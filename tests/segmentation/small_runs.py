@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from drunet_cli.brats import volumes_ml
-from drunet_cli.segmentation.sidecar import SCHEMA
+from drunet_cli.segmentation.outputs import SCHEMA
 
 
 def document_of(case: str, *, counts: tuple[int, int, int] = (1000, 2000, 500), warnings: Sequence[str] = ()) -> dict[str, Any]:

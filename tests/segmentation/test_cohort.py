@@ -5,8 +5,8 @@ import threading
 import time
 import weakref
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Generator, Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -15,21 +15,23 @@ import pytest
 from drunet_cli.brats import Labels
 from drunet_cli.errors import CaseError, DeviceError, DrunetError, LostDeviceError, OutputError
 from drunet_cli.io.case import Case
-from drunet_cli.io.volumes import file_sha256
+from drunet_cli.io.inputs import file_sha256
 from drunet_cli.segmentation import pipeline
-from drunet_cli.segmentation.cohort import segment_cases
-from drunet_cli.segmentation.outputs import Target
-from drunet_cli.segmentation.pipeline import PreparedCase, Segmentation
-from drunet_cli.segmentation.sidecar import read_sidecar
-from drunet_cli.segmentation.steps import CaseResult, CaseTask, Network, Outcome
+from drunet_cli.segmentation.cohort import CaseResult, Outcome, segment_cases
+from drunet_cli.segmentation.outputs import OutputFiles, read_sidecar
+from drunet_cli.segmentation.pipeline import PreparedCase
+from drunet_cli.segmentation.plan import PlannedCase
+from drunet_cli.segmentation.settings import Settings
 from tests.cli.small_cohort import contents, spoil, write_cases
-from tests.segmentation.bright_engine import MAKING, PATIENCE_S, network_of, outcomes_of, tasks_of
+from tests.segmentation.bright_engine import SETTINGS, BrightEnsemble, outcomes_of, plan_of
 
 N_CASES: Final = 6
 NAMES: Final = [f"case_{n}" for n in range(N_CASES)]
+PATIENCE_S: Final = 30.0  # for what takes milliseconds
 STEADY_S: Final = 0.1  # in which a run that is not bounded reads all there is: a case takes some 10 ms
+RESUMED: Final = replace(SETTINGS, skip_existing=True)
 
-one_or_more_engines = pytest.mark.parametrize("n_engines", [1, 2], ids=["one engine", "two engines"])
+Outcomes = Generator[tuple[PlannedCase, Outcome]]
 
 
 @pytest.fixture(scope="module")
@@ -42,13 +44,8 @@ def cohort(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def finished(cohort: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Their outputs, which no test changes."""
     out = tmp_path_factory.mktemp("finished")
-    assert_all_done(outcomes_of(tasks_of(cohort, out)))
+    assert done(outcomes_of(cohort, out)) == set(NAMES)
     return out
-
-
-@pytest.fixture
-def tasks(cohort: Path, tmp_path: Path) -> list[CaseTask]:
-    return tasks_of(cohort, tmp_path / "out")
 
 
 @pytest.fixture
@@ -64,15 +61,55 @@ def _no_thread_stays() -> Iterator[None]:
     assert not [thread.name for thread in threading.enumerate() if thread.name.startswith("drunet-")]
 
 
-def by_name(outcomes: Iterable[tuple[CaseTask, Outcome]]) -> dict[str, Outcome]:
+class Run:
+    """A run over a cohort. meanwhile: called with the name of a case while its network computes."""
+
+    def __init__(
+        self,
+        cohort: Path,
+        out: Path,
+        settings: Settings = SETTINGS,
+        *,
+        meanwhile: Callable[[str], object] = lambda _: None,
+        on_progress: Callable[[str, int, int], object] = lambda *_: None,
+        device: str = "cuda:0",
+        error: Exception | None = None,
+    ) -> None:
+        self.computed: list[str] = []
+        self.warnings: list[str] = []
+        self._meanwhile, self._on_progress = meanwhile, on_progress
+        self.ensemble = BrightEnsemble(settings, device=device, error=error, meanwhile=lambda: None)
+        self.plan = plan_of(cohort, out, self.ensemble)
+
+    def outcomes(self, monkeypatch: pytest.MonkeyPatch) -> Outcomes:
+        segment = pipeline.segment
+
+        def watched(prepared: PreparedCase, *arguments: Any, **options: Any) -> Any:
+            self.computed.append(prepared.case.name)
+            self._meanwhile(prepared.case.name)
+            return segment(prepared, *arguments, **options)
+
+        monkeypatch.setattr(pipeline, "segment", watched)
+
+        def tell(name: str, n_done: int, n_slices: int) -> None:
+            self._on_progress(name, n_done, n_slices)
+
+        return segment_cases(self.plan, self.ensemble, on_warning=self.warnings.append, on_progress=tell)
+
+
+def by_name(outcomes: Iterable[tuple[PlannedCase, Outcome]]) -> dict[str, Outcome]:
     """What came of each case; none may come twice."""
-    listed = [(task.case.name, outcome) for task, outcome in outcomes]
+    listed = [(planned.case.name, outcome) for planned, outcome in outcomes]
     assert max(Counter(name for name, _ in listed).values(), default=0) <= 1
     return dict(listed)
 
 
-def assert_all_done(outcomes: Iterable[tuple[CaseTask, Outcome]]) -> None:
-    assert {name for name, outcome in by_name(outcomes).items() if isinstance(outcome, CaseResult)} == set(NAMES)
+def done(outcomes: Iterable[tuple[PlannedCase, Outcome]]) -> set[str]:
+    return {name for name, outcome in by_name(outcomes).items() if isinstance(outcome, CaseResult)}
+
+
+def left_out(outcomes: dict[str, Outcome]) -> set[str]:
+    return {name for name, outcome in outcomes.items() if isinstance(outcome, CaseResult) and outcome.left_out}
 
 
 def assert_whole(out: Path) -> set[str]:
@@ -113,8 +150,8 @@ class Reading:
 
         def prepare(case: Case, *, keep_views: bool) -> PreparedCase:
             self.names.append(case.name)
-            if case.name in (instead or {}):
-                raise (instead or {})[case.name]
+            if instead and case.name in instead:
+                raise instead[case.name]
             prepared = read(case, keep_views=keep_views)
             self.prepared.append(weakref.ref(prepared))
             return prepared
@@ -122,210 +159,152 @@ class Reading:
         monkeypatch.setattr(pipeline, "prepare", prepare)
 
 
-@dataclass(frozen=True, kw_only=True)
-class WatchedTarget(Target):
-    """Calls `before` ere it is written."""
+def during_writing(monkeypatch: pytest.MonkeyPatch, do: Callable[[str], object]) -> None:
+    """Call `do` with the name of every case that begins to be written."""
+    write = OutputFiles.write
 
-    before: Callable[[], None]
+    def watched(files: OutputFiles, *arguments: Any, **options: Any) -> dict[str, Any]:
+        do(files.label_map.name.removesuffix(".nii.gz"))
+        return write(files, *arguments, **options)
 
-    def write(self, segmentation: Segmentation, document: Any) -> dict[str, Any]:
-        self.before()
-        return super().write(segmentation, document)
-
-
-def watched(task: CaseTask, before: Callable[[], None]) -> CaseTask:
-    return replace(task, target=WatchedTarget(label_map=task.target.label_map, before=before))
+    monkeypatch.setattr(OutputFiles, "write", watched)
 
 
-# All of them
+def finished_elsewhere(finished: Path, out: Path, *names: str) -> None:
+    """The outputs of cases, as another run publishes them."""
+    out.mkdir(exist_ok=True)
+    for name in names:
+        for suffix in (".nii.gz", ".json"):
+            shutil.copyfile(finished / f"{name}{suffix}", out / f"{name}{suffix}")
 
 
-@pytest.mark.parametrize(("n_engines", "n_cpus"), [(1, 1), (1, 64), (2, 1), (9, 8)])
-def test_every_case_is_segmented_exactly_once(n_engines: int, n_cpus: int, tasks: list[CaseTask], tmp_path: Path) -> None:
-    computed: Counter[str] = Counter()
-    assert_all_done(outcomes_of(tasks, n_engines=n_engines, n_cpus=n_cpus, meanwhile=lambda name: computed.update([name])))
-    assert computed == dict.fromkeys(NAMES, 2)  # of full frames a blank slice, and those with brain
-    assert assert_whole(tmp_path / "out") == set(NAMES)
+def failing_at(wanted: str, error: BaseException, *, now: bool) -> Callable[..., None]:
+    """A function of a case's name that raises the error for one of them; never unless `now`."""
+
+    def fail(name: str, *_: object) -> None:
+        if now and name == wanted:
+            raise error
+
+    return fail
 
 
-@pytest.mark.parametrize("device", ["cpu", "cuda:0"])
-def test_one_engine_keeps_the_order_of_the_cases(device: str, tasks: list[CaseTask], tmp_path: Path) -> None:
-    assert [task.case.name for task, _ in outcomes_of(tasks, device=device, n_cpus=8)] == NAMES
-    assert assert_whole(tmp_path / "out") == set(NAMES)
+# All cases
 
 
-def test_a_result_of_a_cpu_is_told_before_the_next_case_is_computed(tasks: list[CaseTask]) -> None:
-    computed: list[str] = []
-    for task, _ in outcomes_of(tasks, device="cpu", meanwhile=computed.append):
-        assert computed[-1] == task.case.name
-
-
-def test_several_engines_write_the_same_label_maps_as_one(tasks: list[CaseTask], finished: Path, tmp_path: Path) -> None:
-    assert_all_done(outcomes_of(tasks, n_engines=2, n_cpus=8))
-    for name in NAMES:
-        assert (tmp_path / f"out/{name}.nii.gz").read_bytes() == (finished / f"{name}.nii.gz").read_bytes()
-
-
-@one_or_more_engines
-def test_several_engines_compute_at_once(n_engines: int, tasks: list[CaseTask]) -> None:
-    meeting = threading.Barrier(n_engines, timeout=PATIENCE_S)
-
-    def meanwhile(_: str) -> None:
-        meeting.wait()
-
-    assert_all_done(outcomes_of(tasks, n_engines=n_engines, meanwhile=meanwhile))
-
-
-@one_or_more_engines
-def test_the_network_is_opened_once_and_not_before_a_case_has_been_read(
-    n_engines: int, tasks: list[CaseTask], monkeypatch: pytest.MonkeyPatch
+def test_every_case_is_segmented_once_in_order_and_its_progress_told(
+    cohort: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    reading, opened = Reading(monkeypatch), []
-
-    def open_network() -> Network:
-        opened.append(len(reading.prepared))
-        return network_of(n_engines)
-
-    assert_all_done(segment_cases(tasks, open_network, n_cpus=1))
-    (n_read,) = opened
-    assert n_read >= 1
-
-
-def test_no_case_is_no_work(tmp_path: Path) -> None:
-    assert list(segment_cases([], never_opened, n_cpus=4)) == []
+    told: dict[str, tuple[int, int]] = {}
+    reading = Reading(monkeypatch)
+    run = Run(cohort, tmp_path / "out", on_progress=lambda name, *slices: told.__setitem__(name, slices))
+    assert run.ensemble.opened == 0
+    assert done(run.outcomes(monkeypatch)) == set(NAMES)
+    assert (run.computed, run.ensemble.opened) == (NAMES, 1)
+    assert told == dict.fromkeys(NAMES, (6, 6))
+    assert len(reading.names) == N_CASES
+    assert assert_whole(tmp_path / "out") == set(NAMES)
 
 
-@one_or_more_engines
-def test_progress_is_told_by_case_up_to_its_last_slice(n_engines: int, tasks: list[CaseTask]) -> None:
-    told: dict[str, list[tuple[int, int]]] = {name: [] for name in NAMES}
-    list(outcomes_of(tasks, n_engines=n_engines, on_progress=lambda name, done, total: told[name].append((done, total))))
-    assert {name: steps[-1] for name, steps in told.items()} == dict.fromkeys(NAMES, (6, 6))
-
-
-# Broken ones among them
-
-
-@one_or_more_engines
-@pytest.mark.parametrize("broken", [[0, 1, 3], [1, 2, 3, 4, 5], [0, 1, 2, 3, 4]], ids=str)
-def test_a_broken_case_does_not_stop_the_rest(broken: list[int], n_engines: int, own_cohort: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("broken", [[0, 1, 3], [1, 2, 3, 4, 5], [0, 1, 2, 3, 4, 5]], ids=str)
+def test_a_broken_case_does_not_stop_the_rest_and_needs_no_network(
+    broken: list[int], own_cohort: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     spoiled = {f"case_{n}": spoil(own_cohort / f"case_{n}") for n in broken}
-    outcomes = by_name(outcomes_of(tasks_of(own_cohort, tmp_path / "out"), n_engines=n_engines))
+    run = Run(own_cohort, tmp_path / "out")
+    outcomes = by_name(run.outcomes(monkeypatch))
     assert outcomes.keys() == set(NAMES)
-    errors = {name: outcome for name, outcome in outcomes.items() if isinstance(outcome, DrunetError)}
+    errors = {name: outcome for name, outcome in outcomes.items() if isinstance(outcome, CaseError)}
     assert errors.keys() == spoiled.keys()
-    for name, error in errors.items():
-        assert isinstance(error, CaseError)
-        assert f"{spoiled[name]}: is truncated" in str(error)
+    assert all(f"{spoiled[name]}: is truncated" in str(error) for name, error in errors.items())
     assert assert_whole(tmp_path / "out") == set(NAMES) - spoiled.keys()
+    assert run.ensemble.opened == (len(broken) < N_CASES)
 
 
-def test_the_network_is_not_opened_where_no_case_can_be_read(own_cohort: Path, tmp_path: Path) -> None:
-    for name in NAMES:
-        spoil(own_cohort / name)
-    outcomes = by_name(segment_cases(tasks_of(own_cohort, tmp_path / "out"), never_opened, n_cpus=8))
-    assert {name for name, outcome in outcomes.items() if isinstance(outcome, CaseError)} == set(NAMES)
+def test_an_output_that_cannot_be_written_fails_its_case_alone(
+    cohort: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def block(name: str) -> None:
+        if name == "case_2":
+            (tmp_path / "out").mkdir(exist_ok=True)
+            (tmp_path / "out/case_2.nii.gz").mkdir()
 
-
-def test_the_network_is_not_opened_where_all_is_there(cohort: Path, finished: Path, tmp_path: Path) -> None:
-    before = contents(finished)
-    outcomes = by_name(segment_cases(tasks_of(cohort, finished, skip_if=MAKING), never_opened, n_cpus=1))
-    assert outcomes.keys() == set(NAMES)
-    assert all(isinstance(outcome, CaseResult) and outcome.left_out for outcome in outcomes.values())
-    assert contents(finished) == before
-
-
-@one_or_more_engines
-def test_an_output_that_cannot_be_written_fails_its_case_alone(n_engines: int, tasks: list[CaseTask], tmp_path: Path) -> None:
-    (tmp_path / "out").mkdir()
-    (tmp_path / "out/case_2.nii.gz").mkdir()
-    outcomes = by_name(outcomes_of(tasks, n_engines=n_engines))
+    outcomes = by_name(Run(cohort, tmp_path / "out", meanwhile=block).outcomes(monkeypatch))
     assert isinstance(outcomes["case_2"], OutputError)
     assert sum(isinstance(outcome, CaseResult) for outcome in outcomes.values()) == N_CASES - 1
 
 
-@one_or_more_engines
 @pytest.mark.parametrize("step", ["read", "compute", "write"])
-def test_want_of_memory_fails_its_case_alone(
-    step: str, n_engines: int, tasks: list[CaseTask], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def exhaust() -> None:
-        raise MemoryError
-
-    def compute(name: str) -> None:
-        if step == "compute" and name == "case_1":
-            exhaust()
-
-    if step == "read":
-        Reading(monkeypatch, instead={"case_1": MemoryError()})
-    if step == "write":
-        tasks[1] = watched(tasks[1], exhaust)
-    outcomes = by_name(outcomes_of(tasks, n_engines=n_engines, meanwhile=compute))
+def test_want_of_memory_fails_its_case_alone(step: str, cohort: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    exhausted = MemoryError()
+    Reading(monkeypatch, instead={"case_1": exhausted} if step == "read" else None)
+    during_writing(monkeypatch, failing_at("case_1", exhausted, now=step == "write"))
+    run = Run(cohort, tmp_path / "out", on_progress=failing_at("case_1", exhausted, now=step == "compute"))
+    outcomes = by_name(run.outcomes(monkeypatch))
     assert isinstance(outcomes["case_1"], DeviceError)
     assert str(outcomes["case_1"]).startswith("case_1: this machine's memory does not suffice")
     assert assert_whole(tmp_path / "out") == set(NAMES) - {"case_1"}
+
+
+def test_warnings_name_their_case(own_cohort: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    flair, t2 = (own_cohort / f"case_1/case_1_{kind}.nii.gz" for kind in ("flair", "t2"))
+    shutil.copyfile(flair, t2.with_suffix(".tmp"))
+    run = Run(own_cohort, tmp_path / "out", replace(SETTINGS, min_volume_ml=1000))
+    assert done(run.outcomes(monkeypatch)) == set(NAMES)
+    assert run.warnings == [f"{name}: no tumour was found: every voxel is labelled background" for name in NAMES]
 
 
 # Bounds
 
 
 @pytest.mark.parametrize(
-    ("n_engines", "n_cpus", "most"),
-    # One in hand for each engine, and waiting one for each reader, of which each takes 4 CPUs, and one more.
-    [(1, 1, 1 + 2), (1, 8, 1 + 3), (2, 1, 2 + 2), (2, 8, 2 + 3)],
+    ("threads", "most"),
+    [(1, 1 + 2), (8, 1 + 3)],  # one in hand, and waiting one for each reader, of which each takes 4 CPUs, and one more
 )
 def test_no_more_is_read_ahead_than_is_needed(
-    n_engines: int, n_cpus: int, most: int, tasks: list[CaseTask], monkeypatch: pytest.MonkeyPatch
+    threads: int, most: int, cohort: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     reading, release = Reading(monkeypatch), threading.Event()
-    outcomes: list[tuple[CaseTask, Outcome]] = []
-    run = threading.Thread(
-        target=lambda: outcomes.extend(outcomes_of(tasks, n_engines=n_engines, n_cpus=n_cpus, meanwhile=waiting(release)))
-    )
-    run.start()
+    run = Run(cohort, tmp_path / "out", replace(SETTINGS, threads=threads), meanwhile=waiting(release))
+    outcomes: list[tuple[PlannedCase, Outcome]] = []
+    generator = run.outcomes(monkeypatch)
+    thread = threading.Thread(target=lambda: outcomes.extend(generator))
+    thread.start()
     try:
         wait_until(lambda: len(reading.prepared) >= most)
         time.sleep(STEADY_S)
         assert len(reading.names) == most
     finally:
         release.set()
-        run.join()
-    assert_all_done(outcomes)
+        thread.join()
+    assert done(outcomes) == set(NAMES)
 
 
-@pytest.mark.parametrize(
-    ("device", "n_engines", "most"),
-    # On a CPU one at a time. Else as many as there are writers, and one more; of several engines, one more for each, and one in
-    # the hands of each.
-    [("cpu", 1, 1), ("cuda:0", 1, 2 + 1), ("cuda:0", 2, 2 + 2 + 2)],
-)
-def test_no_more_is_computed_than_can_be_written(device: str, n_engines: int, most: int, cohort: Path, tmp_path: Path) -> None:
-    release, computed = threading.Event(), set[str]()
-    again = [replace(task.case, name=f"again_{task.case.name}") for task in tasks_of(cohort, tmp_path)]
-    cases = [*(task.case for task in tasks_of(cohort, tmp_path)), *again]
-    held = [watched(CaseTask(case, Target(label_map=tmp_path / f"out/{case.name}.nii.gz")), waiting(release)) for case in cases]
-    outcomes: list[tuple[CaseTask, Outcome]] = []
-    run = threading.Thread(
-        target=lambda: outcomes.extend(outcomes_of(held, n_engines=n_engines, device=device, n_cpus=8, meanwhile=computed.add))
-    )
-    run.start()
+@pytest.mark.parametrize(("device", "most"), [("cpu", 1), ("cuda:0", 2 + 1)])  # on a GPU one a writer, and one more
+def test_no_more_is_computed_than_can_be_written(
+    device: str, most: int, cohort: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    release = threading.Event()
+    during_writing(monkeypatch, waiting(release))
+    run = Run(cohort, tmp_path / "out", device=device)
+    outcomes: list[tuple[PlannedCase, Outcome]] = []
+    generator = run.outcomes(monkeypatch)
+    thread = threading.Thread(target=lambda: outcomes.extend(generator))
+    thread.start()
     try:
-        wait_until(lambda: len(computed) >= most)
+        wait_until(lambda: len(run.computed) >= most)
         time.sleep(STEADY_S)
-        assert len(computed) == most
+        assert len(run.computed) == most
     finally:
         release.set()
-        run.join()
-    assert len(by_name(outcomes)) == len(cases)
+        thread.join()
+    assert done(outcomes) == set(NAMES)
 
 
-@one_or_more_engines
-def test_slices_are_let_go_when_their_case_is_written(
-    n_engines: int, tasks: list[CaseTask], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_slices_are_let_go_when_their_case_is_written(cohort: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     reading = Reading(monkeypatch)
-    held = []
-    for task, _ in outcomes_of(tasks, n_engines=n_engines):
-        if task.case.name == NAMES[-1]:
+    held: list[object] = []
+    for planned, _ in Run(cohort, tmp_path / "out").outcomes(monkeypatch):
+        if planned.case.name == NAMES[-1]:
             held = [prepared() for prepared in reading.prepared[:2]]
     assert held == [None, None]
 
@@ -333,203 +312,115 @@ def test_slices_are_let_go_when_their_case_is_written(
 # Ends before the end
 
 
-@one_or_more_engines
 def test_a_run_that_is_closed_writes_what_it_is_writing_and_reads_no_more(
-    n_engines: int, cohort: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    cohort: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    begun, release, reading = threading.Event(), threading.Event(), Reading(monkeypatch)
-    tasks = tasks_of(cohort, tmp_path / "out")
-    tasks += [replace(task, case=replace(task.case, name=f"more_{task.case.name}")) for task in tasks]
-    tasks[0] = watched(tasks[0], waiting(begun))
+    reading, begun = Reading(monkeypatch), threading.Event()
 
-    def slowly() -> None:
-        begun.set()
-        time.sleep(3 * STEADY_S)
+    def slowly(name: str) -> None:
+        if name == "case_1":
+            begun.set()
+            time.sleep(3 * STEADY_S)
 
-    tasks[1] = watched(tasks[1], slowly)
-    early = {"case_0", "case_1", "case_2"}
-    wait = waiting(release)
-    outcomes = outcomes_of(tasks, n_engines=n_engines, meanwhile=lambda name: None if name in early else wait())
-    for task, _ in outcomes:
-        if task.case.name == "case_0":
-            break
-    threading.Timer(STEADY_S, release.set).start()
+    during_writing(monkeypatch, lambda name: waiting(begun)() if name == "case_0" else slowly(name))
+    outcomes = Run(cohort, tmp_path / "out").outcomes(monkeypatch)
+    assert next(outcomes)[0].case.name == "case_0"
     outcomes.close()
-    assert {"case_0", "case_1"} <= assert_whole(tmp_path / "out") <= early
-    assert len(reading.names) < len(tasks)
+    assert {"case_0", "case_1"} <= assert_whole(tmp_path / "out") <= {"case_0", "case_1", "case_2"}
     n_read = len(reading.names)
+    assert n_read < N_CASES
     time.sleep(STEADY_S)
     assert len(reading.names) == n_read
 
 
-@one_or_more_engines
 @pytest.mark.parametrize(
-    ("step", "failing"),
-    [("read", "case_0"), ("read", "case_3"), ("compute", "case_3"), ("write", "case_0"), ("tell", "case_3")],
+    "error", [ZeroDivisionError(), KeyboardInterrupt(), LostDeviceError("device cuda:0: failure")], ids=repr
 )
-def test_a_fault_of_drunet_ends_the_run_and_is_raised(
-    step: str, failing: str, n_engines: int, tasks: list[CaseTask], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("step", "failing"), [("read", "case_3"), ("compute", "case_3"), ("write", "case_0"), ("tell", "case_2")]
+)
+def test_a_fault_an_interruption_or_a_lost_device_ends_the_run(
+    step: str, failing: str, error: BaseException, cohort: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(name: str, wanted: str) -> None:
-        if (name, step) == (failing, wanted):
-            raise ZeroDivisionError(failing)
-
-    if step == "read":
-        Reading(monkeypatch, instead={failing: ZeroDivisionError(failing)})
-    n = NAMES.index(failing)
-    tasks[n] = watched(tasks[n], lambda: fail(failing, "write"))
-    outcomes = outcomes_of(
-        tasks,
-        n_engines=n_engines,
-        meanwhile=lambda name: fail(name, "compute"),
-        on_progress=lambda name, *_: fail(name, "tell"),
+    if isinstance(error, DrunetError) and step in ("read", "write"):
+        pytest.skip("neither of these uses a device")
+    Reading(monkeypatch, instead={failing: error} if step == "read" else None)
+    during_writing(monkeypatch, failing_at(failing, error, now=step == "write"))
+    run = Run(
+        cohort,
+        tmp_path / "out",
+        meanwhile=failing_at(failing, error, now=step == "compute"),
+        on_progress=failing_at(failing, error, now=step == "tell"),
     )
-    with pytest.raises(ZeroDivisionError, match=failing):
-        list(outcomes)
+    with pytest.raises(type(error)):
+        list(run.outcomes(monkeypatch))
     assert failing not in assert_whole(tmp_path / "out")
 
 
-@one_or_more_engines
-@pytest.mark.parametrize("interruption", [KeyboardInterrupt, SystemExit])
-def test_an_interruption_that_a_listener_raises_ends_the_run(
-    interruption: type[BaseException], n_engines: int, tasks: list[CaseTask], tmp_path: Path
-) -> None:
-    def tell(name: str, *_: int) -> None:
-        if name == "case_2":
-            raise interruption
-
-    with pytest.raises(interruption):
-        list(outcomes_of(tasks, n_engines=n_engines, on_progress=tell))
-    assert "case_2" not in assert_whole(tmp_path / "out")
-
-
-def test_a_network_that_cannot_be_opened_ends_the_run(tasks: list[CaseTask], tmp_path: Path) -> None:
-    def open_network() -> Network:
-        raise DeviceError("device cuda:5: there is none")
-
+def test_a_network_that_cannot_be_opened_ends_the_run(cohort: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = Run(cohort, tmp_path / "out", error=DeviceError("device cuda:5: there is none"))
     with pytest.raises(DeviceError, match="cuda:5"):
-        list(segment_cases(tasks, open_network, n_cpus=8))
+        list(run.outcomes(monkeypatch))
     assert not (tmp_path / "out").exists()
 
 
-# Beside another run
+# Resumed, and beside another run
 
 
-def finished_elsewhere(finished: Path, out: Path, name: str) -> None:
-    """The outputs of a case, as another run publishes them."""
-    out.mkdir(exist_ok=True)
-    for suffix in (".nii.gz", ".json"):
-        shutil.copyfile(finished / f"{name}{suffix}", out / f"{name}{suffix}")
-
-
-@one_or_more_engines
-def test_a_case_that_another_run_finishes_while_it_is_computed_is_left_out(
-    n_engines: int, tasks: list[CaseTask], finished: Path, tmp_path: Path
+def test_a_complete_run_again_reads_nothing_and_changes_nothing(
+    cohort: Path, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    out = tmp_path / "out"
+    before, reading = contents(finished), Reading(monkeypatch)
+    run = Run(cohort, finished, RESUMED)
+    outcomes = by_name(run.outcomes(monkeypatch))
+    assert left_out(outcomes) == set(NAMES)
+    assert (reading.names, run.ensemble.opened) == ([], 0)
+    for name, outcome in outcomes.items():
+        assert isinstance(outcome, CaseResult)
+        assert outcome.document == read_sidecar(finished / f"{name}.json")
+    assert contents(finished) == before
+
+
+def test_complete_cases_are_left_out_and_the_others_segmented(
+    cohort: Path, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    there = {"case_0", "case_2", "case_5"}
+    finished_elsewhere(finished, tmp_path / "out", *there)
+    run = Run(cohort, tmp_path / "out", RESUMED)
+    outcomes = by_name(run.outcomes(monkeypatch))
+    assert left_out(outcomes) == there
+    assert set(run.computed) == set(NAMES) - there
+    assert assert_whole(tmp_path / "out") == set(NAMES)
+
+
+@pytest.mark.parametrize("when", ["before it is computed", "while it is computed"])
+def test_a_case_that_another_run_finishes_meanwhile_is_left_out(
+    when: str, cohort: Path, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    at = "case_0" if when.startswith("before") else "case_1"
 
     def meanwhile(name: str) -> None:
-        if name == "case_1":
-            finished_elsewhere(finished, out, name)
-
-    outcomes = by_name(outcomes_of(tasks, n_engines=n_engines, meanwhile=meanwhile, making=MAKING))
-    assert {name for name, outcome in outcomes.items() if isinstance(outcome, CaseResult) and outcome.left_out} == {"case_1"}
-    assert assert_whole(out) == set(NAMES)
-    assert (out / "case_1.json").read_bytes() == (finished / "case_1.json").read_bytes()
-
-
-def test_a_case_that_another_run_has_finished_since_it_was_read_is_not_computed(
-    tasks: list[CaseTask], finished: Path, tmp_path: Path
-) -> None:
-    computed = set[str]()
-
-    def meanwhile(name: str) -> None:
-        if not computed:
+        if name == at:
             finished_elsewhere(finished, tmp_path / "out", "case_1")
-        computed.add(name)
 
-    outcomes = by_name(outcomes_of(tasks, meanwhile=meanwhile, making=MAKING))
-    assert isinstance(outcomes["case_1"], CaseResult)
-    assert outcomes["case_1"].left_out
-    assert computed == set(NAMES) - {"case_1"}
-
-
-def test_a_case_whose_sidecar_another_run_is_about_to_publish_is_left_out(
-    tasks: list[CaseTask], finished: Path, tmp_path: Path
-) -> None:
-    out = tmp_path / "out"
-
-    def meanwhile(name: str) -> None:
-        if name == "case_1":
-            finished_elsewhere(finished, out, name)
-            (out / "case_1.json").rename(out / ".case_1.json.elsewhere.77.tmp")
-
-    outcomes = by_name(outcomes_of(tasks, meanwhile=meanwhile, making=MAKING))
-    assert isinstance(outcomes["case_1"], CaseResult), outcomes["case_1"]
-    assert outcomes["case_1"].left_out
-    assert assert_whole(out) == set(NAMES)
+    run = Run(cohort, tmp_path / "out", RESUMED, meanwhile=meanwhile)
+    outcomes = by_name(run.outcomes(monkeypatch))
+    assert left_out(outcomes) == {"case_1"}
+    assert ("case_1" in run.computed) == (at == "case_1")
+    assert assert_whole(tmp_path / "out") == set(NAMES)
+    assert (tmp_path / "out/case_1.json").read_bytes() == (finished / "case_1.json").read_bytes()
 
 
-class TakenForKilled(Target):
-    """Another run, which has just begun, publishes the sidecar before this one can."""
-
-    def write(self, segmentation: Segmentation, document: Any) -> dict[str, Any]:
-        super().write(segmentation, document)
-        raise OutputError(f"{self.sidecar_path}: has appeared while drunet was working; nothing was replaced")
-
-
-def test_a_case_whose_sidecar_another_run_has_published_for_it_is_done(tasks: list[CaseTask], tmp_path: Path) -> None:
-    tasks[1] = replace(tasks[1], target=TakenForKilled(label_map=tasks[1].target.label_map))
-    outcomes = by_name(outcomes_of(tasks))
-    assert outcomes["case_1"] == CaseResult(read_sidecar(tmp_path / "out/case_1.json") or {})
-
-
-@one_or_more_engines
-@pytest.mark.parametrize("making", [None, replace(MAKING, labels=Labels.BRATS2023)], ids=["unasked", "other labels"])
+@pytest.mark.parametrize("settings", [SETTINGS, replace(RESUMED, labels=Labels.BRATS2023)], ids=["unasked", "other labels"])
 def test_outputs_that_appear_meanwhile_are_not_replaced_and_fail_their_case(
-    making: Any, n_engines: int, tasks: list[CaseTask], finished: Path, tmp_path: Path
+    settings: Settings, cohort: Path, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def meanwhile(name: str) -> None:
         if name == "case_1":
             finished_elsewhere(finished, tmp_path / "out", name)
 
-    outcomes = by_name(outcomes_of(tasks, n_engines=n_engines, meanwhile=meanwhile, making=making))
+    outcomes = by_name(Run(cohort, tmp_path / "out", settings, meanwhile=meanwhile).outcomes(monkeypatch))
     assert isinstance(outcomes["case_1"], OutputError)
     assert "exists already" in str(outcomes["case_1"])
     assert sum(isinstance(outcome, CaseResult) for outcome in outcomes.values()) == N_CASES - 1
     assert (tmp_path / "out/case_1.json").read_bytes() == (finished / "case_1.json").read_bytes()
-
-
-# What is there before
-
-
-def test_complete_cases_are_left_out_and_the_others_segmented(cohort: Path, finished: Path, tmp_path: Path) -> None:
-    out, computed = tmp_path / "out", set[str]()
-    for name in ("case_0", "case_2", "case_5"):
-        finished_elsewhere(finished, out, name)
-    outcomes = by_name(outcomes_of(tasks_of(cohort, out, skip_if=MAKING), meanwhile=computed.add))
-    left_out = {name for name, outcome in outcomes.items() if isinstance(outcome, CaseResult) and outcome.left_out}
-    assert left_out == {"case_0", "case_2", "case_5"}
-    assert computed == set(NAMES) - left_out
-    assert assert_whole(out) == set(NAMES)
-
-
-def test_the_object_of_a_case_that_is_left_out_is_that_of_its_sidecar(cohort: Path, finished: Path) -> None:
-    for task, outcome in segment_cases(tasks_of(cohort, finished, skip_if=MAKING), never_opened, n_cpus=1):
-        assert isinstance(outcome, CaseResult)
-        assert outcome.document == read_sidecar(task.target.sidecar_path)
-
-
-def never_opened() -> Network:
-    raise AssertionError("the network was opened")
-
-
-@one_or_more_engines
-def test_a_lost_device_ends_the_run(n_engines: int, cohort: Path, tmp_path: Path) -> None:
-    """Else it would fail every case that is left, each within a moment."""
-
-    def meanwhile(_: str) -> None:
-        raise LostDeviceError("device cuda:0: unspecified launch failure")
-
-    with pytest.raises(LostDeviceError):
-        list(outcomes_of(tasks_of(cohort, tmp_path / "out"), n_engines=n_engines, meanwhile=meanwhile))

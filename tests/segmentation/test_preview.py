@@ -433,5 +433,5 @@ def test_class_colours_differ_for_every_kind_of_colour_vision(vision: str) -> No
 def test_a_pillow_without_freetype_is_refused_in_words(monkeypatch: pytest.MonkeyPatch) -> None:
     check_drawable()
     monkeypatch.setattr(features, "check", lambda _: False)
-    with pytest.raises(MisuseError, match="--preview needs a Pillow with FreeType"):
+    with pytest.raises(MisuseError, match="preview=True needs a Pillow with FreeType"):
         check_drawable()

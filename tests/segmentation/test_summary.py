@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from drunet_cli.errors import CaseError, OutputError
-from drunet_cli.segmentation.cohort import (
+from drunet_cli.segmentation.summary import (
     COLUMNS,
     Status,
     SummaryRow,

@@ -1,0 +1,85 @@
+"""The networks that compute a segmentation: their weights and engines, opened when the first case needs them."""
+
+from collections.abc import Callable
+from functools import cached_property
+from typing import Any
+
+from drunet_cli.host import granted_cpus, limit_openmp_spinning
+from drunet_cli.network.engine import Engine, WindowMode, choose_engine, open_engine, settle_device
+from drunet_cli.segmentation.settings import Settings
+from drunet_cli.weights.checkpoint import Checkpoint
+from drunet_cli.weights.registry import check_available
+
+
+class Ensemble:
+    """An engine for each set of weights of the settings, all on one device. One set of weights is the common case.
+
+    Weights and engines are opened at their first use, and kept. For one thread at a time.
+    on_warning: called with what a user should know. open_weights: opens a set of weights by name or file.
+    Raises MisuseError for settings that no engine fulfils.
+    """
+
+    def __init__(
+        self, settings: Settings, *, on_warning: Callable[[str], None], open_weights: Callable[[str], Checkpoint]
+    ) -> None:
+        self.settings = settings
+        self.threads = settings.threads or granted_cpus()
+        self._on_warning = on_warning
+        self._open_weights = open_weights
+        self._engine_name = choose_engine(
+            settings.engine, device=settings.device, precision=settings.precision, sampling=settings.mc_samples > 0
+        )
+
+    def check_weights(self) -> None:
+        """Raise WeightsError for weights that cannot be had, before anything is read or downloaded."""
+        for name in self.settings.weights:
+            check_available(name)
+
+    @cached_property
+    def checkpoints(self) -> tuple[Checkpoint, ...]:
+        """The weights, downloaded if need be. Raises WeightsError."""
+        return tuple(self._open_weights(name) for name in self.settings.weights)
+
+    @cached_property
+    def engines(self) -> tuple[Engine, ...]:
+        """An engine for each set of weights. Raises DeviceError for an absent device, before a download begins.
+
+        Raises WeightsError, and MisuseError for weights that do not say what the settings leave to them.
+        """
+        limit_openmp_spinning()
+        device = settle_device(self._engine_name, self.settings.device, on_warning=self._on_warning)
+        self.settings.window_for(self._metadata)
+        rates = self.settings.dropout_rates(self._metadata)
+        return tuple(
+            open_engine(
+                self._engine_name,
+                checkpoint,
+                device=device,
+                precision=self.settings.precision,
+                batch_size=self.settings.batch_size,
+                threads=self.threads,
+                dropout=rate,
+                deterministic=self.settings.deterministic,
+                on_warning=self._on_warning,
+            )
+            for checkpoint, rate in zip(self.checkpoints, rates, strict=True)
+        )
+
+    @property
+    def window(self) -> WindowMode:
+        """What the networks see of a slice. Opens the weights."""
+        return self.settings.window_for(self._metadata)
+
+    @property
+    def recorded(self) -> dict[str, Any]:
+        """The settings as the sidecar has them. Opens the weights."""
+        return self.settings.recorded(self._metadata)
+
+    @property
+    def compared(self) -> dict[str, Any]:
+        """The settings that make a label map what it is. Opens the weights."""
+        return self.settings.compared(self._metadata)
+
+    @property
+    def _metadata(self) -> list[Any]:
+        return [checkpoint.metadata for checkpoint in self.checkpoints]

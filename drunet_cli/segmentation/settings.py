@@ -1,0 +1,173 @@
+"""What is asked of a segmentation: with which weights, how the network sees a case, what follows it, what is written."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from drunet_cli.brats import Labels
+from drunet_cli.errors import MisuseError
+from drunet_cli.host import check_device_name
+from drunet_cli.network.engine import EngineName, Precision, WindowMode
+from drunet_cli.weights.checkpoint import Metadata
+from drunet_cli.weights.registry import DEFAULT
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """The settings of one run: built once, handed down whole, written into the sidecar, and compared when a run resumes.
+
+    Raises ValueError for a number or a word that cannot be, and MisuseError for settings that exclude one another.
+    """
+
+    weights: tuple[str, ...] = (DEFAULT,)
+    """Sets of weights, by registered name or by file. The probabilities of several are averaged."""
+
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:N or mps."""
+
+    precision: Precision = Precision.AUTO
+    """Number format of the network's arithmetic."""
+
+    engine: EngineName = EngineName.AUTO
+    """The library that computes."""
+
+    window: WindowMode | None = None
+    """What the network sees of a slice; None: as the weights were trained."""
+
+    deterministic: bool = False
+    """Compute equal bytes from run to run, on a GPU too."""
+
+    batch_size: int | None = None
+    """Slices computed at once; None: by the device."""
+
+    threads: int | None = None
+    """CPU threads that compute; None: those that are granted."""
+
+    flips: bool = False
+    """Average the probabilities over the four in-plane flips of a slice."""
+
+    mc_samples: int = 0
+    """Average the probabilities over this many samples with dropout on; 0: one pass without dropout."""
+
+    dropout: float | None = None
+    """Dropout rate of the samples; None: as the weights record."""
+
+    seed: int = 0
+    """Seed of the samples."""
+
+    min_volume_ml: float = 0.0
+    """Connected components of the whole tumour below this volume become background; 0: none does."""
+
+    min_enhancing_ml: float = 0.0
+    """Enhancing tumour that is less than this in all becomes necrotic core; 0: it never does.
+
+    Source: Isensee et al., nnU-Net for Brain Tumor Segmentation (BrainLes 2020, arXiv:2011.00848). In a case without any
+    enhancing tumour, a single false voxel makes BraTS' Dice 0.
+    """
+
+    probabilities: bool = False
+    """Keep the probabilities of the classes, and write them beside the label map."""
+
+    uncertainty: bool = False
+    """Keep the uncertainty of the regions and the entropy of the classes, and write them beside the label map."""
+
+    preview: bool = False
+    """Draw a picture beside the label map."""
+
+    sidecar: bool = True
+    """Write the JSON file beside the label map, which says what it was made of."""
+
+    labels: Labels = Labels.BRATS2020
+    """Which label value enhancing tumour gets in files."""
+
+    overwrite: bool = False
+    """Replace outputs that are there."""
+
+    skip_existing: bool = False
+    """Leave out cases whose outputs are complete and were made of the same files with the same settings."""
+
+    def __post_init__(self) -> None:
+        if not self.weights:
+            raise ValueError("weights: name at least one set")
+        check_device_name(self.device)
+        for least, names in _LEAST.items():
+            for name in names:
+                number = getattr(self, name)
+                if number is not None and not number >= least:  # NaN is refused too
+                    raise ValueError(f"{name}={number}: must be {least} or more")
+        if self.dropout is not None and not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout={self.dropout}: a rate is 0 or more, and below 1")
+        if self.dropout == 0:
+            raise MisuseError("dropout=0: samples differ only with a rate above 0")
+        if (self.dropout is not None or self.seed) and self.mc_samples == 0:
+            raise MisuseError("dropout=P and seed=N are for samples; give mc_samples=N too")
+        if self.skip_existing and self.overwrite:
+            raise MisuseError("skip_existing=True and overwrite=True exclude one another")
+        if self.skip_existing and not self.sidecar:
+            raise MisuseError("skip_existing=True needs the sidecars; leave sidecar=False out")
+        if self.preview:
+            from drunet_cli.segmentation.preview import check_drawable  # Pillow: not for runs without a picture
+
+            check_drawable()
+
+    def window_for(self, weights: Sequence[Metadata]) -> WindowMode:
+        """What the network sees of a slice: as asked for, else as the weights were trained.
+
+        Raises MisuseError for weights that were trained on different windows.
+        """
+        if self.window is not None:
+            return self.window
+        trained = {metadata.window for metadata in weights}
+        if len(trained) > 1:
+            raise MisuseError("the weights were trained on different windows of the frame; choose window=full or window=auto")
+        return WindowMode(trained.pop())
+
+    def dropout_rates(self, weights: Sequence[Metadata]) -> list[float]:
+        """The dropout rate of each set of weights, 0 without samples. Raises MisuseError for weights that record none."""
+        if self.mc_samples == 0:
+            return [0.0 for _ in weights]
+        if self.dropout is not None:
+            return [self.dropout for _ in weights]
+        return [recorded_dropout(metadata.name, metadata.dropout) for metadata in weights]
+
+    def recorded(self, weights: Sequence[Metadata]) -> dict[str, Any]:
+        """What may change a voxel beside weights, label values and engine, as the sidecar has it.
+
+        weights: the metadata of the weights, which decide what was not asked for.
+        """
+        rates = self.dropout_rates(weights)
+        source = "recorded in the weights" if self.dropout is None else "given"
+        rate: Any = rates[0] if len(set(rates)) == 1 else rates
+        return {
+            "window": self.window_for(weights).value,
+            "tta": "flips" if self.flips else "none",
+            "mc_samples": self.mc_samples,
+            "dropout": {"rate": rate, "source": source} if self.mc_samples else None,
+            "seed": self.seed if self.mc_samples else None,
+            "min_volume_ml": self.min_volume_ml,
+            "min_enhancing_ml": self.min_enhancing_ml,
+            "deterministic": self.deterministic,
+        }
+
+    def compared(self, weights: Sequence[Metadata]) -> dict[str, Any]:
+        """The recorded settings that a label map must have been made with to be the same label map.
+
+        `deterministic` and an engine that nobody named may be any.
+        """
+        settings = {name: value for name, value in self.recorded(weights).items() if name != "deterministic"}
+        settings["precision"] = Precision.FLOAT32.value if self.precision is Precision.AUTO else self.precision.value
+        return settings if self.engine is EngineName.AUTO else {**settings, "engine": self.engine.value}
+
+
+_LEAST: Final = {
+    1: ("batch_size", "threads"),
+    0: ("mc_samples", "seed", "min_volume_ml", "min_enhancing_ml"),
+}
+
+
+def recorded_dropout(name: str, rate: float | None) -> float:
+    """The rate that the weights of this name record, for samples. Raises MisuseError where they record none."""
+    if not rate:
+        reason = "were trained without dropout" if rate == 0 else "do not record their dropout rate"
+        raise MisuseError(f"mc_samples=N: the weights {name} {reason}; name one by dropout=P")
+    return rate

@@ -1,0 +1,235 @@
+"""The files of a case: in which order they appear, and that a run killed at any step is completed by the next.
+
+SIGKILL itself strikes in tests/cli/test_cohort_interruption.py.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+
+from drunet_cli.errors import OutputError
+from drunet_cli.io.inputs import file_sha256
+from drunet_cli.segmentation.cohort import CaseResult
+from drunet_cli.segmentation.outputs import OutputFiles, read_sidecar
+from drunet_cli.segmentation.settings import Settings
+from tests.cli.small_cohort import contents, write_case
+from tests.segmentation.bright_engine import SETTINGS, outcomes_of
+
+WITH_FILES: Final = replace(SETTINGS, probabilities=True)
+AGAIN: Final = replace(WITH_FILES, skip_existing=True)
+OVERWRITING: Final = replace(WITH_FILES, overwrite=True)
+OTHERWISE: Final = replace(SETTINGS, min_volume_ml=1000, uncertainty=True)  # an empty label map, and other files beside it
+EVENTS: Final = ("link", "unlink", "replace", "rename", "fsync")  # steps of writing, between which a run may be killed
+
+
+@pytest.fixture(scope="module")
+def case(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_case(tmp_path_factory.mktemp("cohort") / "p1")
+
+
+def run(case: Path, out: Path, settings: Settings) -> CaseResult:
+    ((_, outcome),) = outcomes_of(case, out, settings)
+    assert isinstance(outcome, CaseResult), outcome
+    return outcome
+
+
+def nothing(case: Path, out: Path) -> None:
+    pass
+
+
+def other_outputs(case: Path, out: Path) -> None:
+    run(case, out, OTHERWISE)
+
+
+def same_outputs(case: Path, out: Path) -> None:
+    run(case, out, WITH_FILES)
+
+
+def fewer_outputs(case: Path, out: Path) -> None:
+    run(case, out, replace(SETTINGS, uncertainty=True))
+
+
+def sidecar_alone(case: Path, out: Path) -> None:
+    """And one of the files that it names."""
+    run(case, out, OTHERWISE)
+    (out / "p1.nii.gz").unlink()
+    (out / "p1_entropy.nii.gz").unlink()
+
+
+def as_by_earlier_versions(case: Path, out: Path) -> None:
+    """The sidecar and the label map of a run that was killed before it wrote the files beside them."""
+    run(case, out, WITH_FILES)
+    (out / "p1_probabilities.nii.gz").unlink()
+
+
+# What is there before, what is asked for, and with what the run is repeated after it was killed.
+RUNS: Final[dict[str, tuple[Callable[[Path, Path], None], Settings, Settings]]] = {
+    "a new case": (nothing, WITH_FILES, WITH_FILES),
+    "a new case, resumed": (nothing, WITH_FILES, AGAIN),
+    "outputs replaced": (other_outputs, OVERWRITING, OVERWRITING),
+    "outputs replaced, resumed": (same_outputs, OVERWRITING, AGAIN),
+    "files added": (fewer_outputs, AGAIN, AGAIN),
+    "a leftover": (sidecar_alone, WITH_FILES, AGAIN),
+    "an earlier version's": (as_by_earlier_versions, AGAIN, AGAIN),
+}
+
+
+class Killed(BaseException):
+    """The process is no more."""
+
+
+class Disk:
+    """Counts the steps that change a disk. From step `last` on nothing changes it any more, as after SIGKILL."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, last: float = float("inf")) -> None:
+        self.n_steps = 0
+        self._last = last
+        for name in EVENTS:
+            monkeypatch.setattr(os, name, self._counted(getattr(os, name)))
+
+    def _counted(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        def counted(*arguments: Any, **options: Any) -> Any:
+            self.n_steps += 1
+            if self.n_steps > self._last:
+                raise Killed
+            return function(*arguments, **options)
+
+        return counted
+
+
+def written(out: Path) -> Mapping[str, Any]:
+    """Every file; of the sidecar all but how long it took."""
+    found: dict[str, Any] = dict(contents(out))
+    if "p1.json" in found:
+        found["p1.json"] = {key: value for key, value in json.loads(found["p1.json"]).items() if key != "seconds"}
+    return found
+
+
+def assert_complete_or_absent(out: Path) -> None:
+    """A label map is described by the sidecar beside it, and every file that this names is there whole, or not there."""
+    if not (out / "p1.nii.gz").exists():
+        return
+    document = read_sidecar(out / "p1.json")
+    assert document is not None
+    assert document["output_sha256"] == file_sha256(out / "p1.nii.gz")
+    for name, sha256 in document["files"].items():
+        assert not (out / name).exists() or file_sha256(out / name) == sha256
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_a_run_killed_at_any_step_and_repeated_ends_as_an_undisturbed_one(name: str, case: Path, tmp_path: Path) -> None:
+    before, asked, repeated = RUNS[name]
+    (tmp_path / "before/out").mkdir(parents=True)
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.chdir(tmp_path / "before")  # all runs write to a path of one name, which the sidecar holds
+        before(case, Path("out"))
+    shutil.copytree(tmp_path / "before", tmp_path / "0")
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        disk = Disk(monkeypatch)
+        monkeypatch.chdir(tmp_path / "0")
+        run(case, Path("out"), asked)
+    undisturbed = written(tmp_path / "0/out")
+    assert undisturbed.keys() >= {"p1.json", "p1.nii.gz", "p1_probabilities.nii.gz"}
+    assert disk.n_steps >= 6
+    for n_steps in range(disk.n_steps):
+        folder = tmp_path / str(n_steps + 1)
+        shutil.copytree(tmp_path / "before", folder)
+        with pytest.MonkeyPatch.context() as monkeypatch:
+            monkeypatch.chdir(folder)
+            Disk(monkeypatch, n_steps)
+            with pytest.raises(Killed):
+                run(case, Path("out"), asked)
+        assert_complete_or_absent(folder / "out")
+        with pytest.MonkeyPatch.context() as monkeypatch:
+            monkeypatch.chdir(folder)
+            if repeated is not WITH_FILES or not Path("out/p1.nii.gz").exists():  # else it is done, and would be refused
+                run(case, Path("out"), repeated)
+                assert written(Path("out")) == undisturbed, n_steps
+            else:
+                assert undisturbed.items() <= written(Path("out")).items()  # beside a temporary file, perhaps
+
+
+@pytest.fixture
+def order(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The names of files in the order in which they appear."""
+    appeared: list[str] = []
+    for name in ("link", "replace", "rename"):
+        function = getattr(os, name)
+
+        def remember(source: Any, target: Any, *, function: Callable[..., None] = function, **options: Any) -> None:
+            function(source, target, **options)
+            appeared.append(Path(target).name)
+
+        monkeypatch.setattr(os, name, remember)
+    return appeared
+
+
+@pytest.mark.parametrize("settings", [WITH_FILES, OVERWRITING], ids=["new", "replaced"])
+def test_the_label_map_appears_last_after_its_sidecar_and_the_files_beside_it(
+    settings: Settings, case: Path, tmp_path: Path, order: list[str]
+) -> None:
+    run(case, tmp_path, settings)
+    assert order == ["p1.json", "p1_probabilities.nii.gz", "p1.nii.gz"]
+
+
+def test_files_of_a_replaced_label_map_go_with_it(case: Path, tmp_path: Path) -> None:
+    run(case, tmp_path, OTHERWISE)
+    assert "p1_entropy.nii.gz" in contents(tmp_path)
+    run(case, tmp_path, OVERWRITING)
+    assert sorted(contents(tmp_path)) == ["p1.json", "p1.nii.gz", "p1_probabilities.nii.gz"]
+    run(case, tmp_path, replace(OVERWRITING, sidecar=False, probabilities=False))
+    assert sorted(contents(tmp_path)) == ["p1.nii.gz"]
+
+
+def test_files_that_are_added_leave_the_others_where_they_are(case: Path, tmp_path: Path) -> None:
+    before = run(case, tmp_path, replace(SETTINGS, uncertainty=True)).document
+    kept = contents(tmp_path)
+    after = run(case, tmp_path, AGAIN).document
+    assert after["files"] == {**before["files"], "p1_probabilities.nii.gz": file_sha256(tmp_path / "p1_probabilities.nii.gz")}
+    for name in kept.keys() - {"p1.json"}:
+        assert contents(tmp_path)[name] == kept[name], name
+
+
+def test_a_file_of_somebody_is_neither_taken_for_the_cases_own_nor_replaced(case: Path, tmp_path: Path) -> None:
+    run(case, tmp_path, SETTINGS)
+    (tmp_path / "p1_probabilities.nii.gz").write_text("mine")
+    before = contents(tmp_path)
+    ((_, outcome),) = outcomes_of(case, tmp_path, AGAIN)
+    assert "p1_probabilities.nii.gz: exists already, and is not of p1.nii.gz as it is" in str(outcome)
+    assert contents(tmp_path) == before
+
+
+@pytest.mark.parametrize("suffix", ["nii", "nii.gz"])
+def test_a_leftover_whose_files_somebody_changed_is_in_the_way(suffix: str, case: Path, tmp_path: Path) -> None:
+    run(case, tmp_path, WITH_FILES)
+    (tmp_path / "p1.nii.gz").unlink()
+    files = OutputFiles(tmp_path / f"p1.{suffix}", WITH_FILES)
+    files.check({})
+    (tmp_path / f"p1_probabilities.{suffix}").write_text("mine")
+    with pytest.raises(OutputError, match=r"p1_probabilities.* exists already"):
+        files.check({})
+
+
+def test_an_output_is_never_an_input(case: Path, tmp_path: Path) -> None:
+    image = shutil.copyfile(case / "p1_t1.nii.gz", tmp_path / "p1_t1.nii.gz")
+    (tmp_path / "link.nii.gz").symlink_to(image)
+    (tmp_path / "again.nii.gz").hardlink_to(image)
+    for name in ("p1_t1.nii.gz", "link.nii.gz", "again.nii.gz"):
+        with pytest.raises(OutputError, match="is one of the inputs"):
+            OutputFiles(tmp_path / name, OVERWRITING).check({"t1": image})  # type: ignore[dict-item]
+
+
+def test_names_follow_the_label_map() -> None:
+    files = OutputFiles(Path("a/seg.v2.nii"), replace(SETTINGS, preview=True, probabilities=True, uncertainty=True))
+    assert files.sidecar == Path("a/seg.v2.json")
+    assert [path.name for path in files.extras] == [
+        "seg.v2_preview.png",
+        "seg.v2_probabilities.nii",
+        *(f"seg.v2_{name}.nii" for name in ("unc_whole", "unc_core", "unc_enhance", "entropy")),
+    ]
