@@ -1,4 +1,4 @@
-"""`drunet export`."""
+"""`drunet export`: wiring, streams and exit codes; tests/network/test_export.py looks into the files."""
 
 import hashlib
 import json
@@ -12,16 +12,19 @@ from drunet_cli.cli.app import main
 from drunet_cli.io.volumes import file_sha256
 from drunet_cli.network import export as exports
 from drunet_cli.network.engine import Precision
+from drunet_cli.weights.cache import import_weights
 from drunet_cli.weights.checkpoint import read_metadata
 from drunet_cli.weights.registry import cached_path
 from tests.support import GOLDEN_WEIGHTS
+
+Capture = pytest.CaptureFixture[str]
 
 
 def export(target: Path, *arguments: str, weights: Path | str = GOLDEN_WEIGHTS) -> int:
     return main(["export", "--weights", str(weights), "-o", str(target), *arguments])
 
 
-def complaint(capsys: pytest.CaptureFixture[str]) -> str:
+def complaint(capsys: Capture) -> str:
     """The one line on stderr, with nothing on stdout."""
     captured = capsys.readouterr()
     assert captured.out == ""
@@ -30,15 +33,18 @@ def complaint(capsys: pytest.CaptureFixture[str]) -> str:
     return captured.err
 
 
-def test_path_is_the_result_and_the_difference_a_note(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert export(tmp_path / "golden.onnx") == 0
+def test_path_is_the_result_and_the_difference_a_note(tmp_path: Path, capsys: Capture) -> None:
+    target = tmp_path / "golden.onnx"
+    assert export(target) == 0
     captured = capsys.readouterr()
-    assert captured.out == f"{tmp_path / 'golden.onnx'}\n"
-    assert captured.err.startswith(f"{tmp_path / 'golden.onnx'}: largest difference of a logit from PyTorch's")
+    assert captured.out == f"{target}\n"
+    assert captured.err.startswith(f"{target}: largest difference of a logit from PyTorch's")
     assert captured.err.endswith("e-06 (allowed 0.0001)\n")  # 3.8e-06 was measured; another processor rounds in its own way
+    assert export(tmp_path / "golden.safetensors", "--quiet") == 0
+    assert capsys.readouterr() == (f"{tmp_path / 'golden.safetensors'}\n", "")
 
 
-def test_json_tells_what_was_written_and_how_it_was_found(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_json_tells_what_was_written_and_how_it_was_found(tmp_path: Path, capsys: Capture) -> None:
     target = tmp_path / "golden.onnx"
     assert export(target, "--json", "--head", "argmax", "--precision", "float16") == 0
     document: dict[str, Any] = json.loads(capsys.readouterr().out)
@@ -55,11 +61,6 @@ def test_json_tells_what_was_written_and_how_it_was_found(tmp_path: Path, capsys
     }
 
 
-def test_quiet_leaves_the_path_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert export(tmp_path / "golden.safetensors", "--quiet") == 0
-    assert capsys.readouterr() == (f"{tmp_path / 'golden.safetensors'}\n", "")
-
-
 @pytest.mark.parametrize(
     ("name", "options", "expected"),
     [
@@ -69,32 +70,27 @@ def test_quiet_leaves_the_path_alone(tmp_path: Path, capsys: pytest.CaptureFixtu
         ("a", ["--format", "safetensors"], "safetensors"),
     ],
 )
-def test_suffix_decides_the_format_unless_it_is_named(
-    name: str, options: list[str], expected: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_suffix_decides_the_format_unless_it_is_named_and_these_need_no_extra(
+    name: str, options: list[str], expected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
 ) -> None:
-    assert export(tmp_path / name, "--json", *options) == 0
+    for package in ("onnx", "onnxruntime"):
+        monkeypatch.setitem(sys.modules, package, None)
+    (tmp_path / name).write_text("the one before")
+    assert export(tmp_path / name, "--json", "--overwrite", *options) == 0
     assert json.loads(capsys.readouterr().out)["format"] == expected
     begin = (tmp_path / name).read_bytes()[:9]
     assert begin.startswith(b"\x89HDF") if expected == "keras" else begin.endswith(b"{")
 
 
-def test_keras_file_goes_through_and_comes_back_the_same(tmp_path: Path) -> None:
-    assert export(tmp_path / "drunet.safetensors") == 0
-    assert export(tmp_path / "keras.h5", weights=tmp_path / "drunet.safetensors") == 0
-    assert export(tmp_path / "again.h5", weights=tmp_path / "keras.h5") == 0
-    assert (tmp_path / "again.h5").read_bytes() == (tmp_path / "keras.h5").read_bytes()
-
-
-def test_keras_file_of_weights_with_another_epsilon_is_warned_of(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    main(["weights", "import", str(GOLDEN_WEIGHTS), "--name", "tiny", "--epsilon", "1e-5"])
-    capsys.readouterr()
+def test_a_keras_file_of_weights_with_another_epsilon_is_warned_of(tmp_path: Path, capsys: Capture) -> None:
+    import_weights(GOLDEN_WEIGHTS, name="tiny", bn_epsilon=1e-5)
     assert export(tmp_path / "tiny.h5", weights="tiny") == 0
     assert "does not say with which epsilon it is to be run; these weights need 1e-05" in capsys.readouterr().err
 
 
 @pytest.mark.usefixtures("golden_is_published")
 def test_weights_that_are_not_in_the_cache_are_fetched(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
 ) -> None:
     monkeypatch.setenv("DRUNET_WEIGHTS_URL", GOLDEN_WEIGHTS.as_uri())
     assert export(tmp_path / "published.safetensors", weights="brats2020") == 0
@@ -112,73 +108,43 @@ def test_weights_that_are_not_in_the_cache_are_fetched(
         ("a.onnx", ["--format", "tflite"], "--format tflite: is none of onnx, keras, safetensors"),
         ("a.onnx", ["--head", "sigmoid"], "--head sigmoid: is none of logits, softmax, argmax"),
         ("a.h5", ["--head", "logits"], "--head logits: is for ONNX; a keras file holds weights alone"),
-        ("a.safetensors", ["--head", "argmax"], "--head argmax: is for ONNX; a safetensors file holds weights alone"),
         ("a.h5", ["--precision", "float16"], "--precision float16: Keras files are float32"),
         ("a.onnx", ["--precision", "auto"], "--precision auto: an export is float32 or float16"),
     ],
 )
-def test_what_makes_no_sense_is_misuse(
-    name: str, options: list[str], named: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_what_makes_no_sense_is_misuse(name: str, options: list[str], named: str, tmp_path: Path, capsys: Capture) -> None:
     assert export(tmp_path / name, *options) == 2
     assert named in complaint(capsys)
 
 
-@pytest.mark.parametrize("package", ["onnx", "onnxruntime"])
-def test_missing_extra_is_named_before_anything_is_done(
-    package: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_a_missing_extra_is_named_before_anything_is_done(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
 ) -> None:
-    monkeypatch.setitem(sys.modules, package, None)
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
     assert export(tmp_path / "a.onnx", weights="no_such_file.h5") == 2
     assert "pip install 'drunet-cli[onnx]'" in complaint(capsys)
 
 
-def test_other_formats_need_no_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "onnx", None)
-    monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    assert export(tmp_path / "a.h5") == 0
-
-
-def test_existing_file_is_left_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_outputs_that_cannot_be_are_refused_and_nothing_is_replaced(tmp_path: Path, capsys: Capture) -> None:
+    own = tmp_path / "own.h5"
+    own.write_bytes(GOLDEN_WEIGHTS.read_bytes())
     (tmp_path / "a.h5").write_text("mine")
-    assert export(tmp_path / "a.h5") == 6
-    assert "exists already; give --overwrite to replace it" in complaint(capsys)
-    assert (tmp_path / "a.h5").read_text() == "mine"
-
-
-def test_existing_file_is_replaced_with_overwrite(tmp_path: Path) -> None:
-    (tmp_path / "a.safetensors").write_text("mine")
-    assert export(tmp_path / "a.safetensors", "--overwrite") == 0
-    assert read_metadata(tmp_path / "a.safetensors").base_width == 1
-
-
-def test_weights_are_not_replaced_by_what_is_made_from_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    weights = tmp_path / "a.h5"
-    weights.write_bytes(GOLDEN_WEIGHTS.read_bytes())
-    assert export(tmp_path / "." / "a.h5", "--overwrite", weights=weights) == 6
-    assert "is the file of these weights; name another output" in complaint(capsys)
-
-
-def test_weights_in_the_cache_are_not_replaced_either(capsys: pytest.CaptureFixture[str]) -> None:
-    main(["weights", "import", str(GOLDEN_WEIGHTS), "--name", "tiny"])
-    capsys.readouterr()
-    assert export(cached_path("tiny"), "--overwrite", weights="tiny") == 6
-    assert "is the file of these weights" in complaint(capsys)
-
-
-def test_folder_is_no_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "a.onnx").mkdir()
-    assert export(tmp_path / "a.onnx", "--overwrite") == 6
-    assert "is a folder; name a file" in complaint(capsys)
+    tiny = import_weights(GOLDEN_WEIGHTS, name="tiny")
+    for target, options, source, words in (
+        (tmp_path / "a.h5", [], GOLDEN_WEIGHTS, "exists already; give --overwrite to replace it"),
+        (tmp_path / "a.onnx", ["--overwrite"], GOLDEN_WEIGHTS, "is a folder; name a file"),
+        (tmp_path / "." / "own.h5", ["--overwrite"], own, "is the file of these weights; name another output"),
+        (tiny, ["--overwrite"], "tiny", "is the file of these weights; name another output"),
+    ):
+        assert export(target, *options, weights=source) == 6
+        assert words in complaint(capsys)
+    assert (tmp_path / "a.h5").read_text() == "mine"
+    assert own.read_bytes() == GOLDEN_WEIGHTS.read_bytes()
 
 
-def test_unknown_weights_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert export(tmp_path / "a.onnx", weights="nobody") == 4
-    assert "weights 'nobody' are not known" in complaint(capsys)
-
-
-def test_file_that_fails_its_check_is_one_line_and_no_file(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_a_file_that_fails_its_check_is_one_line_and_no_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
 ) -> None:
     monkeypatch.setattr(exports, "TOLERANCES", dict.fromkeys(Precision, 1e-12))
     assert export(tmp_path / "a.onnx") == 6
