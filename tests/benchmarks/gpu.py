@@ -80,7 +80,10 @@ def run_sections(given: argparse.Namespace, sections: list[str]) -> bool:
     with tempfile.TemporaryDirectory() as scratch:
         given.folders = given.folders or make_cases(Path(scratch) / "cases", given.device)
         given.weights = given.weights or make_weights(Path(scratch) / "random.safetensors", given)
-        common = [given.weights, "--cases", *map(str, given.folders), "--batch-sizes", *map(str, given.batch_sizes)]
+        if Path(given.weights).exists():  # else a name
+            given.weights = str(Path(given.weights).absolute())
+        folders = [str(folder.absolute()) for folder in given.folders]
+        common = [given.weights, "--cases", *folders, "--batch-sizes", *map(str, given.batch_sizes)]
         for name in ("device", "base_width", "precision", "n_cases", "memory_cap"):
             common += [f"--{name.replace('_', '-')}", str(getattr(given, name))]
         for section in sections:
