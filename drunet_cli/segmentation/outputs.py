@@ -143,8 +143,8 @@ class OutputFiles:
     def write(self, predicted: PredictedCase, document: Mapping[str, Any], *, adding: bool = False) -> dict[str, Any]:
         """Write all files, the label map last; return the sidecar's object, completed by what is known of the files.
 
-        document: see `describe`. adding: the label map is there, and only extras are missing; where the label map comes out the
-        same, it stays, and so do the other files beside it. Raises OutputError.
+        document: see `describe`. adding: the label map is there, and only extras are missing; where it comes out the same, the
+        other files beside it stay. Raises OutputError.
         """
         label_map = label_values(predicted.class_map, self.settings.labels)
         content = encode_label_map(label_map, predicted.prepared.header, compress=self._compress)
@@ -154,8 +154,9 @@ class OutputFiles:
         leftovers = self._leftovers()
         before = (read_sidecar(self.sidecar) or {}) if overwrite or leftovers else {}
         named = _files_named(self.label_map, before)
-        same = adding and before.get("output_sha256") == sha256
-        kept = {path.name: digest for path, digest in named.items() if path not in extras} if same else {}
+        kept = {}
+        if adding and before.get("output_sha256") == sha256:
+            kept = {path.name: digest for path, digest in named.items() if path not in extras}
         completed = {
             **document,
             "output": str(self.label_map),
@@ -171,19 +172,17 @@ class OutputFiles:
                 stream.write(content)
                 stream.flush()  # a full disk is met here, before anything appears
 
-            if not same:
-                stage(self.label_map, content)
+            stage(self.label_map, content)
             for path, encoded in extras.items():
                 stage(path, encoded)
             if self.settings.sidecar:
                 stage(self.sidecar, encode_sidecar(completed))
             if not overwrite and os.path.lexists(self.label_map):
                 raise OutputError(f"{self.label_map}: has appeared while drunet was working; nothing was replaced")
-            # Whenever the process is killed from here on, there is either no label map, or a whole one with its own sidecar.
+            # A process that is killed from here on leaves a sidecar without a label map, which counts as nothing; or it leaves
+            # the label map that was to be replaced, whose SHA-256 the sidecar does not have, unless it was the same.
             for path in outdated.union(extras if overwrite else ()):
                 path.unlink(missing_ok=True)
-            if overwrite and not same:
-                self.label_map.unlink(missing_ok=True)
             if before and not self.settings.sidecar:
                 self.sidecar.unlink(missing_ok=True)
         return completed

@@ -15,7 +15,7 @@ from drunet_cli.brats import CHANNELS, Modality
 from drunet_cli.cli.app import main
 from drunet_cli.io.inputs import file_sha256
 from drunet_cli.network.model import DRUNet104
-from drunet_cli.weights.cache import import_weights, open_weights
+from drunet_cli.weights.cache import open_weights
 from drunet_cli.weights.checkpoint import write_checkpoint
 from drunet_cli.weights.keras import read_keras_h5
 from tests.support import GOLDEN, GOLDEN_IMAGES, GOLDEN_LABELS, GOLDEN_WEIGHTS, Drunet, image_options, open_image
@@ -97,12 +97,6 @@ def test_the_label_map_is_uint8_in_the_geometry_of_flair(tmp_path: Path) -> None
         np.testing.assert_array_equal(label_map.header[field], flair.header[field], err_msg=field)
 
 
-def test_equal_input_gives_equal_bytes() -> None:
-    for name in ("one.nii.gz", "other.nii.gz"):
-        assert main(["segment", *image_options(), *WEIGHTS, "-o", name, "--threads", "1"]) == 0
-    assert Path("one.nii.gz").read_bytes() == Path("other.nii.gz").read_bytes()
-
-
 @pytest.mark.parametrize("engine", ["torch", "onnxruntime"])
 def test_deterministic_is_recorded_and_changes_nothing_on_the_cpu(engine: str) -> None:
     options = [*image_options(), *WEIGHTS, "--engine", engine, "--threads", "1"]
@@ -114,13 +108,6 @@ def test_deterministic_is_recorded_and_changes_nothing_on_the_cpu(engine: str) -
     assert Path("plain.nii.gz").read_bytes() == Path("d.nii.gz").read_bytes()
     recorded = [json.loads(Path(name).read_text())["settings"]["deterministic"] for name in ("plain.json", "d.json")]
     assert recorded == [False, True]
-
-
-def test_brats2023_labels_give_enhancing_tumour_3() -> None:
-    main(["segment", *image_options(), *WEIGHTS, "-o", "a.nii.gz"])
-    main(["segment", *image_options(), *WEIGHTS, "-o", "b.nii.gz", "--labels", "brats2023"])
-    older, newer = _labels("a.nii.gz"), _labels("b.nii.gz")
-    assert np.array_equal(np.where(older == 4, 3, older), newer)
 
 
 def test_json_and_sidecar_hold_the_same_complete_object(capsys: pytest.CaptureFixture[str]) -> None:
@@ -185,14 +172,6 @@ def test_a_folder_as_output_gets_a_file_named_after_the_case(capsys: pytest.Capt
     assert main(["segment", *image_options(), *WEIGHTS, "-o", "results", "--no-sidecar", "--case", "P 01"]) == 0
     assert capsys.readouterr().out == "results/golden.nii.gz\nresults/P 01.nii.gz\n"
     assert sorted(path.name for path in Path("results").iterdir()) == ["P 01.nii.gz", "golden.nii.gz"]
-
-
-@pytest.mark.usefixtures("golden_is_published")
-def test_weights_from_the_cache_give_the_labels_of_their_file() -> None:
-    import_weights(GOLDEN_WEIGHTS)
-    main(["segment", *image_options(), "-o", "named.nii.gz"])
-    main(["segment", *image_options(), *WEIGHTS, "-o", "filed.nii.gz"])
-    assert Path("named.nii.gz").read_bytes() == Path("filed.nii.gz").read_bytes()
 
 
 def _changed(folder: Path, modality: Modality, change: object) -> dict[Modality, Path]:
@@ -303,35 +282,3 @@ def test_two_runs_into_one_folder_do_not_meet(capsys: pytest.CaptureFixture[str]
     assert Path("seg.nii.gz").stat().st_mtime_ns == before
     assert main([*options, "--overwrite"]) == 0
     assert Path("seg.nii.gz").stat().st_mtime_ns > before
-
-
-def test_a_json_file_of_the_users_is_not_replaced(capsys: pytest.CaptureFixture[str]) -> None:
-    Path("seg.json").write_text('{"mine": true}')
-    assert main(["segment", *image_options(), *WEIGHTS, "-o", "seg.nii.gz"]) == 6
-    assert "seg.json: exists already" in capsys.readouterr().err
-    assert main(["segment", *image_options(), *WEIGHTS, "-o", "seg.nii.gz", "--no-sidecar"]) == 0
-    assert Path("seg.json").read_text() == '{"mine": true}'
-
-
-def test_a_sidecar_is_never_left_beside_the_label_map_of_another_run() -> None:
-    options = ["segment", *image_options(), *WEIGHTS]
-    assert main([*options, "-o", "seg.nii.gz"]) == 0
-    assert main([*options, "-o", "seg.nii"]) == 6  # its sidecar would be seg.json too
-    assert main([*options, "-o", "seg.nii", "--no-sidecar"]) == 6
-    assert not Path("seg.nii").exists()
-    assert main([*options, "-o", "seg.nii.gz", "--no-sidecar", "--overwrite", "--labels", "brats2023"]) == 0
-    assert not Path("seg.json").exists()
-
-
-def test_the_sidecar_says_which_label_map_it_describes() -> None:
-    assert main(["segment", *image_options(), *WEIGHTS, "-o", "seg.nii.gz"]) == 0
-    assert json.loads(Path("seg.json").read_text())["output_sha256"] == file_sha256(Path("seg.nii.gz"))
-
-
-def test_an_input_is_never_replaced(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    images = _reoriented(tmp_path, "RAS")
-    before = images[Modality.T1].read_bytes()
-    options = ["segment", *image_options(images), *WEIGHTS, "-o", str(images[Modality.T1]), "--overwrite"]
-    assert main(options) == 6
-    assert "is one of the inputs" in capsys.readouterr().err
-    assert images[Modality.T1].read_bytes() == before

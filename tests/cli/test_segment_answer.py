@@ -127,18 +127,6 @@ def test_small_enhancing_tumour_becomes_necrosis_and_the_sidecar_says_so() -> No
     assert document["settings"]["min_enhancing_ml"] == 1000
 
 
-def test_a_tumour_below_the_least_volume_is_removed_with_a_warning() -> None:
-    assert segment("--min-volume", "1000") == 0
-    assert not voxels("seg.nii.gz").any()
-    assert [warning["code"] for warning in sidecar()["warnings"]] == ["empty-result"]
-
-
-def test_a_preview_is_a_picture_beside_the_label_map() -> None:
-    assert segment("--preview") == 0
-    assert Path("seg_preview.png").read_bytes().startswith(b"\x89PNG")
-    assert list(sidecar()["files"]) == ["seg_preview.png"]
-
-
 @pytest.mark.parametrize(
     ("options", "line"),
     [
@@ -170,14 +158,6 @@ def test_weights_trained_on_different_windows_need_a_choice(other_weights: Path,
     assert segment(weights=both) == 2
     assert "choose --window full or --window auto" in capsys.readouterr().err
     assert segment("--window", "auto", weights=both) == 0
-
-
-def test_an_existing_file_beside_the_label_map_is_refused(capsys: Captured) -> None:
-    Path("seg_preview.png").write_text("mine")
-    assert segment("--preview") == 6
-    assert "seg_preview.png: exists already" in capsys.readouterr().err
-    assert Path("seg_preview.png").read_text() == "mine"
-    assert files() == ["seg_preview.png"]
 
 
 class Cohort:
@@ -212,13 +192,6 @@ def test_a_case_is_left_out_only_with_every_file_that_is_asked_for(cohort: Cohor
     assert open_image("out/case_1.nii.gz").shape == (24, 20, 6)
 
 
-def test_files_that_are_added_leave_the_others_where_they_are(cohort: Cohort) -> None:
-    assert cohort.left_out("--preview") == [False, False]
-    assert cohort.left_out("--probabilities") == [False, False]
-    assert sorted(sidecar("out/case_0.json")["files"]) == ["case_0_preview.png", "case_0_probabilities.nii.gz"]
-    assert cohort.left_out("--preview", "--probabilities") == [True, True]
-
-
 @pytest.mark.parametrize(
     "options",
     [
@@ -234,43 +207,3 @@ def test_whatever_was_asked_for_is_left_out_again_and_nothing_else_is(options: l
     assert cohort.left_out(*options) == [False, False]
     assert cohort.left_out(*options) == [True, True]
     assert all("was made with" in str(error) for error in cohort.left_out(code=1))
-
-
-def test_pictures_of_a_label_map_that_is_replaced_go_with_it() -> None:
-    assert segment("--preview") == 0
-    assert segment("--overwrite", "--min-volume", "1000") == 0
-    assert files() == ["seg.json", "seg.nii.gz"]
-
-
-def test_a_picture_that_is_not_of_the_label_map_is_neither_taken_for_it_nor_replaced(cohort: Cohort) -> None:
-    assert cohort.left_out() == [False, False]
-    Path("out/case_0_preview.png").write_text("mine")
-    error, left_out = sorted(cohort.left_out("--preview", code=1), key=str, reverse=True)
-    assert left_out is False
-    assert "case_0_preview.png: exists already, and is not of case_0.nii.gz as it is" in str(error)
-    assert Path("out/case_0_preview.png").read_text() == "mine"
-
-
-def test_files_of_a_label_map_that_somebody_removed_do_not_stop_the_others(cohort: Cohort) -> None:
-    assert cohort.left_out("--preview") == [False, False]
-    Path("out/case_0.nii.gz").unlink()
-    assert sorted(cohort.left_out("--preview")) == [False, True]
-    Path("out/case_1.nii.gz").unlink()
-    Path("out/case_1.json").unlink()  # whose picture it was can no longer be known
-    error, left_out = sorted(cohort.left_out("--preview", code=1), key=str, reverse=True)
-    assert left_out is True
-    assert "case_1_preview.png: exists already" in str(error)
-
-
-def test_a_changed_file_of_a_label_map_that_somebody_removed_stays(cohort: Cohort) -> None:
-    assert cohort.left_out("--preview") == [False, False]
-    Path("out/case_0.nii.gz").unlink()
-    Path("out/case_0_preview.png").write_text("changed")
-    assert any("case_0_preview.png: exists already" in str(outcome) for outcome in cohort.left_out("--preview", code=1))
-    assert Path("out/case_0_preview.png").read_text() == "changed"
-
-
-def test_a_dry_run_says_that_files_would_be_added(cohort: Cohort, capsys: Captured) -> None:
-    assert cohort.left_out() == [False, False]
-    assert main(["segment", "cohort", *WEIGHTS, "-o", "out", "--skip-existing", "--preview", "--dry-run", "--json"]) == 0
-    assert [json.loads(line)["would"] for line in capsys.readouterr().out.splitlines()] == ["add missing files"] * 2

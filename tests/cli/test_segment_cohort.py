@@ -25,14 +25,13 @@ from tests.cli.small_cohort import (
     SHAPE,
     brain,
     contents,
-    images,
     save,
     segmentation,
     spoil,
     write_case,
     write_cases,
 )
-from tests.support import GOLDEN_WEIGHTS, image_options, open_image
+from tests.support import GOLDEN_WEIGHTS, open_image
 
 N_CASES: Final = 3
 CASES: Final = [f"case_{n}" for n in range(N_CASES)]
@@ -126,13 +125,6 @@ def test_every_case_gets_a_label_map_and_a_sidecar(cohort: Path, segmented: Path
         assert {Path(entry["path"]).parent.name for entry in document["inputs"].values()} == {case}
 
 
-def test_a_case_of_many_gets_the_label_map_that_it_gets_alone(cohort: Path, segmented: Path, capsys: Captured) -> None:
-    assert segment(cohort / "case_1", "-o", "out", "--quiet") == 0
-    assert names_in("out") == ["case_1.json", "case_1.nii.gz"]
-    assert Path("out/case_1.nii.gz").read_bytes() == (segmented / "case_1.nii.gz").read_bytes()
-    assert capsys.readouterr() == ("out/case_1.nii.gz\n", "")
-
-
 def test_paths_are_printed_on_stdout_and_lines_and_a_table_on_stderr(cohort: Path, capsys: Captured) -> None:
     assert segment(cohort, "-o", "out") == 0
     out, err = capsys.readouterr()
@@ -197,26 +189,6 @@ def test_a_warning_names_its_case_and_stands_in_table_and_summary(cohort: Path, 
     assert last.startswith("3 cases in out, 1 with warnings (see summary.csv); 3 were complete and left out (")
 
 
-def test_a_shard_counts_its_warnings_and_names_its_summary(cohort: Path, capsys: Captured) -> None:
-    shutil.copytree(cohort, "cohort")
-    for case in ("case_0", "case_2"):
-        Path(f"cohort/{case}/{case}_t1.nii.gz").rename(f"cohort/{case}/swap")
-        Path(f"cohort/{case}/{case}_t2.nii.gz").rename(f"cohort/{case}/{case}_t1.nii.gz")
-        Path(f"cohort/{case}/swap").rename(f"cohort/{case}/{case}_t2.nii.gz")
-    names = ("case_0", "case_2")
-    rows = [[case, *(f"cohort/{case}/{case}_{kind}.nii.gz" for kind in ("t2", "t1ce", "t1", "flair"))] for case in names]
-    Path("swapped.csv").write_text("case,t1,t1ce,t2,flair\n" + "".join(f"{','.join(row)}\n" for row in rows))
-    assert segment("swapped.csv", "-o", "out", "--shard", "1/1") == 0
-    err = capsys.readouterr().err
-    assert err.splitlines()[-1].startswith("2 cases in out, 2 with warnings (see summary-1-of-1.csv) (")
-    assert err.count("a swap gives wrong labels") == 4
-
-
-def test_no_sidecar_writes_none_but_the_summary(cohort: Path) -> None:
-    assert segment(cohort, "-o", "out", "--no-sidecar", "--quiet") == 0
-    assert names_in("out") == [*(f"{case}.nii.gz" for case in CASES), "summary.csv"]
-
-
 # Which cases
 
 
@@ -225,24 +197,6 @@ def test_files_of_any_naming_give_the_same_label_map(segmented: Path) -> None:
         write_case(Path(f"any/{words[0]}/case_{n}"), seed=n, words=words)
     assert segment("any", "-o", "out", "--channels", "t1,t1ce,t2,flair", "--quiet") == 0
     for case in CASES:
-        assert Path(f"out/{case}.nii.gz").read_bytes() == (segmented / f"{case}.nii.gz").read_bytes()
-
-
-def test_patterns_name_the_files_of_a_folder(segmented: Path) -> None:
-    write_case(Path("any/case_0"), words=("_a", "_b", "_c", "_d"))
-    patterns = "--pattern flair=*_a.* --pattern t1ce=*_b.* --pattern t1=*_c.* --pattern t2=*_d.*"
-    assert segment("any", "-o", "out", "--quiet", *patterns.split()) == 0
-    assert Path("out/case_0.nii.gz").read_bytes() == (segmented / "case_0.nii.gz").read_bytes()
-
-
-def test_dataset_json_says_what_the_channels_of_a_flat_folder_are(segmented: Path, capsys: Captured) -> None:
-    for n in range(2):
-        write_case(Path("flat"), seed=n, name=f"case_{n}", words=NAMES_NNUNET, labelled=False)
-    assert segment("flat", "-o", "out") == 1
-    assert "nothing says which modalities _0000 to _0003 are; give --channels" in capsys.readouterr().err
-    Path("flat/dataset.json").write_text(json.dumps({"channel_names": {"0": "T1", "1": "T1ce", "2": "T2", "3": "FLAIR"}}))
-    assert segment("flat", "-o", "out", "--quiet") == 0
-    for case in ("case_0", "case_1"):
         assert Path(f"out/{case}.nii.gz").read_bytes() == (segmented / f"{case}.nii.gz").read_bytes()
 
 
@@ -310,11 +264,6 @@ def test_misuse_is_one_line_and_exit_2(arguments: list[str], line: str, cohort: 
     assert names_in(".") == []
 
 
-def test_a_shard_of_four_files_is_misuse(cohort: Path, capsys: Captured) -> None:
-    files = {modality: cohort / f"case_0/case_0_{modality}.nii.gz" for modality in CHANNELS}
-    assert segment(*image_options(files), "-o", "out", "--shard", "1/2") == 2
-
-
 @pytest.mark.parametrize(
     ("arguments", "code"),
     [
@@ -363,12 +312,6 @@ def test_a_summary_of_others_is_not_replaced(option: list[str], cohort: Path, ca
     assert segment(cohort, "-o", "out", *option) == 6
     assert "out/summary.csv: exists already and is not drunet's" in capsys.readouterr().err
     assert contents(Path("out")) == {"summary.csv": b"mine\n"}
-
-
-def test_an_out_that_is_a_file_stops_the_run(cohort: Path, capsys: Captured) -> None:
-    Path("out").write_text("")
-    assert segment(cohort, "-o", "out") == 6
-    assert capsys.readouterr().out == ""
 
 
 def test_overwrite_replaces_everything(segmented: Path, cohort: Path) -> None:
@@ -459,14 +402,6 @@ def test_a_folder_that_cannot_be_made_ends_the_run_before_its_first_case(cohort:
     )
 
 
-def test_a_run_that_writes_nothing_leaves_no_folder(cohort: Path, capsys: Captured) -> None:
-    shutil.copytree(cohort / "case_0", "case")
-    spoil(Path("case"))
-    assert segment("case", "-o", "deep/out") == 3
-    assert "case" in capsys.readouterr().err
-    assert names_in(".") == ["case"]
-
-
 def test_an_output_of_another_making_does_not_stop_the_rest(segmented: Path, cohort: Path, capsys: Captured) -> None:
     outputs(segmented, "case_1")
     assert segment(cohort, "-o", "out", "--skip-existing", "--labels", "brats2023") == 1
@@ -480,45 +415,6 @@ def test_an_output_of_another_making_does_not_stop_the_rest(segmented: Path, coh
     assert np.array_equal(np.where(older == 4, 3, older), newer)
 
 
-def test_a_label_map_that_was_edited_fails_and_stays(segmented: Path, cohort: Path, capsys: Captured) -> None:
-    outputs(segmented, *CASES)
-    save(segmentation(0), Path("out/case_1.nii.gz"))
-    before = Path("out/case_1.nii.gz").read_bytes()
-    assert segment(cohort, "-o", "out", "--skip-existing") == 1
-    assert "has been changed since drunet wrote it" in errors(capsys.readouterr().err)["case_1"]
-    assert Path("out/case_1.nii.gz").read_bytes() == before
-
-
-def test_another_input_since_then_fails_its_case(segmented: Path, cohort: Path, capsys: Captured) -> None:
-    shutil.copytree(cohort, "cohort")
-    outputs(segmented, *CASES)
-    flair = Path("cohort/case_1/case_1_flair.nii.gz")
-    save(images(9)[CHANNELS[0]], flair)
-    assert segment("cohort", "-o", "out", "--skip-existing") == 1
-    assert errors(capsys.readouterr().err).keys() == {"case_1"}
-    assert f"was made of another file than {flair} is now" in summary()["case_1"]["error"]
-
-
-def test_a_run_again_says_which_cases_it_left_out_and_where_they_are_now(
-    segmented: Path, cohort: Path, capsys: Captured
-) -> None:
-    outputs(segmented, *CASES)
-    assert segment(cohort, "-o", "out", "--skip-existing", "--json", "--quiet") == 0
-    found = objects(capsys.readouterr().out)
-    assert {document["left_out"] for document in found.values()} == {True}
-    assert [document["output"] for document in found.values()] == [row["output"] for row in summary().values()] == LABEL_MAPS
-
-
-def test_a_complete_run_again_reads_no_image(segmented: Path, cohort: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    outputs(segmented, *CASES)
-
-    def prepare(_: object, **_options: object) -> None:
-        raise AssertionError("an image was read")
-
-    monkeypatch.setattr("drunet_cli.segmentation.pipeline.prepare", prepare)
-    assert segment(cohort, "-o", "out", "--skip-existing", "--quiet") == 0
-
-
 def test_what_killed_runs_have_left_is_removed(segmented: Path, cohort: Path) -> None:
     outputs(segmented, *CASES)
     Path("out/case_0.nii.gz").unlink()  # a sidecar alone
@@ -528,15 +424,6 @@ def test_what_killed_runs_have_left_is_removed(segmented: Path, cohort: Path) ->
     Path("out/.mine.tmp").write_text("")
     assert segment(cohort, "-o", "out", "--skip-existing", "--quiet") == 0
     assert names_in("out") == [".mine.tmp", *OUTPUTS, "summary.csv"]
-
-
-def test_a_sidecar_that_tells_too_little_fails_its_case_alone(segmented: Path, cohort: Path, capsys: Captured) -> None:
-    outputs(segmented, *CASES)
-    document = json.loads(Path("out/case_1.json").read_text())
-    del document["volumes_ml"]
-    Path("out/case_1.json").write_text(json.dumps(document))
-    assert segment(cohort, "-o", "out", "--skip-existing") == 1
-    assert "recorded other things" in errors(capsys.readouterr().err)["case_1"]
 
 
 # Shards
@@ -569,19 +456,6 @@ def test_every_case_is_in_exactly_one_shard_and_every_shard_has_its_summary(with
     label_maps = [f"case_{n}.nii.gz" for n in (0, 2, 4)]
     assert [name for name in names_in("out") if name.endswith(".nii.gz")] == label_maps
     assert not Path("out/summary.csv").exists()
-
-
-@pytest.mark.parametrize("n_shards", [1, 2, 5, 7])
-def test_shards_of_any_number_part_the_cases(n_shards: int, with_broken: Path, capsys: Captured) -> None:
-    found: list[str] = []
-    for k in range(1, n_shards + 1):
-        code = segment(with_broken, "-o", "out", "--shard", f"{k}/{n_shards}", "--dry-run", "--json", "--quiet")
-        part = objects(capsys.readouterr().out)
-        assert code == any("error" in document for document in part.values())
-        assert abs(len(part) - 5 / n_shards) < 1
-        found += part
-    assert sorted(found) == [f"case_{n}" for n in range(5)]
-    assert not Path("out").exists()
 
 
 def test_an_empty_shard_says_so_and_is_no_failure(cohort: Path, capsys: Captured) -> None:
@@ -636,23 +510,6 @@ def test_a_dry_run_makes_no_folder_and_needs_no_weights(cohort: Path, capsys: Ca
     }
     assert found.keys() == set(CASES)
     assert names_in(".") == []
-
-
-@pytest.mark.parametrize(
-    ("option", "code", "would"), [([], 6, "refuse"), (["--overwrite"], 0, "overwrite")], ids=["plain", "overwrite"]
-)
-def test_a_dry_run_ends_as_the_run_would(
-    option: list[str], code: int, would: str, segmented: Path, cohort: Path, capsys: Captured
-) -> None:
-    outputs(segmented, "case_1")
-    before = contents(Path("out"))
-    assert segment(cohort, "-o", "out", "--dry-run", "--json", *option) == code
-    assert {case: plan["would"] for case, plan in objects(capsys.readouterr().out).items()} == {
-        "case_0": "segment",
-        "case_1": would,
-        "case_2": "segment",
-    }
-    assert contents(Path("out")) == before
 
 
 # Broken cases of every kind
@@ -752,17 +609,6 @@ def test_every_good_case_is_done_among_all_kinds_of_broken_ones_which_are_named_
     assert len(rows) == n_broken + N_CASES  # twice stands there twice
     assert {row["case"]: row["error"] for row in rows if row["status"] == "failed"}.keys() == expected.keys()
     assert names_in("out") == sorted([*OUTPUTS, "summary.csv"])
-
-
-def test_only_broken_cases_leave_a_summary_and_need_no_weights(cohort: Path, capsys: Captured) -> None:
-    shutil.copytree(cohort, "cohort")
-    for case in CASES:
-        spoil(Path("cohort", case))
-    assert segment("cohort", "-o", "out") == 1
-    out, err = capsys.readouterr()
-    assert (out, sorted(errors(err))) == ("", CASES)
-    assert names_in("out") == ["summary.csv"]
-    assert "\n0 of 3 cases in out (" in err
 
 
 @pytest.mark.parametrize("shard", ["1/3", "2/3", "3/3"])

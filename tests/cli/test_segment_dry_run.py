@@ -2,7 +2,6 @@
 
 import gzip
 import json
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Final
@@ -14,7 +13,7 @@ import pytest
 from drunet_cli.cli.app import main
 from drunet_cli.weights.registry import DEFAULT, ENTRIES
 from tests.cli.small_cohort import write_case, write_cases
-from tests.support import GOLDEN_WEIGHTS, image_options, open_image
+from tests.support import GOLDEN_WEIGHTS, open_image
 
 Captured = pytest.CaptureFixture[str]
 
@@ -125,15 +124,6 @@ def test_a_case_alone_ends_the_dry_run_as_it_would_the_run(kind: str, capsys: Ca
     assert said[0] == said[1]
 
 
-def test_a_warning_of_a_file_name_is_told_of_one_case(capsys: Captured) -> None:
-    images = {kind: Path(f"cases/case_0/case_0_{kind}.nii.gz") for kind in ("flair", "t1ce", "t1", "t2")}
-    images["t1"], images["t2"] = images["t2"], images["t1"]
-    assert segment(*image_options(images), "--dry-run") == 0  # type: ignore[arg-type]  # modalities are words
-    warnings = told(capsys.readouterr().err, "Warning")
-    assert len(warnings) == 2
-    assert "given as T1, but its name says T2" in warnings[1]
-
-
 def test_json_tells_warnings_by_code_and_failures_as_the_run_does(capsys: Captured) -> None:
     for path in Path("cases/case_0").glob("*.nii.gz"):
         coarse(path)
@@ -146,26 +136,7 @@ def test_json_tells_warnings_by_code_and_failures_as_the_run_does(capsys: Captur
     assert (bad["case"], bad["exit_code"]) == ("case_1", 3)
 
 
-def test_quiet_leaves_table_and_errors(capsys: Captured) -> None:
-    for path in Path("cases/case_0").glob("*.nii.gz"):
-        coarse(path)
-    shifted(Path("cases/case_1/case_1_t1.nii.gz"))
-    assert segment("cases", "--dry-run", "--quiet", weights=DEFAULT) == 1
-    out, err = capsys.readouterr()
-    assert len(out.splitlines()) == 3
-    assert [line.split(": ")[0] for line in err.splitlines() if not line.startswith("  ")] == ["Error", "Error"]
-
-
 # What is there already
-
-
-def test_existing_outputs_end_it_with_their_code_though_a_case_is_broken(capsys: Captured) -> None:
-    Path("cases/case_1/case_1_t1.nii.gz").unlink()
-    Path("out").mkdir()
-    Path("out/case_0.nii.gz").write_bytes(b"mine")
-    for option in (["--dry-run"], []):
-        assert segment("cases", *option) == 6
-        assert "Error: out/case_0.nii.gz: exists already; give --skip-existing" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("in_the_way", ["case_0.nii.gz", "case_0.json", "case_0_preview.png"])
@@ -180,15 +151,6 @@ def test_what_is_in_the_way_of_a_run_that_skips_fails_in_its_case(in_the_way: st
     assert said[0] == said[1]
     assert f"out/{in_the_way}: exists already" in said[0][0]
     assert Path("out", in_the_way).read_bytes() == b"mine"
-
-
-def test_a_file_beside_the_label_map_is_refused_by_the_dry_run_too(capsys: Captured) -> None:
-    Path("out").mkdir()
-    Path("out/case_0_preview.png").write_bytes(b"mine")
-    assert segment("cases", "--preview", "--dry-run") == 6
-    out, err = capsys.readouterr()
-    assert out.splitlines()[1].split()[:3] == ["case_0", "new", "refuse"]
-    assert "Error: out/case_0_preview.png: exists already" in err
 
 
 def test_what_is_complete_would_be_left_out(capsys: Captured) -> None:
@@ -210,29 +172,6 @@ def test_weights_that_would_be_downloaded_are_named_with_their_size(capsys: Capt
     )
     assert download.endswith(f" into {Path('cache/weights').absolute()}")
     assert not Path("cache").exists()
-
-
-@pytest.mark.parametrize("weights", ["compact", GOLDEN_WEIGHTS])
-def test_of_weights_that_are_there_nothing_is_said(weights: str, capsys: Captured) -> None:
-    assert segment("cases/case_0", "--dry-run", weights=weights) == 0
-    assert capsys.readouterr().err == ""
-
-
-def test_no_download_is_foretold_where_no_case_can_be_used(capsys: Captured) -> None:
-    for case in ("case_0", "case_1"):
-        shutil.copyfile(GOLDEN_WEIGHTS, f"cases/{case}/{case}_t1.nii.gz")
-    assert segment("cases", "--dry-run", weights=DEFAULT) == 1
-    *errors, last = capsys.readouterr().err.splitlines()
-    assert len(errors) == N_CASES
-    assert last == "Error: 2 of 2 cases would fail: case_0, case_1"
-
-
-def test_a_cache_that_holds_no_weights_ends_it_with_their_code(capsys: Captured) -> None:
-    Path("cache/weights").mkdir(parents=True)
-    Path("cache/weights/cached.safetensors").write_bytes(b"no weights")
-    for option in (["--dry-run"], []):
-        assert segment("cases", *option, weights="cached") == 4
-        assert "not a readable safetensors file" in capsys.readouterr().err
 
 
 def test_weights_that_may_not_be_fetched_end_it_with_their_code(monkeypatch: pytest.MonkeyPatch, capsys: Captured) -> None:

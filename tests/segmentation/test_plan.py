@@ -220,6 +220,13 @@ def test_a_json_file_of_others_is_never_taken_for_a_sidecar(made: Made) -> None:
         assert OutputFiles(made.label_map, replace(SETTINGS, sidecar=False)).state() == "new", content
 
 
+def test_a_label_map_without_sidecar_does_not_lie_beside_the_sidecar_of_another(made: Made) -> None:
+    files = OutputFiles(made.out / "p1.nii", replace(SETTINGS, sidecar=False))
+    assert files.state() == "foreign file"
+    with pytest.raises(OutputError, match=r"p1.json: exists already.*it would be the sidecar of p1.nii"):
+        files.check({})
+
+
 def test_a_run_of_many_cases_is_refused_with_the_first_and_the_number_of_the_others(tmp_path: Path) -> None:
     write_cases(tmp_path / "cohort", 3)
     (tmp_path / "out").mkdir()
