@@ -1,19 +1,25 @@
 """The field's vocabulary: modalities, tumour classes, regions, and the label values that files hold.
 
-The only place where class index 3 becomes label value 4, and back.
+The only place where class index 3 becomes label value 4, and back. Every command imports this module, so numpy, which takes a
+tenth of a second, is imported where it is needed.
 """
+
+from __future__ import annotations
 
 from collections.abc import Mapping
 from enum import IntEnum, StrEnum
-from typing import Any, Final
-
-import numpy as np
-import numpy.typing as npt
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from drunet_cli.errors import CaseError
 
-ClassMap = npt.NDArray[np.uint8]
-LabelMap = npt.NDArray[np.uint8]
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+    ClassMap: TypeAlias = npt.NDArray[np.uint8]
+    LabelMap: TypeAlias = npt.NDArray[np.uint8]
+else:  # a class, which other modules may join with | in their signatures
+    ClassMap = LabelMap = Any
 
 
 class Modality(StrEnum):
@@ -76,16 +82,16 @@ class ReadLabels(StrEnum):
 
 
 _LABEL_VALUES: Final = {
-    Labels.BRATS2020: np.array([0, 1, 2, 4], dtype=np.uint8),
-    Labels.BRATS2023: np.array([0, 1, 2, 3], dtype=np.uint8),
+    Labels.BRATS2020: (0, 1, 2, 4),
+    Labels.BRATS2023: (0, 1, 2, 3),
 }
 
 _NO_LABEL: Final = 255
 _CLASS_INDICES: Final = {  # by label value
-    ReadLabels.AUTO: np.array([0, 1, 2, 3, 3], dtype=np.uint8),
-    ReadLabels.BRATS2020: np.array([0, 1, 2, _NO_LABEL, 3], dtype=np.uint8),
-    ReadLabels.BRATS2023: np.array([0, 1, 2, 3, _NO_LABEL], dtype=np.uint8),
-    ReadLabels.BRATS2024: np.array([0, 1, 2, 3, 0], dtype=np.uint8),
+    ReadLabels.AUTO: (0, 1, 2, 3, 3),
+    ReadLabels.BRATS2020: (0, 1, 2, _NO_LABEL, 3),
+    ReadLabels.BRATS2023: (0, 1, 2, 3, _NO_LABEL),
+    ReadLabels.BRATS2024: (0, 1, 2, 3, 0),
 }
 _WHOLE: Final = 1e-3
 _NAMED: Final = 5
@@ -93,7 +99,9 @@ _NAMED: Final = 5
 
 def label_values(class_map: ClassMap, labels: Labels) -> LabelMap:
     """Class indices 0-3, any shape, as the label values that files of this convention hold."""
-    return _LABEL_VALUES[labels][class_map]
+    import numpy as np
+
+    return np.array(_LABEL_VALUES[labels], dtype=np.uint8)[class_map]
 
 
 def class_indices(label_map: npt.NDArray[Any], labels: ReadLabels = ReadLabels.AUTO) -> ClassMap:
@@ -102,6 +110,8 @@ def class_indices(label_map: npt.NDArray[Any], labels: ReadLabels = ReadLabels.A
     Values that lie within 0.001 of a whole number count as that: the published png-to-nii script writes 1.000015 for 1.
     Raises CaseError, without a file name, that names the values which are no labels of BraTS.
     """
+    import numpy as np
+
     if label_map.dtype.kind == "f":
         whole = np.rint(label_map)
         with np.errstate(invalid="ignore"):
@@ -109,7 +119,7 @@ def class_indices(label_map: npt.NDArray[Any], labels: ReadLabels = ReadLabels.A
         if not near.all():
             raise CaseError("holds fractions or values that are not finite, where a label map has whole numbers")
         label_map = whole
-    table = _CLASS_INDICES[labels]
+    table = np.array(_CLASS_INDICES[labels], dtype=np.uint8)
     if label_map.size and (label_map.min() < 0 or label_map.max() >= len(table)):
         strange = [value for value in np.unique(label_map) if value not in range(len(table))]
         named = ", ".join(_in_words(value) for value in strange[:_NAMED]) + (", ..." if len(strange) > _NAMED else "")
@@ -127,12 +137,14 @@ def class_indices(label_map: npt.NDArray[Any], labels: ReadLabels = ReadLabels.A
 
 
 def _in_words(value: np.number[Any]) -> str:
+    import numpy as np
+
     return str(value) if isinstance(value, np.integer) else f"{value:.20g}"
 
 
 def label_value(tumour_class: TumourClass, labels: Labels) -> int:
     """The label value that files of this convention give one class."""
-    return int(_LABEL_VALUES[labels][tumour_class])
+    return _LABEL_VALUES[labels][tumour_class]
 
 
 def dice_of(common: int, of_one: int, of_other: int) -> float:
@@ -142,6 +154,8 @@ def dice_of(common: int, of_one: int, of_other: int) -> float:
 
 def voxel_counts(class_map: ClassMap) -> dict[str, int]:
     """Voxels of every tumour class and region, by name; ET is both."""
+    import numpy as np
+
     by_class = {index: int(np.count_nonzero(class_map == index)) for index in TUMOUR_CLASSES}  # bincount would copy to int64
     counts = {tumour_class.name: count for tumour_class, count in by_class.items()}
     return counts | {region: sum(by_class[index] for index in classes) for region, classes in REGIONS.items()}

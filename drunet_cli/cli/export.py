@@ -1,16 +1,18 @@
 """`drunet export`."""
 
 from pathlib import Path
-from typing import Annotated, Final
+from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
 from drunet_cli.cli import options
 from drunet_cli.cli.options import one_of
 from drunet_cli.errors import MisuseError, OutputError
-from drunet_cli.network.engine import Head, Precision
-from drunet_cli.network.export import Exported, Format, Variant
+from drunet_cli.network.engine import Format, Head, Precision
 from drunet_cli.weights.registry import DEFAULT, PUBLISHED_BN_EPSILON
+
+if TYPE_CHECKING:
+    from drunet_cli.network.export import Exported, Variant
 
 _SUFFIXES: Final = {".onnx": Format.ONNX, ".h5": Format.KERAS, ".safetensors": Format.SAFETENSORS}
 _TORCHSCRIPT: Final = ("torchscript", ".pt")
@@ -107,7 +109,7 @@ def export(
         result(str(output))
 
 
-def _variant(output: Path, format_: str | None, precision: Precision, head: str | None) -> Variant:
+def _variant(output: Path, format_: str | None, precision: Precision, head: str | None) -> "Variant":
     """What is asked for. Raises MisuseError where that makes no sense."""
     suffix = output.suffix.lower()
     if (format_ or suffix) in _TORCHSCRIPT:
@@ -123,6 +125,8 @@ def _variant(output: Path, format_: str | None, precision: Precision, head: str 
         raise MisuseError(f"--precision {precision}: an export is float32 or float16")
     if file_format is Format.KERAS and precision is not Precision.FLOAT32:
         raise MisuseError("--precision float16: Keras files are float32")
+    from drunet_cli.network.export import Variant
+
     if head is None:
         return Variant(format=file_format, precision=precision)
     if file_format is not Format.ONNX:
@@ -142,7 +146,7 @@ def _check_output(output: Path, weights: str, *, overwrite: bool) -> None:
         raise OutputError(f"{output}: is the file of these weights; name another output")
 
 
-def _document(output: Path, variant: Variant, exported: Exported, *, name: str, sha256: str) -> dict[str, object]:
+def _document(output: Path, variant: "Variant", exported: "Exported", *, name: str, sha256: str) -> dict[str, object]:
     return {
         "path": str(output),
         "format": variant.format,

@@ -1,24 +1,31 @@
-"""What an engine is, and which one computes: the choice of software, device and precision."""
+"""What an engine is, and which one computes: the choice of software, device and precision.
+
+The command line imports this module for its options, so numpy is imported where it is needed.
+"""
+
+from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from enum import StrEnum
 from importlib import metadata, util
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypeAlias
 
-import numpy as np
-import numpy.typing as npt
-
-from drunet_cli.brats import ClassMap
 from drunet_cli.errors import MisuseError
 from drunet_cli.host import disable_onnxruntime_telemetry, may_have_gpu
 from drunet_cli.weights.structure import N_CHANNELS, PROVED_FINGERPRINT, fingerprint
 
-Images: TypeAlias = npt.NDArray[np.float32]  # [N, 4, X, Y]: slices divided by 255; logits have the same shape
-
 if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+    from drunet_cli.brats import ClassMap
     from drunet_cli.weights.checkpoint import Checkpoint
+
+    Images: TypeAlias = npt.NDArray[np.float32]  # [N, 4, X, Y]: slices divided by 255; logits have the same shape
+else:
+    Images = Any
 
 # Largest difference of a logit between two engines in float32, as a share of the largest logit. With the golden weights, a
 # trained network of base width 4 and random ones of widths 1, 2 and 16 it was at most 3.8e-6; a wrong layer is off by tenths.
@@ -68,6 +75,14 @@ class Head(StrEnum):
     def output(self) -> str:
         """Name of the graph's output."""
         return {Head.LOGITS: "logits", Head.SOFTMAX: "probabilities", Head.ARGMAX: "classes"}[self]
+
+
+class Format(StrEnum):
+    """The format of an exported file."""
+
+    ONNX = "onnx"
+    KERAS = "keras"
+    SAFETENSORS = "safetensors"
 
 
 def ignore_progress(_n_slices: int) -> None:
@@ -165,7 +180,7 @@ def settle_device(engine: EngineName, device: str, *, on_warning: Callable[[str]
 
 def open_engine(
     name: EngineName,
-    checkpoint: "Checkpoint",
+    checkpoint: Checkpoint,
     *,
     device: str,
     precision: Precision,
@@ -224,8 +239,10 @@ def is_proved() -> bool:
     return fingerprint(source) == PROVED_FINGERPRINT
 
 
-def _check_same_network(logits: Callable[[Images], Images], checkpoint: "Checkpoint") -> None:
+def _check_same_network(logits: Callable[[Images], Images], checkpoint: Checkpoint) -> None:
     """Compare the logits of one small slice with those of model.py. Takes the seconds that importing PyTorch takes."""
+    import numpy as np
+
     from drunet_cli.network.torch_engine import logits_of
 
     images = np.random.default_rng(0).random((1, N_CHANNELS, 48, 80), dtype=np.float32)

@@ -7,7 +7,6 @@ import functools
 import io
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
@@ -15,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from drunet_cli.errors import DeviceError, OutputError, WeightsError
-from drunet_cli.network.engine import SAME_NETWORK, Head, Images, Precision
+from drunet_cli.network.engine import SAME_NETWORK, Format, Head, Images, Precision
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -39,14 +38,6 @@ _WINDOW: Final = (144, 176)  # another legal size; the phantom's brain is made s
 _DEPTH: Final = 93
 
 Outputs: TypeAlias = Sequence[npt.NDArray[Any]]  # one array for each batch of images
-
-
-class Format(StrEnum):
-    """The format of an exported file."""
-
-    ONNX = "onnx"
-    KERAS = "keras"
-    SAFETENSORS = "safetensors"
 
 
 @dataclass(frozen=True, kw_only=True)

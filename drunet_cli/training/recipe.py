@@ -14,7 +14,6 @@ from types import MappingProxyType
 from typing import Any, Final, Literal, TypeVar
 
 from drunet_cli.errors import CaseError, MisuseError
-from drunet_cli.io.geometry import FRAME
 from drunet_cli.weights.structure import MAX_BASE_WIDTH
 
 
@@ -78,6 +77,8 @@ def _whole(default: int, smallest: int = 1) -> Any:
 
 
 def _is_window(value: Any) -> bool:
+    from drunet_cli.io.geometry import FRAME  # nibabel, which --help does not need
+
     return len(value) == 2 and all(16 <= size <= FRAME and size % WINDOW_STRIDE == FRAME % WINDOW_STRIDE for size in value)
 
 

@@ -11,8 +11,8 @@ import argparse
 from dataclasses import replace
 from pathlib import Path
 
-from drunet_cli.network.engine import Precision
-from drunet_cli.network.export import Format, Variant, export
+from drunet_cli.network.engine import Format, Precision
+from drunet_cli.network.export import Variant, export
 from drunet_cli.weights.cache import open_weights
 from drunet_cli.weights.checkpoint import Checkpoint
 from drunet_cli.weights.registry import BRATS2021, BUNDLED, COMPACT

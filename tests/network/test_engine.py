@@ -17,8 +17,8 @@ from drunet_cli.errors import MisuseError
 from drunet_cli.host import may_have_gpu
 from drunet_cli.network import engine as engine_module
 from drunet_cli.network import torch_engine
-from drunet_cli.network.engine import Engine, EngineName, Precision, check_onnx, choose_engine, is_proved, open_engine
-from drunet_cli.network.export import Format, Variant, export
+from drunet_cli.network.engine import Engine, EngineName, Format, Precision, check_onnx, choose_engine, is_proved, open_engine
+from drunet_cli.network.export import Variant, export
 from drunet_cli.network.torch_engine import TorchEngine
 from drunet_cli.weights.checkpoint import Checkpoint
 

@@ -16,8 +16,8 @@ from drunet_cli.errors import OutputError, Terminated
 from drunet_cli.io.volumes import file_sha256
 from drunet_cli.network import export as exports
 from drunet_cli.network import onnx_engine
-from drunet_cli.network.engine import Head, Precision
-from drunet_cli.network.export import Exported, Format, Variant, export
+from drunet_cli.network.engine import Format, Head, Precision
+from drunet_cli.network.export import Exported, Variant, export
 from drunet_cli.weights import checkpoint as checkpoints
 from drunet_cli.weights import keras
 from drunet_cli.weights.cache import open_weights
