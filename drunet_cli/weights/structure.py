@@ -242,11 +242,12 @@ def starts() -> dict[str, Start]:
 
 
 def fingerprint(model_source: bytes) -> str:
-    """Of the network: the text of model.py, and this table."""
+    """A checksum of the network: the text of model.py, and the rows of this table."""
     table = repr(list(layers(1)))
     return hashlib.sha256(model_source.replace(b"\r\n", b"\n") + table.encode()).hexdigest()
 
 
-# Of the pair for which tests/network proves that model.py and the ONNX graph compute the same. Whoever has changed either runs
-# these tests, and writes here what they ask for. Until then drunet compares both itself, whenever it opens the network.
+# The fingerprint of the pair for which tests/network/test_model.py proves that model.py and the ONNX graph compute the same.
+# Whoever has changed either runs these tests, and writes here what they ask for. Until then ONNX Runtime is compared with
+# model.py whenever it is opened, and PyTorch folds no batch norm.
 PROVED_FINGERPRINT: Final = "52707922388128996816358f243d9cee1ceb8e5ab6ef1c62134bcab7ad9e710c"

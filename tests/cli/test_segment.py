@@ -49,7 +49,7 @@ def _reoriented(folder: Path, axcodes: str) -> dict[Modality, Path]:
 def clear() -> npt.NDArray[np.bool_]:
     """[X, Y, Z]: where the two best logits of the golden case differ by 1e-3 or more; elsewhere float32 rounding may decide.
 
-    In float64, from the weights whose logits are checked against Keras' own in test_keras_h5.py.
+    In float64, from the weights whose logits are checked against Keras' own in tests/weights/test_keras.py.
     """
     base_width, state = read_keras_h5(GOLDEN_WEIGHTS)
     model = DRUNet104(base_width, bn_epsilon=1e-3).double().eval()
