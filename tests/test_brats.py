@@ -32,12 +32,6 @@ def test_label_values_are_those_of_the_convention(labels: Labels, values: list[i
     assert [label_value(tumour_class, labels) for tumour_class in TumourClass] == values
 
 
-def test_the_class_map_is_left_as_it_was() -> None:
-    class_map = np.array([3, 0, 3], dtype=np.uint8)
-    label_values(class_map, Labels.BRATS2020)
-    assert class_map.tolist() == [3, 0, 3]
-
-
 def test_regions_are_unions_of_classes() -> None:
     # reference.md, Classes: WT = 1+2+ET, TC = 1+ET, ET.
     assert {region: set(classes) for region, classes in REGIONS.items()} == {"WT": {1, 2, 3}, "TC": {1, 3}, "ET": {3}}

@@ -21,8 +21,8 @@ from drunet_cli.phantom.scanner import Phantom, make_phantom, write_phantom
 
 SMALL: Final = (96, 112, 64)
 ML_PER_VOXEL: Final = 2.5**3 / 1000
-SEEDS: Final = (*range(8), 13)  # by their draws 4 has the largest core that there is, 13 the smallest; 2 and 4 do not enhance
-FEW_SEEDS: Final = (0, 3, 5)
+SEEDS: Final = (0, 2, 3, 4, 5, 13)  # by their draws 4 has the largest core that there is, 13 the smallest; 2 and 4 do not enhance
+FEW_SEEDS: Final = (0, 5)
 # Half the smallest and twice the largest whole tumour of ten BraTS 2021 cases, mL. The issue asks for plausible, no more.
 SMALLEST_ML: Final = 15
 LARGEST_ML: Final = 460
@@ -58,13 +58,6 @@ def white_matter(seed: int, *, tumour: bool = True) -> Mask:
 
 def of_class(phantom: Phantom, tumour_class: TumourClass) -> Mask:
     return np.asarray(phantom.class_map == tumour_class)
-
-
-@pytest.fixture(scope="module")
-def written_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("phantoms")
-    write_phantom(small(5), folder, "phantom5")
-    return folder
 
 
 def test_one_seed_is_one_case() -> None:
@@ -181,14 +174,11 @@ def test_tumour_is_brighter_or_darker_than_white_matter(
     phantom = small(seed)
     tissue, white = (mean_in(phantom, modality, mask) for mask in (of_class(phantom, tumour_class), white_matter(seed)))
     assert sign * (tissue - white) > MARGIN
-
-
-@pytest.mark.parametrize("seed", FEW_SEEDS)
-def test_only_the_contrast_agent_tells_enhancing_tumour_from_t1(seed: int) -> None:
-    phantom = small(seed)
-    rim, core = (of_class(phantom, tumour_class) for tumour_class in (TumourClass.ET, TumourClass.NCR))
-    enhancement = mean_in(phantom, Modality.T1CE, rim) - mean_in(phantom, Modality.T1, rim)
-    assert enhancement > mean_in(phantom, Modality.T1CE, core) - mean_in(phantom, Modality.T1, core) + 2 * MARGIN
+    if (tumour_class, modality) == (TumourClass.ET, Modality.T1CE):  # which the contrast agent alone tells from T1
+        t1 = mean_in(phantom, Modality.T1, of_class(phantom, tumour_class))
+        core = of_class(phantom, TumourClass.NCR)
+        in_core = mean_in(phantom, Modality.T1CE, core) - mean_in(phantom, Modality.T1, core)
+        assert tissue - t1 > in_core + 2 * MARGIN
 
 
 @pytest.mark.parametrize("seed", FEW_SEEDS)
@@ -215,36 +205,24 @@ def test_oedema_follows_white_matter(seed: int) -> None:
     assert t1[around & oedema].mean() > t1[around & ~oedema & ~core].mean() + MARGIN
 
 
-def test_a_written_case_is_found_and_read_without_a_warning(written_folder: Path) -> None:
-    cohort = find_cases([written_folder])
-    (case,) = cohort.cases
-    assert not cohort.broken
-    assert case.name == "phantom5"
-    assert set(case.files) == {*CHANNELS, "seg"}
-    images = read_images(case)
+@pytest.mark.parametrize(("labels", "value"), [(Labels.BRATS2020, 4), (Labels.BRATS2023, 3)])
+def test_a_written_case_is_found_and_read_without_a_warning(tmp_path: Path, labels: Labels, value: int) -> None:
+    written, phantom = write_phantom(small(5), tmp_path, "phantom5", labels=labels), small(5)
+    cohort = find_cases([tmp_path])
+    assert (cohort.cases, cohort.broken) == ((written,), ())
+    images = read_images(written)
     assert images.warnings == ()
-    phantom = small(5)
     for modality, volume in images.volumes.items():
-        assert volume.path == written_folder / "phantom5" / f"phantom5_{modality}.nii.gz"
+        assert volume.path == tmp_path / "phantom5" / f"phantom5_{modality}.nii.gz"
         assert np.array_equal(volume.voxels, phantom.images[modality])
         assert volume.voxels.dtype == np.int16
         assert np.array_equal(volume.affine, phantom.affine)
         assert (volume.axcodes, volume.has_orientation) == ("LPS", True)
-
-
-def test_the_case_that_is_returned_is_the_one_that_is_found(tmp_path: Path) -> None:
-    case = write_phantom(small(0, tumour=False), tmp_path, "healthy")
-    assert find_cases([tmp_path]).cases == (case,)
-
-
-@pytest.mark.parametrize(("labels", "value"), [(Labels.BRATS2020, 4), (Labels.BRATS2023, 3)])
-def test_enhancing_tumour_has_the_label_that_is_asked_for(tmp_path: Path, labels: Labels, value: int) -> None:
-    case = write_phantom(small(5), tmp_path, "p", labels=labels)
-    assert case.segmentation is not None
-    label_map = load_volume(case.segmentation).voxels
+    assert written.segmentation is not None
+    label_map = load_volume(written.segmentation).voxels
     assert label_map.dtype == np.uint8
     assert set(np.unique(label_map)) == {0, 1, 2, value}
-    assert np.array_equal(class_indices(label_map), small(5).class_map)
+    assert np.array_equal(class_indices(label_map), phantom.class_map)
 
 
 def test_equal_phantoms_are_written_as_equal_files_at_any_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -268,16 +246,13 @@ def test_nothing_is_written_where_one_file_exists(tmp_path: Path) -> None:
     assert load_volume(existing).voxels.any()
 
 
-def test_a_name_that_no_file_can_have_is_refused(tmp_path: Path) -> None:
+def test_a_name_that_no_file_can_have_and_a_shape_without_room_for_a_brain_are_refused(tmp_path: Path) -> None:
     with pytest.raises(MisuseError, match="cannot be part of a file name"):
         write_phantom(small(5), tmp_path, "../p")
     assert not list(tmp_path.iterdir())
-
-
-@pytest.mark.parametrize(("shape", "spacing_mm"), [((23, 60, 60), 1.0), (SMALL, 0.0)])
-def test_a_shape_without_room_for_a_brain_is_refused(shape: tuple[int, int, int], spacing_mm: float) -> None:
-    with pytest.raises(ValueError, match="too small for a brain"):
-        make_phantom(0, shape=shape, spacing_mm=spacing_mm)
+    for shape, spacing_mm in (((23, 60, 60), 1.0), (SMALL, 0.0)):
+        with pytest.raises(ValueError, match="too small for a brain"):
+            make_phantom(0, shape=shape, spacing_mm=spacing_mm)
 
 
 @pytest.mark.slow
