@@ -25,7 +25,7 @@ from drunet_cli.conversion.dataset import (
 from drunet_cli.errors import CaseError, OutputError, join_some, without_remedy
 from drunet_cli.io.atomic import check_writable, is_same_file, remove_stale, write_atomically
 from drunet_cli.io.checks import same_grid, voxel_litres
-from drunet_cli.io.geometry import FRAME, SAME_PLACE_MM, AxisFit, Geometry, at_1_mm, farthest_corner_mm, laid_out
+from drunet_cli.io.geometry import FRAME, AxisFit, Geometry, at_1_mm, farthest_corner_mm, is_same_place, laid_out
 from drunet_cli.io.naming import with_a_name
 from drunet_cli.io.nifti import Volume, encode_label_map, load_volume
 from drunet_cli.io.png import read_label_slice
@@ -198,7 +198,7 @@ def _brats_geometry(reference: Volume) -> Geometry:
 def _described_geometry(description: Description, reference: Volume) -> Geometry:
     affine = description.affine_array()
     shape = reference.voxels.shape
-    if shape != description.shape or farthest_corner_mm(affine, reference.affine, shape) > SAME_PLACE_MM:
+    if shape != description.shape or not is_same_place(farthest_corner_mm(affine, reference.affine, shape), affine):
         raise CaseError(
             f"{reference.path}: is not the grid from which the slices of {description.case} were made "
             f"({' x '.join(map(str, description.shape))} voxels, not {' x '.join(map(str, shape))}, or another affine); "

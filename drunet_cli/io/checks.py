@@ -12,7 +12,15 @@ import numpy.typing as npt
 
 from drunet_cli.brats import CHANNELS, Modality, dice_of
 from drunet_cli.errors import CaseError
-from drunet_cli.io.geometry import FRAME, SAME_PLACE_MM, Geometry, at_1_mm, farthest_corner_mm, orientation_to_network
+from drunet_cli.io.geometry import (
+    FRAME,
+    Geometry,
+    at_1_mm,
+    farthest_corner_mm,
+    is_rounding,
+    is_same_place,
+    orientation_to_network,
+)
 from drunet_cli.io.naming import modality_in_name
 from drunet_cli.io.nifti import Grid, Volume
 
@@ -28,6 +36,8 @@ class WarningCode(StrEnum):
     THICK_SLICES = "thick-slices"
     NO_ORIENTATION = "no-orientation"
     FORMS_DISAGREE = "forms-disagree"
+    QFORM_MENDED = "qform-mended"
+    GRIDS_ROUNDED = "grids-rounded"
     EMPTY_RESULT = "empty-result"
 
 
@@ -65,6 +75,7 @@ def case_warnings(volumes: Mapping[Modality, Volume], geometry: Geometry) -> lis
     """The warnings about images that can be segmented."""
     return [
         *_header_warnings(volumes[Modality.FLAIR]),
+        *_rounded_grid_warnings(volumes),
         *_modality_name_warnings(volumes),
         *(_stripping_warnings(volumes, geometry) or _different_brain_warnings(volumes)),
         *_resampling_warnings(geometry.x.spacing_mm, geometry.y.spacing_mm),
@@ -79,6 +90,7 @@ def grid_warnings(grids: Mapping[Modality, Grid]) -> list[CaseWarning]:
     x_mm, y_mm, z_mm = (flair.spacing_mm[axis] for axis in np.argsort(orientation_to_network(flair.affine)[:, 0]))
     return [
         *_header_warnings(flair),
+        *_rounded_grid_warnings(grids),
         *_modality_name_warnings(grids),
         *_resampling_warnings(x_mm, y_mm),
         *_thickness_warnings(z_mm),
@@ -91,7 +103,7 @@ def voxel_litres(affine: npt.NDArray[np.float64]) -> float:
 
 
 def check_grids(volumes: Mapping[Modality, Grid]) -> None:
-    """Every modality must share FLAIR's shape, and its affine to within 1e-3 mm at every corner of the volume."""
+    """Every modality must share FLAIR's shape, and its affine to within a tenth of a voxel at every corner of the volume."""
     flair, *others = CHANNELS
     different = [modality for modality in others if not same_grid(volumes[modality], volumes[flair])]
     if not different:
@@ -99,47 +111,63 @@ def check_grids(volumes: Mapping[Modality, Grid]) -> None:
     reference = flair
     if different == others and all(same_grid(volumes[modality], volumes[others[0]]) for modality in others):
         reference, different = others[0], [flair]  # three agree: the fourth is the odd one
+    apart = _apart_in_words([volumes[modality] for modality in different], volumes[reference])
     raise CaseError(
         f"{volumes[different[0]].path}: {', '.join(modality.display for modality in different)} not on the grid of "
-        f"{reference.display} ({volumes[reference].path}); register and resample the four images to one grid first",
+        f"{reference.display} ({volumes[reference].path}){apart}; register and resample the four images to one grid first",
         details=_grids_table([(modality.display, volumes[modality]) for modality in (reference, *different)]),
     )
-
-
-def _grids_table(volumes: Sequence[tuple[str, Grid]]) -> tuple[str, ...]:
-    rows = [("", "shape", "spacing mm", "voxel 0 at mm (R, A, S)", "axes")]
-    rows += [(name, *_grid_in_words(volume)) for name, volume in volumes]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    return tuple("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows)
-
-
-def _grid_in_words(volume: Grid) -> tuple[str, str, str, str]:
-    shape = " x ".join(str(n) for n in volume.shape)
-    spacing = " x ".join(f"{size:.4g}" for size in volume.spacing_mm)
-    origin = ", ".join(f"{value + 0.0:.6g}" for value in volume.affine[:3, 3])
-    axes = " ".join(
-        "(" + ", ".join(f"{value + 0.0:.3g}" for value in column) + ")"
-        for column in (volume.affine[:3, :3] / volume.spacing_mm).T
-    )
-    return shape, spacing, origin, axes
 
 
 def grids_differ(volume: Grid, other: Grid, *, names: tuple[str, str]) -> CaseError | None:
     """The error for two volumes that are not on one grid; None where they are. names: such as segmentation and FLAIR."""
     if same_grid(volume, other):
         return None
+    apart = _apart_in_words([volume], other)
     return CaseError(
-        f"{volume.path}: {names[0]} not on the grid of {names[1]} ({other.path}); resample it to that grid by nearest "
+        f"{volume.path}: {names[0]} not on the grid of {names[1]} ({other.path}){apart}; resample it to that grid by nearest "
         "neighbour first",
         details=_grids_table(list(zip(names, (volume, other), strict=True))),
     )
 
 
 def same_grid(volume: Grid, other: Grid) -> bool:
-    """Whether two volumes have one shape, and their affines place every corner within 0.001 mm."""
+    """Whether two volumes have one shape, and their affines place every corner within a tenth of a voxel."""
     if volume.shape != other.shape:
         return False
-    return farthest_corner_mm(volume.affine, other.affine, volume.shape) <= SAME_PLACE_MM
+    return is_same_place(farthest_corner_mm(volume.affine, other.affine, volume.shape), other.affine)
+
+
+def _apart_in_words(volumes: Sequence[Grid], other: Grid) -> str:
+    distances = [farthest_corner_mm(each.affine, other.affine, other.shape) for each in volumes if each.shape == other.shape]
+    return f": corners up to {max(distances):.3g} mm apart" if distances else ""
+
+
+_MOST_EXTRA_DIGITS: Final = 9
+
+
+def _grids_table(volumes: Sequence[tuple[str, Grid]]) -> tuple[str, ...]:
+    """Rows in as many digits as show that the grids differ."""
+    n_grids = len({(volume.shape, volume.affine.tobytes()) for _, volume in volumes})
+    for extra_digits in range(_MOST_EXTRA_DIGITS):
+        cells = [_grid_in_words(volume, extra_digits) for _, volume in volumes]
+        if len(set(cells)) == n_grids:
+            break
+    rows = [("", "shape", "spacing mm", "voxel 0 at mm (R, A, S)", "axes")]
+    rows += [(name, *words) for (name, _), words in zip(volumes, cells, strict=True)]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    return tuple("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows)
+
+
+def _grid_in_words(volume: Grid, extra_digits: int) -> tuple[str, str, str, str]:
+    shape = " x ".join(str(n) for n in volume.shape)
+    spacing = " x ".join(f"{size:.{4 + extra_digits}g}" for size in volume.spacing_mm)
+    origin = ", ".join(f"{value + 0.0:.{6 + extra_digits}g}" for value in volume.affine[:3, 3])
+    axes = " ".join(
+        "(" + ", ".join(f"{value + 0.0:.{3 + extra_digits}g}" for value in column) + ")"
+        for column in (volume.affine[:3, :3] / volume.spacing_mm).T
+    )
+    return shape, spacing, origin, axes
 
 
 # Interpolation leaves a few negative voxels around a brain; subtracting the mean makes about half of the brain negative.
@@ -207,6 +235,8 @@ def _header_warnings(flair: Grid) -> list[CaseWarning]:
             "taken as x to the left, y to the front, z upwards"
         )
         warnings.append(CaseWarning(WarningCode.NO_ORIENTATION, message))
+    if flair.mended:
+        warnings.append(CaseWarning(WarningCode.QFORM_MENDED, f"{flair.path}: {flair.mended}"))
     if flair.forms_differ_mm > _FORMS_AGREE_MM:
         message = (
             f"{flair.path}: sform and qform place the image up to {flair.forms_differ_mm:.4g} mm apart; the sform was used, "
@@ -214,6 +244,22 @@ def _header_warnings(flair: Grid) -> list[CaseWarning]:
         )
         warnings.append(CaseWarning(WarningCode.FORMS_DISAGREE, message))
     return warnings
+
+
+def _rounded_grid_warnings(volumes: Mapping[Modality, Grid]) -> list[CaseWarning]:
+    """A note on the image that lies farthest from FLAIR, where that is more than rounding."""
+    flair, *others = (volumes[modality] for modality in CHANNELS)
+    distance, modality = max(
+        (farthest_corner_mm(volume.affine, flair.affine, flair.shape), name)
+        for volume, name in zip(others, CHANNELS[1:], strict=True)
+    )
+    if is_rounding(distance, flair.affine):
+        return []
+    message = (
+        f"{volumes[modality].path}: {modality.display} and FLAIR differ by up to {distance:.2g} mm at the corners, "
+        "less than a tenth of a voxel; taken for one grid"
+    )
+    return [CaseWarning(WarningCode.GRIDS_ROUNDED, message)]
 
 
 def _resampling_warnings(x_mm: float, y_mm: float) -> list[CaseWarning]:

@@ -22,7 +22,10 @@ FloatArray = npt.NDArray[np.floating[Any]]
 
 FRAME: Final = 240
 _NETWORK_AXES: Final = ("L", "P", "S")
-SAME_PLACE_MM: Final = 1e-3
+# Two grids are one where no corner lies farther apart than a tenth of a voxel: files of ITK and elastix differ by hundredths of
+# a millimetre there, since they keep float32 spacings and directions, and the nearest voxel changes from half a voxel on.
+_SAME_GRID_VOXELS: Final = 0.1
+_ROUNDING_VOXELS: Final = 1e-3  # float32 affines; not worth a word
 _SAME_SPACING_MM: Final = 1e-3
 # A field of view within half a pixel of the frame is the frame: 480 pixels of 0.5 mm stay where the BraTS grid has them.
 _SAME_EXTENT_MM: Final = 0.5
@@ -186,6 +189,16 @@ def farthest_corner_mm(affine: npt.NDArray[np.float64], other: npt.NDArray[np.fl
     """The largest distance along R, A or S between where two affines place a corner of the same volume."""
     corners = np.array([[*corner, 1] for corner in itertools.product(*((0, n - 1) for n in shape))])
     return float(np.abs(corners @ (affine - other)[:3].T).max())
+
+
+def is_same_place(distance_mm: float, affine: npt.NDArray[np.float64]) -> bool:
+    """Whether corners so far apart are those of one grid. affine: of either."""
+    return distance_mm <= _SAME_GRID_VOXELS * min(spacing_mm(affine))
+
+
+def is_rounding(distance_mm: float, affine: npt.NDArray[np.float64]) -> bool:
+    """Whether corners so far apart differ by no more than the rounding of an affine."""
+    return distance_mm <= _ROUNDING_VOXELS * min(spacing_mm(affine))
 
 
 def fit(brain: npt.NDArray[np.bool_], *, affine: npt.NDArray[np.float64]) -> Geometry:

@@ -66,6 +66,22 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
+def stand_in(start: bytes) -> str | None:
+    """What stands under a file's name in place of its content, with the remedy; None for anything else.
+
+    start: the first bytes of the file. A data set that was cloned without its content has pointers, and a download that was
+    answered with a page for signing in leaves that page.
+    """
+    text = start.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    if text.startswith((b"version https://git-lfs.", b"version http://git-media.")):
+        return "is a pointer of Git LFS, not the file itself; run git lfs pull"
+    if b"annex/objects/" in text[:200]:
+        return "is a pointer of git-annex, not the file itself; run datalad get, or git annex get"
+    if text.startswith((b"<!doctype html", b"<html", b"<?xml", b"<head")):
+        return "is a web page, not the file itself; open its address in a browser, and confirm the download there"
+    return None
+
+
 def read_status(path: Path) -> os.stat_result:
     """Size and time of last change of an input. Raises CaseError."""
     try:

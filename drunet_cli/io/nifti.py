@@ -14,7 +14,7 @@ import stat
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, BinaryIO, Final, TypeAlias, cast
@@ -28,7 +28,7 @@ from nibabel.spatialimages import HeaderDataError
 from drunet_cli.brats import LabelMap
 from drunet_cli.errors import CaseError
 from drunet_cli.io.geometry import axcodes, farthest_corner_mm, spacing_mm
-from drunet_cli.io.inputs import InputFile
+from drunet_cli.io.inputs import InputFile, stand_in
 
 Header: TypeAlias = nib.Nifti1Header  # Nifti2Header derives from it
 _HEADER_CLASSES: Final[tuple[type[Header], ...]] = (nib.Nifti1Header, nib.Nifti2Header)
@@ -40,11 +40,13 @@ class Grid:
     """What the header of one image says: where its voxels lie.
 
     affine: 4 x 4 float64, voxel indices to RAS millimetres (sform if its code is set, else qform, else the spacing alone).
+    mended: how the qform of the header differs from the file's; empty where it does not.
     """
 
     path: Path
     affine: npt.NDArray[np.float64]
     header: Header
+    mended: str = field(default="", kw_only=True)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -103,10 +105,11 @@ def load_volume(path: Path) -> Volume:
     """
     with _refuse_in_one_line(path), _open(path, chunk_bytes=_CHUNK_BYTES) as file:
         header, shape, start, n_bytes = _read_header(file)
+        mended = _mend_qform(header)
         affine = _checked_affine(header, shape, path)
         content = _read_to_the_end(file, start, n_bytes)
         source = InputFile.of(path, file.status, sha256=file.hashed.sha256)
-        return Volume(path, affine, header, _voxels(content, header, shape), source)
+        return Volume(path, affine, header, _voxels(content, header, shape), source, mended=mended)
 
 
 def load_grid(path: Path) -> Grid:
@@ -116,7 +119,8 @@ def load_grid(path: Path) -> Grid:
     """
     with _refuse_in_one_line(path), _open(path, chunk_bytes=_HEADER_CHUNK_BYTES) as file:
         header, shape, *_ = _read_header(file)
-        return Grid(path, _checked_affine(header, shape, path), header)
+        mended = _mend_qform(header)
+        return Grid(path, _checked_affine(header, shape, path), header, mended=mended)
 
 
 def volume_of(voxels: npt.NDArray[Any], affine: npt.ArrayLike, *, name: str) -> Volume:
@@ -185,11 +189,11 @@ def encode_map(values: npt.NDArray[Any], like: Header, *, compress: bool) -> byt
         header["pixdim"][4:] = 1.0
     header["vox_offset"] = header.single_vox_offset
     header["scl_slope"], header["scl_inter"] = 1, 0
-    for field in _FIELDS_OF_THE_IMAGE:
-        header[field] = 0
-    for field, (dtype, *_) in header.template_dtype.fields.items():
-        if dtype.kind == "S" and field != "magic":  # any text may name the patient, db_name of old files above all
-            header[field] = b""
+    for name in _FIELDS_OF_THE_IMAGE:
+        header[name] = 0
+    for name, (dtype, *_) in header.template_dtype.fields.items():
+        if dtype.kind == "S" and name != "magic":  # any text may name the patient, db_name of old files above all
+            header[name] = b""
     stream = io.BytesIO()
     header.write_to(stream)
     stream.write(b"\0" * (header.single_vox_offset - stream.tell()))  # four bytes: no extension follows
@@ -362,6 +366,8 @@ def _parse_header(start: bytes, path: Path) -> Header:
             _check_codes(header, path)
             header.check_fix(_NIBABEL_REPORTS, _UNMENDABLE)
             return header
+    if found := stand_in(start):
+        raise CaseError(f"{path}: {found}")
     if start[:2] == _GZIP_SIGNATURE:
         raise CaseError(f"{path}: is compressed twice; decompress it once")
     if start[128:132] == b"DICM":
@@ -402,6 +408,32 @@ def _checked_data_offset(header: Header, path: Path) -> int:
     if not header.single_vox_offset <= offset <= _MAX_HEADER_BYTES:
         raise _damaged(path, f"it says that the voxels begin at byte {offset}")
     return offset
+
+
+def _mend_qform(header: Header) -> str:
+    """Mend a qform that label maps would inherit and other programs refuse; say what was done, empty for nothing.
+
+    A quaternion longer than 1, as rounding leaves it, is scaled to 1 like the NIfTI library's nifti_quatern_to_mat44 does it.
+    A qform that is not finite goes where there is an sform, by which the image lies where it lies.
+    """
+    if header["qform_code"] == 0:
+        return ""
+    quaternion = np.array([header[f"quatern_{axis}"] for axis in "bcd"], dtype=np.float64)
+    others = [header["pixdim"][:4], *(header[f"qoffset_{axis}"] for axis in "xyz")]
+    if not (np.isfinite(quaternion).all() and all(np.isfinite(values).all() for values in others)):
+        if header["sform_code"] == 0 or not np.isfinite(header.get_sform()).all():
+            return ""  # refused by whoever reads the affine
+        header["qform_code"] = 0
+        header["pixdim"][:4] = [1, *spacing_mm(np.asarray(header.get_sform(), dtype=np.float64))]
+        for name in ("quatern_b", "quatern_c", "quatern_d", "qoffset_x", "qoffset_y", "qoffset_z"):
+            header[name] = 0
+        return "its qform is not finite and was left out"
+    length = float(np.linalg.norm(quaternion))
+    if length**2 - 1 <= abs(header.quaternion_threshold):  # nibabel reads these, and others do
+        return ""
+    for axis, value in zip("bcd", quaternion / length, strict=True):
+        header[f"quatern_{axis}"] = value
+    return f"the quaternion of its qform is {length:.7g} long and was scaled to 1"
 
 
 def _checked_affine(header: Header, shape: Shape, path: Path) -> npt.NDArray[np.float64]:

@@ -16,7 +16,7 @@ from typing import Final
 
 from drunet_cli.errors import MisuseError, OutputError, WeightsError, one_line
 from drunet_cli.io.atomic import check_writable, remove_stale
-from drunet_cli.io.volumes import file_sha256
+from drunet_cli.io.inputs import file_sha256, stand_in
 from drunet_cli.weights.checkpoint import Checkpoint, Metadata, check_tensors, read_checkpoint, read_metadata, write_checkpoint
 from drunet_cli.weights.download import Note, Progress, fetch, shown_url
 from drunet_cli.weights.registry import (
@@ -155,10 +155,10 @@ def read_weights_file(
     """
     try:
         with path.open("rb") as stream:
-            head = stream.read(9)
+            head = stream.read(200)
     except OSError as error:
         raise WeightsError(f"{path}: cannot be read: {error.strerror}") from error
-    if head[8:] == b"{":  # safetensors: eight bytes of length, then JSON
+    if head[8:9] == b"{":  # safetensors: eight bytes of length, then JSON
         checkpoint = read_checkpoint(path)
         check_tensors(checkpoint)
         return replace(checkpoint, metadata=replace(checkpoint.metadata, name=name or checkpoint.metadata.name))
@@ -166,8 +166,8 @@ def read_weights_file(
         return _read_keras(path, name or path.stem, bn_epsilon, entry, origin or path.name)
     if not head:
         raise WeightsError(f"{path}: is empty; copy or download it again")
-    if head.lstrip()[:1] == b"<":
-        raise WeightsError(f"{path}: is a web page, not weights; open its address in a browser and confirm the download there")
+    if found := stand_in(head):
+        raise WeightsError(f"{path}: {found}")
     raise WeightsError(f"{path}: is neither a Keras HDF5 nor a safetensors file")
 
 

@@ -1,6 +1,7 @@
 """What stops a case before the work, and what is said about one that goes on."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -106,29 +107,40 @@ def test_what_differs_is_shown_in_a_table() -> None:
     assert {row.index("60 x 64") for row in (flair, t1)} == {head.index("shape")}
 
 
-@pytest.mark.parametrize("axis", [0, 1, 2])
-@pytest.mark.parametrize(("shift_mm", "refused"), [(0.9e-3, False), (-0.9e-3, False), (1.1e-3, True), (-1.1e-3, True)])
-def test_a_shift_counts_from_a_thousandth_of_a_millimetre(axis: int, shift_mm: float, refused: bool) -> None:
-    affine = LPS.copy()
-    affine[axis, 3] += shift_mm  # issue 2, item 5: tolerance 1e-3 mm
-    volumes = case()
-    volumes[Modality.T2] = volume_of(Modality.T2, volumes[Modality.T2].voxels, affine)
-    if refused:
-        assert "T2 not on the grid of FLAIR" in str(complaint(volumes))
-    else:
-        check_volumes(volumes)
+ONE_GRID, A_NOTE, ANOTHER = "one grid", "a note", "another"
 
 
-@pytest.mark.parametrize(("slope", "refused"), [(0.9e-3 / 59, False), (1.1e-3 / 59, True)])
-def test_a_rotation_counts_by_what_it_moves_at_the_farthest_corner(slope: float, refused: bool) -> None:
-    affine = LPS.copy()
-    affine[2, 0] = slope  # the last of 60 voxels lies 59 steps from the first
-    volumes = case()
-    volumes[Modality.T1CE] = volume_of(Modality.T1CE, volumes[Modality.T1CE].voxels, affine)
-    if refused:
-        complaint(volumes)
-    else:
+def outcome(volumes: Mapping[Modality, Volume]) -> str:
+    try:
         check_volumes(volumes)
+    except CaseError:
+        return ANOTHER
+    return A_NOTE if WarningCode.GRIDS_ROUNDED in codes_of(volumes) else ONE_GRID
+
+
+# geometry.py: a tenth of a voxel; a thousandth is rounding. The last of 60 voxels lies 59 steps from the first.
+@pytest.mark.parametrize(("share", "expected"), [(0.9e-3, ONE_GRID), (1.1e-3, A_NOTE), (0.09, A_NOTE), (0.11, ANOTHER)])
+@pytest.mark.parametrize("size_mm", [0.5, 1.0, 2.0])
+@pytest.mark.parametrize("where", [(0, 3), (2, 3), (2, 0)])
+def test_grids_are_compared_by_shares_of_a_voxel_at_the_farthest_corner(
+    where: tuple[int, int], size_mm: float, share: float, expected: str
+) -> None:
+    affine = LPS @ np.diag([size_mm, size_mm, size_mm, 1])
+    moved = affine.copy()
+    moved[where] += share * size_mm / (59 if where == (2, 0) else 1)
+    volumes = case(affine)
+    volumes[Modality.T2] = volume_of(Modality.T2, volumes[Modality.T2].voxels, moved)
+    assert outcome(volumes) == expected
+
+
+def test_a_refusal_says_how_far_corners_are_apart_in_digits_that_differ() -> None:
+    volumes = case(shape=(240, 64, 20))
+    affine = LPS.copy()
+    affine[0, 0] *= 1.0005
+    volumes[Modality.T1] = volume_of(Modality.T1, volumes[Modality.T1].voxels, affine)
+    error = complaint(volumes)
+    assert "T1 not on the grid of FLAIR (a_flair.nii.gz): corners up to 0.119 mm apart; " in str(error)
+    assert "1.0005 x 1 x 1" in error.details[2]
 
 
 def test_the_same_place_stored_in_another_orientation_is_not_the_same_grid() -> None:
@@ -220,6 +232,13 @@ def test_a_header_without_orientation_is_reported() -> None:
     (warning,) = warnings_of(case(codes=0))
     assert warning.code is WarningCode.NO_ORIENTATION
     assert warning.message.startswith("a_flair.nii.gz: ")
+
+
+def test_a_qform_that_was_mended_is_reported() -> None:
+    volumes = case()
+    volumes[Modality.FLAIR] = replace(volumes[Modality.FLAIR], mended="its qform is not finite and was left out")
+    (warning,) = warnings_of(volumes)
+    assert warning == CaseWarning(WarningCode.QFORM_MENDED, "a_flair.nii.gz: its qform is not finite and was left out")
 
 
 @pytest.mark.parametrize(

@@ -209,6 +209,40 @@ def test_sform_comes_before_qform_and_without_either_the_spacing_alone_counts(
         np.testing.assert_allclose(volume.affine, expected, atol=1e-6)  # quaternion and offsets are float32 in the file
 
 
+QUATERNIONS: Final[dict[str, tuple[dict[str, Any], str, int]]] = {
+    "rounded": ({"quatern_d": 1.000001}, "the quaternion of its qform is 1.000001 long and was scaled to 1", 1),
+    "rounded to float32": ({"quatern_d": 1.0000001}, "", 1),
+    "far too long": ({"quatern_d": 1.2}, "the quaternion of its qform is 1.2 long and was scaled to 1", 1),
+    "not finite": ({"quatern_b": np.nan}, "its qform is not finite and was left out", 0),
+    "offset not finite": ({"qoffset_x": np.inf}, "its qform is not finite and was left out", 0),
+    "spacing not finite": ({"pixdim": [1, np.nan, 1, 1, 1, 1, 1, 1]}, "its qform is not finite and was left out", 0),
+}
+
+
+@pytest.mark.parametrize("kind", QUATERNIONS)
+@pytest.mark.parametrize("sform_code", [0, 1])
+def test_a_qform_that_others_refuse_is_mended_and_not_inherited(tmp_path: Path, kind: str, sform_code: int) -> None:
+    fields, words, qform_code = QUATERNIONS[kind]
+    turned: dict[str, Any] = {"quatern_b": 0, "quatern_c": 0, "quatern_d": 1, "pixdim": [1, 1, 1, 2, 1, 1, 1, 1]}  # AFFINE's
+    turned |= {"qoffset_x": 3, "qoffset_y": 2, "qoffset_z": -4}
+    path = stored(tmp_path, nifti1(**{**turned, **fields, "qform_code": 1, "sform_code": sform_code}))
+    if sform_code == qform_code == 0:
+        assert "header is damaged" in refusal(path)
+        return
+    for grid in (load_volume(path), load_grid(path)):
+        assert grid.mended == words
+        np.testing.assert_allclose(grid.affine, AFFINE, atol=1e-6)
+    label_map = stored(
+        tmp_path, encode_label_map(np.zeros(SHAPE, np.uint8), load_volume(path).header, compress=False), "seg.nii"
+    )
+    image = open_image(label_map)
+    np.testing.assert_allclose(image.affine, AFFINE, atol=1e-6)
+    assert image.header["qform_code"] == qform_code
+    if qform_code:
+        np.testing.assert_allclose(image.header.get_qform(), AFFINE, atol=1e-6)
+    np.testing.assert_array_equal(image.header.get_zooms(), (1, 1, 2))
+
+
 # --- what is refused
 
 NOT_NIFTI: Final = "is not a NIfTI file; convert it to .nii or .nii.gz first"
@@ -240,7 +274,10 @@ REFUSED: Final[dict[str, tuple[bytes, str]]] = {
     "pair": (nifti1(magic=b"ni1"), ".hdr/.img pair"),
     "pair, NIfTI-2": (nifti2(magic=b"ni2"), ".hdr/.img pair"),
     "Analyze": (analyze(), NOT_NIFTI),
-    "web page": (b"<!DOCTYPE html><html></html>" * 50, NOT_NIFTI),
+    "web page": (b"<!DOCTYPE html><html></html>" * 50, "is a web page, not the file itself; open its address"),
+    "Git LFS": (b"version https://git-lfs.github.com/spec/v1\noid sha256:00", "is a pointer of Git LFS, not the file"),
+    "git-annex": (b"/annex/objects/MD5E-s2000843--00.nii.gz\n", "is a pointer of git-annex, not the file itself; run datalad"),
+    "an old git-annex link": (b"../.git/annex/objects/Mk/MD5E-s2--0.nii.gz", "is a pointer of git-annex"),
     "noise": (np.random.default_rng(0).bytes(4000), NOT_NIFTI),
     "another magic": (nifti1(magic=b"n+1\n"), NOT_NIFTI),
     # cut, longer, corrupt
@@ -286,9 +323,8 @@ REFUSED: Final[dict[str, tuple[bytes, str]]] = {
     **{f"{form} {code}": (nifti1(**dict[str, Any]({form: code})), f"{form} {code} is not defined")
        for form in ("sform_code", "qform_code") for code in (-1, 6)},
     **{f"srow {value}": (nifti1(srow_x=[value, 0, 0, 0]), "not finite") for value in (np.nan, np.inf)},
-    "quaternion beside an sform": (nifti1(qform_code=1, quatern_b=np.nan), "header is damaged"),
-    "spacing beside an sform": (nifti1(pixdim=[1, np.nan, 1, 1, 1, 1, 1, 1]), "header is damaged"),
-    "quaternion": (nifti1(sform_code=0, qform_code=1, quatern_b=3.0), "header is damaged"),
+    "spacing without a qform": (nifti1(qform_code=0, pixdim=[1, np.nan, 1, 1, 1, 1, 1, 1]), "header is damaged"),
+    "quaternion": (nifti1(sform_code=0, qform_code=1, quatern_b=np.nan), "header is damaged"),
     "qform overflows": (nifti2(sform_code=0, qform_code=1, pixdim=[1, 1e300, 1, 1, 1, 1, 1, 1]), ""),
     "sform overflows": (nifti2(srow_x=[1e300, 0, 0, 0]), "impossible"),
     "not perpendicular": (nifti1(srow_x=[1, 1, 0, 0], srow_y=[1, 1, 0, 0], srow_z=[0, 0, 1, 0]), "not perpendicular"),

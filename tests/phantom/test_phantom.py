@@ -21,7 +21,14 @@ from drunet_cli.phantom.scanner import Phantom, make_phantom, write_phantom
 
 SMALL: Final = (96, 112, 64)
 ML_PER_VOXEL: Final = 2.5**3 / 1000
-SEEDS: Final = (0, 2, 3, 4, 5, 13)  # by their draws 4 has the largest core that there is, 13 the smallest; 2 and 4 do not enhance
+SEEDS: Final = (
+    0,
+    2,
+    3,
+    4,
+    5,
+    13,
+)  # 4 has the largest core that there is, 13 the smallest; 2 and 4 do not enhance
 FEW_SEEDS: Final = (0, 5)
 # Half the smallest and twice the largest whole tumour of ten BraTS 2021 cases, mL. The issue asks for plausible, no more.
 SMALLEST_ML: Final = 15

@@ -385,7 +385,7 @@ def test_other_weights_are_not_taken_for_the_published_ones(
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
-        (b"<!DOCTYPE html><html><head><title>Google Drive", "is a web page, not weights; open its address in a browser"),
+        (b"<!DOCTYPE html><html><head><title>Google Drive", "is a web page, not the file itself; open its address in a browser"),
         (b"", "is empty; copy or download it again"),
         (CONTENT[:300_000], "it is cut short; copy or download it again"),
         (b"PK\x03\x04 and more", "is neither a Keras HDF5 nor a safetensors file"),
