@@ -278,7 +278,7 @@ def _describe(weights: str) -> dict[str, Any]:
 
     Raises WeightsError for unknown or damaged ones.
     """
-    from drunet_cli.io.volumes import file_sha256
+    from drunet_cli.io.inputs import file_sha256
     from drunet_cli.weights.cache import metadata_of
 
     where = "file" if is_file_name(weights) else _where(weights)

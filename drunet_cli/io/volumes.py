@@ -13,9 +13,7 @@ from drunet_cli.errors import CaseError
 from drunet_cli.io.case import Case
 from drunet_cli.io.checks import CaseWarning, brain_mask, case_warnings, check_grids, check_volumes, grid_warnings, grids_differ
 from drunet_cli.io.geometry import FRAME, Geometry, at_1_mm, box_of, fit
-from drunet_cli.io.inputs import InputFile as InputFile
-from drunet_cli.io.inputs import changed_files as changed_files
-from drunet_cli.io.inputs import file_sha256 as file_sha256
+from drunet_cli.io.inputs import InputFile
 from drunet_cli.io.naming import SEGMENTATION
 from drunet_cli.io.nifti import Volume, load_grid, load_volume, volume_of
 from drunet_cli.io.slices import SliceStack, network_slices

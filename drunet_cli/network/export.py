@@ -74,7 +74,7 @@ def export(checkpoint: "Checkpoint", target: Path, variant: Variant, *, overwrit
     the network or whose output is not finite, DeviceError when memory does not suffice.
     """
     from drunet_cli.io.atomic import write_atomically
-    from drunet_cli.io.volumes import file_sha256
+    from drunet_cli.io.inputs import file_sha256
 
     encode, check = _ENCODE_AND_CHECK[variant.format]
     with write_atomically(target, overwrite=overwrite) as stream:

@@ -19,7 +19,7 @@ import safetensors.numpy
 from drunet_cli.brats import CHANNELS
 from drunet_cli.errors import WeightsError
 from drunet_cli.io.atomic import write_atomically
-from drunet_cli.io.volumes import file_sha256
+from drunet_cli.io.inputs import file_sha256
 from drunet_cli.weights.structure import MAX_BASE_WIDTH, tensor_shapes
 
 State: TypeAlias = dict[str, npt.NDArray[np.float32]]

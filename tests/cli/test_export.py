@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from drunet_cli.cli.app import main
-from drunet_cli.io.volumes import file_sha256
+from drunet_cli.io.inputs import file_sha256
 from drunet_cli.network import export as exports
 from drunet_cli.network.engine import Precision
 from drunet_cli.weights.cache import import_weights

@@ -185,7 +185,7 @@ def test_weights_that_may_not_be_fetched_end_it_with_their_code(monkeypatch: pyt
 @pytest.mark.parametrize(
     ("name", "content", "reason"),
     [
-        ("page.h5", b"<html>", "page.h5: is a web page, not weights; "),
+        ("page.h5", b"<html>", "page.h5: is a web page, not the file itself; "),
         ("cut.h5", GOLDEN_WEIGHTS.read_bytes()[:3000], "cut.h5: "),
         ("cut.safetensors", b"\x40\0\0\0\0\0\0\0{}", "cut.safetensors: not a readable safetensors file"),
     ],

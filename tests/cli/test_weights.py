@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from drunet_cli.cli.app import main
-from drunet_cli.io.volumes import file_sha256
+from drunet_cli.io.inputs import file_sha256
 from drunet_cli.weights.cache import import_weights, open_weights
 from drunet_cli.weights.checkpoint import write_checkpoint
 from drunet_cli.weights.registry import BUNDLED, ENTRIES, cached_path, other_ways

@@ -13,7 +13,7 @@ import pytest
 import safetensors.numpy
 
 from drunet_cli.errors import OutputError, Terminated
-from drunet_cli.io.volumes import file_sha256
+from drunet_cli.io.inputs import file_sha256
 from drunet_cli.network import export as exports
 from drunet_cli.network import onnx_engine
 from drunet_cli.network.engine import Format, Head, Precision

@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 
 from drunet_cli.errors import MisuseError, OutputError, WeightsError
-from drunet_cli.io.volumes import file_sha256
+from drunet_cli.io.inputs import file_sha256
 from drunet_cli.weights import download, registry
 from drunet_cli.weights.cache import import_weights, metadata_of, obtain, open_weights
 from drunet_cli.weights.checkpoint import read_checkpoint, write_checkpoint
@@ -385,7 +385,7 @@ def test_other_weights_are_not_taken_for_the_published_ones(
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
-        (b"<!DOCTYPE html><html><head><title>Google Drive", "is a web page, not the file itself; open its address in a browser"),
+        (b"<!DOCTYPE html><html><head><title>Google Drive", "is a web page, not the file itself; open its address"),
         (b"", "is empty; copy or download it again"),
         (CONTENT[:300_000], "it is cut short; copy or download it again"),
         (b"PK\x03\x04 and more", "is neither a Keras HDF5 nor a safetensors file"),

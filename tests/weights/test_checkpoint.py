@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file as torch_save_file
 
 from drunet_cli.errors import OutputError, WeightsError
-from drunet_cli.io.volumes import file_sha256
+from drunet_cli.io.inputs import file_sha256
 from drunet_cli.weights.checkpoint import Metadata, encode_checkpoint, read_checkpoint, read_metadata, write_checkpoint
 
 STATE = {"head.weight": np.arange(8, dtype=np.float32).reshape(4, 2, 1, 1), "head.bias": np.zeros(4, dtype=np.float32)}
