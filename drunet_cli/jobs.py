@@ -1,6 +1,6 @@
 """One function over many tasks, in worker processes. Standard library only.
 
-Workers ignore Ctrl-C, which is the parent's to answer, and end when the parent has gone, however it went.
+Workers leave Ctrl-C to their parent, and end when the parent is gone, however it ended.
 """
 
 import itertools
@@ -22,11 +22,11 @@ Result = TypeVar("Result")
 def run_tasks(
     function: Callable[[Task], Result], tasks: Sequence[Task], *, n_processes: int
 ) -> Generator[tuple[Task, Result | DrunetError]]:
-    """Yield every task with its result, or with the DrunetError that it raised, in the order in which they end.
+    """Yield every task with its result, or with the DrunetError that it raised, in the order in which the tasks end.
 
-    function and tasks must pickle. With one process, or one task, all happens in this process, one after another. To be closed
-    by whoever does not take all. Raises DeviceError when a worker is killed, as for want of memory; whatever else a task raises
-    ends the whole.
+    function and tasks must pickle. One process, or one task, does the work in this process. A caller who may not take all
+    outcomes closes the generator. Raises DeviceError when a worker is killed, as for want of memory; any other exception of a
+    task ends the whole.
     """
     n_workers = min(n_processes, len(tasks))
     if n_workers <= 1:
@@ -42,7 +42,7 @@ def run_tasks(
     waiting = iter(tasks)
     futures: dict[Future[Result | DrunetError], Task] = {}
     try:
-        # No more at once than there are workers, and one to begin with next: what is handed over can no longer be taken back.
+        # One task more than there are workers, to begin with next: a task that was submitted can no longer be taken back.
         _submit(executor, function, itertools.islice(waiting, n_workers + 1), futures)
         while futures:
             done, _ = wait(futures, return_when=FIRST_COMPLETED)
@@ -50,9 +50,9 @@ def run_tasks(
             for future in done:
                 yield futures.pop(future), future.result()
     except BrokenProcessPool as error:
-        for worker in multiprocessing.active_children():  # the executor overlooks one that was just starting, and waits for it
+        for worker in multiprocessing.active_children():  # the executor would wait for a worker that was just starting
             worker.kill()
-        if error.__cause__ is not None:  # no worker is gone: what it sent could not be read, which is a fault of ours
+        if error.__cause__ is not None:  # no worker is gone: its result could not be read, which is a fault of drunet
             raise
         raise DeviceError("a worker process was killed, perhaps for want of memory; try fewer --jobs") from error
     finally:  # an interrupted run waits for the tasks in hand
@@ -65,25 +65,25 @@ def _submit(
     tasks: Iterable[Task],
     futures: "dict[Future[Result | DrunetError], Task]",
 ) -> None:
-    """Submit with signals blocked, which the workers that this starts inherit; what comes meanwhile is delivered after.
+    """Submit tasks with signals held back: an exception while a worker starts would leave it with half a message.
 
-    An exception between the start of a worker and what is then sent to it would leave it with half a message.
     Raises BrokenProcessPool where a worker is gone.
     """
     from concurrent.futures.process import BrokenProcessPool
     from multiprocessing import resource_tracker
 
-    resource_tracker.ensure_running()  # else it would be started between, and unblock
+    with signals_blocked():
+        resource_tracker.ensure_running()  # its start unblocks signals, so it is not to be started between the workers
     try:
         with signals_blocked():
             for task in tasks:
                 futures[executor.submit(_outcome, function, task)] = task
-    except OSError:  # the executor has just closed its pipes for that reason
+    except OSError:  # the executor has just closed its pipes, since a worker is gone
         raise BrokenProcessPool from None
 
 
 def _outcome(function: Callable[[Task], Result], task: Task) -> Result | DrunetError:
-    """An error of the task is a result: it does not end the others."""
+    """The result of a task, or its DrunetError, which does not end the others."""
     try:
         return function(task)
     except DrunetError as error:
@@ -91,6 +91,7 @@ def _outcome(function: Callable[[Task], Result], task: Task) -> Result | DrunetE
 
 
 def _follow_parent() -> None:
+    """Begin a worker: leave Ctrl-C to the parent, and end with it."""
     import multiprocessing
     from multiprocessing import connection
 

@@ -66,15 +66,19 @@ def _handled_by(handler: Callable[[int, FrameType | None], None]) -> Iterator[No
 
 @contextmanager
 def signals_blocked() -> Iterator[None]:
-    """Block both signals where the system can, for the start of a process: it begins with the same signals blocked."""
-    if not hasattr(signal, "pthread_sigmask"):  # Windows
-        yield
-        return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, _NUMBERS)
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    """Hold both signals back while processes are started, which begin with the signals blocked where the system can do so.
+
+    Blocked signals alone do not suffice: another thread of this process may receive one, and Python raises here.
+    """
+    with hold_signals():
+        if not hasattr(signal, "pthread_sigmask"):  # Windows
+            yield
+            return
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, _NUMBERS)
+        try:
+            yield
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def leave_ctrl_c_to_parent() -> None:

@@ -8,7 +8,6 @@ import sys
 from pathlib import Path
 from typing import Final
 
-import numpy as np
 import pytest
 
 from drunet_cli.brats import Modality
@@ -17,197 +16,93 @@ from tests.mutations import with_fields
 from tests.support import GOLDEN_IMAGES, GOLDEN_WEIGHTS, image_options
 
 HEAVY: Final = ("torch", "requests", "h5py", "onnx", "onnxruntime")
+READERS: Final = ("nibabel", "scipy", "safetensors")  # of files
+WEIGHTS: Final = ("--weights", str(GOLDEN_WEIGHTS))
 
+# Runs command lines in one process, one after the other; prints the code of each and what has been imported until then.
 PROGRAM: Final = f"""
 import json, sys
 from drunet_cli.cli.app import main
-code = main(sys.argv[1:])
-print(json.dumps([code, [name for name in {HEAVY} if name in sys.modules]]), file=sys.stderr)
+for line in json.loads(sys.argv[1]):
+    code = main(line)
+    imported = [name for name in {(*HEAVY, *READERS)} if name in sys.modules]
+    print(json.dumps([code, imported]), file=sys.stderr)
 """
+
+
+def outcomes(*lines: list[str], folder: Path) -> list[tuple[int, list[str]]]:
+    command = [sys.executable, "-c", PROGRAM, json.dumps(lines)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=folder, check=True)
+    return [(code, names) for code, names in map(json.loads, (x for x in done.stderr.splitlines() if x.startswith("[")))]
 
 
 def outcome(*arguments: str | Path, folder: Path) -> tuple[int, list[str]]:
     """Exit code of one command line, and which of the heavy packages it has imported."""
-    command = [sys.executable, "-c", PROGRAM, *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=folder, check=True)
-    code, heavy = json.loads(done.stderr.splitlines()[-1])
-    return code, heavy
+    ((code, imported),) = outcomes([*map(str, arguments)], folder=folder)
+    return code, [name for name in imported if name in HEAVY]
 
 
-def changed(modality: Modality, *changes: tuple[str, int, float], folder: Path) -> list[str]:
-    """The options of the golden case with header fields of one image changed."""
-    image = folder / f"{modality}.nii"
-    image.write_bytes(with_fields(gzip.decompress(GOLDEN_IMAGES[modality].read_bytes()), changes))
-    return image_options({**GOLDEN_IMAGES, modality: image})
+def assert_light(lines: list[list[str]], code: int, folder: Path, *, without: tuple[str, ...] = HEAVY) -> None:
+    """In one process: what the last line has not imported, none has."""
+    found = outcomes(*lines, folder=folder)
+    assert [line for line, (found_code, _) in zip(lines, found, strict=True) if found_code != code] == []
+    assert [line for line, (_, imported) in zip(lines, found, strict=True) if set(imported) & set(without)] == []
 
 
-@pytest.mark.parametrize(
-    "arguments",
-    [
-        ["--help"],
-        ["--version"],
-        ["segment", "--help"],
-        ["export", "--help"],
-        ["demo", "--help"],
-        ["convert", "--help"],
-        ["convert", "nii2png", "--help"],
-        ["convert", "png2nii", "--help"],
-        ["weights", "--help"],
-        ["weights", "import", "--help"],
-        ["weights", "list"],
-        ["weights", "list", "--json"],
-    ],
-    ids=" ".join,
-)
-def test_answer_that_needs_no_network_imports_nothing_heavy(arguments: list[str], tmp_path: Path) -> None:
-    assert outcome(*arguments, folder=tmp_path) == (0, [])
+def test_help_and_misuse_import_nothing_that_reads_files(tmp_path: Path) -> None:
+    commands = "|segment|train|export|evaluate|report|demo|guide|convert|convert nii2png|convert png2nii|weights|weights import"
+    helps = [[*command.split(), "--help"] for command in commands.split("|")] + [["--version"]]
+    assert_light(helps, 0, tmp_path, without=(*HEAVY, *READERS))
+    lines = """
+        no-such-command|--no-such-option|segment|segment --t1 t1.nii.gz -o seg.nii.gz|segment cases -o out --device tpu
+        segment cases -o out --precision int8|segment cases -o out --batch-size 0|train cases|train cases -o run --epochs 0
+        train cases -o run --folds 5|convert nii2png -o out|convert nii2png cases -o out --jobs 0|convert png2nii slices -o out
+        convert png2nii slices --like cases|export|export -o network.pt|export -o network.onnx --head sigmoid
+        export -o network.h5 --precision float16|demo --write-cases 1 --device cpu|weights import|guide no-such-topic
+    """
+    slips = [line.split() for line in lines.replace("\n", "|").split("|") if line.strip()]
+    assert_light([[], *slips], 2, tmp_path)
 
 
-@pytest.mark.parametrize("command", [[], ["segment"], ["train"], ["export"], ["evaluate"], ["demo"]], ids=" ".join)
-def test_help_does_not_even_read_what_reads_files(command: list[str]) -> None:
-    """These took a third of the help's time once."""
-    program = "import sys\nfrom drunet_cli.cli.app import main\nmain(sys.argv[1:])\nprint(*sys.modules)"
-    done = subprocess.run([sys.executable, "-c", program, *command, "--help"], capture_output=True, text=True, check=True)
-    assert not {"nibabel", "safetensors", "scipy"} & set(done.stdout.splitlines()[-1].split())
-
-
-@pytest.mark.parametrize(
-    "arguments",
-    [
-        [],
-        ["no-such-command"],
-        ["--no-such-option"],
-        ["segment"],
-        ["segment", "--t1", "t1.nii.gz", "-o", "seg.nii.gz"],
-        ["segment", *image_options()],
-        ["segment", *image_options(), "-o", "seg.nii.gz", "--device", "tpu"],
-        ["segment", *image_options(), "-o", "seg.nii.gz", "--precision", "int8"],
-        ["segment", *image_options(), "-o", "seg.nii.gz", "--batch-size", "0"],
-        ["segment", *image_options(), "-o", "seg.nii.gz", "--case", "../elsewhere"],
-        ["segment", *image_options(), "-o", "seg.mgz"],
-        ["convert", "no-such-command"],
-        ["train", "cases"],
-        ["train", "-o", "run"],
-        ["train", "cases", "-o", "run", "--epochs", "0"],
-        ["train", "cases", "-o", "run", "--folds", "5"],
-        ["convert", "nii2png", "-o", "slices"],
-        ["convert", "nii2png", "cases"],
-        ["convert", "nii2png", *image_options(), "cases", "-o", "slices"],
-        ["convert", "nii2png", "cases", "-o", "slices", "--jobs", "0"],
-        ["convert", "nii2png", "cases", "-o", "slices", "--channels", "t1,t2"],
-        ["convert", "png2nii", "slices", "-o", "label_maps"],
-        ["convert", "png2nii", "slices", "--like", "cases"],
-        ["convert", "png2nii", "slices", "--like", "cases", "-o", "label_maps", "--labels", "brats2024"],
-        ["export"],
-        ["export", "-o", "network"],
-        ["export", "-o", "network.pt"],
-        ["export", "-o", "network.onnx", "--format", "tflite"],
-        ["export", "-o", "network.h5", "--format", "onnx"],
-        ["export", "-o", "network.onnx", "--head", "sigmoid"],
-        ["export", "-o", "network.onnx", "--precision", "bfloat16"],
-        ["export", "-o", "network.h5", "--precision", "float16"],
-        ["export", "-o", "network.h5", "--head", "softmax"],
-        ["demo", "--write-cases", "1", "--device", "cpu"],
-        ["weights", "import"],
-        ["weights", "import", "weights.h5", "--epsilon", "2"],
-    ],
-    ids=lambda arguments: " ".join(arguments[-2:]) or "nothing",
-)
-def test_usage_error_imports_nothing_heavy(arguments: list[str], tmp_path: Path) -> None:
-    assert outcome(*arguments, folder=tmp_path) == (2, [])
-
-
-@pytest.mark.parametrize("damage", ["missing", "empty", "truncated", "not NIfTI", "a folder", "given twice"])
-def test_unusable_file_is_refused_before_anything_heavy_is_imported(damage: str, tmp_path: Path) -> None:
-    image = tmp_path / "t2.nii.gz"
-    content = GOLDEN_IMAGES[Modality.T2].read_bytes()
-    match damage:
-        case "empty":
-            image.touch()
-        case "truncated":
-            image.write_bytes(content[: len(content) // 2])
-        case "not NIfTI":
-            image.write_text("case,t1,t1ce,t2,flair\n")
-        case "a folder":
-            image.mkdir()
-        case "given twice":
-            image = GOLDEN_IMAGES[Modality.FLAIR]
-    images = {**GOLDEN_IMAGES, Modality.T2: image}
-    assert outcome("segment", *image_options(images), "-o", "seg.nii.gz", *WEIGHTS, folder=tmp_path) == (3, [])
-
-
-WEIGHTS: Final = ("--weights", GOLDEN_WEIGHTS)
-
-
-@pytest.mark.parametrize(
-    "change",
-    [("srow_x", 3, 5.0), ("dim", 3, 4), ("dim", 0, 4), ("scl_slope", 0, -1.0), ("scl_inter", 0, np.inf), ("srow_z", 2, np.nan)],
-    ids=["other affine", "other shape", "4D", "negative", "intercept not finite", "affine not finite"],
-)
-def test_image_that_fails_a_check_is_refused_before_anything_heavy_is_imported(
-    change: tuple[str, int, float], tmp_path: Path
-) -> None:
-    options = changed(Modality.T1CE, change, ("dim", 4, 2), folder=tmp_path)
-    assert outcome("segment", *options, "-o", "seg.nii.gz", *WEIGHTS, folder=tmp_path) == (3, [])
-
-
-@pytest.mark.parametrize("weights", ["no_such_name", "no_such_file.h5", "illegal name"])
-def test_unknown_weights_are_refused_before_anything_heavy_is_imported(weights: str, tmp_path: Path) -> None:
-    assert outcome("segment", *image_options(), "-o", "seg.nii.gz", "--weights", weights, folder=tmp_path) == (4, [])
-
-
-def test_missing_weights_are_refused_offline_before_anything_heavy_is_imported(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("DRUNET_OFFLINE", "1")
-    assert outcome("segment", *image_options(), "-o", "seg.nii.gz", folder=tmp_path) == (4, [])
-
-
-def test_uncached_weights_have_no_path_and_nothing_heavy_is_imported(tmp_path: Path) -> None:
-    assert outcome("weights", "path", folder=tmp_path) == (4, [])
-
-
-def test_existing_output_is_refused_before_anything_heavy_is_imported(tmp_path: Path) -> None:
-    (tmp_path / "seg.nii.gz").touch()
-    assert outcome("segment", *image_options(), "-o", "seg.nii.gz", *WEIGHTS, folder=tmp_path) == (6, [])
-
-
-def test_existing_demo_is_refused_before_anything_heavy_is_imported(tmp_path: Path) -> None:
-    (tmp_path / "phantom_0.nii.gz").touch()
-    assert outcome("demo", "-o", ".", folder=tmp_path) == (6, [])
-
-
-def test_existing_export_is_refused_before_anything_heavy_is_imported(tmp_path: Path) -> None:
-    (tmp_path / "network.onnx").touch()
-    assert outcome("export", "-o", "network.onnx", folder=tmp_path) == (6, [])
-
-
-def test_dry_run_imports_nothing_heavy(tmp_path: Path) -> None:
+def test_what_lists_plans_and_converts_imports_nothing_heavy(tmp_path: Path) -> None:
     write_case(tmp_path / "cases" / "case")
-    assert outcome("segment", "cases", "-o", "out", "--dry-run", folder=tmp_path) == (0, [])
-    assert outcome("segment", "cases", "-o", "out", "--dry-run", "--weights", "compact", folder=tmp_path) == (0, [])
+    lines = ["weights list --json", "segment cases -o out --dry-run", "segment cases -o out --dry-run --weights compact"]
+    lines += ["convert nii2png cases -o slices --jobs 1", "convert png2nii slices --like cases -o label_maps --jobs 1"]
+    assert_light([line.split() for line in lines], 0, tmp_path)
 
 
-def test_unknown_weights_are_not_exported_and_nothing_heavy_is_imported(tmp_path: Path) -> None:
-    assert outcome("export", "-o", "network.onnx", "--weights", "no_such_name", folder=tmp_path) == (4, [])
+def test_refused_images_weights_and_outputs_import_nothing_heavy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DRUNET_OFFLINE", "1")
+    content = GOLDEN_IMAGES[Modality.T1CE].read_bytes()
+    nifti = gzip.decompress(content)
+    damages = {"empty.nii.gz": b"", "truncated.nii.gz": content[: len(content) // 2], "table.nii.gz": b"case,t1,t1ce\n"}
+    for field, element, value in (("srow_x", 3, 5.0), ("dim", 3, 4), ("scl_slope", 0, -1.0), ("srow_z", 2, float("nan"))):
+        damages[f"{field}.nii"] = with_fields(nifti, [(field, element, value)])
+    for name, bytes_ in damages.items():
+        (tmp_path / name).write_bytes(bytes_)
+    images = [GOLDEN_IMAGES[Modality.FLAIR], tmp_path / "absent.nii.gz", *(tmp_path / name for name in damages)]
+    options = [image_options({**GOLDEN_IMAGES, Modality.T1CE: image}) for image in images]
+    assert_light([["segment", *each, "-o", "seg.nii.gz", *WEIGHTS] for each in options], 3, tmp_path)
+    case = ["segment", *image_options(), "-o", "seg.nii.gz"]
+    unknown = [[*case, "--weights", name] for name in ("no_such_name", "no_such_file.h5", "illegal name")]
+    export = ["export", "-o", "network.onnx", "--weights", "no_such_name"]
+    assert_light([*unknown, case, ["weights", "path"], export], 4, tmp_path)
+    for name in ("seg.nii.gz", "phantom_0.nii.gz", "network.onnx"):
+        (tmp_path / name).touch()
+    assert_light([[*case, *WEIGHTS], ["demo", "-o", "."], ["export", "-o", "network.onnx"]], 6, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("engine", "packages"), [("onnxruntime", {"h5py", "onnx", "onnxruntime"}), ("torch", {"torch", "h5py"})]
+)
+def test_a_run_imports_what_its_engine_needs_alone(engine: str, packages: set[str], tmp_path: Path) -> None:
+    """And is seen to: else the tests above could not fail."""
+    words = ("segment", *image_options(), "-o", "seg.nii.gz", *WEIGHTS, "--engine", engine)
+    code, heavy = outcome(*words, folder=tmp_path)
+    assert (code, set(heavy)) == (0, packages)
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
-def test_folder_without_permission_is_refused_before_anything_heavy_is_imported(tmp_path: Path) -> None:
+def test_a_folder_without_permission_is_refused_before_anything_heavy_is_imported(tmp_path: Path) -> None:
     tmp_path.chmod(0o500)
     assert outcome("segment", *image_options(), "-o", tmp_path / "seg.nii.gz", *WEIGHTS, folder=tmp_path) == (6, [])
-
-
-@pytest.mark.parametrize(
-    ("engine", "packages"), [("onnxruntime", ["h5py", "onnx", "onnxruntime"]), ("torch", ["torch", "h5py"])]
-)
-def test_program_that_segments_imports_what_its_engine_needs_alone(engine: str, packages: list[str], tmp_path: Path) -> None:
-    """And is seen to: else the tests above could not fail."""
-    code, heavy = outcome("segment", *image_options(), "-o", "seg.nii.gz", *WEIGHTS, "--engine", engine, folder=tmp_path)
-    assert (code, heavy) == (0, packages)
-
-
-def test_conversion_there_and_back_imports_nothing_heavy(tmp_path: Path) -> None:
-    write_case(tmp_path / "case")
-    assert outcome("convert", "nii2png", "case", "-o", "slices", folder=tmp_path) == (0, [])
-    assert outcome("convert", "png2nii", "slices", "--like", "case", "-o", "label_maps", folder=tmp_path) == (0, [])
