@@ -51,16 +51,13 @@ def test_missing_cgroup_files_set_no_limit(tmp_path: Path) -> None:
     assert granted_cpus(environment={}, cgroup_root=tmp_path / "no", own_cgroups=tmp_path / "none") == N_AFFINITY
 
 
-def test_a_system_without_affinity_counts_its_cpus(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("counted", "expected"), [(12, 12), (None, 1)])
+def test_a_system_without_affinity_counts_its_cpus(
+    root: Path, monkeypatch: pytest.MonkeyPatch, counted: int | None, expected: int
+) -> None:
     monkeypatch.delattr(os, "sched_getaffinity")
-    monkeypatch.setattr(os, "cpu_count", lambda: 12)
-    assert cpus(root) == 12
-
-
-def test_a_system_that_cannot_count_has_one_cpu(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delattr(os, "sched_getaffinity")
-    monkeypatch.setattr(os, "cpu_count", lambda: None)
-    assert cpus(root) == 1
+    monkeypatch.setattr(os, "cpu_count", lambda: counted)
+    assert cpus(root) == expected
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system has no affinity masks")
@@ -70,17 +67,11 @@ def test_the_processs_own_affinity_mask_is_read() -> None:
     assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == "1\n"
 
 
-def test_slurm_is_heeded(root: Path) -> None:
-    assert cpus(root, slurm="6") == 6
-
-
-@pytest.mark.parametrize("rubbish", ["", " ", "many", "-3", "2.5", "1e3", "0x4", "4(x2)", "²"])
-def test_rubbish_in_slurms_variable_is_ignored(root: Path, rubbish: str) -> None:
-    assert cpus(root, slurm=rubbish) == N_AFFINITY
-
-
-def test_nobody_gets_less_than_one_cpu(root: Path) -> None:
-    assert cpus(root, slurm="0") == 1
+@pytest.mark.parametrize(
+    ("words", "expected"), [("6", 6), ("0", 1), *((w, N_AFFINITY) for w in ("", "many", "-3", "2.5", "²"))]
+)
+def test_slurm_is_heeded_and_rubbish_in_its_variable_ignored(root: Path, words: str, expected: int) -> None:
+    assert cpus(root, slurm=words) == expected
 
 
 def test_the_real_environment_is_the_default(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -116,19 +107,12 @@ def test_the_tightest_of_nested_quotas_counts(root: Path) -> None:
     assert cpus(root, "0::/a/b/c\n") == 2
 
 
-def test_a_container_whose_own_cgroup_is_the_root_finds_its_quota(root: Path) -> None:
-    version_2(root, "200000 100000")
-    assert cpus(root, "0::/docker/0123abcd\n") == 2
-
-
-def test_a_quota_above_the_mount_is_not_looked_for(root: Path) -> None:
+def test_only_quotas_of_ones_own_cgroups_below_the_mount_count(root: Path) -> None:
+    version_2(root / "other", "100000 100000")
     version_2(root.parent, "100000 100000")
     assert cpus(root, "0::/job\n") == N_AFFINITY
-
-
-def test_a_quota_of_another_processs_cgroup_does_not_count(root: Path) -> None:
-    version_2(root / "other", "100000 100000")
-    assert cpus(root, "0::/job\n") == N_AFFINITY
+    version_2(root, "200000 100000")  # as a container sees its own cgroup
+    assert cpus(root, "0::/docker/0123abcd\n") == 2
 
 
 @pytest.mark.parametrize(("quota", "expected"), [("150000", 2), ("400000", 4), ("-1", N_AFFINITY), ("x", N_AFFINITY)])
@@ -137,20 +121,12 @@ def test_a_version_1_quota_is_read_and_minus_one_means_none(root: Path, quota: s
     assert cpus(root, "7:memory:/else\n4:cpu,cpuacct:/slurm/job_7\n1:name=systemd:/else\n") == expected
 
 
-def test_a_version_1_quota_of_an_ancestor_counts(root: Path) -> None:
-    version_1(root / "cpu/slurm", "300000")
+def test_a_version_1_quota_of_an_ancestor_or_of_the_root_counts(root: Path) -> None:
     version_1(root / "cpu/slurm/job_7", "-1")
+    version_1(root / "cpu/slurm", "300000")
     assert cpus(root, "4:cpu:/slurm/job_7\n") == 3
-
-
-def test_a_version_1_container_whose_own_cgroup_is_the_root_finds_its_quota(root: Path) -> None:
-    version_1(root / "cpu,cpuacct", "300000")
-    assert cpus(root, "4:cpu,cpuacct:/docker/0123abcd\n") == 3
-
-
-def test_a_version_1_quota_is_found_without_a_list_of_ones_own_cgroups(root: Path) -> None:
-    version_1(root / "cpu", "300000")
-    assert cpus(root) == 3
+    version_1(root / "cpu", "200000")
+    assert cpus(root) == cpus(root, "4:cpu:/docker/0123abcd\n") == 2
 
 
 def test_controllers_that_merely_begin_with_cpu_are_not_read(root: Path) -> None:

@@ -9,7 +9,6 @@ import signal
 import stat
 import subprocess
 import sys
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -26,8 +25,6 @@ from tests.support import GOLDEN_IMAGES, GOLDEN_WEIGHTS, Drunet, image_options
 SETTINGS: Final = ("--weights", str(GOLDEN_WEIGHTS), "--device", "cpu", "--threads", "1")
 SEGMENT: Final = ("segment", *image_options(), *SETTINGS)
 OUTPUTS: Final = ["seg.json", "seg.nii.gz"]
-N_MOMENTS: Final = 20  # issue 2
-STRETCH: Final = 6  # the golden case's five slices so many times, so that most of a run is the network's
 
 # Runs drunet, and sends it a signal when Python first reports an event (see sys.audit) that is about a certain thing.
 STRIKE: Final = """
@@ -58,9 +55,8 @@ both_signals = pytest.mark.parametrize(
 
 @dataclass(frozen=True)
 class WholeRun:
-    """A run that nobody disturbs: how long it takes and what it writes."""
+    """A run that nobody disturbs, and what it writes."""
 
-    seconds: float
     label_map: bytes
 
 
@@ -69,28 +65,10 @@ def golden_run(tmp_path_factory: pytest.TempPathFactory) -> WholeRun:
     return whole_run(SEGMENT, tmp_path_factory.mktemp("golden"))
 
 
-@pytest.fixture(scope="module")
-def long_case(tmp_path_factory: pytest.TempPathFactory) -> dict[Modality, Path]:
-    folder = tmp_path_factory.mktemp("long")
-    images = {}
-    for modality, path in GOLDEN_IMAGES.items():
-        image = nib.Nifti1Image.from_filename(path)
-        voxels = np.tile(np.asanyarray(image.dataobj), (1, 1, STRETCH))
-        images[modality] = folder / path.name
-        nib.save(nib.Nifti1Image(voxels, image.affine, image.header), images[modality])
-    return images
-
-
-@pytest.fixture(scope="module")
-def long_run(long_case: dict[Modality, Path], tmp_path_factory: pytest.TempPathFactory) -> WholeRun:
-    return whole_run(("segment", *image_options(long_case), *SETTINGS), tmp_path_factory.mktemp("long_run"))
-
-
 def whole_run(arguments: tuple[str, ...], folder: Path) -> WholeRun:
-    begin = time.monotonic()
     with started(*arguments, "-o", "seg.nii.gz", folder=folder) as process:
         assert process.wait(timeout=240) == 0, process.communicate()
-    return WholeRun(time.monotonic() - begin, (folder / "seg.nii.gz").read_bytes())
+    return WholeRun((folder / "seg.nii.gz").read_bytes())
 
 
 @contextmanager
@@ -130,24 +108,12 @@ def assert_next_run_cleans_up(drunet: Drunet, folder: Path, whole: WholeRun) -> 
     assert (folder / "seg.nii.gz").read_bytes() == whole.label_map
 
 
-# Killed
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("moment", range(1, N_MOMENTS + 1))
-def test_killed_run_leaves_a_complete_label_map_or_none_and_the_next_cleans_up(
-    moment: int, golden_run: WholeRun, drunet: Drunet, tmp_path: Path
-) -> None:
-    with started(*SEGMENT, "-o", "seg.nii.gz", folder=tmp_path) as process:
-        time.sleep(moment / N_MOMENTS * golden_run.seconds)
-        process.kill()
-    assert_complete_or_absent(tmp_path, golden_run)
-    assert_next_run_cleans_up(drunet, tmp_path, golden_run)
+# Killed, and interrupted
 
 
 @pytest.mark.slow
 @every_step
-def test_run_killed_while_it_writes_leaves_a_complete_label_map_or_none_and_the_next_cleans_up(
+def test_a_run_killed_while_it_writes_leaves_a_complete_label_map_or_none_and_the_next_cleans_up(
     event: str, temporary: str, golden_run: WholeRun, drunet: Drunet, tmp_path: Path
 ) -> None:
     done = struck(signal.SIGKILL, event, temporary, *SEGMENT, "-o", "seg.nii.gz", folder=tmp_path)
@@ -157,7 +123,7 @@ def test_run_killed_while_it_writes_leaves_a_complete_label_map_or_none_and_the_
 
 
 @pytest.mark.slow
-def test_run_killed_in_the_middle_of_the_label_map_leaves_none_and_the_next_cleans_up(
+def test_a_run_killed_in_the_middle_of_the_label_map_leaves_none_and_the_next_cleans_up(
     golden_run: WholeRun, drunet: Drunet, tmp_path: Path
 ) -> None:
     with started(*SEGMENT, "-o", "seg.nii.gz", folder=tmp_path, program=("-c", OVERGROW)) as process:
@@ -167,7 +133,7 @@ def test_run_killed_in_the_middle_of_the_label_map_leaves_none_and_the_next_clea
 
 
 @pytest.mark.slow
-def test_killed_run_keeps_the_label_map_that_it_was_to_replace(tmp_path: Path) -> None:
+def test_a_killed_run_keeps_the_label_map_that_it_was_to_replace(tmp_path: Path) -> None:
     (tmp_path / "seg.nii.gz").write_bytes(b"an earlier label map")
     options = ("-o", "seg.nii.gz", "--overwrite")
     done = struck(signal.SIGKILL, "os.rename", ".seg.nii.gz.", *SEGMENT, *options, folder=tmp_path)
@@ -175,47 +141,31 @@ def test_killed_run_keeps_the_label_map_that_it_was_to_replace(tmp_path: Path) -
     assert (tmp_path / "seg.nii.gz").read_bytes() == b"an earlier label map"
 
 
-# Interrupted
-
-
-@pytest.mark.slow
-@both_signals
-@pytest.mark.parametrize("share", [0.3, 0.4, 0.5, 0.6, 0.7])
-def test_signal_ends_the_run_with_its_code_and_without_files_or_traceback(
-    share: float, number: int, code: int, long_case: dict[Modality, Path], long_run: WholeRun, tmp_path: Path
-) -> None:
-    with started("segment", *image_options(long_case), *SETTINGS, "-o", "out/seg.nii.gz", folder=tmp_path) as process:
-        time.sleep(share * long_run.seconds)
-        process.send_signal(number)
-        stdout, stderr = process.communicate(timeout=60)
-    # Before drunet has the word, the signal itself ends the process: to a shell that is the same code.
-    assert process.returncode in (code, -number)
-    assert (stdout, stderr) == ("", "")
-    assert not list(tmp_path.rglob("*.*"))
-
-
-@both_signals
 @pytest.mark.parametrize(
-    "module",
+    ("number", "event", "about"),
     [
-        *("drunet_cli.cli.app", "typer", "drunet_cli.cli.console", "isal", "numpy", "nibabel", "h5py", "onnx", "onnxruntime"),
-        *("onnxruntime.capi.onnxruntime_pybind11_state", "torch", "torch.nn"),
+        (signal.SIGINT, "import", "drunet_cli.cli.app"),
+        (signal.SIGTERM, "import", "numpy"),
+        (signal.SIGINT, "import", "torch"),
+        (signal.SIGTERM, "import", "torch.nn"),
+        (signal.SIGINT, "open", "golden_t1ce.nii.gz"),
+        (signal.SIGTERM, "open", "golden_t2.nii.gz"),
+        (signal.SIGINT, "open", "keras_base1"),
     ],
 )
-def test_signal_while_a_module_is_imported_ends_the_run_without_traceback(
-    module: str, number: int, code: int, tmp_path: Path
+def test_a_signal_ends_the_run_with_its_code_and_without_files_or_traceback(
+    number: signal.Signals, event: str, about: str, tmp_path: Path
 ) -> None:
-    engine = ("--engine", "torch" if module.startswith("torch") else "onnxruntime")
-    done = struck(number, "import", module, *SEGMENT, *engine, "-o", "seg.nii.gz", folder=tmp_path)
+    done = struck(number, event, about, *SEGMENT, "--engine", "torch", "-o", "out/seg.nii.gz", folder=tmp_path)
     # Before drunet has the word, the signal itself ends the process: to a shell that is the same code.
-    assert done.returncode in (code, -number)
+    assert done.returncode in (128 + number, -number)
     assert (done.stdout, done.stderr, names(tmp_path)) == ("", "", [])
 
 
 @pytest.mark.slow
 @both_signals
 @every_step
-def test_signal_while_the_outputs_are_written_leaves_all_of_them_or_none(
+def test_a_signal_while_the_outputs_are_written_leaves_all_of_them_or_none(
     event: str, temporary: str, number: int, code: int, golden_run: WholeRun, tmp_path: Path
 ) -> None:
     done = struck(number, event, temporary, *SEGMENT, "-o", "seg.nii.gz", folder=tmp_path)
@@ -224,12 +174,25 @@ def test_signal_while_the_outputs_are_written_leaves_all_of_them_or_none(
     assert_complete_or_absent(tmp_path, golden_run)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_after_the_result_is_no_traceback(number: int, tmp_path: Path) -> None:
+    with started(*SEGMENT, "-o", "seg.nii.gz", folder=tmp_path) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "seg.nii.gz\n"
+        process.send_signal(number)
+        _, stderr = process.communicate(timeout=60)
+    assert "Traceback" not in stderr
+    assert process.returncode in (0, -number, 128 + number)
+    assert names(tmp_path) == OUTPUTS
+
+
 # Streams
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("redirection", ["| true", ">&-", ">/dev/full", "<&-", "2>&-", "2>/dev/full", "<&- >&- 2>&-"])
-def test_lost_stream_does_not_lose_the_label_map(redirection: str, golden_run: WholeRun, tmp_path: Path) -> None:
+@pytest.mark.parametrize("redirection", ["| true", ">/dev/full", "2>/dev/full", "<&- >&- 2>&-"])
+def test_a_lost_stream_does_not_lose_the_label_map(redirection: str, golden_run: WholeRun, tmp_path: Path) -> None:
     done = in_shell(*SEGMENT, "-o", "seg.nii.gz", redirection=redirection, folder=tmp_path)
     assert "Traceback" not in done.stderr
     assert names(tmp_path) == OUTPUTS
@@ -237,42 +200,29 @@ def test_lost_stream_does_not_lose_the_label_map(redirection: str, golden_run: W
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("redirection", ["2>&1 | true", "2>&-", "2>/dev/full"])
-def test_warning_that_nobody_reads_does_not_stop_the_run(redirection: str, tmp_path: Path) -> None:
-    done = in_shell(*warned(tmp_path / "case"), "-o", "out/seg.nii.gz", redirection=redirection, folder=tmp_path)
-    assert [path.name for path in sorted(tmp_path.glob("out/*"))] == OUTPUTS, done.stdout
+def test_a_warning_that_nobody_reads_does_not_stop_the_run(tmp_path: Path) -> None:
+    done = in_shell(*warned(tmp_path / "case"), "-o", "out/seg.nii.gz", redirection="2>&1 | true", folder=tmp_path)
+    assert (done.returncode, [path.name for path in sorted(tmp_path.glob("out/*"))]) == (0, OUTPUTS)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("redirection", ["| true", "2>&-", "2>&1 | true"])
-def test_run_whose_reader_has_gone_still_succeeds(redirection: str, tmp_path: Path) -> None:
-    done = in_shell(*warned(tmp_path / "case"), "-o", "out/seg.nii.gz", redirection=redirection, folder=tmp_path)
-    assert done.returncode == 0
-
-
-@pytest.mark.parametrize("command", ["--help", "--version", "weights list", "weights list --json"])
-def test_answer_whose_reader_has_gone_is_no_failure(command: str, tmp_path: Path) -> None:
-    assert in_shell(*command.split(), redirection="| true", folder=tmp_path).returncode == 0
-
-
-@pytest.mark.parametrize("command", ["--help", "--version", "weights list", "weights list --json"])
-def test_answer_that_cannot_be_written_is_one_error_line_and_exit_6(command: str, tmp_path: Path) -> None:
-    done = in_shell(*command.split(), redirection=">/dev/full", folder=tmp_path)
-    assert done.returncode == 6
-    assert re.fullmatch(r"Error: .+No space left on device.*\n", done.stderr)
-
-
-@pytest.mark.parametrize("redirection", ["| true", "| head -1", ">&-", ">/dev/full", "<&-", "2>&-", "2>/dev/full"])
-@pytest.mark.parametrize("command", ["--help", "--version", "weights list", "weights list --json", "weights path", "segment"])
-def test_lost_stream_is_no_traceback(command: str, redirection: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("command", "redirection", "code"),
+    [
+        ("--help", "| true", 0),
+        ("weights list", "| true", 0),
+        ("--version", ">/dev/full", 6),
+        ("weights list --json", ">/dev/full", 6),
+        ("weights list", "<&- >&- 2>&-", 0),
+        ("segment", "2>&1 | true", 2),
+        ("segment", "2>/dev/full", 2),
+    ],
+)
+def test_an_answer_that_nobody_reads_is_no_failure_and_one_that_is_lost_is_one(
+    command: str, redirection: str, code: int, tmp_path: Path
+) -> None:
     done = in_shell(*command.split(), redirection=redirection, folder=tmp_path)
-    assert "Traceback" not in done.stderr
-    assert done.returncode != 70
-
-
-@pytest.mark.parametrize("redirection", ["2>&1 | true", "2>&-", "2>/dev/full"])
-def test_error_that_nobody_reads_keeps_its_code(redirection: str, tmp_path: Path) -> None:
-    assert in_shell("segment", redirection=redirection, folder=tmp_path).returncode == 2
+    assert done.returncode == code
+    assert done.stderr == "" if code != 6 else re.fullmatch(r"Error: .+No space left on device.*\n", done.stderr)
 
 
 def in_shell(*arguments: str, redirection: str, folder: Path) -> "subprocess.CompletedProcess[str]":
@@ -355,17 +305,11 @@ def test_bar_appears_on_a_terminal_and_vanishes(tmp_path: Path) -> None:
     assert re.fullmatch(r"golden: WT .+\nseg\.nii\.gz", terminal.screen)
 
 
-@pytest.mark.slow
-def test_quiet_run_draws_nothing_on_a_terminal(tmp_path: Path) -> None:
-    terminal = on_terminal(*SEGMENT, "-o", "seg.nii.gz", "--quiet", folder=tmp_path)
-    assert (terminal.code, terminal.written) == (0, "seg.nii.gz\r\n")
-
-
 def test_errors_are_coloured_on_a_terminal(tmp_path: Path) -> None:
     assert COLOUR.search(on_terminal("segment", folder=tmp_path).written)
 
 
-@pytest.mark.parametrize("command", ["segment", "--help", "weights list"])
+@pytest.mark.parametrize("command", ["segment", "--help"])
 def test_no_color_turns_colours_off_on_a_terminal(command: str, tmp_path: Path) -> None:
     assert not COLOUR.search(on_terminal(*command.split(), folder=tmp_path, environment={"NO_COLOR": "1"}).written)
 
@@ -377,7 +321,7 @@ def test_no_color_turns_the_colours_of_the_bar_off(tmp_path: Path) -> None:
     assert not COLOUR.search(terminal.written)
 
 
-@pytest.mark.parametrize("command", ["segment", "--help", "weights list", "weights path"])
+@pytest.mark.parametrize("command", ["segment", "--help"])
 def test_no_escape_sequence_goes_to_what_is_no_terminal(command: str, drunet: Drunet) -> None:
     done = drunet(*command.split())
     assert "\x1b" not in done.stdout + done.stderr
@@ -398,13 +342,6 @@ def test_existing_output_is_refused_and_stays(drunet: Drunet, tmp_path: Path) ->
     done = drunet(*SEGMENT, "-o", "seg.nii.gz")
     assert (done.returncode, names(tmp_path)) == (6, ["seg.nii.gz"])
     assert done.stderr == "Error: seg.nii.gz: exists already; give --overwrite to replace it\n"
-
-
-def test_existing_sidecar_that_is_not_of_drunet_is_refused_and_stays(drunet: Drunet, tmp_path: Path) -> None:
-    (tmp_path / "seg.json").write_text("{}")
-    done = drunet(*SEGMENT, "-o", "seg.nii.gz")
-    assert (done.returncode, names(tmp_path)) == (6, ["seg.json"])
-    assert (tmp_path / "seg.json").read_text() == "{}"
 
 
 @pytest.mark.slow
@@ -451,36 +388,7 @@ def test_permissions_follow_the_umask(umask: int, mode: int, tmp_path: Path) -> 
     assert {stat.S_IMODE((tmp_path / name).stat().st_mode) for name in OUTPUTS} == {mode}
 
 
-@pytest.mark.slow
-def test_folder_as_output_is_made_with_its_parents_and_gets_the_case_by_name(drunet: Drunet, tmp_path: Path) -> None:
-    done = drunet(*SEGMENT, "-o", "results/today")
-    assert done.stdout == "results/today/golden.nii.gz\n"
-    assert names(tmp_path / "results" / "today") == ["golden.json", "golden.nii.gz"]
-
-
-@pytest.mark.slow
-def test_uncompressed_output_holds_the_same_labels(golden_run: WholeRun, drunet: Drunet, tmp_path: Path) -> None:
-    assert drunet(*SEGMENT, "-o", "new/seg.nii").returncode == 0
-    (tmp_path / "seg.nii.gz").write_bytes(golden_run.label_map)
-    plain, compressed = (
-        np.asanyarray(nib.Nifti1Image.from_filename(tmp_path / name).dataobj) for name in ("new/seg.nii", "seg.nii.gz")
-    )
-    assert np.array_equal(plain, compressed)
-
-
-@pytest.mark.parametrize("name", ["seg.mgz", "seg.nrrd", "seg.gz", "seg.png", "seg.JSON"])
+@pytest.mark.parametrize("name", ["seg.mgz", "seg.JSON"])
 def test_output_of_another_format_is_refused(name: str, drunet: Drunet, tmp_path: Path) -> None:
     done = drunet(*SEGMENT, "-o", name)
     assert (done.returncode, names(tmp_path)) == (2, [])
-
-
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_signal_after_the_result_is_no_traceback(number: int, tmp_path: Path) -> None:
-    with started(*SEGMENT, "-o", "seg.nii.gz", folder=tmp_path) as process:
-        assert process.stdout is not None
-        assert process.stdout.readline() == "seg.nii.gz\n"
-        process.send_signal(number)
-        _, stderr = process.communicate(timeout=60)
-    assert "Traceback" not in stderr
-    assert process.returncode in (0, -number, 128 + number)
-    assert names(tmp_path) == OUTPUTS
