@@ -1,9 +1,11 @@
-"""`drunet segment` from files to files."""
+"""`drunet segment` from files to files: the published labels, and what options change about them."""
 
 import json
+import shutil
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -18,14 +20,44 @@ from drunet_cli.network.model import DRUNet104
 from drunet_cli.weights.cache import open_weights
 from drunet_cli.weights.checkpoint import write_checkpoint
 from drunet_cli.weights.keras import read_keras_h5
+from tests.cli.small_cohort import write_cases
 from tests.support import GOLDEN, GOLDEN_IMAGES, GOLDEN_LABELS, GOLDEN_WEIGHTS, Drunet, image_options, open_image
 
 WEIGHTS = ["--weights", str(GOLDEN_WEIGHTS)]
+UNCERTAINTY = ["seg_unc_whole.nii.gz", "seg_unc_core.nii.gz", "seg_unc_enhance.nii.gz"]
+Captured = pytest.CaptureFixture[str]
 
 
 @pytest.fixture(autouse=True)
 def _in_tmp_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
+
+
+def segment(*options: str, output: str = "seg.nii.gz", weights: list[str] = WEIGHTS) -> int:
+    return main(["segment", *image_options(), *weights, "-o", output, "--quiet", *options])
+
+
+def voxels(path: str) -> npt.NDArray[Any]:
+    return np.asarray(open_image(path).dataobj)
+
+
+def sidecar(path: str = "seg.json") -> dict[str, Any]:
+    document: dict[str, Any] = json.loads(Path(path).read_text())
+    return document
+
+
+def files() -> list[str]:
+    return sorted(path.name for path in Path.cwd().iterdir())
+
+
+@pytest.fixture(scope="module")
+def other_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The golden weights with a head that prefers other classes."""
+    checkpoint = open_weights(str(GOLDEN_WEIGHTS))
+    state = {**checkpoint.state, "head.bias": checkpoint.state["head.bias"][::-1].copy() * 2}
+    path = tmp_path_factory.mktemp("weights") / "other.safetensors"
+    write_checkpoint(path, state, checkpoint.metadata, overwrite=False)
+    return path
 
 
 def _labels(path: Path | str) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
@@ -110,7 +142,7 @@ def test_deterministic_is_recorded_and_changes_nothing_on_the_cpu(engine: str) -
     assert recorded == [False, True]
 
 
-def test_json_and_sidecar_hold_the_same_complete_object(capsys: pytest.CaptureFixture[str]) -> None:
+def test_json_and_sidecar_hold_the_same_complete_object(capsys: Captured) -> None:
     assert main(["segment", *image_options(), *WEIGHTS, "-o", "out/seg.nii.gz", "--json"]) == 0
     line = capsys.readouterr().out
     assert line.count("\n") == 1
@@ -141,14 +173,12 @@ def trained_on_windows() -> list[str]:
     return ["--weights", "windowed.safetensors"]
 
 
-def _window_of(*arguments: str, capsys: pytest.CaptureFixture[str]) -> str:
+def _window_of(*arguments: str, capsys: Captured) -> str:
     assert main(["segment", *image_options(), "--overwrite", "--json", *arguments]) == 0
     return str(json.loads(capsys.readouterr().out)["settings"]["window"])
 
 
-def test_weights_are_run_as_they_were_trained_unless_asked_otherwise(
-    trained_on_windows: list[str], capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_weights_are_run_as_they_were_trained_unless_asked_otherwise(trained_on_windows: list[str], capsys: Captured) -> None:
     assert _window_of(*WEIGHTS, "-o", "full.nii.gz", capsys=capsys) == "full"
     assert _window_of(*trained_on_windows, "-o", "trained.nii.gz", capsys=capsys) == "auto"
     assert _window_of(*WEIGHTS, "-o", "auto.nii.gz", "--window", "auto", capsys=capsys) == "auto"
@@ -167,7 +197,7 @@ def test_engines_agree(window: str) -> None:
     assert (_labels("torch.nii.gz") == _labels("onnxruntime.nii.gz")).mean() >= 0.9999
 
 
-def test_a_folder_as_output_gets_a_file_named_after_the_case(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_folder_as_output_gets_a_file_named_after_the_case(capsys: Captured) -> None:
     assert main(["segment", *image_options(), *WEIGHTS, "-o", "results", "--no-sidecar"]) == 0
     assert main(["segment", *image_options(), *WEIGHTS, "-o", "results", "--no-sidecar", "--case", "P 01"]) == 0
     assert capsys.readouterr().out == "results/golden.nii.gz\nresults/P 01.nii.gz\n"
@@ -197,9 +227,7 @@ def _scaled(folder: Path, zooms: tuple[float, float, float]) -> dict[Modality, P
     return images
 
 
-def test_finer_images_are_resampled_with_a_warning_and_return_on_their_grid(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_finer_images_are_resampled_with_a_warning_and_return_on_their_grid(tmp_path: Path, capsys: Captured) -> None:
     images = _scaled(tmp_path, (0.5, 0.5, 1.0))
     assert main(["segment", *image_options(images), *WEIGHTS, "-o", "fine.nii.gz", "--json"]) == 0
     captured = capsys.readouterr()
@@ -230,7 +258,7 @@ def test_finer_images_are_resampled_with_a_warning_and_return_on_their_grid(
     ],
 )
 def test_what_cannot_work_ends_in_one_line_and_its_exit_code(
-    arguments: list[str], code: int, line: str, capsys: pytest.CaptureFixture[str]
+    arguments: list[str], code: int, line: str, capsys: Captured
 ) -> None:
     options = [*image_options(), *WEIGHTS, "-o", "seg.nii.gz"]
     assert main(["segment", *options, *arguments]) == code
@@ -241,28 +269,16 @@ def test_what_cannot_work_ends_in_one_line_and_its_exit_code(
     assert not Path("seg.nii.gz").exists()
 
 
-def test_a_missing_modality_is_named(capsys: pytest.CaptureFixture[str]) -> None:
-    images: dict[Modality, Path] = {modality: GOLDEN_IMAGES[modality] for modality in CHANNELS if modality is not Modality.T1CE}
-    assert main(["segment", *image_options(images), "-o", "seg.nii.gz"]) == 2
-    assert capsys.readouterr().err == "Error: missing --t1ce: a case needs all four of --t1 --t1ce --t2 --flair, and -o\n"
-
-
-def _z_scored(voxels: np.ndarray[tuple[int, ...], np.dtype[np.float32]]) -> object:
-    return np.where(voxels > 0, (voxels - voxels[voxels > 0].mean()) / voxels.std(), 0)
-
-
 @pytest.mark.parametrize(
     ("change", "line"),
     [
         (lambda voxels: np.where(voxels == voxels.max(), np.nan, voxels), "voxels are NaN or infinite"),
         (lambda voxels: np.zeros_like(voxels), "no voxel is above 0"),
-        (lambda voxels: (voxels > 0).astype(np.float32), "this is a mask"),
-        (_z_scored, "as after z-scoring"),
         (lambda voxels: voxels[..., :4], "T2 not on the grid of FLAIR"),
     ],
 )
 def test_images_that_cannot_be_segmented_are_named_with_the_remedy(
-    tmp_path: Path, change: object, line: str, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, change: object, line: str, capsys: Captured
 ) -> None:
     images: Mapping[Modality, Path] = _changed(tmp_path, Modality.T2, change)
     assert main(["segment", *image_options(images), *WEIGHTS, "-o", "seg.nii.gz"]) == 3
@@ -272,7 +288,7 @@ def test_images_that_cannot_be_segmented_are_named_with_the_remedy(
     assert not Path("seg.nii.gz").exists()
 
 
-def test_two_runs_into_one_folder_do_not_meet(capsys: pytest.CaptureFixture[str]) -> None:
+def test_two_runs_into_one_folder_do_not_meet(capsys: Captured) -> None:
     options = ["segment", *image_options(), *WEIGHTS, "-o", "seg.nii.gz"]
     assert main(options) == 0
     before = Path("seg.nii.gz").stat().st_mtime_ns
@@ -282,3 +298,125 @@ def test_two_runs_into_one_folder_do_not_meet(capsys: pytest.CaptureFixture[str]
     assert Path("seg.nii.gz").stat().st_mtime_ns == before
     assert main([*options, "--overwrite"]) == 0
     assert Path("seg.nii.gz").stat().st_mtime_ns > before
+
+
+# Means over several passes, clean-up, and the files beside the label map
+
+
+def test_nothing_of_this_happens_unasked() -> None:
+    assert segment() == 0
+    assert files() == ["seg.json", "seg.nii.gz"]
+    document = sidecar()
+    assert document["files"] == {}
+    assert "postprocessing" not in document
+    expected = {"tta": "none", "mc_samples": 0, "dropout": None, "seed": None, "min_volume_ml": 0.0, "min_enhancing_ml": 0.0}
+    assert expected.items() <= document["settings"].items()
+
+
+def test_probabilities_are_those_that_the_labels_follow() -> None:
+    assert segment("--probabilities") == 0
+    assert files() == ["seg.json", "seg.nii.gz", "seg_probabilities.nii.gz"]
+    image, flair = open_image("seg_probabilities.nii.gz"), open_image(GOLDEN_IMAGES[Modality.FLAIR])
+    assert image.shape == (*flair.shape, 4)
+    np.testing.assert_array_equal(image.affine, flair.affine)
+    probabilities = np.asarray(image.dataobj)
+    np.testing.assert_allclose(probabilities.sum(axis=3), 1, atol=2e-3)  # rounded to float16
+    best = np.sort(probabilities, axis=3)
+    clear = best[..., 3] - best[..., 2] > 2e-3
+    assert clear.mean() > 0.9
+    assert np.array_equal(np.array([0, 1, 2, 4])[probabilities.argmax(axis=3)][clear], voxels("seg.nii.gz")[clear])
+    assert sidecar()["files"] == {"seg_probabilities.nii.gz": file_sha256(Path("seg_probabilities.nii.gz"))}
+
+
+def test_uncertainty_is_written_under_the_names_of_brats_2020_and_can_be_scored(capsys: Captured) -> None:
+    assert segment("--uncertainty", "--mc-samples", "2", "--dropout", "0.2", "--seed", "3") == 0
+    assert files() == sorted(["seg.json", "seg.nii.gz", "seg_entropy.nii.gz", *UNCERTAINTY])
+    for name in UNCERTAINTY:
+        image = open_image(name)
+        assert image.get_data_dtype() == np.uint8
+        assert 0 < np.asarray(image.dataobj).max() <= 100
+    assert 0 < voxels("seg_entropy.nii.gz").max() <= np.log(4) + 1e-6
+    assert {"mc_samples": 2, "dropout": {"rate": 0.2, "source": "given"}, "seed": 3}.items() <= sidecar()["settings"].items()
+    capsys.readouterr()
+    shutil.copy("seg.nii.gz", "truth.nii.gz")
+    assert main(["evaluate", "seg.nii.gz", "truth.nii.gz", "--uncertainty", "--json"]) == 0
+    scores = json.loads(capsys.readouterr().out)["regions"]["WT"]["uncertainty"]
+    assert scores["dice_auc"] == 1.0
+
+
+def test_flips_and_several_weights_are_recorded_and_change_the_answer(other_weights: Path) -> None:
+    assert segment(output="plain.nii.gz") == 0
+    assert segment("--tta", "flips", output="flips.nii.gz") == 0
+    assert segment("--weights", str(other_weights), output="both.nii.gz") == 0
+    assert sidecar("flips.json")["settings"]["tta"] == "flips"
+    assert [each["name"] for each in sidecar("both.json")["weights"]] == ["keras_base1", "keras_base1"]
+    assert len({each["sha256"] for each in sidecar("both.json")["weights"]}) == 2
+    plain = voxels("plain.nii.gz")
+    assert (voxels("flips.nii.gz") != plain).any()
+    assert (voxels("both.nii.gz") != plain).any()
+
+
+def test_small_enhancing_tumour_becomes_necrosis_and_the_sidecar_says_so() -> None:
+    assert segment(output="plain.nii.gz") == 0
+    assert segment("--min-enhancing", "1000") == 0
+    plain, after = voxels("plain.nii.gz"), voxels("seg.nii.gz")
+    assert np.array_equal(after, np.where(plain == 4, 1, plain))
+    document = sidecar()
+    assert document["postprocessing"]["voxels_enhancing_to_ncr"] == np.count_nonzero(plain == 4)
+    assert document["voxels"]["ET"] == 0
+    assert document["settings"]["min_enhancing_ml"] == 1000
+
+
+@pytest.mark.parametrize(
+    ("options", "line"),
+    [
+        (
+            ["--mc-samples", "2"],
+            "--mc-samples N: the weights keras_base1 do not record their dropout rate; name one by --dropout P",
+        ),
+        (["--dropout", "0.2"], "--dropout P and --seed N are for samples; give --mc-samples N too"),
+        (
+            ["--mc-samples", "2", "--dropout", "0.2", "--engine", "onnxruntime"],
+            "--mc-samples N needs dropout, which --engine onnxruntime has not; use --engine torch",
+        ),
+        (["--mc-samples", "2", "--dropout", "0"], "--dropout 0: samples differ only with a rate above 0"),
+        (["--min-volume", "-1"], "Invalid value for '--min-volume'"),
+        (["--tta", "rotations"], "Invalid value for '--tta'"),
+    ],
+)
+def test_what_makes_no_sense_is_misuse(options: list[str], line: str, capsys: Captured) -> None:
+    assert segment(*options) == 2
+    assert capsys.readouterr().err.startswith(f"Error: {line}")
+    assert files() == []
+
+
+class Cohort:
+    """Two small cases, segmented again and again into one folder; says which were left out."""
+
+    def __init__(self, folder: Path, capsys: Captured) -> None:
+        write_cases(folder / "cohort", 2)
+        self._capsys = capsys
+
+    def left_out(self, *options: str, code: int = 0) -> list[bool | str]:
+        self._capsys.readouterr()
+        run = ["segment", "cohort", *WEIGHTS, "-o", "out", "--skip-existing", "--json", "--quiet"]
+        assert main([*run, *options]) == code
+        documents = [json.loads(line) for line in self._capsys.readouterr().out.splitlines()]
+        return [document.get("error") or document.get("left_out", False) for document in documents]
+
+
+@pytest.fixture
+def cohort(tmp_path: Path, capsys: Captured) -> Cohort:
+    return Cohort(tmp_path, capsys)
+
+
+def test_a_case_is_left_out_only_with_every_file_that_is_asked_for(cohort: Cohort) -> None:
+    assert cohort.left_out() == [False, False]
+    before = Path("out/case_0.nii.gz").read_bytes()
+    assert cohort.left_out("--preview") == [False, False]  # the pictures are missing
+    assert cohort.left_out("--preview") == [True, True]
+    Path("out/case_1_preview.png").unlink()
+    assert cohort.left_out("--preview") == [True, False]
+    assert cohort.left_out() == [True, True]
+    assert Path("out/case_0.nii.gz").read_bytes() == before
+    assert open_image("out/case_1.nii.gz").shape == (24, 20, 6)

@@ -23,10 +23,8 @@ from tests.cli.small_cohort import (
     NAMES_2023,
     NAMES_NNUNET,
     SHAPE,
-    brain,
     contents,
     save,
-    segmentation,
     spoil,
     write_case,
     write_cases,
@@ -141,17 +139,6 @@ def test_paths_are_printed_on_stdout_and_lines_and_a_table_on_stderr(cohort: Pat
         assert float(row["wt_ml"]) == document["volumes_ml"]["WT"]
 
 
-def test_quiet_leaves_the_results_and_the_errors_alone(cohort: Path, capsys: Captured) -> None:
-    shutil.copytree(cohort, "cohort")
-    spoil(Path("cohort/case_1"))
-    assert segment("cohort", "-o", "out", "--quiet") == 1
-    out, err = capsys.readouterr()
-    assert out.splitlines() == [LABEL_MAPS[0], LABEL_MAPS[2]]
-    assert len(err.splitlines()) == 2
-    assert errors(err).keys() == {"case_1"}
-    assert err.endswith("Error: 1 of 3 cases failed: case_1\n")
-
-
 def test_json_is_one_object_a_case_and_nothing_else_on_stdout(cohort: Path, segmented: Path, capsys: Captured) -> None:
     shutil.copytree(cohort, "cohort")
     spoiled = spoil(Path("cohort/case_1"))
@@ -210,14 +197,6 @@ def table_of(cohort: Path, path: str, cases: Sequence[str], *, separator: str = 
     Path(path).write_text("".join(f"{separator.join(row)}\n" for row in rows))
 
 
-def test_tables_name_cases(cohort: Path, segmented: Path, capsys: Captured) -> None:
-    table_of(cohort, "table.csv", ["case_2"])
-    table_of(cohort, "table.tsv", ["case_0"], separator="\t")
-    assert segment("table.csv", "table.tsv", "-o", "out", "--quiet") == 0
-    assert capsys.readouterr().out.splitlines() == ["out/patient of case_0.nii.gz", "out/patient of case_2.nii.gz"]
-    assert Path("out/patient of case_2.nii.gz").read_bytes() == (segmented / "case_2.nii.gz").read_bytes()
-
-
 def test_folders_tables_and_stdin_can_be_mixed(cohort: Path, monkeypatch: pytest.MonkeyPatch, capsys: Captured) -> None:
     table_of(cohort, "table.csv", ["case_1"])
     monkeypatch.setattr("sys.stdin", io.StringIO(f"{cohort}/case_2\n\ntable.csv\r\n"))
@@ -248,7 +227,7 @@ def test_empty_stdin_is_bad_input(monkeypatch: pytest.MonkeyPatch, capsys: Captu
         (["-o", "out", "--channels", "t1,t2"], "Error: "),
         *(
             (["-o", "out", "--shard", shard], "Error: Invalid value for '--shard'")
-            for shard in ("", "1", "0/3", "4/3", "1/0", "-1/3", "1/2/3", "a/b", "1,3", "1.0/3", "²/3", "1/1000000000")
+            for shard in ("", "0/3", "4/3", "1/2/3", "²/3", "1/1000000000")
         ),
         (["-o", "out", "--device", "cuda:0,cpu"], "Error: Invalid value for '--device'"),
         (["-o", "out", "--device", "cuda:0,cuda:0"], "Error: Invalid value for '--device'"),
@@ -349,32 +328,22 @@ def test_skip_existing_leaves_out_what_is_complete_and_segments_the_rest(
     assert {row["output"] for row in rows.values()} == set(LABEL_MAPS)
 
 
-@pytest.mark.parametrize(
-    ("change", "reason"),
-    [
-        (["--labels", "brats2023"], "was made with other label values"),
-        (["--window", "full"], "was made with window auto, now full"),
-        (["--engine", "torch"], "was made with engine onnxruntime, now torch"),
-        (["--precision", "bfloat16"], "was made with precision float32, now bfloat16"),
-        (["--weights", str(GOLDEN_WEIGHTS)], "was made with other weights: keras_base1, SHA-256 "),
-    ],
-    ids=lambda change: change[0],
-)
-def test_outputs_of_another_making_fail_and_stay(
-    change: list[str], reason: str, segmented: Path, cohort: Path, capsys: Captured
-) -> None:
-    outputs(segmented, *CASES)
+def test_outputs_made_otherwise_fail_and_stay_and_do_not_stop_the_rest(segmented: Path, cohort: Path, capsys: Captured) -> None:
+    outputs(segmented, "case_1")
     before = contents(Path("out"))
-    assert segment(cohort, "-o", "out", "--skip-existing", *change) == 1
+    assert segment(cohort, "-o", "out", "--skip-existing", "--labels", "brats2023") == 1
     out, err = capsys.readouterr()
-    said = errors(err)
-    assert (out, sorted(said)) == ("", CASES)
-    for case in CASES:
-        assert said[case].startswith(f"out/{case}.nii.gz: {reason}")
-        assert said[case].endswith("; give --overwrite to segment the case again")
-        assert reason in summary()[case]["error"]
-    assert f"\n0 of {N_CASES} cases in out (" in err
+    assert out.splitlines() == [LABEL_MAPS[0], LABEL_MAPS[2]]
+    reason = "was made with other label values; give --overwrite to segment the case again"
+    assert errors(err) == {"case_1": f"out/case_1.nii.gz: {reason}"}
+    assert {case: row["status"] for case, row in summary().items()} == {
+        "case_0": "done",
+        "case_1": "left out",
+        "case_2": "done",
+    }
     assert before.items() <= contents(Path("out")).items()
+    older, newer = (np.asarray(open_image(f"{folder}/case_2.nii.gz").dataobj) for folder in (segmented, "out"))
+    assert np.array_equal(np.where(older == 4, 3, older), newer)
 
 
 @pytest.mark.parametrize("shard", [[], ["--shard", "1/1"]])
@@ -400,19 +369,6 @@ def test_a_folder_that_cannot_be_made_ends_the_run_before_its_first_case(cohort:
         "",
         "Error: /proc/drunet/out: the folder cannot be made: No such file or directory; name another OUT\n",
     )
-
-
-def test_an_output_of_another_making_does_not_stop_the_rest(segmented: Path, cohort: Path, capsys: Captured) -> None:
-    outputs(segmented, "case_1")
-    assert segment(cohort, "-o", "out", "--skip-existing", "--labels", "brats2023") == 1
-    assert capsys.readouterr().out.splitlines() == [LABEL_MAPS[0], LABEL_MAPS[2]]
-    assert {case: row["status"] for case, row in summary().items()} == {
-        "case_0": "done",
-        "case_1": "left out",
-        "case_2": "done",
-    }
-    older, newer = (np.asarray(open_image(f"{folder}/case_2.nii.gz").dataobj) for folder in (segmented, "out"))
-    assert np.array_equal(np.where(older == 4, 3, older), newer)
 
 
 def test_what_killed_runs_have_left_is_removed(segmented: Path, cohort: Path) -> None:
@@ -515,38 +471,12 @@ def test_a_dry_run_makes_no_folder_and_needs_no_weights(cohort: Path, capsys: Ca
 # Broken cases of every kind
 
 
-def no_gzip(path: Path) -> None:
-    path.write_bytes(b"no image at all" * 100)
-
-
 def voxels_of(path: Path) -> Any:
     return open_image(path).get_fdata()
 
 
 def saved(voxels: Any, path: Path) -> None:
     nib.Nifti1Image(np.asarray(voxels, dtype=np.float32), open_image(path).affine).to_filename(path)
-
-
-def with_nan(path: Path) -> None:
-    voxels = voxels_of(path)
-    voxels[12, 10, 3] = np.nan
-    saved(voxels, path)
-
-
-def z_scored(path: Path) -> None:
-    voxels = voxels_of(path)
-    saved(np.where(brain(), (voxels - voxels[brain()].mean()) / voxels[brain()].std(), 0), path)
-
-
-def linked_nowhere(path: Path) -> None:
-    path.unlink()
-    path.symlink_to("nowhere.nii.gz")
-
-
-def in_a_folder(path: Path) -> None:
-    path.unlink()
-    path.mkdir()
-    (path / "dicom").write_text("")
 
 
 def shifted(path: Path) -> None:
@@ -564,22 +494,10 @@ def piped(path: Path) -> None:
 # How the T2 file of a case is spoilt, and what is then said of the case.
 KINDS: Final[dict[str, tuple[Callable[[Path], object], str]]] = {
     "missing": (Path.unlink, "has no T2: looked for"),
-    "two candidates": (lambda path: shutil.copyfile(path, path.with_name("two candidates_T2w.nii.gz")), "for T2; keep one"),
     "truncated": (lambda path: path.write_bytes(path.read_bytes()[:200]), "is truncated"),
-    "empty": (lambda path: path.write_bytes(b""), "is empty"),
-    "not NIfTI": (no_gzip, "is not a NIfTI file"),
-    "corrupt": (lambda path: path.write_bytes(path.read_bytes()[:300] + bytes(40) + path.read_bytes()[340:]), "corrupt"),
-    "another shape": (lambda path: saved(voxels_of(path)[..., :4], path), "T2 not on the grid of FLAIR"),
     "another place": (shifted, "T2 not on the grid of FLAIR"),
-    "NaN": (with_nan, "1 of 2880 voxels are NaN or infinite"),
     "all zero": (lambda path: saved(np.zeros(SHAPE), path), "no voxel is above 0"),
-    "4-D": (lambda path: saved(np.stack([voxels_of(path)] * 2, axis=3), path), "4"),
-    "folder": (in_a_folder, "has no T2: looked for"),
-    "broken link": (linked_nowhere, "is a link to a file that is missing"),
     "pipe": (piped, "is not a regular file"),
-    "z-scored": (z_scored, "as after z-scoring"),
-    "label map": (lambda path: save(segmentation(1), path), "as a label map does"),
-    "mask": (lambda path: saved(brain(), path), "this is a mask"),
     "same image twice": (lambda path: shutil.copyfile(str(path).replace("_t2", "_t1"), path), "has the same voxels as"),
 }
 
@@ -609,16 +527,6 @@ def test_every_good_case_is_done_among_all_kinds_of_broken_ones_which_are_named_
     assert len(rows) == n_broken + N_CASES  # twice stands there twice
     assert {row["case"]: row["error"] for row in rows if row["status"] == "failed"}.keys() == expected.keys()
     assert names_in("out") == sorted([*OUTPUTS, "summary.csv"])
-
-
-@pytest.mark.parametrize("shard", ["1/3", "2/3", "3/3"])
-def test_a_source_without_cases_fails_every_shard_and_shifts_none(shard: str, cohort: Path, capsys: Captured) -> None:
-    Path("empty").mkdir()
-    assert segment("empty", "-o", "nowhere", "--shard", shard) == 1
-    assert "empty: no case found" in capsys.readouterr().err
-    assert segment(cohort, "-o", "one", "--shard", shard) == 0
-    assert segment(cohort, "absent", "-o", "two", "--shard", shard) == 1
-    assert [path.name for path in sorted(Path("one").glob("*.gz"))] == [path.name for path in sorted(Path("two").glob("*.gz"))]
 
 
 @pytest.mark.parametrize("shard", [[], ["--shard", "1/2"]])

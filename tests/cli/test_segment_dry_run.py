@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Final
@@ -47,14 +48,6 @@ def four_dimensional(path: Path) -> None:
     nib.Nifti1Image(np.stack([np.asarray(image.dataobj)] * 2, axis=3), image.affine).to_filename(path)
 
 
-def cut_in_the_header(path: Path) -> None:
-    path.write_bytes(gzip.compress(gzip.decompress(path.read_bytes())[:200]))
-
-
-def plain_and_cut(path: Path) -> None:
-    path.write_bytes(gzip.decompress(path.read_bytes())[:4000])
-
-
 def plain_and_too_long(path: Path) -> None:
     path.write_bytes(gzip.decompress(path.read_bytes()) + b"more")
 
@@ -67,11 +60,7 @@ def coarse(path: Path) -> None:
 IN_HEADERS: Final[dict[str, Callable[[Path], object]]] = {
     "another place": shifted,
     "4D": four_dimensional,
-    "cut in its header": cut_in_the_header,
-    "cut": plain_and_cut,
     "too long": plain_and_too_long,
-    "empty": lambda path: path.write_bytes(b""),
-    "no image": lambda path: path.write_bytes(b"no image at all" * 100),
     "missing": Path.unlink,
 }
 
@@ -102,8 +91,8 @@ def test_what_headers_tell_is_said_in_the_words_of_the_run(capsys: Captured) -> 
         line for line in told(happened, "Warning") if "resampled" in line or " apart" in line
     }
     assert len(told(foretold, "Warning")) == 2
-    rows = {line[:17].strip(): line[17:].split() for line in out.splitlines()}
-    assert {name: row[1] for name, row in rows.items() if name != "CASE" and row[0] == "new"} == {
+    rows = [re.split(r" {2,}", line) for line in out.splitlines()]
+    assert {row[0]: row[2] for row in rows if row[1] == "new"} == {
         "case_0": "segment",
         "case_1": "segment",
         **dict.fromkeys(set(IN_HEADERS) - {"missing"}, "fail"),
@@ -114,7 +103,7 @@ def test_what_headers_tell_is_said_in_the_words_of_the_run(capsys: Captured) -> 
     assert last.startswith(f"Error: {n_bad} of {N_CASES + n_bad} cases would fail: ")
 
 
-@pytest.mark.parametrize("kind", IN_HEADERS)
+@pytest.mark.parametrize("kind", ["another place", "missing"])
 def test_a_case_alone_ends_the_dry_run_as_it_would_the_run(kind: str, capsys: Captured) -> None:
     IN_HEADERS[kind](Path("cases/case_0/case_0_t2.nii.gz"))
     said = []

@@ -1,7 +1,6 @@
 """Runs of many cases without a network: an engine that computes next to nothing, and how it is set to work."""
 
 from collections.abc import Callable, Generator, Mapping, Sequence
-from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Final
@@ -23,21 +22,19 @@ CHECKPOINT: Final = Checkpoint(metadata=Metadata(name="bright", base_width=1, bn
 SETTINGS: Final = Settings(weights=("compact",), engine=EngineName.TORCH, window=WindowMode.FULL, threads=1)
 
 
-@dataclass(frozen=True)
 class BrightEngine:
-    """Takes whatever is bright in T1ce for enhancing tumour, in FLAIR for oedema. Calls `meanwhile` whenever it computes."""
+    """Takes whatever is bright in T1ce for enhancing tumour, in FLAIR for oedema."""
 
-    meanwhile: Callable[[], None] = lambda: None
-    name: EngineName = EngineName.TORCH
-    batch_size: int = 1
-    device: str = "cuda:0"
-    device_name: str = "none"
-    threads: int = 1
-    versions: Mapping[str, str] = field(default_factory=dict)
-    precision: Precision = Precision.FLOAT32
+    name = EngineName.TORCH
+    device_name = "none"
+    threads = batch_size = 1
+    versions: Mapping[str, str] = {}
+    precision = Precision.FLOAT32
+
+    def __init__(self, device: str = "cuda:0") -> None:
+        self.device = device
 
     def classes(self, slices: npt.NDArray[np.uint8], *, on_done: Callable[[int], None] = ignore_progress) -> ClassMap:
-        self.meanwhile()
         on_done(len(slices))
         return np.where(slices[..., 1] > 200, 3, np.where(slices[..., 0] > 150, 2, 0)).astype(np.uint8)
 
@@ -59,11 +56,10 @@ class BrightEnsemble(Ensemble):
         settings: Settings = SETTINGS,
         *,
         device: str = "cuda:0",
-        meanwhile: Callable[[], None] = lambda: None,
         error: Exception | None = None,
     ) -> None:
         super().__init__(settings, on_warning=lambda _: None, open_weights=lambda _: CHECKPOINT)
-        self._engine = BrightEngine(meanwhile, device=device)
+        self._engine = BrightEngine(device)
         self._error = error
         self.opened = 0
 

@@ -78,7 +78,7 @@ class Run:
         self.computed: list[str] = []
         self.warnings: list[str] = []
         self._meanwhile, self._on_progress = meanwhile, on_progress
-        self.ensemble = BrightEnsemble(settings, device=device, error=error, meanwhile=lambda: None)
+        self.ensemble = BrightEnsemble(settings, device=device, error=error)
         self.plan = plan_of(cohort, out, self.ensemble)
 
     def outcomes(self, monkeypatch: pytest.MonkeyPatch) -> Outcomes:

@@ -1,6 +1,6 @@
 """All slices of a case through engines that remember what they were given: windows, passes, maps, and the clean-up after."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 
 import numpy as np
@@ -9,7 +9,7 @@ import pytest
 
 from drunet_cli.brats import ClassMap, TumourClass
 from drunet_cli.io.geometry import Geometry, fit
-from drunet_cli.network.engine import EngineName, Precision, WindowMode, ignore_progress
+from drunet_cli.network.engine import WindowMode, ignore_progress
 from drunet_cli.segmentation.predict import (
     CleanedMap,
     Window,
@@ -21,20 +21,16 @@ from drunet_cli.segmentation.predict import (
     windows_by_shape,
 )
 from drunet_cli.segmentation.settings import Settings
+from tests.segmentation.bright_engine import BrightEngine
 
 BOTH_MODES = pytest.mark.parametrize("window", list(WindowMode))
 
 
-class ThresholdEngine:
+class ThresholdEngine(BrightEngine):
     """Class 2 where FLAIR is above 100; remembers the shapes it was given."""
 
-    name = EngineName.TORCH
-    device = device_name = "none"
-    threads = batch_size = 1
-    precision = Precision.FLOAT32
-    versions: Mapping[str, str] = {}
-
     def __init__(self) -> None:
+        super().__init__()
         self.shapes: list[tuple[int, ...]] = []
 
     def classes(self, slices: npt.NDArray[np.uint8], *, on_done: Callable[[int], None] = ignore_progress) -> ClassMap:
@@ -42,15 +38,6 @@ class ThresholdEngine:
         for _ in slices:
             on_done(1)
         return np.where(slices[..., 0] > 100, 2, 0).astype(np.uint8)
-
-    def probabilities(
-        self,
-        slices: npt.NDArray[np.uint8],
-        *,
-        on_done: Callable[[int], None] = ignore_progress,
-        dropout_seeds: Sequence[int] | None = None,
-    ) -> npt.NDArray[np.float32]:
-        return np.eye(4, dtype=np.float32)[self.classes(slices, on_done=on_done)]
 
 
 class TumourEverywhere(ThresholdEngine):
@@ -88,13 +75,6 @@ def test_of_full_frames_slices_without_brain_are_computed_once() -> None:
 def test_what_a_network_answers_to_a_blank_frame_is_the_answer_for_every_one() -> None:
     slices, brain = _case(20, {8, 9})
     assert predict(slices, _geometry(brain), [TumourEverywhere()], window=WindowMode.FULL).class_map.all()
-
-
-def test_a_case_without_blank_slices_computes_none() -> None:
-    slices, brain = _case(4, {0, 1, 2, 3})
-    engine = ThresholdEngine()
-    predict(slices, _geometry(brain), [engine], window=WindowMode.FULL)
-    assert engine.shapes == [(4, 240, 240)]
 
 
 def test_slices_go_to_the_network_in_windows_of_one_shape_and_blank_ones_do_not() -> None:
@@ -149,19 +129,14 @@ def test_a_resampled_case_comes_back_on_its_own_grid(window: WindowMode) -> None
 FLAIR = 0
 
 
-class TiltedEngine:
+class TiltedEngine(BrightEngine):
     """Oedema is the more probable the brighter FLAIR is, and the farther along X and Y; the rest is background.
 
     With seeds, a slice's first pixel gets a probability drawn from its seed. share: what the probabilities are multiplied by.
     """
 
-    name = EngineName.TORCH
-    device = device_name = "none"
-    threads = batch_size = 1
-    precision = Precision.FLOAT32
-    versions: Mapping[str, str] = {}
-
     def __init__(self, share: float = 1.0) -> None:
+        super().__init__()
         self.share = share
         self.seeds: list[tuple[int, ...]] = []
 
@@ -287,11 +262,6 @@ def test_progress_counts_every_pass(slices: npt.NDArray[np.uint8]) -> None:
     assert seen[0] == (3 * 8, 20 * 8)
 
 
-def test_without_being_asked_for_no_map_is_kept(slices: npt.NDArray[np.uint8]) -> None:
-    prediction = predict(slices, _geometry_of(slices), [TiltedEngine()], window=WindowMode.FULL, settings=Settings(flips=True))
-    assert (prediction.probabilities, prediction.uncertainty, prediction.entropy) == (None, None, None)
-
-
 @pytest.mark.parametrize("spacing", [1.0, 0.8])
 @pytest.mark.parametrize("axes", ["LPS", "RSA"])
 def test_maps_lie_on_the_grid_of_the_case_and_sum_to_one(slices: npt.NDArray[np.uint8], spacing: float, axes: str) -> None:
@@ -324,11 +294,6 @@ def test_the_uncertainty_of_a_region_is_its_entropy_in_bits(probability: float, 
     assert region_uncertainty(np.array([probability], dtype=np.float32)).tolist() == [percent]
 
 
-def test_rounding_never_leaves_the_range() -> None:
-    beyond = np.array([-1e-7, 1 + 1e-6, 0.5], dtype=np.float32)
-    assert region_uncertainty(beyond).tolist() == [0, 0, 100]
-
-
 def test_entropy_is_in_nats() -> None:
     certain, even, two = [1.0, 0, 0, 0], [0.25] * 4, [0.5, 0, 0.5, 0]
     np.testing.assert_allclose(entropy(np.array([certain, even, two], dtype=np.float32)), [0, np.log(4), np.log(2)], atol=1e-6)
@@ -348,13 +313,6 @@ def test_window_is_the_smallest_on_the_networks_grid_that_holds_the_brain(start:
         assert (window.y, window.y_stop) == (96, 112)
 
 
-def test_sides_of_windows_are_multiples_of_32_plus_16() -> None:
-    for x in range(0, 240, 7):
-        brain = np.zeros((240, 240), dtype=bool)
-        brain[x : x + 9, 3:] = True
-        assert [side % 32 for side in window_of(brain).shape] == [16, 16]
-
-
 def test_groups_are_of_one_shape_largest_first_and_leave_blank_slices_out() -> None:
     slices = np.zeros((5, 240, 240, 4), dtype=np.uint8)
     slices[0, 130:170, 130:170] = 1
@@ -364,13 +322,6 @@ def test_groups_are_of_one_shape_largest_first_and_leave_blank_slices_out() -> N
         ((240, 240), {3: Window()}),
         ((48, 48), {0: Window(128, 176, 128, 176), 2: Window(0, 48, 0, 48)}),
     ]
-
-
-@pytest.mark.parametrize("index", [0, 2])
-def test_whole_frames_are_one_group(index: int) -> None:
-    slices = np.zeros((3, 240, 240, 4), dtype=np.uint8)
-    slices[index, 1, 2, 3] = 1
-    assert windows_by_shape(slices, WindowMode.FULL) == {(240, 240): {index: Window()}}
 
 
 # Cleaning up
@@ -397,12 +348,6 @@ def two_components() -> npt.NDArray[np.uint8]:
     class_map = _map_of(ED=np.s_[1:3, 1:3, 1:3], ET=np.s_[8:11, 5:6, 5:6])
     class_map[1, 1, 1] = NCR
     return class_map
-
-
-def test_nothing_is_done_unasked(two_components: npt.NDArray[np.uint8]) -> None:
-    done = _cleaned(two_components)
-    assert np.array_equal(done.class_map, two_components)
-    assert set(done.changes().values()) == {0}
 
 
 def test_components_below_the_volume_become_background(two_components: npt.NDArray[np.uint8]) -> None:
@@ -457,8 +402,3 @@ def test_volumes_are_millilitres_whatever_the_voxel() -> None:
     halved = _cleaned(class_map, min_volume_ml=0.03, voxel_ml=0.004)  # 8 voxels of 4 microlitres
     assert np.count_nonzero(halved.class_map) == 8
     assert not _cleaned(class_map, min_volume_ml=0.033, voxel_ml=0.004).class_map.any()
-
-
-def test_an_empty_map_stays_empty() -> None:
-    done = _cleaned(_map_of(), min_volume_ml=1, min_enhancing_ml=1)
-    assert not done.class_map.any()

@@ -9,7 +9,6 @@ from drunet_cli.segmentation.summary import (
     COLUMNS,
     Status,
     SummaryRow,
-    columns_of,
     encode_summary,
     encode_table,
     failed_row,
@@ -48,17 +47,6 @@ def test_what_another_version_adds_to_the_sidecar_is_no_matter() -> None:
 def test_what_is_not_as_it_should_be_counts_as_unknown(wrong: object) -> None:
     row = row_of({"case": "a", "volumes_ml": wrong, "seconds": wrong, "device": None}, Status.DONE)
     assert (dict(row.volumes_ml), dict(row.seconds), row.device) == ({}, {}, "")
-
-
-def test_volume_that_is_no_number_is_left_empty() -> None:
-    row = row_of({"case": "a", "volumes_ml": {"WT": float("nan"), "TC": float("inf"), "ET": 2}}, Status.DONE)
-    assert dict(row.volumes_ml) == {"ET": 2}
-
-
-def test_each_of_several_weights_is_named() -> None:
-    weights = [{"name": "one", "sha256": "1"}, {"name": "two", "sha256": "2"}]
-    columns = columns_of(row_of({"case": "a", "weights": weights}, Status.DONE))
-    assert (columns["weights"], columns["weights_sha256"]) == (["one", "two"], ["1", "2"])
 
 
 def test_bytes_of_a_name_that_is_no_text_are_kept(tmp_path: Path) -> None:
@@ -106,10 +94,6 @@ def test_summary_is_told_from_other_tables(tmp_path: Path) -> None:
     for name, content in contents.items():
         (tmp_path / name).write_bytes(content)
     assert [name for name in contents if is_summary(tmp_path / name)] == ["ours", "empty"]
-
-
-def test_summary_that_is_not_there_may_be_written(tmp_path: Path) -> None:
-    assert is_summary(tmp_path / "summary.csv")
 
 
 def test_summary_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
