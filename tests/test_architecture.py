@@ -28,10 +28,10 @@ ROOMS: Final = (
     {"report", "training"},
     {"cli"},
 )
-TORCH_AT_THE_TOP: Final = re.compile(
-    r"network/(model|torch_engine)\.py|training/(augmentation|distributed|learner|loop|state|session|feed)\.py"
+TORCH_AT_THE_TOP: Final = re.compile(r"network/(model|torch_engine)\.py|training/(augmentation|learner|loop)\.py")
+TORCH_IN_FUNCTIONS: Final = re.compile(
+    r"network/(engine|export)\.py|segmentation/\w+\.py|training/(batches|distributed|history|run_folder|session)\.py"
 )
-TORCH_IN_FUNCTIONS: Final = re.compile(r"network/(engine|export)\.py|segmentation/\w+\.py|training/history\.py")
 REQUESTS: Final = re.compile(r"weights/download\.py")
 PACKAGE_OF: Final = {"pillow": "PIL", "protobuf": "google"}  # where a distribution has another name than what it installs
 PILLOW: Final = re.compile(r"io/png\.py|segmentation/preview\.py|report/page\.py")

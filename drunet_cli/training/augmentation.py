@@ -1,7 +1,7 @@
 """Batches varied as scanners and heads vary, on the device that trains.
 
-What is drawn for a slice depends on the seed, the step, the batch's size and shape, and the slice's place in it; the noise of
-its pixels comes from the device's generator.
+The variation of a slice depends on the seed, the step, the size and shape of the batch, and the place of the slice in it. The
+noise of the pixels comes from the generator of the device.
 """
 
 from dataclasses import dataclass
@@ -14,8 +14,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from drunet_cli.brats import CHANNELS
-from drunet_cli.training.batches import Stream, generator
-from drunet_cli.training.recipe import AugmentationSettings
+from drunet_cli.training.recipe import AugmentationSettings, Stream, generator
 
 _MIDDLE: Final = 127 / 255  # where normalisation puts the mean of the brain
 _BLUR_REACH: Final = 3  # pixels
@@ -23,12 +22,16 @@ _BLUR_REACH: Final = 3  # pixels
 
 @dataclass(frozen=True)
 class Variation:
-    """What is drawn for the N slices of a batch; None for what the recipe leaves out.
+    """How the N slices of a batch are varied; None for what the recipe leaves out.
 
-    warp: [N, 2, 3], from places on the varied slice to places on the given one, both -1 to 1, Y before X as grid_sample has it.
-    intensity: [N, 4, 3], gain, offset and gamma of each modality. bias: [N, 4, 2], slopes of its field along X and Y.
-    noise, blur: [N], SD in the range 0-1 and in pixels.
+    warp: [N, 2, 3], from places on the varied slice to places on the given slice, both -1 to 1, Y before X for grid_sample.
+    intensity: [N, 4, 3], gain, offset and gamma of each modality. bias: [N, 4, 2], slopes of a smooth field along X and Y.
+    noise: [N], SD in the range 0-1. blur: [N], SD in pixels.
     """
+
+    def part(self, part: slice) -> "Variation":
+        """Return the variation of some of the slices."""
+        return Variation(**{name: None if array is None else array[part] for name, array in vars(self).items()})
 
     warp: npt.NDArray[np.float32] | None
     intensity: npt.NDArray[np.float32] | None
@@ -37,11 +40,11 @@ class Variation:
     blur: npt.NDArray[np.float32] | None
 
 
-def draw(settings: AugmentationSettings, *, seed: int, step: int, n: int, shape: tuple[int, int]) -> Variation:
+def draw_variation(settings: AugmentationSettings, *, seed: int, step: int, n: int, shape: tuple[int, int]) -> Variation:
     """Draw the variation of a batch of n windows of one shape."""
     rng = generator(seed, Stream.AUGMENTATION, step)
     modalities = (n, len(CHANNELS))
-    # All are drawn, whatever the recipe leaves out, so that one setting does not change the draws of another.
+    # Everything is drawn, also what the recipe leaves out, so that one setting does not change the draws of another.
     angle, zoom, shift = rng.uniform(-1, 1, n), rng.uniform(-1, 1, n), rng.uniform(-1, 1, (n, 2))
     normal = rng.standard_normal((*modalities, 3))
     slopes = rng.standard_normal((*modalities, 2))
@@ -65,15 +68,10 @@ def draw(settings: AugmentationSettings, *, seed: int, step: int, n: int, shape:
     )
 
 
-def part_of(variation: Variation, part: slice) -> Variation:
-    """Of some of the slices."""
-    return Variation(**{name: None if array is None else array[part] for name, array in vars(variation).items()})
+def vary(pixels: Tensor, variation: Variation) -> tuple[Tensor, Tensor]:
+    """Make images [N, 4, X, Y] float in 0-1 and classes [N, X, Y] int64 of a batch [N, X, Y, 5] uint8, both warped alike.
 
-
-def varied(pixels: Tensor, variation: Variation) -> tuple[Tensor, Tensor]:
-    """Batches [N, X, Y, 5] uint8 as images [N, 4, X, Y] float in 0-1 and classes [N, X, Y] int64, both varied alike.
-
-    Background stays 0 but for what the warp moves into it.
+    Background is 0 before and after; it moves with the warp.
     """
     layers = pixels.permute(0, 3, 1, 2)
     images, classes = layers[:, :-1].float() / 255, layers[:, -1:]
@@ -97,22 +95,22 @@ def varied(pixels: Tensor, variation: Variation) -> tuple[Tensor, Tensor]:
 def _warp(
     angle: npt.NDArray[np.float64], zoom: npt.NDArray[np.float64], shift: npt.NDArray[np.float64], shape: tuple[int, int]
 ) -> npt.NDArray[np.float32]:
-    """Rotation by an angle, and zoom, around the centre of windows [X, Y] that need not be square."""
+    """Rotate by an angle, and zoom, around the centre of windows [X, Y] that need not be square."""
     x, y = shape
     cosine, sine = np.cos(angle) / zoom, np.sin(angle) / zoom
-    # In pixels a rotation; in units of half the window's sides, which grid_sample counts in, the sides come in.
+    # grid_sample counts in halves of the sides, so that a rotation of pixels contains the ratio of the sides.
     rows = [[cosine, -sine * x / y, shift[:, 1]], [sine * y / x, cosine, shift[:, 0]]]
     return np.moveaxis(np.array(rows), 2, 0).astype(np.float32)
 
 
 def _field(slopes: Tensor, shape: torch.Size) -> Tensor:
-    """Smooth factors [N, 4, X, Y] around 1."""
+    """Return smooth factors [N, 4, X, Y] around 1."""
     along_x, along_y = (torch.linspace(-1, 1, size, device=slopes.device) for size in shape)
     return (slopes[..., 0, None, None] * along_x[:, None] + slopes[..., 1, None, None] * along_y).exp()
 
 
 def _blurred(images: Tensor, sd_pixels: Tensor) -> Tensor:
-    """Gaussian blur, each slice by its own SD."""
+    """Blur each slice with a Gaussian of its own SD."""
     n, channels, x, y = images.shape
     places = torch.arange(-_BLUR_REACH, _BLUR_REACH + 1, device=images.device)
     kernel = torch.exp(-0.5 * (places / sd_pixels.clamp(min=1e-3)[:, None]) ** 2)

@@ -1,4 +1,4 @@
-"""The cases that a training learns from, as NIfTI files or PNG slices, and which of them are held out."""
+"""Cases with labels, as NIfTI files or as PNG slices; and the split into cases to learn from and held-out cases."""
 
 import json
 import os
@@ -29,17 +29,17 @@ from drunet_cli.io.naming import BUILT_IN, SEGMENTATION, Naming, may_name_a_file
 from drunet_cli.io.png import read_label_slice, read_slice_file
 from drunet_cli.io.slices import SliceStack
 from drunet_cli.io.volumes import read_labelled
-from drunet_cli.training.batches import Stream, generator
+from drunet_cli.training.recipe import Stream, generator
 
-MOST_SLICES: Final = 1000  # of 1 mm; io.nifti takes no larger field of view
+MOST_SLICES: Final = 1000  # io.nifti takes no field of view above 1000 mm, and slices are 1 mm apart
 
 
 @dataclass(frozen=True, kw_only=True)
 class PngCase:
-    """A case of a dataset of slices.
+    """A case as PNG slices.
 
-    n_slices: of the case; those without a file are blank. images, masks: file names by z.
-    description: how nii2png made the case, None for slices that are not described.
+    n_slices: number of slices, of which those without a file are blank. images, masks: file names by slice index.
+    description: the file in which nii2png describes the case; None for slices without one.
     """
 
     layout: Layout
@@ -49,8 +49,188 @@ class PngCase:
     description: Path | None = None
 
 
-def png_cases(layout: Layout) -> dict[str, PngCase | CaseError] | None:
-    """The cases of a dataset of slices by name, or what is wrong with one; None where there is no dataset.
+@dataclass(frozen=True)
+class TrainingCase:
+    """A case with labels that was found; no voxel is read yet."""
+
+    name: str
+    source: Case | PngCase
+
+    @property
+    def place(self) -> Path:
+        """The folder in which the case was found."""
+        return self.source.layout.root if isinstance(self.source, PngCase) else self.source.images[Modality.FLAIR].parent
+
+    @property
+    def inputs(self) -> dict[str, tuple[Path, ...]]:
+        """Every file of the case by its role: the modalities and "seg", or "slices" and "description"."""
+        source = self.source
+        if isinstance(source, Case):
+            return {name: (file,) for name, file in source.files.items()}
+        folders = ((source.layout.images, source.images), (source.layout.masks, source.masks))
+        slices = tuple(folder / names[z] for folder, names in folders for z in sorted(names))
+        return {"slices": slices} if source.description is None else {"slices": slices, "description": (source.description,)}
+
+
+@dataclass(frozen=True)
+class FoundCases:
+    """Cases to learn from, no two of one name, and cases that are refused; both sorted by name."""
+
+    cases: tuple[TrainingCase, ...]
+    refused: tuple[BrokenCase, ...]
+
+
+@dataclass(frozen=True)
+class LabelledSlices:
+    """All slices of a case, blank ones too. images: [Z, 240, 240, 4]; classes: class indices [Z, 240, 240]."""
+
+    images: SliceStack
+    classes: ClassMap
+    warnings: tuple[str, ...] = ()
+
+
+def find_training_cases(paths: Sequence[Path], naming: Naming = BUILT_IN) -> FoundCases:
+    """Find cases in folders of PNG slices, case folders, folders of case folders, and tables.
+
+    A folder holds PNG slices when its `images` has slices or its `cases` has descriptions; its NIfTI files are then left alone.
+    """
+    found: list[TrainingCase] = []
+    refused: list[BrokenCase] = []
+    others: list[Path] = []
+    entered: set[Identity] = set()
+    for path in paths:
+        try:
+            dataset = _find_png_cases(Layout(path))
+        except CaseError as error:
+            refused.append(BrokenCase(str(path), error))
+            continue
+        if dataset is None:
+            others.append(path)
+        elif (identity := identity_of(path.stat())) not in entered:
+            entered.add(identity)
+            found += [TrainingCase(name, case) for name, case in dataset.items() if isinstance(case, PngCase)]
+            refused += [BrokenCase(name, error) for name, error in dataset.items() if isinstance(error, CaseError)]
+    cohort = find_cases(others, naming)
+    found += [TrainingCase(case.name, case) for case in cohort.cases]
+    usable, unusable = _sort_out(found, naming)
+    refused += [*cohort.broken, *unusable]
+    return FoundCases(
+        tuple(sorted(usable, key=lambda case: case.name)),
+        tuple(sorted(refused, key=lambda case: (case.name, str(case.error)))),
+    )
+
+
+def _sort_out(found: Iterable[TrainingCase], naming: Naming) -> tuple[list[TrainingCase], list[BrokenCase]]:
+    """Part the cases that have labels and a name of their own from the others."""
+    by_name: dict[str, list[TrainingCase]] = defaultdict(list)
+    for case in found:
+        by_name[case.name].append(case)
+    usable, unusable = [], []
+    for name, several in by_name.items():
+        for n, case in enumerate(several):
+            if len(several) > 1:
+                other = several[0 if n else 1].place
+                message = f"{case.place}: {name} is also the name of the case in {other}; give one of the two sources alone"
+            elif isinstance(case.source, Case) and case.source.segmentation is None:
+                looked_for = naming.expected([SEGMENTATION])
+                message = (
+                    f"{case.place}: {name} has no segmentation, without which there is nothing to learn: looked for "
+                    f"{looked_for}; --pattern names others, a table its column seg"
+                )
+            else:
+                usable.append(case)
+                continue
+            unusable.append(BrokenCase(name, CaseError(message)))
+    return usable, unusable
+
+
+@dataclass(frozen=True)
+class Split:
+    """Names of the cases to learn from and of the held-out cases, both sorted; no name is in both."""
+
+    train: tuple[str, ...]
+    validation: tuple[str, ...]
+
+    def as_json(self) -> bytes:
+        """Return the file that `read_split` reads."""
+        return json.dumps({"train": self.train, "validation": self.validation}, indent=2).encode() + b"\n"
+
+
+def split_by_fraction(names: Sequence[str], fraction: float, *, seed: int) -> Split:
+    """Hold out a share of the cases, drawn by the seed: at least one case unless the share is 0.
+
+    Raises MisuseError when no case is left to learn from.
+    """
+    shuffled = _shuffled(names, seed)
+    n_validation = max(1, round(fraction * len(shuffled))) if fraction > 0 else 0
+    if not shuffled:
+        raise MisuseError("there is no case to learn from")
+    if n_validation >= len(shuffled):
+        raise MisuseError(
+            f"a held-out share of {fraction:g} leaves none of {len(names)} to learn from; give more cases, or --val-fraction 0"
+        )
+    return _split(shuffled, shuffled[:n_validation])
+
+
+def split_by_fold(names: Sequence[str], n_folds: int, fold: int, *, seed: int) -> Split:
+    """Hold out one of n_folds folds, counted from 1. The seed draws the folds; their sizes differ by one case at most.
+
+    Raises MisuseError when there are fewer cases than folds.
+    """
+    shuffled = _shuffled(names, seed)
+    if n_folds > len(shuffled):
+        raise MisuseError(f"--folds {n_folds}: there are fewer cases than that ({len(shuffled)})")
+    return _split(shuffled, shuffled[fold - 1 :: n_folds])
+
+
+def read_split(path: Path, names: Sequence[str]) -> Split:
+    """Read a JSON file {"train": [names], "validation": [names]}. Cases that the file does not name are left out.
+
+    names: the cases that there are. Raises CaseError for another content, a name that comes twice, or an unknown name.
+    """
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+        train, validation = document["train"], document["validation"]
+    except OSError as error:
+        raise CaseError(f"{path}: cannot be read: {error.strerror}") from error
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        raise CaseError(f'{path}: is not a split: a JSON object {{"train": [names], "validation": [names]}}') from error
+    if not all(isinstance(part, list) and all(isinstance(name, str) for name in part) for part in (train, validation)):
+        raise CaseError(f"{path}: train and validation are lists of case names")
+    named = train + validation
+    if doubled := sorted({name for name in named if named.count(name) > 1}):
+        raise CaseError(f"{path}: names {join_some(doubled)} more than once; a case is learnt from or held out")
+    if missing := sorted(set(named) - set(names)):
+        raise CaseError(f"{path}: names {join_some(missing)}, not among the {len(names)} cases that were found")
+    if not train:
+        raise CaseError(f"{path}: names no case to learn from")
+    return Split(tuple(sorted(train)), tuple(sorted(validation)))
+
+
+def _shuffled(names: Sequence[str], seed: int) -> list[str]:
+    ordered = sorted(names)
+    return [ordered[index] for index in generator(seed, Stream.SPLIT).permutation(len(ordered))]
+
+
+def _split(names: Sequence[str], validation: Sequence[str]) -> Split:
+    return Split(tuple(sorted(set(names) - set(validation))), tuple(sorted(validation)))
+
+
+def read_labelled_slices(case: TrainingCase) -> LabelledSlices:
+    """Read all slices of a case. Raises CaseError for images, labels or slices that cannot be learnt from."""
+    if isinstance(case.source, PngCase):
+        return LabelledSlices(*_read_png_case(case.name, case.source))
+    labelled = read_labelled(case.source)
+    assert labelled.segmentation is not None, "find_training_cases refuses a case without segmentation"
+    return LabelledSlices(
+        images=labelled.images.slices(),
+        classes=np.moveaxis(labelled.segmentation.frames, 2, 0),
+        warnings=tuple(warning.message for warning in labelled.images.warnings),
+    )
+
+
+def _find_png_cases(layout: Layout) -> dict[str, PngCase | CaseError] | None:
+    """Return the cases of a folder of PNG slices by name, or what is wrong with one; None where there are no slices.
 
     Raises CaseError for a folder that cannot be listed.
     """
@@ -71,8 +251,8 @@ def png_cases(layout: Layout) -> dict[str, PngCase | CaseError] | None:
     return cases
 
 
-def read_png_case(name: str, source: PngCase) -> tuple[SliceStack, ClassMap]:
-    """Images [Z, 240, 240, 4] and class indices [Z, 240, 240] of the whole case, blank slices included. Raises CaseError."""
+def _read_png_case(name: str, source: PngCase) -> tuple[SliceStack, ClassMap]:
+    """Read images [Z, 240, 240, 4] and class indices [Z, 240, 240]."""
     images = np.zeros((source.n_slices, FRAME, FRAME, len(CHANNELS)), dtype=np.uint8)
     classes = np.zeros((source.n_slices, FRAME, FRAME), dtype=np.uint8)
     for z, file in source.images.items():
@@ -85,7 +265,7 @@ def read_png_case(name: str, source: PngCase) -> tuple[SliceStack, ClassMap]:
 
 
 def _described(layout: Layout) -> set[str]:
-    """Names of the cases that have a description, be it a damaged one."""
+    """Return the names of the cases that have a description, also of those whose description is damaged."""
     if not layout.cases.is_dir():
         return set()
     try:
@@ -114,7 +294,7 @@ def _described_case(name: str, layout: Layout, images: Sequence[SliceFile], mask
 
 
 def _bare_case(name: str, layout: Layout, images: Sequence[SliceFile], masks: Sequence[SliceFile]) -> PngCase:
-    """A case of the published layout. Slices below the first are taken for blank ones that were left out."""
+    """Return a case without description, as the published code makes it. Slices below the first one count as blank."""
     if os.path.lexists(unfinished := layout.unfinished(name)):
         raise CaseError(f"{unfinished}: the slices of {name} are not complete; convert the case again")
     if not masks:
@@ -146,183 +326,3 @@ def _read_image_slice(path: Path) -> npt.NDArray[np.uint8]:
 
 def _names(files: Mapping[int, Path]) -> dict[int, str]:
     return {z: path.name for z, path in files.items()}
-
-
-@dataclass(frozen=True)
-class TrainingCase:
-    """A case with labels, by its images or by its slices. Reads no voxel."""
-
-    name: str
-    source: Case | PngCase
-
-    @property
-    def place(self) -> Path:
-        """The folder in which it was found."""
-        return self.source.layout.root if isinstance(self.source, PngCase) else self.source.images[Modality.FLAIR].parent
-
-    @property
-    def inputs(self) -> dict[str, tuple[Path, ...]]:
-        """Every file that the case is made from, by what it is: a modality and "seg", or "slices" and "description"."""
-        source = self.source
-        if isinstance(source, Case):
-            return {name: (file,) for name, file in source.files.items()}
-        folders = ((source.layout.images, source.images), (source.layout.masks, source.masks))
-        slices = tuple(folder / names[z] for folder, names in folders for z in sorted(names))
-        return {"slices": slices} if source.description is None else {"slices": slices, "description": (source.description,)}
-
-
-@dataclass(frozen=True)
-class Sources:
-    """What was found, sorted by name: cases to learn from, no two of one name, and what cannot be used."""
-
-    cases: tuple[TrainingCase, ...]
-    refused: tuple[BrokenCase, ...]
-
-
-@dataclass(frozen=True)
-class LabelledSlices:
-    """A whole case, blank slices included. images: [Z, 240, 240, 4]; classes: class indices [Z, 240, 240]."""
-
-    images: SliceStack
-    classes: ClassMap
-    warnings: tuple[str, ...] = ()
-
-
-def find_sources(paths: Sequence[Path], naming: Naming = BUILT_IN) -> Sources:
-    """The cases of datasets of PNG slices, and of all that `find_cases` takes: case folders, trees of such, tables.
-
-    A folder is a dataset when its `images` holds slices or its `cases` descriptions; NIfTI files in it are not looked at.
-    """
-    found: list[TrainingCase] = []
-    refused: list[BrokenCase] = []
-    others: list[Path] = []
-    entered: set[Identity] = set()
-    for path in paths:
-        try:
-            dataset = png_cases(Layout(path))
-        except CaseError as error:
-            refused.append(BrokenCase(str(path), error))
-            continue
-        if dataset is None:
-            others.append(path)
-        elif (identity := identity_of(path.stat())) not in entered:
-            entered.add(identity)
-            found += [TrainingCase(name, case) for name, case in dataset.items() if isinstance(case, PngCase)]
-            refused += [BrokenCase(name, error) for name, error in dataset.items() if isinstance(error, CaseError)]
-    cohort = find_cases(others, naming)
-    found += [TrainingCase(case.name, case) for case in cohort.cases]
-    usable, unusable = _told_apart(found, naming)
-    refused += [*cohort.broken, *unusable]
-    return Sources(
-        tuple(sorted(usable, key=lambda case: case.name)),
-        tuple(sorted(refused, key=lambda case: (case.name, str(case.error)))),
-    )
-
-
-def read_labelled_slices(case: TrainingCase) -> LabelledSlices:
-    """Read a case whole. Raises CaseError for images, labels or slices that cannot be learnt from."""
-    if isinstance(case.source, PngCase):
-        return LabelledSlices(*read_png_case(case.name, case.source))
-    labelled = read_labelled(case.source)
-    assert labelled.segmentation is not None, "find_sources refuses a case without segmentation"
-    return LabelledSlices(
-        images=labelled.images.slices(),
-        classes=np.moveaxis(labelled.segmentation.frames, 2, 0),
-        warnings=tuple(warning.message for warning in labelled.images.warnings),
-    )
-
-
-def _told_apart(found: Iterable[TrainingCase], naming: Naming) -> tuple[list[TrainingCase], list[BrokenCase]]:
-    """Cases whose name is theirs alone and that have labels, and the others."""
-    by_name: dict[str, list[TrainingCase]] = defaultdict(list)
-    for case in found:
-        by_name[case.name].append(case)
-    usable, unusable = [], []
-    for name, several in by_name.items():
-        for n, case in enumerate(several):
-            if len(several) > 1:
-                other = several[0 if n else 1].place
-                message = f"{case.place}: {name} is also the name of the case in {other}; give one of the two sources alone"
-            elif isinstance(case.source, Case) and case.source.segmentation is None:
-                looked_for = naming.expected([SEGMENTATION])
-                message = (
-                    f"{case.place}: {name} has no segmentation, without which there is nothing to learn: looked for "
-                    f"{looked_for}; --pattern names others, a table its column seg"
-                )
-            else:
-                usable.append(case)
-                continue
-            unusable.append(BrokenCase(name, CaseError(message)))
-    return usable, unusable
-
-
-@dataclass(frozen=True)
-class Split:
-    """Case names, sorted; none in both."""
-
-    train: tuple[str, ...]
-    validation: tuple[str, ...]
-
-    def encoded(self) -> bytes:
-        """As JSON that `read_split` reads."""
-        return json.dumps({"train": self.train, "validation": self.validation}, indent=2).encode() + b"\n"
-
-
-def split_by_fraction(names: Sequence[str], fraction: float, *, seed: int) -> Split:
-    """Hold out this share of the cases, drawn by the seed: at least one unless the share is 0, and never all.
-
-    Raises MisuseError when there are too few cases for that.
-    """
-    shuffled = _shuffled(names, seed)
-    n_validation = max(1, round(fraction * len(shuffled))) if fraction > 0 else 0
-    if not shuffled:
-        raise MisuseError("there is no case to learn from")
-    if n_validation >= len(shuffled):
-        raise MisuseError(
-            f"a held-out share of {fraction:g} leaves none of {len(names)} to learn from; give more cases, or --val-fraction 0"
-        )
-    return _split(shuffled, shuffled[:n_validation])
-
-
-def split_by_fold(names: Sequence[str], n_folds: int, fold: int, *, seed: int) -> Split:
-    """Hold out fold `fold`, counted from 1, of a partition into folds of equal size (to one case), drawn by the seed.
-
-    Raises MisuseError when there are fewer cases than folds.
-    """
-    shuffled = _shuffled(names, seed)
-    if n_folds > len(shuffled):
-        raise MisuseError(f"--folds {n_folds}: there are fewer cases than that ({len(shuffled)})")
-    return _split(shuffled, shuffled[fold - 1 :: n_folds])
-
-
-def read_split(path: Path, names: Sequence[str]) -> Split:
-    """The split of a JSON file {"train": [names], "validation": [names]}; cases that it does not name are left out.
-
-    Raises CaseError for a file that is none, names a case twice, or names one that is not there.
-    """
-    try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-        train, validation = document["train"], document["validation"]
-    except OSError as error:
-        raise CaseError(f"{path}: cannot be read: {error.strerror}") from error
-    except (ValueError, TypeError, KeyError, RecursionError) as error:
-        raise CaseError(f'{path}: is not a split: a JSON object {{"train": [names], "validation": [names]}}') from error
-    if not all(isinstance(part, list) and all(isinstance(name, str) for name in part) for part in (train, validation)):
-        raise CaseError(f"{path}: train and validation are lists of case names")
-    named = train + validation
-    if doubled := sorted({name for name in named if named.count(name) > 1}):
-        raise CaseError(f"{path}: names {join_some(doubled)} more than once; a case is learnt from or held out")
-    if missing := sorted(set(named) - set(names)):
-        raise CaseError(f"{path}: names {join_some(missing)}, not among the {len(names)} cases that were found")
-    if not train:
-        raise CaseError(f"{path}: names no case to learn from")
-    return Split(tuple(sorted(train)), tuple(sorted(validation)))
-
-
-def _shuffled(names: Sequence[str], seed: int) -> list[str]:
-    ordered = sorted(names)
-    return [ordered[index] for index in generator(seed, Stream.SPLIT).permutation(len(ordered))]
-
-
-def _split(names: Sequence[str], validation: Sequence[str]) -> Split:
-    return Split(tuple(sorted(set(names) - set(validation))), tuple(sorted(validation)))

@@ -1,25 +1,42 @@
-"""What a training has done so far, epoch by epoch: as a table, as curves, as TensorBoard events."""
+"""What a training has done, epoch by epoch: as tables, as curves, as TensorBoard events; and how far it is, for a bar."""
 
 import csv
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
+from enum import StrEnum
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeAlias
 
 from drunet_cli.brats import REGIONS
 from drunet_cli.evaluation.plots import REGION_COLOURS
 from drunet_cli.io.atomic import write_atomically
-from drunet_cli.training.validation import CaseScore, mean_scores
+
+
+@dataclass(frozen=True)
+class CaseScore:
+    """Dice of one held-out case by region (WT, TC, ET); 1 where neither prediction nor truth has the region."""
+
+    case: str
+    dice: Mapping[str, float]
+
+
+def mean_scores(scores: Sequence[CaseScore]) -> dict[str, float]:
+    """Return the mean over the cases by region, and as "mean" the mean of the regions; nothing where there are no cases."""
+    if not scores:
+        return {}
+    means = {region: sum(score.dice[region] for score in scores) / len(scores) for region in REGIONS}
+    return means | {"mean": sum(means.values()) / len(means)}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Epoch:
-    """One epoch, counted from 1. step: of the whole training, at its end. loss: mean over its steps.
+    """One epoch, counted from 1.
 
-    learning_rate: of its last step. scores: of the held-out cases, empty where they were not looked at.
-    slices_per_s: learnt from. waiting: share of the time that went by waiting for slices.
+    step: number of steps of the whole training that are done when this epoch ends. learning_rate: at the last step.
+    loss: mean over the steps. scores: one for each held-out case; empty where the epoch was not validated.
+    slices_per_s: speed of learning. waiting: share of the seconds in which the device waited for slices.
     """
 
     epoch: int
@@ -34,11 +51,11 @@ class Epoch:
 
     @property
     def dice(self) -> dict[str, float]:
-        """Mean over the held-out cases, by region, and the mean of the regions; empty where there are none."""
+        """Mean Dice of the held-out cases, as `mean_scores` gives it."""
         return mean_scores(self.scores)
 
     def in_words(self, n_steps: int) -> str:
-        """For the origin of its weights. n_steps: of the whole training."""
+        """Describe the epoch for the origin of its weights. n_steps: of the whole training."""
         dice = ", ".join(f"{region} {value:.3f}" for region, value in self.dice.items() if region != "mean")
         held_out = f", held out: {len(self.scores)}, their mean Dice: {dice}" if dice else ""
         return f"epoch {self.epoch}, step {self.step} of {n_steps}{held_out}"
@@ -52,31 +69,62 @@ class History:
 
     @property
     def best(self) -> Epoch | None:
-        """The last that was better than all before."""
+        """The best epoch; None before the first one."""
         return next((epoch for epoch in reversed(self.epochs) if epoch.is_best), None)
 
     def would_be_best(self, scores: Sequence[CaseScore]) -> bool:
-        """Whether an epoch with these scores would be the best; without scores every one is better than those before."""
+        """Whether an epoch with these scores would be the best. Without scores each epoch is better than those before."""
         if not scores or self.best is None or not self.best.scores:
             return True
         return mean_scores(scores)["mean"] > self.best.dice["mean"]
 
     def as_json(self) -> list[dict[str, Any]]:
-        """Plain objects that `history_of` reads."""
+        """Return objects that JSON can hold, for `from_json`."""
         return [asdict(epoch) for epoch in self.epochs]
 
+    @classmethod
+    def from_json(cls, documents: Sequence[Mapping[str, Any]]) -> "History":
+        """Read what `as_json` returned. Raises KeyError, TypeError or ValueError for anything else."""
+        scores = [tuple(CaseScore(**score) for score in document["scores"]) for document in documents]
+        return cls(tuple(Epoch(**{**document, "scores": found}) for document, found in zip(documents, scores, strict=True)))
 
-def history_of(documents: Sequence[Mapping[str, Any]]) -> History:
-    """What `History.as_json` gave. Raises KeyError, TypeError or ValueError for anything else."""
-    return History(
-        tuple(
-            Epoch(**{**document, "scores": tuple(CaseScore(**score) for score in document["scores"])}) for document in documents
-        )
-    )
+
+class Stage(StrEnum):
+    """What a training does at the moment."""
+
+    READING = "reading cases"
+    LEARNING = "training"
+    VALIDATING = "validating"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingProgress:
+    """How far a training is: `done` of `total` cases, steps or slices of a held-out case, as the stage counts.
+
+    case: the held-out case. loss: the last one that is known. epoch: the epoch that has just ended, one of n_epochs. left_s:
+    seconds that the rest of the training will take.
+    """
+
+    stage: Stage
+    done: int
+    total: int
+    case: str = ""
+    loss: float | None = None
+    slices_per_s: float = 0.0
+    epoch: Epoch | None = None
+    n_epochs: int = 0
+    left_s: float = 0.0
+
+
+OnProgress: TypeAlias = Callable[[TrainingProgress], None]
+
+
+def ignore_progress(progress: TrainingProgress) -> None:
+    """Do nothing."""
 
 
 def write_tables(history: History, metrics: Path, cases: Path) -> None:
-    """A row an epoch, and a row for each held-out case of each epoch. Raises OutputError."""
+    """Write one row for each epoch, and one row for each held-out case of each epoch. Raises OutputError."""
     names = [item.name for item in fields(Epoch) if item.name not in ("scores", "is_best")]
     regions = [*REGIONS, "mean"]
     rows = [
@@ -89,16 +137,16 @@ def write_tables(history: History, metrics: Path, cases: Path) -> None:
         for epoch in history.epochs
     ]
     _write_csv(metrics, [*names[:4], *(f"dice_{region}" for region in regions), "best", *names[4:]], rows)
-    of_cases = [
+    case_rows = [
         [epoch.epoch, epoch.step, score.case, *(_rounded(score.dice[region]) for region in REGIONS)]
         for epoch in history.epochs
         for score in epoch.scores
     ]
-    _write_csv(cases, ["epoch", "step", "case", *(f"dice_{region}" for region in REGIONS)], of_cases)
+    _write_csv(cases, ["epoch", "step", "case", *(f"dice_{region}" for region in REGIONS)], case_rows)
 
 
 def _rounded(value: float) -> float:
-    """Six digits: more would be noise, and float's own words differ from run to run."""
+    """Round a fraction to six digits; more would be noise."""
     return value if isinstance(value, int) else float(f"{value:.6g}")
 
 
@@ -110,7 +158,7 @@ def _write_csv(path: Path, header: Sequence[str], rows: Sequence[Sequence[object
 
 
 def draw_curves(history: History, path: Path) -> bool:
-    """Loss, and Dice of the regions, over the steps; False without matplotlib (the extra `plot`). Raises OutputError."""
+    """Draw loss and Dice over the steps. Returns False without matplotlib (the extra `plot`). Raises OutputError."""
     try:
         from matplotlib.figure import Figure
     except ImportError:
@@ -137,10 +185,10 @@ def draw_curves(history: History, path: Path) -> bool:
 
 
 class EventWriter:
-    """TensorBoard events of the epochs, where the extra `tensorboard` is installed; nothing where it is not."""
+    """Writes TensorBoard events of the epochs; does nothing where the extra `tensorboard` is not installed."""
 
     def __init__(self, folder: Path | None, *, after_step: int) -> None:
-        """folder: None for a process that writes nothing. after_step: later steps of an earlier run are to be hidden."""
+        """folder: None for a process that writes nothing. after_step: TensorBoard hides later steps of an earlier session."""
         self._writer: Any = None
         if folder is None:
             return
@@ -159,7 +207,7 @@ class EventWriter:
             self._writer.close()
 
     def add(self, epoch: Epoch) -> None:
-        """One epoch."""
+        """Write the events of one epoch."""
         if self._writer is None:
             return
         values = {"loss": epoch.loss, "learning_rate": epoch.learning_rate, "slices_per_s": epoch.slices_per_s}

@@ -1,4 +1,4 @@
-"""What changes in a step: the network, its optimiser, the loss, and the running average of the weights."""
+"""Everything that a step changes: the network, its optimiser, and the running average of the weights; and the loss."""
 
 import math
 from typing import Final
@@ -12,69 +12,38 @@ from drunet_cli.brats import N_CLASSES, REGIONS
 from drunet_cli.network.engine import Precision
 from drunet_cli.network.model import DRUNet104
 from drunet_cli.network.torch_engine import check_model
-from drunet_cli.training.augmentation import draw, part_of, varied
-from drunet_cli.training.batches import BatchPlan, Stream, generator
-from drunet_cli.training.recipe import Decay, LossSettings, NetworkSettings, Optimiser, OptimiserSettings, Recipe
+from drunet_cli.training.augmentation import draw_variation, vary
+from drunet_cli.training.batches import BatchPlan
+from drunet_cli.training.recipe import (
+    Decay,
+    LossSettings,
+    NetworkSettings,
+    Optimiser,
+    OptimiserSettings,
+    Recipe,
+    Stream,
+    generator,
+)
 from drunet_cli.weights.structure import Start, starts
 
 _SMOOTH: Final = 1.0  # pixel: defines the Dice of an empty region
-
-
-def loss_of(logits: Tensor, classes: Tensor, settings: LossSettings) -> Tensor:
-    """Weighted sum of cross-entropy and 1 less the soft Dice, a scalar.
-
-    logits: [N, 4, X, Y]; classes: [N, X, Y] int64.
-    """
-    log_probabilities = functional.log_softmax(logits.float(), dim=1)
-    truth = functional.one_hot(classes, N_CLASSES).movedim(3, 1).to(log_probabilities.dtype)
-    total = logits.new_zeros((), dtype=torch.float32)
-    if settings.cross_entropy:
-        # By the one-hot truth and not by index, whose backward pass on CUDA is not reproducible.
-        total = total - settings.cross_entropy * (log_probabilities * truth).sum(dim=1).mean()
-    if settings.dice:
-        total = total + settings.dice * (1 - soft_dice(log_probabilities.exp(), truth).mean())
-    return total
-
-
-def soft_dice(probabilities: Tensor, truth: Tensor) -> Tensor:
-    """Dice of WT, TC and ET over a whole batch, [3]; probabilities and one-hot truth: [N, 4, X, Y]."""
-    predicted, actual = _regions(probabilities), _regions(truth)
-    both = (predicted * actual).sum(dim=(1, 2, 3))
-    return (2 * both + _SMOOTH) / (predicted.sum(dim=(1, 2, 3)) + actual.sum(dim=(1, 2, 3)) + _SMOOTH)
-
-
-def _regions(by_class: Tensor) -> Tensor:
-    """[N, 4, X, Y] summed over the classes of each region: [3, N, X, Y]."""
-    # By slices: an index list would be copied to the device, which waits for it.
-    summed = [torch.stack([by_class[:, index] for index in classes]).sum(dim=0) for classes in REGIONS.values()]
-    return torch.stack(summed)
-
-
 _DTYPES: Final = {Precision.BFLOAT16: torch.bfloat16, Precision.FLOAT16: torch.float16}
-# The average follows closely at first: after n steps it reaches back over about a ninth of them.
+# At first the average follows the weights closely: after n steps it is a mean over about the last n / 9 of them.
 _AVERAGE_START: Final = 10
-# The backward pass of a strided 1x1 convolution in channels-last order overruns its memory on the CPU when it has fewer than 16
-# channels to take from (torch 2.13); the network's first one has four times its base width.
+# On the CPU, the backward pass of a strided 1x1 convolution in channels-last order overruns its memory when the convolution has
+# fewer than 16 input channels (torch 2.13); the first one of the network has four times the base width.
 _NARROWEST_CHANNELS_LAST: Final = 4
-
-
-def learning_rate(settings: OptimiserSettings, *, step: int, n_steps: int) -> float:
-    """Of a step, counted from 0: a linear rise over the warm-up, then constant or the falling half of a cosine."""
-    warmup_steps = round(settings.warmup * n_steps)
-    if step < warmup_steps:
-        return settings.learning_rate * (step + 1) / (warmup_steps + 1)
-    if settings.decay is Decay.CONSTANT:
-        return settings.learning_rate
-    progress = (step - warmup_steps) / max(1, n_steps - warmup_steps)
-    return settings.learning_rate * (1 + math.cos(math.pi * progress)) / 2
+# Keras draws "he_normal" from a normal distribution that is cut at two SD, and widens it to keep the SD of He's formula.
+_CUT_AT_SD: Final = 2.0
+_SD_OF_CUT_NORMAL: Final = 0.87962566103423978
 
 
 class Learner:
     """A network in training on one device.
 
-    n_steps: of the whole training, which the learning rate depends on. precision: of the network's arithmetic, float32,
-    bfloat16 or float16 (with loss scaling). part: which slices of each batch are this process' own.
-    averages: of parameters and batch-norm statistics, by name.
+    n_steps: number of steps of the whole training, for the learning rate. precision: float32, bfloat16, or float16 with scaling
+    of the loss. part: the slices of each batch that this process takes.
+    forward: the network, or its DistributedDataParallel. averages: running averages of parameters and batch-norm statistics.
     """
 
     def __init__(
@@ -101,12 +70,12 @@ class Learner:
         self.averages = {name: tensor.clone() for name, tensor in self._averaged.items()}
 
     def step(self, pixels: Tensor, plan: BatchPlan) -> Tensor:
-        """Learn from a batch [N, X, Y, 5] uint8 on the device, the part of the plan that is ours; return its loss, a scalar."""
+        """Learn from this process' part of a batch, [N, X, Y, 5] uint8 on the device; return the loss, a scalar."""
         recipe = self.recipe
-        torch.manual_seed(self._seed(plan.step))  # of dropout and noise
+        torch.manual_seed(self._seed(plan.step))  # for dropout and noise
         n = len(plan.windows)
-        variation = part_of(draw(recipe.augmentation, seed=recipe.seed, step=plan.step, n=n, shape=plan.shape), self.part)
-        images, classes = varied(pixels, variation)
+        variation = draw_variation(recipe.augmentation, seed=recipe.seed, step=plan.step, n=n, shape=plan.shape)
+        images, classes = vary(pixels, variation.part(self.part))
         self.network.train()
         loss = self.loss(images, classes)
         self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
@@ -114,13 +83,13 @@ class Learner:
         return loss.detach()
 
     def loss(self, images: Tensor, classes: Tensor) -> Tensor:
-        """Of images [N, 4, X, Y] against classes [N, X, Y], a scalar."""
+        """Return the loss of images [N, 4, X, Y] and classes [N, X, Y], a scalar."""
         with torch.autocast(self.device.type, dtype=self._dtype or torch.bfloat16, enabled=self._dtype is not None):
             logits = self.forward(images.contiguous(memory_format=self.memory_format))
         return loss_of(logits, classes, self.recipe.loss)
 
     def is_finite(self) -> bool:
-        """Whether all weights are. Waits for the device."""
+        """Whether all weights are numbers. Waits for the device."""
         return bool(torch.stack([tensor.isfinite().all() for tensor in self._averaged.values()]).all())
 
     def _update(self, step: int) -> None:
@@ -146,8 +115,19 @@ class Learner:
         return drawn + (self.part.start or 0)
 
 
+def learning_rate(settings: OptimiserSettings, *, step: int, n_steps: int) -> float:
+    """Return the rate of a step, counted from 0: a linear rise during the warm-up, then constant or half a cosine."""
+    warmup_steps = round(settings.warmup * n_steps)
+    if step < warmup_steps:
+        return settings.learning_rate * (step + 1) / (warmup_steps + 1)
+    if settings.decay is Decay.CONSTANT:
+        return settings.learning_rate
+    progress = (step - warmup_steps) / max(1, n_steps - warmup_steps)
+    return settings.learning_rate * (1 + math.cos(math.pi * progress)) / 2
+
+
 def _optimiser(network: nn.Module, settings: OptimiserSettings, *, fused: bool) -> torch.optim.Optimizer:
-    """Weight decay is for kernels alone, not for biases and batch norm."""
+    """Make the optimiser. Weight decay applies to kernels, not to biases and batch norm."""
     kernels = [parameter for parameter in network.parameters() if parameter.ndim > 1]
     others = [parameter for parameter in network.parameters() if parameter.ndim <= 1]
     groups = [{"params": kernels, "weight_decay": settings.weight_decay}, {"params": others, "weight_decay": 0.0}]
@@ -156,17 +136,43 @@ def _optimiser(network: nn.Module, settings: OptimiserSettings, *, fused: bool) 
     return kind(groups, lr=settings.learning_rate, betas=betas, eps=settings.epsilon, fused=fused or None)
 
 
-# Keras draws "he_normal" from a normal that is cut at two SD, and widens it so that the SD is that of the name.
-_CUT_AT_SD: Final = 2.0
-_SD_OF_CUT_NORMAL: Final = 0.87962566103423978
+def loss_of(logits: Tensor, classes: Tensor, settings: LossSettings) -> Tensor:
+    """Return the weighted sum of cross-entropy and of 1 minus soft Dice, a scalar.
+
+    logits: [N, 4, X, Y]; classes: [N, X, Y] int64.
+    """
+    log_probabilities = functional.log_softmax(logits.float(), dim=1)
+    truth = functional.one_hot(classes, N_CLASSES).movedim(3, 1).to(log_probabilities.dtype)
+    total = logits.new_zeros((), dtype=torch.float32)
+    if settings.cross_entropy:
+        # With the one-hot truth, because the backward pass of indexing is not reproducible on CUDA.
+        total = total - settings.cross_entropy * (log_probabilities * truth).sum(dim=1).mean()
+    if settings.dice:
+        total = total + settings.dice * (1 - soft_dice(log_probabilities.exp(), truth).mean())
+    return total
+
+
+def soft_dice(probabilities: Tensor, truth: Tensor) -> Tensor:
+    """Return the Dice of WT, TC and ET over a whole batch, [3]. probabilities, truth (one-hot): [N, 4, X, Y]."""
+    predicted, actual = _regions(probabilities), _regions(truth)
+    both = (predicted * actual).sum(dim=(1, 2, 3))
+    return (2 * both + _SMOOTH) / (predicted.sum(dim=(1, 2, 3)) + actual.sum(dim=(1, 2, 3)) + _SMOOTH)
+
+
+def _regions(by_class: Tensor) -> Tensor:
+    """Sum [N, 4, X, Y] over the classes of each region: [3, N, X, Y]."""
+    # Class by class: a list of indices would be copied to the device, which would wait for the copy.
+    summed = [torch.stack([by_class[:, index] for index in classes]).sum(dim=0) for classes in REGIONS.values()]
+    return torch.stack(summed)
 
 
 def new_network(settings: NetworkSettings, *, seed: int) -> DRUNet104:
-    """DR-Unet104 on the CPU as training begins it: He-normal kernels, Glorot-uniform in transposed and output layer, no bias.
+    """Make the network with which a training begins, on the CPU.
 
-    With zero_residual the last convolution of every residual branch is 0, so that each block begins as its shortcut.
-    Source: the published code's Keras initialisers (drunet_cli/network/README.md). Raises WeightsError where model.py and the
-    table of its layers part, whose weights could not be saved.
+    Kernels are He-normal, those of transposed layers and of the output layer Glorot-uniform, biases 0. With zero_residual the
+    last convolution of every residual branch is 0, so that each block begins as its shortcut.
+    Source: the Keras initialisers of the published code (drunet_cli/network/README.md). Raises WeightsError where model.py and
+    the table of its layers differ, so that the weights could not be saved.
     """
     torch.manual_seed(seed)
     network = DRUNet104(settings.base_width, bn_epsilon=settings.bn_epsilon, dropout=settings.dropout)

@@ -1,88 +1,333 @@
-"""The training itself: steps, epochs, validation, checkpoints."""
+"""The training itself: steps, validation, checkpoints."""
 
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from enum import IntEnum
-from typing import Final, NoReturn, Protocol
+from typing import Final, NoReturn
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from drunet_cli.brats import REGIONS
 from drunet_cli.errors import DeviceError, DivergedError
-from drunet_cli.network.engine import Precision, WindowMode
+from drunet_cli.evaluation.scores import dice, mask_of
+from drunet_cli.io.geometry import FRAME, AxisFit, Geometry, laid_out
+from drunet_cli.network.engine import Engine, Precision, WindowMode
 from drunet_cli.network.torch_engine import TorchEngine, check_device_fault, is_out_of_memory
-from drunet_cli.training.batches import BatchPlan, Planner, SliceSource
+from drunet_cli.segmentation.predict import predict
+from drunet_cli.training.batches import BatchPlan, Feed, Planner
 from drunet_cli.training.distributed import Team
-from drunet_cli.training.feed import Feed
-from drunet_cli.training.history import Epoch, EventWriter, History, draw_curves, write_tables
+from drunet_cli.training.history import (
+    CaseScore,
+    Epoch,
+    EventWriter,
+    History,
+    OnProgress,
+    Stage,
+    TrainingProgress,
+    draw_curves,
+    write_tables,
+)
 from drunet_cli.training.learner import Learner, learning_rate
-from drunet_cli.training.recipe import Length, Recipe
-from drunet_cli.training.run_folder import RunFolder
-from drunet_cli.training.state import Progress, write_state
-from drunet_cli.training.validation import CaseScore, HeldOut, score_all
-from drunet_cli.training.watcher import Watcher
+from drunet_cli.training.recipe import Length
+from drunet_cli.training.run_folder import Progress, RunFolder, write_state
+from drunet_cli.training.store import StoredCase
 from drunet_cli.weights.checkpoint import Checkpoint, Metadata, State, write_checkpoint
 
+_SAVE_EVERY_S: Final = 15 * 60.0  # a killed run loses no more work than this, however long its epochs are
+_LOSS_EVERY_STEPS: Final = 5
 
-@dataclass(frozen=True, kw_only=True)
-class Publication:
-    """Writes for all processes in the first of them; does nothing in the others. n_steps: of the whole training.
 
-    Every method raises OutputError.
+class _Wish(IntEnum):
+    """What a process wants to do before the next step; all processes do what the strongest wish is."""
+
+    GO_ON = 0
+    SAVE = 1
+    STOP = 2
+    GIVE_UP = 3
+
+
+@dataclass(kw_only=True)
+class Training:
+    """A training, to be run from the step that `progress` has reached to its end.
+
+    train, validation: cases to learn from, and held-out cases. metadata: of the weights, whose origin gains a line for each
+    epoch. precision: for messages. feeding_threads: number of threads that make batches.
+    should_stop: asked before every step and between slices of a validation; the training then saves its state and ends.
     """
 
     run: RunFolder
     learner: Learner
+    team: Team
+    progress: Progress
+    length: Length
+    train: Sequence[StoredCase]
+    validation: Sequence[StoredCase]
     metadata: Metadata
-    events: EventWriter
-    n_steps: int
-    is_first: bool
+    precision: Precision
+    feeding_threads: int
+    on_progress: OnProgress
+    should_stop: Callable[[], bool]
 
-    def publish(self, epoch: Epoch, weights: State, progress: Progress) -> None:
-        """Weights first, then the state that says that the epoch is done, then what is made from it."""
-        if not self.is_first:
-            return
-        metadata = replace(self.metadata, origin=f"{self.metadata.origin}, {epoch.in_words(self.n_steps)}")
+    def run_to_end(self) -> bool:
+        """Train; False when asked to stop before the end, with the state saved.
+
+        Raises DivergedError when loss or weights are no longer finite, DeviceError when memory does not suffice, OutputError.
+        The files of the last epoch that ended well stay.
+        """
+        recipe, progress = self.learner.recipe, self.progress
+        self._writes = self.team.processes.is_first
+        # MPS has no float64.
+        dtype = torch.float32 if self.learner.device.type == "mps" else torch.float64
+        self._losses = torch.full((), progress.losses, dtype=dtype, device=self.learner.device)
+        self._recent_loss = _RecentLoss(self.learner.device)
+        self._session_begin = progress.step, time.perf_counter()
+        if progress.history.epochs:  # a run that was killed after its last epoch may not have written these files
+            self._write_history()
+        planner = Planner(self.train, recipe.batches, recipe.augmentation, seed=recipe.seed)
+        self._feed = Feed(
+            planner,
+            self.train,
+            first=progress.step,
+            end=self.length.n_steps,
+            device=self.learner.device,
+            part=self.learner.part,
+            threads=self.feeding_threads,
+        )
+        events = EventWriter(self.run.events if self._writes else None, after_step=progress.step)
+        with closing(self._feed), events as self._events:
+            return self._run_steps(iter(self._feed))
+
+    def _run_steps(self, batches: Iterator[tuple[BatchPlan, Tensor]]) -> bool:
+        progress = self.progress
+        self._start_clocks()
+        while True:
+            if self._epoch_is_over():
+                if not self._finish_epoch():
+                    return False
+                self._start_clocks()
+            if progress.step >= self.length.n_steps:
+                return True
+            wish = self._agree_on_wish()
+            if wish is _Wish.GIVE_UP:
+                self._raise_diverged("the loss")
+            if wish in (_Wish.SAVE, _Wish.STOP):
+                self._save_state()
+            if wish is _Wish.STOP:
+                return False
+            plan, pixels = next(batches)
+            loss = self._step(plan, pixels)
+            self._losses += loss
+            progress.step += 1
+            progress.n_losses += 1
+            if progress.step % _LOSS_EVERY_STEPS == 0:
+                self._recent_loss.look_at(loss)
+            self._tell_step()
+
+    def _start_clocks(self) -> None:
+        now = time.perf_counter()
+        self._noted, self._saved, self._waited_s = now, now, self._feed.waited_s
+        self._epoch_begin = self.progress.step, now
+
+    def _epoch_is_over(self) -> bool:
+        """Whether the steps of the running epoch are done, and the epoch is not recorded yet."""
+        step = self.progress.step
+        n_over = self.length.n_epochs if step >= self.length.n_steps else step // self.length.steps_per_epoch
+        return n_over > len(self.progress.history.epochs)
+
+    def _agree_on_wish(self) -> _Wish:
+        wish = _Wish.GO_ON
+        if not self._recent_loss.is_finite:
+            wish = _Wish.GIVE_UP
+        elif self.should_stop():
+            wish = _Wish.STOP
+        elif time.perf_counter() - self._saved > _SAVE_EVERY_S:
+            wish = _Wish.SAVE
+        return _Wish(self.team.agree(wish))
+
+    def _step(self, plan: BatchPlan, pixels: Tensor) -> Tensor:
+        try:
+            with self.team.waiting():  # the backward pass averages the gradients of all processes
+                return self.learner.step(pixels, plan)
+        except RuntimeError as error:
+            device = self.learner.device
+            if not is_out_of_memory(error):
+                check_device_fault(device, error)
+                raise
+            size, n = self.learner.recipe.batches.size, self.team.processes.n
+            half = size // (2 * n) * n
+            smaller = f"try --batch-size {half}, with --overwrite" if half else "take a smaller --base-width"
+            raise DeviceError(f"device {device}: memory does not suffice for a batch of {size}; {smaller}") from error
+
+    def _tell_step(self) -> None:
+        first, begin = self._epoch_begin
+        n_slices = (self.progress.step - first) * self.learner.recipe.batches.size
+        self.on_progress(
+            TrainingProgress(
+                stage=Stage.LEARNING,
+                done=self.progress.step,
+                total=self.length.n_steps,
+                loss=self._recent_loss.value,
+                slices_per_s=n_slices / (time.perf_counter() - begin),
+            )
+        )
+
+    def _finish_epoch(self) -> bool:
+        """Validate, record and save; False when asked to stop meanwhile."""
+        progress = self.progress
+        self._note_losses()
+        self._check_weights()
+        number = len(progress.history.epochs) + 1
+        is_last = progress.step >= self.length.n_steps
+        weights = self._weights()
+        scores: tuple[CaseScore, ...] = ()
+        if self.validation and (is_last or number % self.learner.recipe.validation.every_epochs == 0):
+            found = self._validate(weights)
+            if found is None:
+                self._save_state()
+                return False
+            scores = found
+        epoch = Epoch(
+            epoch=number,
+            step=progress.step,
+            learning_rate=self._learning_rate(),
+            loss=progress.losses / progress.n_losses,
+            scores=scores,
+            is_best=bool(scores or not self.validation) and progress.history.would_be_best(scores),
+            seconds=round(progress.seconds, 3),
+            slices_per_s=progress.n_losses * self.learner.recipe.batches.size / progress.seconds,
+            waiting=progress.waited_s / progress.seconds,
+        )
+        progress.history = History((*progress.history.epochs, epoch))
+        progress.losses, progress.n_losses, progress.seconds, progress.waited_s = 0.0, 0, 0.0, 0.0
+        self._losses.zero_()
+        if self._writes:
+            self._publish(epoch, weights)
+        first, begin = self._session_begin
+        n_done, n_left = progress.step - first, self.length.n_steps - progress.step
+        self.on_progress(
+            TrainingProgress(
+                stage=Stage.LEARNING,
+                done=progress.step,
+                total=self.length.n_steps,
+                epoch=epoch,
+                n_epochs=self.length.n_epochs,
+                left_s=(time.perf_counter() - begin) / n_done * n_left if n_done else 0.0,
+            )
+        )
+        return True
+
+    def _publish(self, epoch: Epoch, weights: State) -> None:
+        """Write the weights, then the state that says that the epoch is done, then the files that are made of the history."""
+        metadata = replace(self.metadata, origin=f"{self.metadata.origin}, {epoch.in_words(self.length.n_steps)}")
         if epoch.is_best:
             write_checkpoint(self.run.best, weights, metadata, overwrite=True)
         write_checkpoint(self.run.last, weights, metadata, overwrite=True)
-        self.save_state(progress)
-        self.tell(progress.history)
-        self.events.add(epoch)
+        write_state(self.run.state, self.learner, self.progress)
+        self._write_history()
+        self._events.add(epoch)
 
-    def save_state(self, progress: Progress) -> None:
-        """Write what --resume needs."""
-        if self.is_first:
-            write_state(self.run.state, self.learner, progress)
+    def _write_history(self) -> None:
+        if self._writes:
+            write_tables(self.progress.history, self.run.metrics, self.run.cases)
+            draw_curves(self.progress.history, self.run.curves)
 
-    def tell(self, history: History) -> None:
-        """Write the history for people."""
-        if self.is_first:
-            write_tables(history, self.run.metrics, self.run.cases)
-            draw_curves(history, self.run.curves)
+    def _save_state(self) -> None:
+        self._note_losses()
+        self._check_weights()
+        if self._writes:
+            write_state(self.run.state, self.learner, self.progress)
+        self._saved = time.perf_counter()
+
+    def _note_losses(self) -> None:
+        """Take losses and times of the running epoch into the progress. Waits for the device."""
+        progress, now, waited_s = self.progress, time.perf_counter(), self._feed.waited_s
+        progress.seconds += now - self._noted
+        progress.waited_s += waited_s - self._waited_s
+        self._noted, self._waited_s = now, waited_s
+        progress.losses = self.team.mean(float(self._losses))
+        if not math.isfinite(progress.losses):
+            self._raise_diverged("the loss")
+
+    def _check_weights(self) -> None:
+        if not self.learner.is_finite():
+            self._raise_diverged("a weight")
+
+    def _learning_rate(self) -> float:
+        """Return the learning rate of the last step."""
+        step = max(0, self.progress.step - 1)
+        return learning_rate(self.learner.recipe.optimiser, step=step, n_steps=self.length.n_steps)
+
+    def _raise_diverged(self, what: str) -> NoReturn:
+        epochs = self.progress.history.epochs
+        kept = (
+            f"{self.run.last} holds the weights of epoch {epochs[-1].epoch}"
+            if epochs
+            else "no epoch was complete, none is kept"
+        )
+        remedy = f"try a --learning-rate below {self.learner.recipe.optimiser.learning_rate:g}"
+        remedy += "" if self.precision is Precision.FLOAT32 else ", or --precision float32"
+        where = f"at step {self.progress.step} (learning rate {self._learning_rate():.3g})"
+        raise DivergedError(f"{self.run.root}: {what} is no longer finite {where}; {kept}; {remedy}")
+
+    def _weights(self) -> State:
+        """Return the running average of the weights, the same in all processes."""
+        averages = self.learner.averages
+        self.team.follow_first([tensor for name, tensor in averages.items() if "running_" in name])
+        return {name: tensor.cpu().contiguous().numpy() for name, tensor in averages.items()}
+
+    def _validate(self, weights: State) -> tuple[CaseScore, ...] | None:
+        """Score the held-out cases, of which each process takes its share; None when asked to stop."""
+        checkpoint = Checkpoint(metadata=self.metadata, state=weights, sha256="")
+        engine = TorchEngine(checkpoint, device=self.learner.device)
+        window = WindowMode(self.learner.recipe.window)
+        scores: list[CaseScore] = []
+        is_stopped = False
+        try:
+            for case in self.validation[self.team.processes.rank :: self.team.processes.n]:
+                tell = self._tell_validation_of(case.name)
+                scores += [score_case(case, engine, window, on_progress=tell)]
+        except _StopRequested:
+            is_stopped = True
+        if self.team.agree(int(is_stopped)):
+            return None
+        return tuple(sorted(self.team.gather(scores), key=lambda score: score.case))
+
+    def _tell_validation_of(self, case: str) -> Callable[[int, int], None]:
+        def tell(done: int, total: int) -> None:
+            if self.should_stop():
+                raise _StopRequested
+            self.on_progress(TrainingProgress(stage=Stage.VALIDATING, done=done, total=total, case=case))
+
+        return tell
 
 
-class RecentLoss:
-    """The loss of some steps ago. On a GPU it is fetched without waiting for what is still computed."""
+class _StopRequested(Exception):  # noqa: N818  # not an error
+    """Ends a validation."""
+
+
+class _RecentLoss:
+    """The loss of some steps ago. On a GPU the loss is fetched without waiting for what the GPU still computes."""
 
     def __init__(self, device: torch.device) -> None:
         self.value: float | None = None
-        self._on_gpu = device.type == "cuda"
-        if self._on_gpu:
+        self._is_on_gpu = device.type == "cuda"
+        if self._is_on_gpu:
             self._copy = torch.empty((), pin_memory=True)
             self._copied: torch.cuda.Event | None = None
 
     @property
     def is_finite(self) -> bool:
-        """Whether it was a number, as far as is known."""
+        """Whether the loss was a number, as far as is known."""
         return self.value is None or math.isfinite(self.value)
 
     def look_at(self, loss: Tensor) -> None:
-        """Learn of this loss, now or when it is there."""
-        if not self._on_gpu:
+        """Fetch this loss; on a GPU the value is there at a later call."""
+        if not self._is_on_gpu:
             self.value = float(loss)
             return
         if self._copied is not None:
@@ -94,221 +339,18 @@ class RecentLoss:
         self._copied.record()
 
 
-# How long a killed run may have worked in vain, however long its epochs are.
-_SAVE_EVERY_S: Final = 15 * 60.0
-_LOSS_EVERY_STEPS: Final = 5
+# Slices of the store are frames of the network already: in L, P, S, 1 mm, 240 x 240.
+_LPS: Final = np.diag([-1.0, -1.0, 1.0, 1.0])
+_WHOLE_AXIS: Final = AxisFit(size=FRAME, spacing_mm=1.0, start_mm=0.0, brain_mm=float(FRAME))
 
 
-class Case(SliceSource, HeldOut, Protocol):
-    """One case of the store."""
-
-
-class _Wish(IntEnum):
-    """What a process wants to do before the next step; the strongest wish is what all do."""
-
-    GO_ON = 0
-    SAVE = 1
-    STOP = 2
-    GIVE_UP = 3
-
-
-@dataclass(frozen=True, kw_only=True)
-class Training:
-    """All that a training is made of. precision: what was trained in; threads: that make batches.
-
-    should_stop: asked at every step and between slices of a validation; the training then saves its state and ends.
-    """
-
-    recipe: Recipe
-    run: RunFolder
-    learner: Learner
-    team: Team
-    train: Sequence[Case]
-    validation: Sequence[Case]
-    metadata: Metadata
-    length: Length
-    precision: Precision = Precision.FLOAT32
-    threads: int = 1
-    watcher: Watcher = field(default_factory=Watcher)
-    should_stop: Callable[[], bool] = lambda: False
-
-
-def train(training: Training, progress: Progress) -> bool:
-    """Train from where `progress` is to the end; False when it was asked to stop, with the state saved.
-
-    Raises DivergedError when loss or weights are no longer finite, DeviceError when memory does not suffice. Files of the last
-    epoch that ended well stay.
-    """
-    is_first = training.team.processes.is_first
-    with EventWriter(training.run.events if is_first else None, after_step=progress.step) as events:
-        publication = Publication(
-            run=training.run,
-            learner=training.learner,
-            metadata=training.metadata,
-            events=events,
-            n_steps=training.length.n_steps,
-            is_first=is_first,
-        )
-        return _Loop(training, progress, publication).run()
-
-
-class _Loop:
-    def __init__(self, training: Training, progress: Progress, publication: Publication) -> None:
-        self._t, self._progress, self._publication = training, progress, publication
-        device = training.learner.device
-        # MPS has no float64.
-        self._losses = torch.zeros((), dtype=torch.float32 if device.type == "mps" else torch.float64, device=device)
-        self._recent = RecentLoss(device)
-        self._first, self._begin = progress.step, time.perf_counter()
-
-    def run(self) -> bool:
-        t, progress = self._t, self._progress
-        planner = Planner(t.train, t.recipe.batches, t.recipe.augmentation, seed=t.recipe.seed)
-        feed = Feed(
-            planner,
-            t.train,
-            first=progress.step,
-            end=t.length.n_steps,
-            device=t.learner.device,
-            part=t.learner.part,
-            threads=t.threads,
-        )
-        if progress.history.epochs:  # whoever was killed after an epoch may not have told of it
-            self._publication.tell(progress.history)
-        with closing(feed):
-            batches = iter(feed)
-            while True:
-                if self._epoch_is_over() and not self._finish_epoch():
-                    return False
-                if progress.step >= t.length.n_steps:
-                    return True
-                if not self._run_steps(batches, feed):
-                    return False
-
-    def _epoch_is_over(self) -> bool:
-        """Whether the steps of the running epoch are done, and it is not recorded yet."""
-        step, per_epoch = self._progress.step, self._t.length.steps_per_epoch
-        done = self._t.length.n_epochs if step >= self._t.length.n_steps else step // per_epoch
-        return done > len(self._progress.history.epochs)
-
-    def _run_steps(self, batches: Iterator[tuple[BatchPlan, Tensor]], feed: Feed) -> bool:
-        """To the end of the epoch; False when asked to stop."""
-        t, progress = self._t, self._progress
-        end = min((len(progress.history.epochs) + 1) * t.length.steps_per_epoch, t.length.n_steps)
-        begin = saved = time.perf_counter()
-        first, seconds_before, waited_before = progress.step, progress.seconds, progress.waited_s - feed.waited_s
-        self._losses.fill_(progress.losses)
-        while progress.step < end:
-            now = time.perf_counter()
-            wish = _Wish.STOP if t.should_stop() else _Wish.SAVE if now - saved > _SAVE_EVERY_S else _Wish.GO_ON
-            wish = _Wish(t.team.agreed(wish if self._recent.is_finite else _Wish.GIVE_UP))
-            if wish is _Wish.GIVE_UP:
-                self._diverged("the loss")
-            if wish is not _Wish.GO_ON:
-                self._note(seconds_before + now - begin, waited_before + feed.waited_s)
-                self._save_state()
-                saved = time.perf_counter()
-                if wish is _Wish.STOP:
-                    return False
-            plan, pixels = next(batches)
-            loss = self._step(plan, pixels)
-            self._losses += loss
-            progress.step += 1
-            progress.n_losses += 1
-            if progress.step % _LOSS_EVERY_STEPS == 0:
-                self._recent.look_at(loss)
-            rate = (progress.step - first) * t.recipe.batches.size / (time.perf_counter() - begin)
-            t.watcher.stepped(progress.step, t.length.n_steps, loss=self._recent.value, slices_per_s=rate)
-        self._note(seconds_before + time.perf_counter() - begin, waited_before + feed.waited_s)
-        return True
-
-    def _step(self, plan: BatchPlan, pixels: Tensor) -> Tensor:
-        learner = self._t.learner
-        try:
-            return learner.step(pixels, plan)
-        except RuntimeError as error:
-            if not is_out_of_memory(error):
-                check_device_fault(learner.device, error)
-                raise
-            size, n = self._t.recipe.batches.size, self._t.team.processes.n
-            half = size // (2 * n) * n
-            smaller = f"try --batch-size {half}, with --overwrite" if half else "take a smaller --base-width"
-            raise DeviceError(f"device {learner.device}: memory does not suffice for a batch of {size}; {smaller}") from error
-
-    def _note(self, seconds: float, waited_s: float) -> None:
-        """Take what is known of the running epoch into the progress. Waits for the device."""
-        progress = self._progress
-        progress.seconds, progress.waited_s = seconds, waited_s
-        progress.losses = self._t.team.mean(float(self._losses))
-        if not math.isfinite(progress.losses):
-            self._diverged("the loss")
-
-    def _diverged(self, what: str) -> NoReturn:
-        t, epochs = self._t, self._progress.history.epochs
-        kept = (
-            f"{t.run.last} holds the weights of epoch {epochs[-1].epoch}" if epochs else "no epoch was complete, none is kept"
-        )
-        rate = learning_rate(t.recipe.optimiser, step=max(0, self._progress.step - 1), n_steps=t.length.n_steps)
-        remedy = f"try a --learning-rate below {t.recipe.optimiser.learning_rate:g}"
-        remedy += "" if t.precision is Precision.FLOAT32 else ", or --precision float32"
-        message = f"{what} is no longer finite at step {self._progress.step} (learning rate {rate:.3g}); {kept}; {remedy}"
-        raise DivergedError(f"{t.run.root}: {message}")
-
-    def _finish_epoch(self) -> bool:
-        """Validate, record and save; False when asked to stop meanwhile."""
-        t, progress = self._t, self._progress
-        if not t.learner.is_finite():
-            self._diverged("a weight")
-        number = len(progress.history.epochs) + 1
-        is_last = progress.step >= t.length.n_steps
-        state = self._weights()
-        scores: tuple[CaseScore, ...] = ()
-        if t.validation and (is_last or number % t.recipe.validation.every_epochs == 0):
-            found = self._validate(state)
-            if found is None:
-                self._save_state()
-                return False
-            scores = found
-        epoch = Epoch(
-            epoch=number,
-            step=progress.step,
-            learning_rate=learning_rate(t.recipe.optimiser, step=progress.step - 1, n_steps=t.length.n_steps),
-            loss=progress.losses / progress.n_losses,
-            scores=scores,
-            is_best=bool(scores or not t.validation) and progress.history.would_be_best(scores),
-            seconds=round(progress.seconds, 3),
-            slices_per_s=progress.n_losses * t.recipe.batches.size / progress.seconds,
-            waiting=progress.waited_s / progress.seconds,
-        )
-        progress.history = History((*progress.history.epochs, epoch))
-        progress.losses, progress.n_losses, progress.seconds, progress.waited_s = 0.0, 0, 0.0, 0.0
-        self._publication.publish(epoch, state, progress)
-        t.watcher.finished(epoch, t.length.n_epochs, left_s=self._left_s())
-        return True
-
-    def _left_s(self) -> float:
-        """What the rest will take, at the pace of this session."""
-        done = self._progress.step - self._first
-        return (time.perf_counter() - self._begin) / done * (self._t.length.n_steps - self._progress.step) if done else 0.0
-
-    def _weights(self) -> State:
-        """What would be kept now. The same in all processes."""
-        learner = self._t.learner
-        self._t.team.follow_first([tensor for name, tensor in learner.averages.items() if "running_" in name])
-        return {name: tensor.cpu().contiguous().numpy() for name, tensor in learner.averages.items()}
-
-    def _validate(self, state: State) -> tuple[CaseScore, ...] | None:
-        t = self._t
-        return score_all(
-            t.validation,
-            TorchEngine(Checkpoint(metadata=t.metadata, state=state, sha256=""), device=t.learner.device),
-            t.team,
-            window=WindowMode(t.recipe.window),
-            watcher=t.watcher,
-            should_stop=t.should_stop,
-        )
-
-    def _save_state(self) -> None:
-        if not self._t.learner.is_finite():
-            self._diverged("a weight")
-        self._publication.save_state(self._progress)
+def score_case(
+    case: StoredCase, engine: Engine, window: WindowMode, *, on_progress: Callable[[int, int], None] = lambda *_: None
+) -> CaseScore:
+    """Segment a held-out case as `segment` does, and score the result. on_progress: called with (slices done, all slices)."""
+    slices, truth = case.slices(), np.moveaxis(case.classes(), 0, 2)
+    geometry: Geometry = laid_out((FRAME, FRAME, len(slices)), _LPS, _WHOLE_AXIS, _WHOLE_AXIS)
+    predicted = predict(slices, geometry, [engine], window=window, on_progress=on_progress).class_map
+    return CaseScore(
+        case.name, {region: dice(mask_of(predicted, classes), mask_of(truth, classes)) for region, classes in REGIONS.items()}
+    )

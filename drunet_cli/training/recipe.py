@@ -1,30 +1,34 @@
-"""The numbers of a training: two recipes, and the TOML files that change them."""
+"""What is asked of a training: its numbers (two recipes, and TOML files that change them), and the settings of a run."""
 
 import dataclasses
 import difflib
 import json
 import math
 import tomllib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, fields, replace
-from enum import StrEnum
+from enum import IntEnum, StrEnum
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Final, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar
 
 from drunet_cli.errors import CaseError, MisuseError
+from drunet_cli.io.naming import BUILT_IN, Naming
+from drunet_cli.network.engine import WINDOW_REST, WINDOW_STRIDE, Precision
 from drunet_cli.weights.structure import MAX_BASE_WIDTH
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from drunet_cli.weights.checkpoint import Checkpoint
 
 
 class RecipeName(StrEnum):
-    """Where the numbers come from."""
+    """The recipes that drunet has."""
 
     MODERN = "modern"
     PAPER = "paper"
-
-
-WINDOW_STRIDE: Final = 32  # of the network: windows that begin at its multiples meet the same grid of strides as the frame
 
 
 class Optimiser(StrEnum):
@@ -35,24 +39,24 @@ class Optimiser(StrEnum):
 
 
 class Sampling(StrEnum):
-    """Which slices a batch is made of."""
+    """How the slices of a batch are chosen."""
 
     ALL = "all"  # every slice of every case once an epoch, in random order
-    BALANCED = "balanced"  # cases drawn evenly, slices with tumour favoured
+    BALANCED = "balanced"  # every case as often as any other, slices with tumour more often than others
 
 
 class Decay(StrEnum):
-    """How the learning rate goes down after the warm-up."""
+    """How the learning rate falls after the warm-up."""
 
     CONSTANT = "constant"
-    COSINE = "cosine"  # towards 0 at the end
+    COSINE = "cosine"  # to 0 at the end
 
 
 _Check = Callable[[Any], bool]
 
 
 def _number(default: Any, allowed: _Check, range_in_words: str) -> Any:
-    """A setting with the values it may have."""
+    """A setting, and the values that it may have."""
     return field(default=default, metadata={"allowed": allowed, "range": range_in_words})
 
 
@@ -79,12 +83,15 @@ def _whole(default: int, smallest: int = 1) -> Any:
 def _is_window(value: Any) -> bool:
     from drunet_cli.io.geometry import FRAME  # nibabel, which --help does not need
 
-    return len(value) == 2 and all(16 <= size <= FRAME and size % WINDOW_STRIDE == FRAME % WINDOW_STRIDE for size in value)
+    return len(value) == 2 and all(16 <= size <= FRAME and size % WINDOW_STRIDE == WINDOW_REST for size in value)
 
 
 @dataclass(frozen=True, kw_only=True)
 class NetworkSettings:
-    """bn_momentum as PyTorch counts it (Keras: 1 less it). zero_residual: residual branches begin at 0."""
+    """The network at the first step.
+
+    bn_momentum: as PyTorch defines momentum; Keras' momentum is 1 less this. zero_residual: every residual branch begins as 0.
+    """
 
     base_width: int = _number(16, lambda value: 1 <= value <= MAX_BASE_WIDTH, f"a whole number from 1 to {MAX_BASE_WIDTH}")
     bn_epsilon: float = _number(1e-5, lambda value: 0 < value < 1, "between 0 and 1")
@@ -95,7 +102,10 @@ class NetworkSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class LengthSettings:
-    """steps: of the whole training, 0 for epochs. steps_per_epoch: 0 for as many as all slices make."""
+    """The length of the training.
+
+    steps: number of steps of the whole training; with 0, `epochs` decides. steps_per_epoch: 0 for one pass over all slices.
+    """
 
     epochs: int = _whole(100)
     steps: int = _whole(0, 0)
@@ -104,9 +114,10 @@ class LengthSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class BatchSettings:
-    """size: slices a step, over all processes. windows: [X, Y] of each batch, drawn from these; none for whole frames.
+    """The batch of one step.
 
-    tumour_share: of slices that are drawn for a tumour class, when the sampling is balanced.
+    size: number of slices, over all processes. tumour_share: share of the slices that are drawn for a tumour class, when the
+    sampling is balanced. windows: sizes [X, Y]; each batch draws one of them. An empty list means whole frames.
     """
 
     size: int = _whole(10)
@@ -121,7 +132,11 @@ class BatchSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class OptimiserSettings:
-    """warmup: share of all steps in which the learning rate rises to its height. clip_norm: of the gradient, 0 for none."""
+    """The optimiser.
+
+    learning_rate: the highest of the training. warmup: share of all steps during which the learning rate rises to that height.
+    clip_norm: longest norm of the gradient, 0 for no limit.
+    """
 
     name: Optimiser = Optimiser.ADAMW
     learning_rate: float = _positive(1e-3)
@@ -136,7 +151,7 @@ class OptimiserSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class LossSettings:
-    """Weights of the two terms: cross-entropy of the four classes, and soft Dice of WT, TC and ET over the batch."""
+    """Weights of the two terms of the loss: cross-entropy of the four classes, and soft Dice of WT, TC and ET."""
 
     cross_entropy: float = _not_negative(1.0)
     dice: float = _not_negative(1.0)
@@ -144,12 +159,13 @@ class LossSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class AugmentationSettings:
-    """Probabilities of the flips; the rest are half-widths or SDs of what is drawn for each slice, 0 for none.
+    """How far images are varied. Everything is drawn for each slice; 0 switches a variation off.
 
-    flip_x: left and right; flip_y: front and back. rotation: degrees, scale, shift: shares of size (uniform).
-    contrast: share of the gain, brightness: of the range 0-1, gamma: exponent's log (all normal, each modality for itself).
-    bias: share by which a smooth field differs between centre and edge (normal). noise: largest SD, of the range 0-1. blur:
-    largest SD in pixels (both uniform).
+    flip_x, flip_y: probability of a flip of left and right, of front and back.
+    rotation (degrees), scale, shift (shares of the size): largest value of a uniform draw in both directions.
+    contrast (share of the gain), brightness (share of the range 0-1), gamma (logarithm of the exponent): SD of a normal draw
+    for each modality. bias: SD of the share by which a smooth field differs between centre and edge.
+    noise (SD as a share of the range 0-1), blur (SD in pixels): largest value of a uniform draw.
     """
 
     flip_x: float = _share(0.5)
@@ -167,21 +183,21 @@ class AugmentationSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class AverageSettings:
-    """decay: of the running average of the weights that is validated and kept, 0 for the weights themselves."""
+    """The running average of the weights, which is validated and kept. decay: 0 keeps the weights themselves."""
 
     decay: float = _below_1(0.999)
 
 
 @dataclass(frozen=True, kw_only=True)
 class ValidationSettings:
-    """every_epochs: how often the held-out cases are segmented; always after the last epoch."""
+    """When the held-out cases are segmented: every so many epochs, and after the last one."""
 
     every_epochs: int = _whole(1)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """Every number of a training. recipe: which one the others were taken from, before any was changed."""
+    """Every number of a training. recipe: the recipe that the numbers were taken from, before any was changed."""
 
     recipe: RecipeName = RecipeName.MODERN
     seed: int = _number(0, lambda value: 0 <= value < 2**63, "a whole number from 0 to below 2^63")
@@ -203,9 +219,9 @@ class Recipe:
 RECIPES: Final[Mapping[RecipeName, Recipe]] = MappingProxyType(
     {
         RecipeName.MODERN: Recipe(),
-        # Source: train.py and the paper; see reference.md. Kept: Adam's and Keras' numbers, the batch, all slices. Mended:
-        # slices are shuffled over all cases (published: through a buffer of 128), and each flip has probability 1/2
-        # (published: both always). Dropout 0.2 is the paper's choice.
+        # Source: the published train.py and the paper. Adam's and Keras' numbers, the batch and the use of all slices are as
+        # published. Two things are mended: slices are shuffled over all cases (published: through a buffer of 128), and each
+        # flip has probability 1/2 (published: every slice is flipped both ways). Dropout 0.2 is the paper's choice.
         RecipeName.PAPER: Recipe(
             recipe=RecipeName.PAPER,
             network=NetworkSettings(bn_momentum=0.01, dropout=0.2, zero_residual=False),
@@ -239,27 +255,27 @@ RECIPES: Final[Mapping[RecipeName, Recipe]] = MappingProxyType(
 )
 
 
-Settings = TypeVar("Settings")
+_Section = TypeVar("_Section")
 
 
 def changed(recipe: Recipe, changes: Mapping[str, Any], *, where: str) -> Recipe:
-    """The recipe with some numbers replaced. changes: nested as the TOML file is.
+    """Return the recipe with some numbers replaced. changes: nested as the tables of a TOML file.
 
-    Raises MisuseError that begins with `where`.
+    where: begins the message of the MisuseError that an unknown or wrong number raises.
     """
     return _changed(recipe, changes, where, "")
 
 
 def read_recipe(path: Path, *, otherwise: RecipeName = RecipeName.MODERN) -> Recipe:
-    """The recipe of a TOML file: what it leaves out is that of the `recipe` it names, else of `otherwise`.
+    """Read a TOML file. Numbers that the file leaves out are those of the recipe that it names, else of `otherwise`.
 
-    Raises CaseError for a file that cannot be read, MisuseError for what it may not hold.
+    Raises CaseError for a file that cannot be read, MisuseError for a setting that is unknown or out of range.
     """
     try:
         document = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise CaseError(f"{path}: cannot be read: {error.strerror}") from error
-    except (ValueError, RecursionError) as error:  # of TOML, or of UTF-8
+    except (ValueError, RecursionError) as error:  # neither TOML nor UTF-8
         raise CaseError(f"{path}: is not TOML: {error}") from error
     name = document.get("recipe", otherwise)
     if name not in list(RecipeName):
@@ -267,8 +283,8 @@ def read_recipe(path: Path, *, otherwise: RecipeName = RecipeName.MODERN) -> Rec
     return changed(RECIPES[RecipeName(name)], document, where=f"{path}: ")
 
 
-def encoded(recipe: Recipe) -> str:
-    """The recipe as TOML that `read_recipe` reads back as an equal one."""
+def recipe_toml(recipe: Recipe) -> str:
+    """Return the recipe as TOML; `read_recipe` makes an equal recipe of it."""
     lines, tables = [], []
     for item in fields(recipe):
         value = getattr(recipe, item.name)
@@ -284,8 +300,8 @@ def encoded(recipe: Recipe) -> str:
 
 
 def differences(one: Recipe, other: Recipe) -> list[str]:
-    """The numbers in which two recipes differ, as lines such as `length.steps: 100, not 200`."""
-    first, second = tomllib.loads(encoded(one)), tomllib.loads(encoded(other))
+    """Return the numbers in which two recipes differ, as lines such as `length.steps: 100, not 200`."""
+    first, second = tomllib.loads(recipe_toml(one)), tomllib.loads(recipe_toml(other))
     return [f"{key}: {value}, not {other_value}" for key, value, other_value in _differing(first, second, "")]
 
 
@@ -300,12 +316,12 @@ def _differing(one: Mapping[str, Any], other: Mapping[str, Any], before: str) ->
 
 
 def _toml(value: Any) -> str:
-    """Numbers, booleans, plain words and lists are written alike in TOML and JSON."""
+    """Write a value: TOML and JSON write numbers, booleans, plain words and lists alike."""
     return json.dumps(value)
 
 
-def _changed(settings: Settings, changes: Mapping[str, Any], where: str, before: str) -> Settings:
-    known = {item.name: item for item in fields(settings)}  # type: ignore[arg-type]
+def _changed(section: _Section, changes: Mapping[str, Any], where: str, before: str) -> _Section:
+    known = {item.name: item for item in fields(section)}  # type: ignore[arg-type]
     values = {}
     for name, value in changes.items():
         key = f"{before}{name}"
@@ -313,18 +329,18 @@ def _changed(settings: Settings, changes: Mapping[str, Any], where: str, before:
             near = difflib.get_close_matches(name, known, n=1)
             hint = f"; perhaps {before}{near[0]}" if near else f"; there are {', '.join(known)}"
             raise MisuseError(f"{where}{key}: no such setting{hint}")
-        old = getattr(settings, name)
+        old = getattr(section, name)
         if dataclasses.is_dataclass(old):
             if not isinstance(value, Mapping):
                 raise MisuseError(f"{where}{key}: is a table of settings, [{key}]")
             values[name] = _changed(old, value, where, f"{key}.")
         else:
             values[name] = _checked(value, old, known[name].metadata, f"{where}{key}")
-    return replace(settings, **values)  # type: ignore[type-var]
+    return replace(section, **values)  # type: ignore[type-var]
 
 
 def _checked(value: Any, old: Any, limits: Mapping[str, Any], what: str) -> Any:
-    """The value in the type of the old one. Raises MisuseError."""
+    """Return the value in the type of the old one. Raises MisuseError for another type, or a value out of range."""
     if isinstance(old, StrEnum):
         kinds = type(old)
         if value not in list(kinds):
@@ -343,7 +359,7 @@ def _checked(value: Any, old: Any, limits: Mapping[str, Any], what: str) -> Any:
     elif isinstance(old, int):
         right_type = type(value) is int
     elif isinstance(old, float) and type(value) in (int, float):
-        with suppress(OverflowError):  # of a whole number beyond all fractions
+        with suppress(OverflowError):  # a whole number too large for a float
             value = float(value)
         right_type = isinstance(value, float) and math.isfinite(value)
     if not right_type or not limits["allowed"](value):
@@ -353,14 +369,14 @@ def _checked(value: Any, old: Any, limits: Mapping[str, Any], what: str) -> Any:
 
 @dataclass(frozen=True)
 class Length:
-    """steps_per_epoch: of all epochs but perhaps the last, which may be shorter."""
+    """The length of a training. The last epoch may be shorter than steps_per_epoch."""
 
     steps_per_epoch: int
     n_steps: int
 
     @classmethod
     def of(cls, recipe: Recipe, *, n_slices: int) -> "Length":
-        """n_slices: of all cases to learn from. Raises MisuseError when they do not make one batch."""
+        """n_slices: number of slices of all cases to learn from. Raises MisuseError when they do not fill one batch."""
         steps_of_all_slices = n_slices // recipe.batches.size
         if steps_of_all_slices == 0:
             raise MisuseError(f"{n_slices} slices do not make one batch of {recipe.batches.size}; give a smaller --batch-size")
@@ -370,5 +386,72 @@ class Length:
 
     @property
     def n_epochs(self) -> int:
-        """The last one counted however short it is."""
+        """Number of epochs, the last one counted however short it is."""
         return -(-self.n_steps // self.steps_per_epoch)
+
+
+class Stream(IntEnum):
+    """Random draws of one training that are independent of one another."""
+
+    ORDER = 1
+    WINDOWS = 2
+    AUGMENTATION = 3
+    DEVICE = 4
+    SPLIT = 5
+
+
+def generator(seed: int, stream: Stream, index: int = 0) -> "np.random.Generator":
+    """Return the generator of one stream at one step or epoch. A resumed training draws the same numbers from it."""
+    import numpy as np  # --help does without
+
+    return np.random.default_rng([seed, stream, index])
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingSettings:
+    """What one `drunet train` was asked for."""
+
+    output: Path
+    """Folder of the run."""
+    sources: Sequence[Path]
+    """Folders and tables of cases. Empty where a training is resumed from its slices alone."""
+    naming: Naming = BUILT_IN
+    """How the files of a case are named."""
+    slices: Path
+    """Folder that keeps the cases as slices."""
+    recipe: RecipeName | None = None
+    """The recipe to begin with; None for that of `config`, of the run to resume, or `modern`."""
+    config: Path | None = None
+    """TOML file of numbers that differ from the recipe."""
+    changes: Mapping[str, Any] = field(default_factory=dict)
+    """Numbers that were given as options, nested as the tables of the TOML file."""
+    fraction: float | None = None
+    """Share of the cases to hold out. At most one of fraction, folds and split_file is given; the default is a share of 0.2."""
+    folds: int | None = None
+    """Number of folds of a cross-validation."""
+    fold: int | None = None
+    """The fold that is held out, counted from 1."""
+    split_file: Path | None = None
+    """JSON file that names the cases."""
+    init: "Checkpoint | None" = None
+    """Weights to begin with; None for new ones."""
+    resume: bool = False
+    """Continue the training in `output`, or begin it if there is none."""
+    overwrite: bool = False
+    """Replace the training in `output`."""
+    dry_run: bool = False
+    """Check everything, write nothing."""
+    device: str = "auto"
+    """Device by name."""
+    precision: Precision = Precision.AUTO
+    """Number format of the network's arithmetic."""
+    deterministic: bool = False
+    """Use only algorithms that give the same bytes in every run."""
+    threads: int = 1
+    """CPU threads that compute."""
+    n_jobs: int = 1
+    """Processes that read cases."""
+    peer_timeout_min: float = 30.0
+    """How long to wait for the other processes of this training, in minutes."""
+    arguments: Sequence[str] = ()
+    """The words of the command line, for the record."""

@@ -1,12 +1,14 @@
-"""Where a training leaves its files.
+"""The files of a training, and the state from which it continues.
 
 RUN/best.safetensors    weights of the best epoch, for `segment --weights`
-RUN/last.safetensors    of the last one
+RUN/last.safetensors    weights of the last epoch
 RUN/state.safetensors   everything that --resume continues from
 RUN/config.toml         every number of the recipe; --config reads it
-RUN/split.json          which cases were learnt from and which held out; --split reads it
-RUN/metrics.csv         one row an epoch, and cases.csv one for each held-out case of each
-RUN/curves.png          loss and Dice, with the extra `plot`; tensorboard/ with that extra
+RUN/split.json          the cases to learn from and the held-out cases; --split reads it
+RUN/metrics.csv         one row for each epoch
+RUN/cases.csv           one row for each held-out case of each epoch
+RUN/curves.png          loss and Dice, with the extra `plot`
+RUN/tensorboard/        the same for TensorBoard, with the extra `tensorboard`
 RUN/run.json            cases, versions, device and command line of every session
 RUN/slices/             the cases as slices, unless --slices-dir names another folder
 """
@@ -15,100 +17,59 @@ import json
 import os
 import platform
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
+import safetensors
 
 import drunet_cli
-from drunet_cli.errors import CaseError, OutputError
+from drunet_cli.errors import CaseError, OutputError, WeightsError
 from drunet_cli.io.atomic import check_writable, remove_stale, write_atomically
 from drunet_cli.training.cases import Split, read_split
-from drunet_cli.training.recipe import Recipe, encoded, read_recipe
+from drunet_cli.training.history import History
+from drunet_cli.training.recipe import Recipe, read_recipe, recipe_toml
 
-SCHEMA: Final = "drunet.training/1"
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from drunet_cli.training.learner import Learner
+
+RUN_SCHEMA: Final = "drunet.training/1"
+STATE_SCHEMA: Final = "drunet.training-state/1"
+_STATE_KEY: Final = "drunet"
+_CONFIG_HEAD: Final = "# Every number of this training. To train so again: drunet train CASES -o NEW_RUN --config THIS_FILE\n"
 
 
-@dataclass(frozen=True)
 class RunFolder:
-    """One training's files."""
+    """The folder of one training; the head of this module says what its files are."""
 
-    root: Path
-
-    @property
-    def best(self) -> Path:
-        """Weights of the best epoch."""
-        return self.root / "best.safetensors"
-
-    @property
-    def last(self) -> Path:
-        """Weights of the last epoch."""
-        return self.root / "last.safetensors"
-
-    @property
-    def state(self) -> Path:
-        """What --resume continues from."""
-        return self.root / "state.safetensors"
-
-    @property
-    def config(self) -> Path:
-        """The recipe."""
-        return self.root / "config.toml"
-
-    @property
-    def split(self) -> Path:
-        """Names of the cases."""
-        return self.root / "split.json"
-
-    @property
-    def metrics(self) -> Path:
-        """A row an epoch."""
-        return self.root / "metrics.csv"
-
-    @property
-    def cases(self) -> Path:
-        """A row for each held-out case of each epoch."""
-        return self.root / "cases.csv"
-
-    @property
-    def curves(self) -> Path:
-        """Picture of the history."""
-        return self.root / "curves.png"
-
-    @property
-    def events(self) -> Path:
-        """Folder of TensorBoard's files."""
-        return self.root / "tensorboard"
-
-    @property
-    def document(self) -> Path:
-        """Where everything came from."""
-        return self.root / "run.json"
-
-    @property
-    def slices(self) -> Path:
-        """The cases as slices."""
-        return self.root / "slices"
-
-    @property
-    def _files(self) -> tuple[Path, ...]:
-        return (*self._outputs, self.split, self.document, self.config)
-
-    @property
-    def _outputs(self) -> tuple[Path, ...]:
-        """What is there once a training has begun."""
-        return (self.state, self.best, self.last, self.metrics, self.cases, self.curves)
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.best = root / "best.safetensors"
+        self.last = root / "last.safetensors"
+        self.state = root / "state.safetensors"
+        self.config = root / "config.toml"
+        self.split = root / "split.json"
+        self.metrics = root / "metrics.csv"
+        self.cases = root / "cases.csv"
+        self.curves = root / "curves.png"
+        self.events = root / "tensorboard"
+        self.document = root / "run.json"
+        self.slices = root / "slices"
+        self._outputs = (self.state, self.best, self.last, self.metrics, self.cases, self.curves)
+        self._files = (*self._outputs, self.split, self.document, self.config)
 
     @property
     def exists(self) -> bool:
-        """Whether a training was begun here."""
-        return os.path.lexists(self.config) and not self.was_begun_in_vain
+        """Whether the folder holds a training."""
+        return os.path.lexists(self.config) and not self.is_abandoned
 
     @property
-    def was_begun_in_vain(self) -> bool:
-        """Whether a training was killed here before there was anything to continue."""
+    def is_abandoned(self) -> bool:
+        """Whether a training of drunet was killed here before its first state was written: there is nothing to continue."""
         try:
             with self.config.open("rb") as stream:
                 ours = stream.readline() == _CONFIG_HEAD.encode()
@@ -116,14 +77,14 @@ class RunFolder:
             return False
         return ours and not any(os.path.lexists(path) for path in self._outputs)
 
-    def check(self, *, overwrite: bool) -> None:
+    def check_writable(self, *, overwrite: bool) -> None:
         """Raise OutputError now for what would stop the writing later."""
         for path in self._files:
             remove_stale(path)
             check_writable(path, overwrite=overwrite)
 
     def clear(self) -> None:
-        """Take away an earlier training, but for its slices. Raises OutputError."""
+        """Remove the files of an earlier training, except its slices. Raises OutputError."""
         try:
             for path in self._files:
                 path.unlink(missing_ok=True)
@@ -134,33 +95,40 @@ class RunFolder:
             raise OutputError(f"{error.filename}: cannot be removed: {error.strerror}") from error
 
     def begin(self, recipe: Recipe, split: Split) -> None:
-        """Write what is settled; the state that follows says that there is a training. Raises OutputError."""
-        _write(self.config, _CONFIG_HEAD.encode() + encoded(recipe).encode())
-        _write(self.split, split.encoded())
+        """Write recipe and split; the first state, which follows, makes the folder a training. Raises OutputError."""
+        _write(self.config, _CONFIG_HEAD.encode() + recipe_toml(recipe).encode())
+        _write(self.split, split.as_json())
 
     def read(self) -> tuple[Recipe, Split]:
-        """The recipe and split of a training that was begun here. Raises CaseError or MisuseError where they are damaged."""
-        names = _names_in(self.split)
+        """Read the recipe and the split of the training. Raises CaseError or MisuseError for a damaged file."""
+        try:
+            document = json.loads(self.split.read_text(encoding="utf-8"))
+            names = [str(name) for part in ("train", "validation") for name in document[part]]
+        except (OSError, ValueError, TypeError, KeyError) as error:
+            raise CaseError(f"{self.split}: cannot be read, or is damaged; --overwrite begins anew") from error
         return read_recipe(self.config), read_split(self.split, names)
 
     def record_session(self, document: Mapping[str, Any]) -> None:
-        """Add the beginning of a session to run.json. Raises OutputError."""
-        sessions = [*self._sessions(), {"started": datetime.now(UTC).isoformat(timespec="seconds"), **document}]
-        _write(self.document, json.dumps({"schema": SCHEMA, "sessions": sessions}, indent=2).encode() + b"\n")
+        """Add the beginning of a session to run.json, with the versions of all that may change a number. Raises OutputError."""
+        import torch
 
-    def check_same_cases(self, cases: Mapping[str, Mapping[str, str]]) -> None:
-        """Raise CaseError where the session before learnt from other files. cases: SHA-256 of every file, by case and role."""
-        earlier = self.cases_of_session()
-        if changed := sorted(name for name, files in cases.items() if name in earlier and earlier[name] != files):
-            raise CaseError(f"{changed[0]}: its files are not those that {self.root} was trained on until now; begin a new run")
+        versions = {
+            "drunet": drunet_cli.__version__,
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "numpy": np.__version__,
+        }
+        session = {"started": datetime.now(UTC).isoformat(timespec="seconds"), **document, "versions": versions}
+        content = {"schema": RUN_SCHEMA, "sessions": [*self._sessions(), session]}
+        _write(self.document, json.dumps(content, indent=2).encode() + b"\n")
 
-    def cases_of_session(self) -> Mapping[str, Mapping[str, str]]:
-        """SHA-256 of every file that the session before learnt from, by case and role; empty before the first."""
+    def cases_of_last_session(self) -> Mapping[str, Mapping[str, str]]:
+        """SHA-256 of every file that the last session learnt from, by case and role; empty before the first session."""
         sessions = self._sessions()
         return dict(sessions[-1]["cases"]) if sessions else {}
 
     def init_of_first_session(self) -> Mapping[str, str] | None:
-        """Name, SHA-256 and licence of the weights that the training began with; None where it had none."""
+        """Name, SHA-256 and licence of the weights that the training began with; None where it began with new ones."""
         sessions = self._sessions()
         return sessions[0]["init"] if sessions else None
 
@@ -173,28 +141,119 @@ class RunFolder:
             raise CaseError(f"{self.document}: cannot be read, or is none of drunet's; move it away") from error
 
 
-_CONFIG_HEAD: Final = "# Every number of this training. To train so again: drunet train CASES -o NEW_RUN --config THIS_FILE\n"
-
-
-def versions(torch_version: str) -> dict[str, str]:
-    """Of whatever may change a number."""
-    return {
-        "drunet": drunet_cli.__version__,
-        "python": platform.python_version(),
-        "torch": torch_version,
-        "numpy": np.__version__,
-    }
-
-
-def _names_in(split: Path) -> list[str]:
-    """All names that a split of our own holds."""
-    try:
-        document = json.loads(split.read_text(encoding="utf-8"))
-        return [str(name) for part in ("train", "validation") for name in document[part]]
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise CaseError(f"{split}: cannot be read, or is damaged; --overwrite begins anew") from error
-
-
 def _write(path: Path, content: bytes) -> None:
     with write_atomically(path, overwrite=True) as stream:
         stream.write(content)
+
+
+@dataclass(kw_only=True)
+class Progress:
+    """How far a training is.
+
+    step: number of steps that are done, out of n_steps. losses: sum over the n_losses steps of the running epoch.
+    seconds: duration of the running epoch so far. waited_s: how much of it the device waited for slices.
+    """
+
+    n_steps: int
+    step: int = 0
+    losses: float = 0.0
+    n_losses: int = 0
+    seconds: float = 0.0
+    waited_s: float = 0.0
+    history: History = field(default_factory=History)
+
+
+def write_state(path: Path, learner: "Learner", progress: Progress) -> None:
+    """Write everything that the next step depends on into one file. Raises OutputError."""
+    import safetensors.torch
+
+    document = {
+        "schema": STATE_SCHEMA,
+        "n_steps": progress.n_steps,
+        "step": progress.step,
+        "losses": progress.losses,
+        "n_losses": progress.n_losses,
+        "seconds": progress.seconds,
+        "waited_s": progress.waited_s,
+        "scaler": learner.scaler.state_dict(),
+        "history": progress.history.as_json(),
+    }
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in _tensors_of(learner).items()}
+    _write(path, safetensors.torch.save(tensors, {_STATE_KEY: json.dumps(document)}))
+
+
+def read_state(path: Path, learner: "Learner") -> Progress:
+    """Load a state into a learner of the same recipe: its next step is the one that would have followed.
+
+    Raises WeightsError for a file that is absent, damaged, or the state of another training.
+    """
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            document = json.loads((file.metadata() or {})[_STATE_KEY])
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  # not a dict
+        if document["schema"] != STATE_SCHEMA:
+            raise WeightsError(f"{path}: is of schema {document['schema']!r}; this version reads {STATE_SCHEMA!r}")
+        progress = Progress(
+            n_steps=int(document["n_steps"]),
+            step=int(document["step"]),
+            losses=float(document["losses"]),
+            n_losses=int(document["n_losses"]),
+            seconds=float(document["seconds"]),
+            waited_s=float(document["waited_s"]),
+            history=History.from_json(document["history"]),
+        )
+        _load(learner, tensors, document["scaler"], has_stepped=progress.step > 0)
+    except FileNotFoundError as error:
+        raise WeightsError(f"{path}: no such file; there is nothing to continue") from error
+    except (OSError, safetensors.SafetensorError, ValueError, TypeError, LookupError, RuntimeError) as error:
+        raise WeightsError(f"{path}: is damaged, or the state of another training: {error}") from error
+    return progress
+
+
+def _tensors_of(learner: "Learner") -> "dict[str, Tensor]":
+    network = {f"network.{name}": tensor for name, tensor in learner.network.state_dict().items()}
+    averages = {f"average.{name}": tensor for name, tensor in learner.averages.items()}
+    optimiser = {
+        f"optimiser.{index}.{name}": value
+        for index, values in learner.optimiser.state_dict()["state"].items()
+        for name, value in values.items()
+    }
+    return network | averages | optimiser
+
+
+def _load(learner: "Learner", tensors: "Mapping[str, Tensor]", scaler: Mapping[str, Any], *, has_stepped: bool) -> None:
+    """Raises LookupError, RuntimeError or ValueError where a tensor is missing or has another shape."""
+    import torch
+
+    current: Mapping[str, Tensor] = learner.network.state_dict()
+    with torch.no_grad():
+        for kind, own in (("network", current), ("average", learner.averages)):
+            for name, tensor in own.items():
+                stored = tensors[f"{kind}.{name}"]
+                if stored.shape != tensor.shape:  # copy_ would repeat a smaller one
+                    raise ValueError(f"tensor {kind}.{name} has shape {tuple(stored.shape)}, not {tuple(tensor.shape)}")
+                tensor.copy_(stored)
+    state = _optimiser_state(learner, tensors)
+    n_parameters = sum(1 for _ in learner.network.parameters())
+    if len(state) != (n_parameters if has_stepped else 0) or len({frozenset(values) for values in state.values()}) > 1:
+        raise ValueError("the optimiser's numbers are incomplete")
+    learner.optimiser.load_state_dict({"state": state, "param_groups": learner.optimiser.state_dict()["param_groups"]})
+    if scaler:  # empty where the earlier session did not train in float16
+        learner.scaler.load_state_dict(dict(scaler))
+
+
+def _optimiser_state(learner: "Learner", tensors: "Mapping[str, Tensor]") -> "dict[int, dict[str, Tensor]]":
+    import torch
+
+    parameters = [parameter for group in learner.optimiser.param_groups for parameter in group["params"]]
+    state: dict[int, dict[str, Tensor]] = {}
+    for key, tensor in tensors.items():
+        kind, _, rest = key.partition(".")
+        if kind != "optimiser":
+            continue
+        index, _, name = rest.partition(".")
+        like = parameters[int(index)]
+        # In the memory format of the parameter, so that the next step runs the same code as it would have.
+        value = torch.empty_like(like).copy_(tensor) if tensor.shape == like.shape else tensor
+        state.setdefault(int(index), {})[name] = value
+    return state

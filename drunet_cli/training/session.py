@@ -1,150 +1,340 @@
-"""One session of a training on one device: from a preparation to weights."""
+"""One session of a training, from settings to weights: find cases, split, store, and learn.
+
+`plan_training` finds and splits the cases before PyTorch is imported, so that mistakes are told within a second;
+`agree_on_plan` reads the cases into the store; `train` learns from them.
+"""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, Final
+from contextlib import closing, suppress
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Final
 
-import torch
-
-from drunet_cli.errors import CaseError, DeviceError, MisuseError
+from drunet_cli.errors import CaseError, DeviceError, DrunetError, MisuseError, OutputError, WeightsError
+from drunet_cli.jobs import run_tasks
 from drunet_cli.network.engine import Precision
-from drunet_cli.network.model import DRUNet104
-from drunet_cli.network.torch_engine import check_device_fault, device_name, exact_arithmetic, is_out_of_memory
-from drunet_cli.training.distributed import Team
-from drunet_cli.training.learner import Learner, new_network
-from drunet_cli.training.loop import Training, train
-from drunet_cli.training.preparation import Preparation
-from drunet_cli.training.processes import Processes
-from drunet_cli.training.recipe import Length, Recipe
-from drunet_cli.training.run_folder import RunFolder, versions
-from drunet_cli.training.state import Progress, read_state, write_state
-from drunet_cli.training.store import StoredCase, open_store
-from drunet_cli.training.watcher import Watcher
-from drunet_cli.weights.checkpoint import Checkpoint, Metadata
+from drunet_cli.training.cases import (
+    Split,
+    TrainingCase,
+    find_training_cases,
+    read_split,
+    split_by_fold,
+    split_by_fraction,
+)
+from drunet_cli.training.history import OnProgress, Stage, TrainingProgress, ignore_progress
+from drunet_cli.training.recipe import RECIPES, Length, Recipe, RecipeName, TrainingSettings, changed, differences, read_recipe
+from drunet_cli.training.run_folder import Progress, RunFolder, read_state, write_state
+from drunet_cli.training.store import CaseSummary, StoredCase, StoreTask, open_store, prepare_case
+from drunet_cli.weights.checkpoint import Metadata
 
-# A GPU computes a step while these make the next; on the CPU they would take its cores.
-_FEEDING_THREADS: Final = 4
+if TYPE_CHECKING:
+    import torch
+
+    from drunet_cli.training.distributed import Team
+    from drunet_cli.training.learner import Learner
+    from drunet_cli.weights.checkpoint import Checkpoint
+
+_MOST_REFUSED: Final = 20  # that are listed
+_DEFAULT_FRACTION: Final = 0.2
+_FEEDING_THREADS: Final = 4  # on a GPU; on the CPU they would take the cores of the network
 _PAPER: Final = "DR-Unet104: Colman et al. 2020, arXiv:2011.02840"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Session:
-    """Where and how a training is computed. arguments: of the command line, to be recorded.
+class TrainingPlan:
+    """What a session will do.
 
-    init: weights to begin with, None for new ones.
+    cases: to be read into the store; none where a training is resumed from its slices alone.
+    continues: whether there is a training to resume. summaries: of the cases that have been read, by name.
     """
 
-    preparation: Preparation
-    run: RunFolder
-    slices: Path
-    team: Team
-    device: torch.device
-    precision: Precision = Precision.AUTO
-    threads: int = 1
-    deterministic: bool = False
-    init: Checkpoint | None = None
-    arguments: Sequence[str] = ()
-    watcher: Watcher = field(default_factory=Watcher)
-    should_stop: Callable[[], bool] = lambda: False
+    recipe: Recipe
+    split: Split
+    cases: tuple[TrainingCase, ...]
+    continues: bool
+    summaries: Mapping[str, CaseSummary] = field(default_factory=dict)
 
 
-def run(session: Session) -> bool:
+def plan_training(settings: TrainingSettings) -> TrainingPlan:
+    """Settle recipe, cases and split. Reads no image and writes nothing.
+
+    Raises MisuseError, CaseError, OutputError and WeightsError.
+    """
+    run = RunFolder(settings.output)
+    continues = settings.resume and run.exists
+    recipe = _recipe(settings, run, continues=continues)
+    split = None
+    if continues:
+        stored, split = run.read()
+        if changes := differences(stored, recipe):
+            raise MisuseError(
+                f"{run.config}: the training to resume has {'; '.join(changes)}; leave these options as they were, or "
+                "begin another run, with --init of this one's weights"
+            )
+        _check_same_split(settings, run, split, seed=recipe.seed)
+        if not settings.sources:
+            open_store(settings.slices, [*split.train, *split.validation])  # raises for a case that is missing
+            return TrainingPlan(recipe=recipe, split=split, cases=(), continues=True)
+    else:
+        if run.exists and not settings.overwrite:
+            raise OutputError(
+                f"{run.root}: holds a training already; --resume continues it, --overwrite begins anew in its place"
+            )
+        run.check_writable(overwrite=settings.overwrite or run.is_abandoned)
+        if not settings.sources:
+            raise MisuseError(f"{run.root}: there is no training to resume; name the cases to learn from")
+    found = find_training_cases(settings.sources, settings.naming)
+    if found.refused:
+        raise _refusal([(case.name, case.error) for case in found.refused], n_cases=len(found.cases) + len(found.refused))
+    if split is None:
+        split = _new_split(settings, [case.name for case in found.cases], seed=recipe.seed)
+    wanted = {*split.train, *split.validation}
+    if missing := sorted(wanted - {case.name for case in found.cases}):
+        raise CaseError(f"{run.split}: the training to resume has {missing[0]}, which is not among the cases given")
+    cases = tuple(case for case in found.cases if case.name in wanted)
+    return TrainingPlan(recipe=recipe, split=split, cases=cases, continues=continues)
+
+
+def agree_on_plan(
+    settings: TrainingSettings,
+    plan: TrainingPlan | None,
+    team: "Team",
+    device: "torch.device",
+    *,
+    on_progress: OnProgress = ignore_progress,
+    on_warning: Callable[[str], None] = lambda _: None,
+) -> TrainingPlan | None:
+    """Let rank 0 read the cases, and give its plan to all processes; None where rank 0 has failed, which says why itself.
+
+    plan: None where several processes train; rank 0 then makes the plan.
+    """
+    if not team.processes.is_first:
+        answer: TrainingPlan | _StillReading | None = _StillReading()
+        while isinstance(answer, _StillReading):
+            answer = team.broadcast(None)
+        return answer
+
+    def tell(progress: TrainingProgress) -> None:
+        on_progress(progress)
+        team.broadcast(_StillReading())
+
+    try:
+        plan = plan or plan_training(settings)
+        resolve_precision(settings.precision, device)
+        team.processes.part(plan.recipe.batches.size)
+        plan = read_cases(settings, plan, on_progress=tell, on_warning=on_warning)
+    except BaseException:
+        with suppress(DeviceError):  # the first error says more than the loss of another process
+            team.broadcast(None)
+        raise
+    team.broadcast(replace(plan, cases=(), summaries={}))
+    return plan
+
+
+class _StillReading:
+    """Keeps the processes that wait for rank 0 from giving up."""
+
+
+def read_cases(
+    settings: TrainingSettings,
+    plan: TrainingPlan,
+    *,
+    on_progress: OnProgress = ignore_progress,
+    on_warning: Callable[[str], None] = lambda _: None,
+) -> TrainingPlan:
+    """Read and check every case, and put it into the store; a dry run only reads and checks. Returns the plan with summaries.
+
+    Raises CaseError, with the refused cases among its details, and OutputError.
+    """
+    expected = RunFolder(settings.output).cases_of_last_session() if plan.continues else {}
+    tasks = [
+        StoreTask(case=case, folder=settings.slices, write=not settings.dry_run, expected=expected.get(case.name))
+        for case in plan.cases
+    ]
+    summaries: dict[str, CaseSummary] = {}
+    refused: list[tuple[str, DrunetError]] = []
+    with closing(run_tasks(prepare_case, tasks, n_processes=settings.n_jobs)) as outcomes:
+        for task, outcome in outcomes:
+            if isinstance(outcome, OutputError):  # about the store: the next case would not fare better
+                raise outcome
+            if isinstance(outcome, DrunetError):
+                refused.append((task.case.name, outcome))
+                continue
+            summaries[outcome.name] = outcome
+            for warning in outcome.warnings:
+                on_warning(f"{outcome.name}: {warning}")
+            on_progress(TrainingProgress(stage=Stage.READING, done=len(summaries) + len(refused), total=len(tasks)))
+    if refused:
+        raise _refusal(refused, n_cases=len(tasks))
+    return replace(plan, summaries=summaries)
+
+
+def train(
+    settings: TrainingSettings,
+    plan: TrainingPlan,
+    team: "Team",
+    device: "torch.device",
+    *,
+    on_progress: OnProgress = ignore_progress,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> bool:
     """Train to the end; False when asked to stop before, with the state saved.
 
     Raises CaseError, WeightsError, MisuseError, DeviceError, OutputError, DivergedError.
     """
-    torch.set_num_threads(session.threads)
-    with exact_arithmetic(deterministic=session.deterministic):
-        if session.device.type == "cuda":
-            torch.cuda.set_device(session.device)
-            torch.backends.cudnn.benchmark = not session.deterministic
-        return _run(session)
+    import torch
+
+    from drunet_cli.network.torch_engine import exact_arithmetic
+
+    torch.set_num_threads(settings.threads)
+    with exact_arithmetic(deterministic=settings.deterministic):
+        if device.type == "cuda":
+            torch.cuda.set_device(device)
+            torch.backends.cudnn.benchmark = not settings.deterministic
+        return _train(settings, plan, team, device, on_progress, should_stop)
 
 
-def _run(session: Session) -> bool:
-    preparation, team = session.preparation, session.team
-    recipe, split = preparation.recipe, preparation.split
-    precision = resolve_precision(session.precision, session.device)
+def _train(
+    settings: TrainingSettings,
+    plan: TrainingPlan,
+    team: "Team",
+    device: "torch.device",
+    on_progress: OnProgress,
+    should_stop: Callable[[], bool],
+) -> bool:
+    from drunet_cli.training.loop import Training
+
+    run, recipe = RunFolder(settings.output), plan.recipe
+    precision = resolve_precision(settings.precision, device)
     part = team.processes.part(recipe.batches.size)
-    cases = {case.name: case for case in open_store(session.slices, [*split.train, *split.validation])}
-    learnt = [cases[name] for name in split.train]
+    cases = {case.name: case for case in open_store(settings.slices, [*plan.split.train, *plan.split.validation])}
+    learnt = [cases[name] for name in plan.split.train]
     length = Length.of(recipe, n_slices=sum(case.n_slices for case in learnt))
-    n_steps = length.n_steps
-    try:
-        learner = Learner(_network(session), recipe, n_steps=n_steps, device=session.device, precision=precision, part=part)
-    except RuntimeError as error:
-        if is_out_of_memory(error):
-            raise DeviceError(f"device {session.device}: memory does not suffice for the network") from error
-        check_device_fault(session.device, error)
-        raise
-    progress = Progress(n_steps=n_steps)
-    if preparation.continues:
-        progress = read_state(session.run.state, learner)
-        if progress.n_steps != n_steps:
-            raise CaseError(f"{session.run.state}: is of {progress.n_steps} steps, but the slices make {n_steps}")
+    learner = _learner(recipe, settings.init, length, device, precision, part)
+    progress = Progress(n_steps=length.n_steps)
+    if plan.continues:
+        progress = read_state(run.state, learner)
+        if progress.n_steps != length.n_steps:
+            raise CaseError(f"{run.state}: is of {progress.n_steps} steps, but the slices make {length.n_steps}")
     if team.processes.is_first:
-        if not preparation.continues:
-            session.run.clear()
-            session.run.begin(recipe, split)
-        _record(session, cases, precision, progress)
-        if not preparation.continues:
-            write_state(session.run.state, learner, progress)
-    learner.forward = team.parallel(learner.network)
-    return train(
-        Training(
-            recipe=recipe,
-            run=session.run,
-            learner=learner,
-            team=team,
-            train=learnt,
-            precision=precision,
-            validation=[cases[name] for name in split.validation],
-            metadata=_metadata(session),
-            length=length,
-            threads=min(_FEEDING_THREADS, session.threads) if session.device.type == "cuda" else 1,
-            watcher=session.watcher,
-            should_stop=session.should_stop,
-        ),
-        progress,
-    )
+        if not plan.continues:
+            run.clear()
+            run.begin(recipe, plan.split)
+        _record(settings, run, cases, progress, device=device, precision=precision, n_processes=team.processes.n)
+        if not plan.continues:
+            write_state(run.state, learner, progress)
+    learner.forward = team.parallel(learner.network)  # waits for all: rank 0 has recorded the session when _metadata reads it
+    return Training(
+        run=run,
+        learner=learner,
+        team=team,
+        progress=progress,
+        length=length,
+        train=learnt,
+        validation=[cases[name] for name in plan.split.validation],
+        metadata=_metadata(run, recipe, plan.split),
+        precision=precision,
+        feeding_threads=min(_FEEDING_THREADS, settings.threads) if device.type == "cuda" else 1,
+        on_progress=on_progress,
+        should_stop=should_stop,
+    ).run_to_end()
 
 
-def check(recipe: Recipe, processes: Processes, device: torch.device, precision: Precision) -> None:
-    """Raise MisuseError now for what `run` would raise once all cases are read."""
-    resolve_precision(precision, device)
-    processes.part(recipe.batches.size)
-
-
-def resolve_precision(precision: Precision, device: torch.device) -> Precision:
-    """What `auto` is on a device: on CUDA bfloat16, or float16 where the card lacks it; else float32. Raises MisuseError."""
+def resolve_precision(precision: Precision, device: "torch.device") -> Precision:
+    """Settle `auto`: bfloat16 on CUDA, or float16 where the card lacks it; elsewhere float32. Raises MisuseError."""
     if precision is Precision.FLOAT16 and device.type != "cuda":
         raise MisuseError("--precision float16: trains on CUDA GPUs only; give bfloat16 or float32")
     if precision is not Precision.AUTO:
         return precision
     if device.type != "cuda":
         return Precision.FLOAT32
+    import torch
+
     return Precision.BFLOAT16 if torch.cuda.is_bf16_supported() else Precision.FLOAT16
 
 
-def _network(session: Session) -> DRUNet104:
-    recipe = session.preparation.recipe
+def _refusal(refused: Sequence[tuple[str, DrunetError]], *, n_cases: int) -> DrunetError:
+    """Make one error of all: a training begins with every case that was named, or not at all."""
+    if len(refused) == 1:
+        return refused[0][1]
+    lines = [str(error) for _, error in sorted(refused, key=lambda item: item[0])]
+    more = [f"and {len(lines) - _MOST_REFUSED} more"] if len(lines) > _MOST_REFUSED else []
+    return CaseError(
+        f"{len(lines)} of {n_cases} cases cannot be learnt from; mend them, or leave them out",
+        details=(*lines[:_MOST_REFUSED], *more),
+    )
+
+
+def _recipe(settings: TrainingSettings, run: RunFolder, *, continues: bool) -> Recipe:
+    """Raises CaseError, MisuseError, WeightsError."""
+    asked = settings.recipe
+    if settings.config is not None:
+        recipe, source = read_recipe(settings.config, otherwise=asked or RecipeName.MODERN), f"{settings.config} is of"
+    elif continues:
+        recipe, source = read_recipe(run.config), "the training to resume is of"
+    else:
+        recipe, source = RECIPES[asked or RecipeName.MODERN], ""
+    if asked not in (None, recipe.recipe):
+        raise MisuseError(f"--recipe {asked}: {source} recipe {recipe.recipe}")
+    recipe = changed(recipe, settings.changes, where="")
+    if settings.init is None or continues:
+        return recipe
+    init = settings.init.metadata  # settles base width and epsilon
+    is_width_asked_for = (
+        "base_width" in settings.changes.get("network", {})
+        or recipe.network.base_width != RECIPES[recipe.recipe].network.base_width
+    )
+    if is_width_asked_for and recipe.network.base_width != init.base_width:
+        raise WeightsError(
+            f"weights {init.name}: are of base width {init.base_width}, not {recipe.network.base_width}; leave that out"
+        )
+    return replace(recipe, network=replace(recipe.network, base_width=init.base_width, bn_epsilon=init.bn_epsilon))
+
+
+def _new_split(settings: TrainingSettings, names: Sequence[str], *, seed: int) -> Split:
+    if settings.split_file is not None:
+        return read_split(settings.split_file, names)
+    if settings.folds is not None and settings.fold is not None:
+        return split_by_fold(names, settings.folds, settings.fold, seed=seed)
+    return split_by_fraction(names, _DEFAULT_FRACTION if settings.fraction is None else settings.fraction, seed=seed)
+
+
+def _check_same_split(settings: TrainingSettings, run: RunFolder, split: Split, *, seed: int) -> None:
+    """Raise MisuseError where options ask for another split than that of the training to resume."""
+    if (settings.split_file, settings.folds, settings.fraction) == (None, None, None):
+        return
+    # A split by a file leaves cases out, and the names that are left cannot show that; a split of all cases can be repeated.
+    if _new_split(settings, [*split.train, *split.validation], seed=seed) != split:
+        raise MisuseError(f"{run.split}: the training to resume was split otherwise; leave out the options of the split")
+
+
+def _learner(
+    recipe: Recipe, init: "Checkpoint | None", length: Length, device: "torch.device", precision: Precision, part: slice
+) -> "Learner":
+    import torch
+
+    from drunet_cli.network.torch_engine import check_device_fault, is_out_of_memory
+    from drunet_cli.training.learner import Learner, new_network
+
     network = new_network(recipe.network, seed=recipe.seed)
-    if session.init is not None:
-        # Not strict, for it lacks the counters of batch norm; whoever opened it has seen that all else is there.
-        network.load_state_dict({name: torch.from_numpy(array) for name, array in session.init.state.items()}, strict=False)
-    return network
+    if init is not None:
+        # Not strict: the counters of batch norm are missing. Opening the checkpoint has checked all other tensors.
+        network.load_state_dict({name: torch.from_numpy(array) for name, array in init.state.items()}, strict=False)
+    try:
+        return Learner(network, recipe, n_steps=length.n_steps, device=device, precision=precision, part=part)
+    except RuntimeError as error:
+        if is_out_of_memory(error):
+            raise DeviceError(f"device {device}: memory does not suffice for the network") from error
+        check_device_fault(device, error)
+        raise
 
 
-def _metadata(session: Session) -> Metadata:
-    recipe, split = session.preparation.recipe, session.preparation.split
+def _metadata(run: RunFolder, recipe: Recipe, split: Split) -> Metadata:
     origin = f"drunet train, recipe {recipe.recipe}, seed {recipe.seed}, cases learnt from: {len(split.train)}"
-    # Of an earlier session too; rank 0 has recorded this one's before.
-    init = session.run.init_of_first_session()
+    init = run.init_of_first_session()
     if init is not None:
         origin += f", from {init['name']} (SHA-256 {init['sha256']})"
     return Metadata(
-        name=session.run.root.absolute().name,
+        name=run.root.absolute().name,
         base_width=recipe.network.base_width,
         bn_epsilon=recipe.network.bn_epsilon,
         dropout=recipe.network.dropout,
@@ -155,27 +345,39 @@ def _metadata(session: Session) -> Metadata:
     )
 
 
-def _record(session: Session, cases: Mapping[str, StoredCase], precision: Precision, progress: Progress) -> None:
+def _record(
+    settings: TrainingSettings,
+    run: RunFolder,
+    cases: Mapping[str, StoredCase],
+    progress: Progress,
+    *,
+    device: "torch.device",
+    precision: Precision,
+    n_processes: int,
+) -> None:
+    """Write the beginning of this session into run.json. Raises CaseError where the session before had other cases."""
+    from drunet_cli.network.torch_engine import device_name
+
     contents = {name: {role: item.sha256 for role, item in case.inputs.items()} for name, case in cases.items()}
-    session.run.check_same_cases(contents)
-    document: dict[str, Any] = {
-        "arguments": list(session.arguments),
-        "from_step": progress.step,
-        "n_steps": progress.n_steps,
-        "device": str(session.device),
-        "device_name": device_name(session.device),
-        "precision": precision,
-        "threads": session.threads,
-        "processes": session.team.processes.n,
-        "deterministic": session.deterministic,
-        "init": None
-        if session.init is None
-        else {
-            "name": session.init.metadata.name,
-            "sha256": session.init.sha256,
-            "licence": session.init.metadata.licence,
-        },
-        "versions": versions(torch.__version__),
-        "cases": contents,
-    }
-    session.run.record_session(document)
+    earlier = run.cases_of_last_session()
+    if other := sorted(name for name, files in contents.items() if earlier.get(name, files) != files):
+        raise CaseError(f"{other[0]}: its files are not those that {run.root} was trained on until now; begin a new run")
+    init: dict[str, Any] | None = None
+    if settings.init is not None:
+        metadata = settings.init.metadata
+        init = {"name": metadata.name, "sha256": settings.init.sha256, "licence": metadata.licence}
+    run.record_session(
+        {
+            "arguments": list(settings.arguments),
+            "from_step": progress.step,
+            "n_steps": progress.n_steps,
+            "device": str(device),
+            "device_name": device_name(device),
+            "precision": precision,
+            "threads": settings.threads,
+            "processes": n_processes,
+            "deterministic": settings.deterministic,
+            "init": init,
+            "cases": contents,
+        }
+    )

@@ -26,9 +26,8 @@ from drunet_cli.conversion.nii2png import SliceSettings, convert_case, plan_slic
 from drunet_cli.io.discovery import find_cases
 from drunet_cli.network.engine import Precision
 from drunet_cli.network.model import DRUNet104
-from drunet_cli.training.batches import Planner
-from drunet_cli.training.cases import find_sources
-from drunet_cli.training.feed import Feed
+from drunet_cli.training.batches import Feed, Planner
+from drunet_cli.training.cases import find_training_cases
 from drunet_cli.training.learner import Learner, new_network
 from drunet_cli.training.recipe import RECIPES, Recipe, RecipeName
 from drunet_cli.training.store import StoredCase, StoreTask, open_store, prepare_case
@@ -117,7 +116,7 @@ def main() -> None:
         settings = SliceSettings(folder=layout.root)
         for planned in plan_slices(find_cases(arguments.cases).cases, settings):
             convert_case(planned, settings)
-        found = find_sources(arguments.cases).cases
+        found = find_training_cases(arguments.cases).cases
         for item in found:
             prepare_case(StoreTask(case=item, folder=store))
         stored = open_store(store, [item.name for item in found])

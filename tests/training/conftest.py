@@ -1,17 +1,44 @@
-"""Cases to train on."""
+"""Cases to train on, and runs that several tests look at."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
-from tests.conversion.small_cases import small_case
-from tests.training.test_loop import N_CASES
+from drunet_cli.training import loop
+from tests.training.small_runs import Run, run_training, small_settings, stop_training, write_small_cases
 
 
 @pytest.fixture(scope="module")
 def cases(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of small cases with segmentations, for all tests of a module."""
-    folder = tmp_path_factory.mktemp("small") / "cases"
-    for n in range(N_CASES):
-        small_case(folder, name=f"case_{n}", seed=n)
-    return folder
+    """A folder of small cases that no test changes."""
+    return write_small_cases(tmp_path_factory.mktemp("small") / "cases")
+
+
+@pytest.fixture(scope="module")
+def whole(cases: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A training that nobody disturbs, of two epochs of two steps, with everything that it writes."""
+    return run_training(small_settings(tmp_path_factory.mktemp("whole") / "run", cases))
+
+
+@pytest.fixture(scope="module")
+def half(cases: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A training that was stopped in its second epoch."""
+    return stop_training(small_settings(tmp_path_factory.mktemp("half") / "run", cases), 3)
+
+
+@pytest.fixture
+def no_curves(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Draw no picture, which takes as long as three steps."""
+    monkeypatch.setattr(loop, "draw_curves", lambda *_: False)
+
+
+@pytest.fixture(autouse=True)
+def _one_thread_and_torch_as_it_was() -> Iterator[None]:
+    """Compute with one thread: the networks are tiny, and tests run beside one another."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+    torch.use_deterministic_algorithms(False)

@@ -3,15 +3,10 @@
 import hashlib
 import json
 import os
-import pickle
 import shutil
-import signal
-import subprocess
-import sys
 import tempfile
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
@@ -21,17 +16,18 @@ import numpy.typing as npt
 import pytest
 import safetensors
 import safetensors.numpy
+from hypothesis import given
+from hypothesis import strategies as st
 
-from drunet_cli import jobs
 from drunet_cli.brats import CHANNELS, Modality
 from drunet_cli.conversion.dataset import Layout
-from drunet_cli.errors import CaseError, DrunetError, OutputError
+from drunet_cli.errors import CaseError, OutputError
 from drunet_cli.io.case import Case
 from drunet_cli.io.geometry import FRAME
 from drunet_cli.io.volumes import read_images
 from drunet_cli.training import store
-from drunet_cli.training.cases import TrainingCase, find_sources, read_labelled_slices
-from drunet_cli.training.store import SCHEMA, PreparedCase, StoredCase, StoreTask, open_store, prepare_case
+from drunet_cli.training.cases import TrainingCase, find_training_cases, read_labelled_slices
+from drunet_cli.training.store import SCHEMA, CaseSummary, StoredCase, StoreTask, open_store, prepare_case
 from drunet_cli.weights.checkpoint import Metadata, write_checkpoint
 from tests.conversion.small_cases import (
     BLANK,
@@ -54,18 +50,16 @@ from tests.io.test_geometry import stored_otherwise
 from tests.support import GOLDEN_IMAGES, GOLDEN_LABELS, open_image, unprivileged
 
 Pixels = npt.NDArray[np.uint8]
-PADDED_X: Final = slice(110, 130)  # where a brain of SHAPE lies on the frame
-PADDED_Y: Final = slice(109, 133)
 
 
 def found_in(path: Path) -> TrainingCase:
-    sources = find_sources([path])
+    sources = find_training_cases([path])
     assert not sources.refused
     [case] = sources.cases
     return case
 
 
-def prepare(path: Path, folder: Path, *, write: bool = True) -> PreparedCase:
+def prepare(path: Path, folder: Path, *, write: bool = True) -> CaseSummary:
     """Put the one case that a source holds into a store."""
     return prepare_case(StoreTask(case=found_in(path), folder=folder, write=write))
 
@@ -127,17 +121,6 @@ def test_a_case_on_the_brats_grid_is_stored_as_segment_sees_it(tmp_path: Path) -
     assert read.slices().dtype == read.classes().dtype == np.uint8
 
 
-@pytest.mark.parametrize("enhancing", [3, 4])
-def test_labels_lie_on_the_frame_where_their_images_do(tmp_path: Path, enhancing: int) -> None:
-    brain = brain_in()
-    case = saved_case(tmp_path / "nifti", images_in(brain), labels_in(brain, enhancing=enhancing))
-    read = stored(tmp_path / "nifti", tmp_path / "store")
-    np.testing.assert_array_equal(read.slices(), read_images(case).slices())
-    expected = np.zeros((SHAPE[2], FRAME, FRAME), dtype=np.uint8)
-    expected[:, PADDED_X, PADDED_Y] = np.moveaxis(labels_in(brain, enhancing=3), 2, 0)
-    np.testing.assert_array_equal(read.classes(), expected)
-
-
 @pytest.mark.parametrize(
     ("order", "backwards"),
     [
@@ -160,22 +143,6 @@ def test_labels_are_turned_with_their_images(tmp_path: Path, order: tuple[int, .
     assert expected.classes().any()
 
 
-@pytest.mark.parametrize("described", [True, False])
-@pytest.mark.parametrize("skip_blank", [True, False])
-def test_images_and_the_slices_made_of_them_are_stored_alike(tmp_path: Path, skip_blank: bool, described: bool) -> None:
-    convert(small_case(tmp_path / "nifti"), tmp_path / "png", skip_blank=skip_blank)
-    if not described:
-        shutil.rmtree(tmp_path / "png" / "cases")
-    of_images = stored(tmp_path / "nifti", tmp_path / "store")
-    of_slices = stored(tmp_path / "png", tmp_path / "store2")
-    n = SHAPE[2] - 1 if skip_blank and not described else SHAPE[2]  # nothing tells of blank slices above the last
-    assert (of_images.n_slices, of_slices.n_slices) == (SHAPE[2], n)
-    for attribute in ("counts", "brain_boxes", "tumour_boxes"):
-        np.testing.assert_array_equal(getattr(of_slices, attribute), getattr(of_images, attribute)[:n])
-    np.testing.assert_array_equal(of_slices.slices(), of_images.slices()[:n])
-    np.testing.assert_array_equal(of_slices.classes(), of_images.classes()[:n])
-
-
 def test_counts_and_boxes_are_those_of_each_slice(tmp_path: Path) -> None:
     brain, labels = brain_in(), labels_in(brain_in())
     labels[:, :, 1] = 0
@@ -193,14 +160,6 @@ def test_counts_and_boxes_are_those_of_each_slice(tmp_path: Path) -> None:
     assert read.brain_boxes[1].any()
     assert {table.shape for table in (read.counts, read.brain_boxes, read.tumour_boxes)} == {(SHAPE[2], 4)}
     assert read.counts.dtype == np.int64
-
-
-def test_counts_and_boxes_cannot_be_written_to(tmp_path: Path) -> None:
-    small_case(tmp_path / "nifti")
-    read = stored(tmp_path / "nifti", tmp_path / "store")
-    for table in (read.counts, read.brain_boxes, read.tumour_boxes):
-        with pytest.raises(ValueError, match="read-only"):
-            table[0, 0] = 1
 
 
 def test_what_is_stored_is_cropped_to_brain_and_labels(tmp_path: Path) -> None:
@@ -223,70 +182,30 @@ def test_what_is_stored_is_cropped_to_brain_and_labels(tmp_path: Path) -> None:
     assert not outside.any()
 
 
-def test_a_case_without_any_label_is_stored(tmp_path: Path) -> None:
-    brain = brain_in()
-    saved_case(tmp_path / "nifti", images_in(brain), np.zeros(SHAPE, dtype=np.uint8))
-    assert prepare(tmp_path / "nifti", tmp_path / "store").n_tumour_slices == 0
-    assert not opened(tmp_path / "store").classes().any()
-
-
 def test_nothing_of_a_path_is_stored(tmp_path: Path) -> None:
     convert(small_case(tmp_path / "nifti"), tmp_path / "png")
     for source in ("nifti", "png"):
         prepare(tmp_path / source, tmp_path / f"{source}-store")
         content = file_of(tmp_path / f"{source}-store").read_bytes()
         assert tmp_path.name.encode() not in content
-    assert {name: file.name for name, file in opened(tmp_path / "nifti-store").inputs.items()} == {
+    inputs = opened(tmp_path / "nifti-store").inputs
+    for name, file in found_in(tmp_path / "nifti").inputs.items():
+        assert inputs[name].sha256 == hashlib.sha256(file[0].read_bytes()).hexdigest()  # as other programs give it
+    assert {name: file.name for name, file in inputs.items()} == {
         **{modality.value: f"{NAME}_{modality}.nii" for modality in CHANNELS},
         "seg": f"{NAME}_seg.nii",
     }
 
 
-def test_the_check_sums_of_single_files_are_those_that_other_programs_give(tmp_path: Path) -> None:
-    files = small_case(tmp_path / "nifti").files
-    inputs = stored(tmp_path / "nifti", tmp_path / "store").inputs
-    for name, file in files.items():
-        assert inputs[name].sha256 == hashlib.sha256(file.read_bytes()).hexdigest()
-        assert inputs[name].n_bytes == file.stat().st_size
-
-
-def test_the_report_of_a_case_tells_what_is_stored(tmp_path: Path) -> None:
-    small_case(tmp_path / "nifti")
-    for reused in (False, True):
-        prepared = prepare(tmp_path / "nifti", tmp_path / "store")
-        assert prepared.reused is reused
-        assert (prepared.name, prepared.path) == (NAME, file_of(tmp_path / "store"))
-        assert (prepared.n_slices, prepared.n_tumour_slices) == (5, 3)
-        assert prepared.n_bytes == file_of(tmp_path / "store").stat().st_size
-        assert prepared.seconds > 0
-
-
-def test_warnings_of_the_images_are_passed_on(tmp_path: Path) -> None:
-    saved_case(tmp_path / "nifti", images_in(np.ones(SHAPE, dtype=np.bool_)), np.zeros(SHAPE, dtype=np.uint8))
-    [warning] = prepare(tmp_path / "nifti", tmp_path / "store").warnings
-    assert "skull-stripped" in warning
-
-
-def test_cases_are_prepared_by_worker_processes(tmp_path: Path) -> None:
-    for n in range(3):
-        small_case(tmp_path / "nifti", name=f"p{n}", seed=n)
-    convert(small_case(tmp_path / "more", name="q"), tmp_path / "png")
-    sources = find_sources([tmp_path / "nifti", tmp_path / "png"])
-    tasks = [StoreTask(case=case, folder=tmp_path / "store") for case in sources.cases]
-    with closing(jobs.run_tasks(prepare_case, tasks, n_processes=2)) as outcomes:
-        names = {outcome.name for _, outcome in outcomes if not isinstance(outcome, DrunetError)}
-    assert names == {"p0", "p1", "p2", "q"}
-    assert [case.name for case in open_store(tmp_path / "store", ["q", "p1"])] == ["q", "p1"]
-
-
 # --- windows
 
 
-@pytest.fixture
-def padded(tmp_path: Path) -> tuple[StoredCase, Pixels]:
+@pytest.fixture(scope="module")
+def padded(tmp_path_factory: pytest.TempPathFactory) -> tuple[StoredCase, Pixels]:
     """A case, and its whole frames [Z, X, Y, 5] within 300 black pixels on all sides."""
-    small_case(tmp_path / "nifti")
-    read = stored(tmp_path / "nifti", tmp_path / "store")
+    folder = tmp_path_factory.mktemp("padded")
+    small_case(folder / "nifti")
+    read = stored(folder / "nifti", folder / "store")
     whole = np.concatenate([read.slices(), read.classes()[..., np.newaxis]], axis=3)
     return read, np.pad(whole, ((0, 0), (300, 300), (300, 300), (0, 0)))
 
@@ -295,46 +214,22 @@ def expected_window(whole: Pixels, z: int, x: int, y: int, shape: tuple[int, int
     return whole[z, 300 + x : 300 + x + shape[0], 300 + y : 300 + y + shape[1]]
 
 
-# Starts at, over and beyond the edges of the frame and of what is stored (110-130, 109-133), and within.
-STARTS: Final = (-300, -145, -144, -30, -1, 0, 1, 90, 109, 110, 111, 120, 129, 130, 133, 239, 240, 280)
+# The brain lies at 110-130 and 109-133 of the frame: starts at, over and beyond its edges and those of the frame.
+starts = st.one_of(st.integers(-300, 280), st.sampled_from((-1, 0, 1, 109, 110, 111, 129, 130, 133, 239, 240)))
 
 
-@pytest.mark.parametrize("shape", [(8, 5), (20, 24)])
-def test_a_window_shows_the_frame_from_any_start(padded: tuple[StoredCase, Pixels], shape: tuple[int, int]) -> None:
+@given(z=st.integers(0, SHAPE[2] - 1), x=starts, y=starts, shape=st.tuples(st.integers(1, 300), st.integers(1, 260)))
+def test_a_window_shows_the_frame_from_any_start(
+    padded: tuple[StoredCase, Pixels], z: int, x: int, y: int, shape: tuple[int, int]
+) -> None:
     read, whole = padded
-    for x in STARTS:
-        for y in STARTS:
-            window = read.window(2, x, y, shape)
-            assert window.dtype == np.uint8
-            assert window.shape == (*shape, 5)
-            np.testing.assert_array_equal(window, expected_window(whole, 2, x, y, shape))
-
-
-@pytest.mark.parametrize("z", range(SHAPE[2]))
-def test_a_window_may_be_larger_than_the_frame(padded: tuple[StoredCase, Pixels], z: int) -> None:
-    read, whole = padded
-    window = read.window(z, -30, -7, (300, 260))
-    np.testing.assert_array_equal(window, expected_window(whole, z, -30, -7, (300, 260)))
-    assert window.any() == (z not in BLANK)
-
-
-def test_every_corner_of_the_frame_is_read(tmp_path: Path) -> None:
-    brain = np.ones((FRAME, FRAME, 2), dtype=np.bool_)
-    saved_case(tmp_path / "nifti", images_in(brain), labels_in(brain))
-    read = stored(tmp_path / "nifti", tmp_path / "store")
-    whole = np.concatenate([read.slices(), read.classes()[..., np.newaxis]], axis=3)
-    whole = np.pad(whole, ((0, 0), (300, 300), (300, 300), (0, 0)))
-    for z in (0, 1):
-        for x in (0, FRAME - 144, -10, FRAME - 134):
-            for y in (0, FRAME - 176, -10, FRAME - 166):
-                window = read.window(z, x, y, (144, 176))
-                np.testing.assert_array_equal(window, expected_window(whole, z, x, y, (144, 176)))
-
-
-def test_a_window_is_the_callers_to_change(padded: tuple[StoredCase, Pixels]) -> None:
-    read, whole = padded
-    read.window(2, 100, 100, (60, 60))[:] = 7
-    np.testing.assert_array_equal(read.window(2, 100, 100, (60, 60)), expected_window(whole, 2, 100, 100, (60, 60)))
+    shape = min(shape[0], 300 + FRAME - x), min(shape[1], 300 + FRAME - y)
+    window = read.window(z, x, y, shape)
+    np.testing.assert_array_equal(window, expected_window(whole, z, x, y, shape))
+    assert window.dtype == np.uint8
+    assert window.shape == (*shape, 5)
+    window[:] = 7  # the caller's to change
+    np.testing.assert_array_equal(read.window(z, x, y, shape), expected_window(whole, z, x, y, shape))
 
 
 def test_several_threads_read_at_the_same_time(padded: tuple[StoredCase, Pixels]) -> None:
@@ -346,38 +241,15 @@ def test_several_threads_read_at_the_same_time(padded: tuple[StoredCase, Pixels]
         np.testing.assert_array_equal(window, expected_window(whole, z, x, 100, (40, 40)))
 
 
-def test_a_case_pickles_as_its_path(padded: tuple[StoredCase, Pixels]) -> None:
-    read, whole = padded
-    content = pickle.dumps(read)
-    assert len(content) < 1000
-    again = pickle.loads(content)
-    assert (again.name, again.path, again.n_slices, again.inputs) == (read.name, read.path, read.n_slices, read.inputs)
-    np.testing.assert_array_equal(again.counts, read.counts)
-    np.testing.assert_array_equal(again.window(2, 90, 90, (60, 60)), expected_window(whole, 2, 90, 90, (60, 60)))
-
-
-def test_a_case_that_was_made_of_other_files_meanwhile_is_not_unpickled(tmp_path: Path) -> None:
-    small_case(tmp_path / "nifti")
-    content = pickle.dumps(stored(tmp_path / "nifti", tmp_path / "store"))
-    small_case(tmp_path / "other", seed=1)
-    prepare(tmp_path / "other", tmp_path / "store")
-    with pytest.raises(CaseError, match="another run has made it anew"):
-        pickle.loads(content)
-
-
-def test_an_open_case_outlives_its_file(padded: tuple[StoredCase, Pixels]) -> None:
-    read, whole = padded
-    read.path.unlink()
-    np.testing.assert_array_equal(read.window(2, 90, 90, (60, 60)), expected_window(whole, 2, 90, 90, (60, 60)))
-
-
-def test_open_cases_keep_no_file_descriptor(tmp_path: Path) -> None:
+def test_open_cases_outlive_their_file_and_keep_no_file_descriptor(tmp_path: Path) -> None:
     small_case(tmp_path / "nifti")
     prepare(tmp_path / "nifti", tmp_path / "store")
     before = len(list(Path("/proc/self/fd").iterdir()))
     cases = open_store(tmp_path / "store", [NAME] * 20)
     assert cases[-1].window(2, 0, 0, (144, 176)).shape == (144, 176, 5)
     assert len(list(Path("/proc/self/fd").iterdir())) == before
+    file_of(tmp_path / "store").unlink()
+    assert cases[0].window(2, 90, 90, (60, 60)).any()
 
 
 # --- what cannot be opened
@@ -387,10 +259,6 @@ def assert_not_opened(path: Path, match: str) -> None:
     with pytest.raises(CaseError, match=match) as caught:
         opened(path.parent)
     assert str(caught.value).startswith(f"{path}: ")
-
-
-def test_a_case_that_is_not_there_is_named(tmp_path: Path) -> None:
-    assert_not_opened(file_of(tmp_path / "nowhere"), "is missing from the store")
 
 
 def grown(path: Path) -> None:
@@ -516,66 +384,75 @@ def images_of(kept: Path, source: str) -> list[Path]:
     return sorted((kept / source).rglob("*.nii" if source == "nifti" else "*.png"))
 
 
-@every_source
-def test_a_case_that_is_there_is_reused_without_a_look_at_its_images(kept: Path, source: str) -> None:
+def replace_all_by_junk(kept: Path, source: str) -> None:
     for path in images_of(kept, source):
         replaced_by_junk(path)
-    assert is_reused(kept, source)
 
 
-@every_source
-def test_files_that_were_only_touched_are_the_same(kept: Path, source: str) -> None:
+def touch_all(kept: Path, source: str) -> None:
     for path in images_of(kept, source):
         touch(path)
-    assert is_reused(kept, source)
 
 
-@every_source
-def test_a_dataset_that_was_moved_is_the_same(kept: Path, source: str) -> None:
-    (kept / source).rename(kept / "elsewhere")
-    assert is_reused(kept, source, moved_to=kept / "elsewhere")
+def move(kept: Path, source: str) -> Path:
+    return (kept / source).rename(kept / "elsewhere")
 
 
-@every_source
-def test_a_dataset_that_was_copied_is_the_same(kept: Path, source: str) -> None:
+def copy(kept: Path, source: str) -> Path:
     shutil.copytree(kept / source, kept / "elsewhere", copy_function=shutil.copyfile)
     shutil.rmtree(kept / source)
-    assert is_reused(kept, source, moved_to=kept / "elsewhere")
+    return kept / "elsewhere"
 
 
-@every_source
-def test_a_path_in_other_words_is_the_same(kept: Path, source: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    for path in images_of(kept, source):
-        replaced_by_junk(path)
-    monkeypatch.chdir(kept)
-    assert is_reused(kept, source, moved_to=Path(source))
-
-
-@pytest.mark.parametrize("role", [*CHANNELS, "seg"])
-def test_a_case_one_of_whose_files_has_changed_is_made_again(kept: Path, role: str) -> None:
-    path = kept / "nifti" / NAME / f"{NAME}_{role}.nii"
-    n_bytes = path.stat().st_size
-    save(path, labels_in(brain_in(), 9) if role == "seg" else images_in(brain_in(), 9)[Modality(role)])
+def edit_label(kept: Path, source: str) -> None:
+    if source == "nifti":
+        path = kept / "nifti" / NAME / f"{NAME}_seg.nii"
+        save(path, labels_in(brain_in(), 9))
+    else:
+        path = mask_slice(kept / "png", 2)
+        pixels = pixels_of(path)
+        pixels[120, 120] = (pixels[120, 120] + 1) % 4
+        save_pixels(path, pixels)
     touch(path)
-    assert path.stat().st_size == n_bytes
-    assert not is_reused(kept, "nifti")
 
 
-def test_a_dataset_one_of_whose_label_slices_was_edited_is_made_again(kept: Path) -> None:
-    path = mask_slice(kept / "png", 2)
-    pixels = pixels_of(path)
-    pixels[120, 120] = (pixels[120, 120] + 1) % 4
-    save_pixels(path, pixels)
+def edit_image(kept: Path, source: str) -> None:
+    path = kept / "nifti" / NAME / f"{NAME}_t2.nii"
+    save(path, images_in(brain_in(), 9)[Modality.T2])
     touch(path)
-    assert not is_reused(kept, "png")
 
 
-def test_label_slices_that_were_swapped_are_not_the_same(kept: Path) -> None:
-    one, other = (mask_slice(kept / "png", z) for z in (1, 2))
+def swap(kept: Path, source: str) -> None:
+    paths = images_of(kept, source)
+    names = ("_t1.nii", "_t2.nii") if source == "nifti" else ("masks/p1_slice_1.png", "masks/p1_slice_2.png")
+    one, other = (next(path for path in paths if path.as_posix().endswith(name)) for name in names)
     aside = one.rename(one.with_name("aside"))
     other.rename(one)
     aside.rename(other)
-    assert not is_reused(kept, "png")
+
+
+# What has happened to the files since they were stored -> whether the store takes them for the same.
+CHANGES: Final[dict[str, tuple[str, Callable[[Path, str], Path | None], bool]]] = {
+    **{f"{source} unread": (source, replace_all_by_junk, True) for source in ("nifti", "png")},  # same size and time
+    **{f"{source} touched": (source, touch_all, True) for source in ("nifti", "png")},
+    **{f"{source} moved": (source, move, True) for source in ("nifti", "png")},
+    **{f"{source} copied": (source, copy, True) for source in ("nifti", "png")},
+    "label map edited": ("nifti", edit_label, False),
+    "image edited": ("nifti", edit_image, False),
+    "label slice edited": ("png", edit_label, False),
+    "images swapped": ("nifti", swap, False),
+    "label slices swapped": ("png", swap, False),
+    "slices for images": ("nifti", lambda kept, _: kept / "png", False),
+    "description lost": ("png", lambda kept, _: Layout(kept / "png").description(NAME).unlink(), False),
+}
+
+
+@pytest.mark.parametrize(("source", "change", "same"), CHANGES.values(), ids=CHANGES)
+def test_a_case_is_made_again_where_its_files_are_no_longer_the_same(
+    source: str, change: Callable[[Path, str], Path | None], same: bool, kept: Path
+) -> None:
+    moved_to = change(kept, source)
+    assert is_reused(kept, source, moved_to=moved_to) is same
 
 
 def test_a_bare_case_of_one_slice_whose_number_has_changed_is_made_again(tmp_path: Path) -> None:
@@ -602,24 +479,6 @@ def test_other_files_of_the_same_names_and_times_are_not_the_same(kept: Path, ot
     assert not is_reused(kept, "nifti", moved_to=kept / "elsewhere")
 
 
-def test_images_that_were_swapped_are_not_the_same(kept: Path) -> None:
-    case = found_in(kept / "nifti")
-    assert isinstance(case.source, Case)
-    images = dict(case.source.images)
-    images[Modality.T1], images[Modality.T2] = images[Modality.T2], images[Modality.T1]
-    swapped = TrainingCase(NAME, replace(case.source, images=images))
-    assert not prepare_case(StoreTask(case=swapped, folder=kept / "nifti-store")).reused
-
-
-def test_a_case_that_was_stored_from_images_is_made_again_from_slices(kept: Path) -> None:
-    assert not is_reused(kept, "nifti", moved_to=kept / "png")
-
-
-def test_a_dataset_that_has_lost_its_description_is_made_again(kept: Path) -> None:
-    Layout(kept / "png").description(NAME).unlink()
-    assert not is_reused(kept, "png")
-
-
 def test_a_missing_image_is_told_though_the_case_is_stored(kept: Path) -> None:
     case = found_in(kept / "nifti")
     (kept / "nifti" / NAME / f"{NAME}_t1.nii").unlink()
@@ -642,20 +501,20 @@ def test_a_complete_store_need_not_be_writable() -> None:
 # --- writing
 
 
-def test_a_dry_run_checks_and_writes_nothing(tmp_path: Path) -> None:
+def test_a_dry_run_checks_and_writes_nothing_and_equal_inputs_give_equal_bytes(tmp_path: Path) -> None:
     small_case(tmp_path / "nifti")
     planned = prepare(tmp_path / "nifti", tmp_path / "store", write=False)
     assert not (tmp_path / "store").exists()
-    written = prepare(tmp_path / "nifti", tmp_path / "store")
-    assert replace(planned, seconds=0) == replace(written, seconds=0)
-    assert prepare(tmp_path / "nifti", tmp_path / "store", write=False).reused
-
-
-def test_a_dry_run_replaces_nothing(kept: Path) -> None:
-    before = files_in(kept / "nifti-store")
-    small_case(kept / "elsewhere", seed=1)
-    assert not prepare(kept / "elsewhere", kept / "nifti-store", write=False).reused
-    assert files_in(kept / "nifti-store") == before
+    assert planned == prepare(tmp_path / "nifti", tmp_path / "store")
+    assert (planned.name, planned.n_slices, planned.n_tumour_slices, planned.reused) == (NAME, SHAPE[2], 3, False)
+    before = files_in(tmp_path / "store")
+    assert prepare(tmp_path / "nifti", tmp_path / "store", write=False) == replace(planned, reused=True)
+    small_case(tmp_path / "other", seed=1)
+    assert not prepare(tmp_path / "other", tmp_path / "store", write=False).reused
+    assert files_in(tmp_path / "store") == before
+    file_of(tmp_path / "store").unlink()
+    prepare(tmp_path / "nifti", tmp_path / "store")
+    assert files_in(tmp_path / "store") == before
 
 
 @pytest.mark.parametrize("write", [True, False])
@@ -674,13 +533,6 @@ def test_a_store_that_cannot_be_written_is_refused(tmp_path: Path, write: bool) 
     (tmp_path / "store").write_text("a file")
     with pytest.raises(OutputError, match="store is not a folder"):
         prepare(tmp_path / "nifti", tmp_path / "store", write=write)
-
-
-def test_equal_inputs_give_equal_bytes(kept: Path) -> None:
-    before = files_in(kept / "nifti-store")
-    file_of(kept / "nifti-store").unlink()
-    assert not prepare(kept / "nifti", kept / "nifti-store").reused
-    assert files_in(kept / "nifti-store") == before
 
 
 def test_a_case_that_another_run_has_stored_meanwhile_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -711,28 +563,6 @@ def test_files_that_change_while_they_are_read_are_refused(tmp_path: Path, monke
     with pytest.raises(CaseError, match="have changed while they were read"):
         prepare(tmp_path / "nifti", tmp_path / "store")
     assert not (tmp_path / "store").exists()
-
-
-KILLED: Final = """
-import os, signal, sys
-from pathlib import Path
-from drunet_cli.training.cases import find_sources
-from drunet_cli.training.store import StoreTask, prepare_case
-os.fsync = lambda _: os.kill(os.getpid(), signal.SIGKILL)  # all is written, nothing published
-[case] = find_sources([Path(sys.argv[1])]).cases
-prepare_case(StoreTask(case=case, folder=Path(sys.argv[2])))
-"""
-
-
-def test_a_killed_writer_leaves_nothing_that_is_taken_for_a_case(tmp_path: Path) -> None:
-    small_case(tmp_path / "nifti")
-    command = [sys.executable, "-c", KILLED, str(tmp_path / "nifti"), str(tmp_path / "store")]
-    assert subprocess.run(command, check=False).returncode == -signal.SIGKILL
-    [left] = files_in(tmp_path / "store")
-    assert left.startswith(".")
-    assert_not_opened(file_of(tmp_path / "store"), "is missing")
-    assert not prepare(tmp_path / "nifti", tmp_path / "store").reused
-    assert list(files_in(tmp_path / "store")) == [f"{NAME}.safetensors"]
 
 
 def test_a_writer_that_fails_keeps_what_was_there(kept: Path, monkeypatch: pytest.MonkeyPatch) -> None:
