@@ -1,5 +1,6 @@
 """Many cases: the next ones are read while one is computed, and the last ones are written."""
 
+import time
 from collections import deque
 from collections.abc import Callable, Generator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -17,6 +18,7 @@ from drunet_cli.segmentation.plan import Action, PlannedCase, RunPlan, same_docu
 _MOST_READERS: Final = 8
 _CPUS_A_READER: Final = 4  # a case's four files are inflated at once
 _WRITERS: Final = 2
+_PUBLISHED_WITHIN_S: Final = 2.0  # by another run that has begun to publish its files of a case
 _OUTPUT_SUFFIXES: Final = (".nii.gz", ".json", ".png", ".csv")
 
 
@@ -166,10 +168,15 @@ def _write(planned: PlannedCase, predicted: PredictedCase, document: dict[str, A
     try:
         return CaseResult(planned.files.write(predicted, document, adding=planned.action is Action.ADD_FILES))
     except OutputError as error:
+        until = time.monotonic() + _PUBLISHED_WITHIN_S
         try:
-            return _finished_by_another_run(planned, ensemble) or error
+            while (result := _finished_by_another_run(planned, ensemble)) is None and time.monotonic() < until:
+                if not planned.files.settings.skip_existing:
+                    break
+                time.sleep(_PUBLISHED_WITHIN_S / 20)  # its sidecar appears a moment before its label map
         except DrunetError:
             return error
+        return result or error
     except MemoryError:
         return DeviceError(f"{planned.case.name}: this machine's memory does not suffice to write the label map")
 

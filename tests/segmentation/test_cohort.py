@@ -411,6 +411,22 @@ def test_a_case_that_another_run_finishes_meanwhile_is_left_out(
     assert (tmp_path / "out/case_1.json").read_bytes() == (finished / "case_1.json").read_bytes()
 
 
+def test_a_case_that_another_run_is_about_to_publish_is_left_out(
+    cohort: Path, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its sidecar has appeared, and its label map follows in a moment."""
+    out = tmp_path / "out"
+
+    def publish(name: str) -> None:
+        if name == "case_1":
+            threading.Timer(STEADY_S, lambda: finished_elsewhere(finished, out, name)).start()
+            raise OutputError(f"{out}/case_1.json: has appeared while drunet was working; nothing was replaced")
+
+    during_writing(monkeypatch, publish)
+    assert left_out(by_name(Run(cohort, out, RESUMED).outcomes(monkeypatch))) == {"case_1"}
+    assert assert_whole(out) == set(NAMES)
+
+
 @pytest.mark.parametrize("settings", [SETTINGS, replace(RESUMED, labels=Labels.BRATS2023)], ids=["unasked", "other labels"])
 def test_outputs_that_appear_meanwhile_are_not_replaced_and_fail_their_case(
     settings: Settings, cohort: Path, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
