@@ -59,7 +59,7 @@ def disable_onnxruntime_telemetry(environment: MutableMapping[str, str] = os.env
     """Let ONNX Runtime tell nobody of its use; to be called before it is imported. What the user has set stays.
 
     Since 1.29 its builds for Linux and macOS otherwise keep an identifier of the machine and a store of events in the user's
-    cache folder, and send them to Microsoft (github.com/microsoft/onnxruntime, docs/Privacy.md and pull request 27379).
+    cache folder, and send them to Microsoft (github.com/microsoft/onnxruntime, its page on privacy and pull request 27379).
     """
     environment.setdefault("ORT_DISABLE_TELEMETRY", "1")
 

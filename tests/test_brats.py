@@ -7,7 +7,7 @@ from drunet_cli.brats import CHANNELS, N_CLASSES, REGIONS, Labels, Modality, Tum
 
 
 def test_channels_are_in_the_order_that_the_network_was_trained_with() -> None:
-    # reference.md, Images: any other order gives wrong labels without an error.
+    # drunet_cli/network/README.md, Images: any other order gives wrong labels without an error.
     assert CHANNELS == (Modality.FLAIR, Modality.T1CE, Modality.T1, Modality.T2)
 
 
@@ -16,7 +16,7 @@ def test_modalities_are_written_as_the_field_writes_them() -> None:
 
 
 def test_class_indices_are_those_of_the_networks_output() -> None:
-    # reference.md, Classes.
+    # drunet_cli/network/README.md, Classes.
     assert list(TumourClass) == [0, 1, 2, 3]
     assert [tumour_class.name for tumour_class in TumourClass] == ["BACKGROUND", "NCR", "ED", "ET"]
     assert N_CLASSES == 4
@@ -33,5 +33,5 @@ def test_label_values_are_those_of_the_convention(labels: Labels, values: list[i
 
 
 def test_regions_are_unions_of_classes() -> None:
-    # reference.md, Classes: WT = 1+2+ET, TC = 1+ET, ET.
+    # drunet_cli/network/README.md, Classes: WT = 1+2+ET, TC = 1+ET, ET.
     assert {region: set(classes) for region, classes in REGIONS.items()} == {"WT": {1, 2, 3}, "TC": {1, 3}, "ET": {3}}

@@ -83,7 +83,7 @@ class OnnxEngine:
 
     @property
     def versions(self) -> dict[str, str]:
-        """Of the software that computes."""
+        """Versions of the software that computes."""
         return {"onnxruntime": ort.__version__}
 
     def classes(self, slices: npt.NDArray[np.uint8], *, on_done: Callable[[int], None] = ignore_progress) -> ClassMap:

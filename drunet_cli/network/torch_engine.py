@@ -98,7 +98,7 @@ class TorchEngine:
 
     @property
     def versions(self) -> dict[str, str]:
-        """Of the software that computes."""
+        """Versions of the software that computes."""
         return {"torch": torch.__version__}
 
     @property

@@ -154,7 +154,7 @@ _TEMPORAL_HORN: Final = (((22, 31, 5), 4.5), ((31, 22, -12), 2.2), ((31, -6, -24
 
 
 @dataclass(frozen=True)
-class Head:
+class SyntheticHead:
     """Where each voxel lies in the anatomy, and its depths below the surfaces of the parts, all [V].
 
     p: anatomical x, y, z: the grid's, pushed aside by a tumour, turned, scaled and bent. outline: depth below the brain's.
@@ -178,7 +178,7 @@ class Head:
         return self.cerebrum > self.cerebellum
 
     @classmethod
-    def of(cls, grid: HeadGrid, rng: np.random.Generator, places: Coordinates | None = None) -> "Head":
+    def of(cls, grid: HeadGrid, rng: np.random.Generator, places: Coordinates | None = None) -> "SyntheticHead":
         """The head that the generator draws.
 
         places: where the tissue of each voxel lay before a tumour pushed it aside; without a tumour, where the voxel lies.
@@ -208,7 +208,7 @@ def _anatomical(grid: HeadGrid, rng: np.random.Generator, places: Coordinates) -
     return p[0], p[1], p[2]
 
 
-def healthy_shares(head: Head, rng: np.random.Generator) -> dict[str, FloatArray]:
+def healthy_shares(head: SyntheticHead, rng: np.random.Generator) -> dict[str, FloatArray]:
     """Shares of the healthy tissues, each laid over those before it and all over white matter."""
     grid = head.grid
     nuclei, ventricles, choroid = _nuclei_and_ventricles(head, rng)
@@ -239,7 +239,7 @@ def healthy_shares(head: Head, rng: np.random.Generator) -> dict[str, FloatArray
     }
 
 
-def _below_cortex(head: Head, rng: np.random.Generator) -> FloatArray:
+def _below_cortex(head: SyntheticHead, rng: np.random.Generator) -> FloatArray:
     """Depth below the nearest surface that bears cortex: the outer one, a sulcus or a fissure."""
     tentorium = np.abs(head.cerebrum - head.cerebellum) * np.float32(0.5)
     surface = np.minimum(np.maximum(head.cerebrum, head.cerebellum), tentorium)
@@ -249,7 +249,7 @@ def _below_cortex(head: Head, rng: np.random.Generator) -> FloatArray:
     return np.maximum(surface, head.stem)
 
 
-def _from_fissures(head: Head, rng: np.random.Generator) -> FloatArray:
+def _from_fissures(head: SyntheticHead, rng: np.random.Generator) -> FloatArray:
     """Distance from the nearest sulcus, the fissure between the hemispheres, and those beside the temporal lobes."""
     grid, (x, y, z) = head.grid, head.p
     in_callosum = beyond(27 - np.sqrt(squares(np.float32(0.64) * (y - 2), z - 2)))
@@ -263,7 +263,7 @@ def _from_fissures(head: Head, rng: np.random.Generator) -> FloatArray:
     return np.sqrt(np.minimum(np.minimum(away, sulci), np.minimum(lateral, insula)))
 
 
-def _from_folds(head: Head, rng: np.random.Generator) -> FloatArray:
+def _from_folds(head: SyntheticHead, rng: np.random.Generator) -> FloatArray:
     """Distance from the nearest sheet of a labyrinth that stands upright on the surface: zeros of noise of one wavelength."""
     counts = [math.ceil(2 * (extent + 10) / _FOLD_STEP) for extent in EXTENT]
     white = rng.standard_normal(counts, dtype=np.float32)
@@ -282,7 +282,7 @@ def _from_folds(head: Head, rng: np.random.Generator) -> FloatArray:
     return np.asarray(np.abs(field) / (np.maximum(steepness, np.float32(0.4) * slope.mean()) * outwards))
 
 
-def _nuclei_and_ventricles(head: Head, rng: np.random.Generator) -> tuple[FloatArray, FloatArray, FloatArray]:
+def _nuclei_and_ventricles(head: SyntheticHead, rng: np.random.Generator) -> tuple[FloatArray, FloatArray, FloatArray]:
     """Depths below the surfaces of the grey nuclei and the ventricles, -inf far from them; share of the choroid plexus."""
     size = np.float32(np.clip(rng.normal(0.3, 0.9), -1.5, 2.5))
     part = np.flatnonzero((np.abs(head.p[0]) < 45) & (np.abs(head.p[1]) < 70) & (np.abs(head.p[2] + 10) < 50))

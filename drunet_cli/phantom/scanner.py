@@ -18,7 +18,7 @@ from drunet_cli.io import atomic
 from drunet_cli.io.case import Case, case_of
 from drunet_cli.io.naming import SEGMENTATION, may_name_a_file
 from drunet_cli.io.nifti import encode_label_map, new_header
-from drunet_cli.phantom.anatomy import BRATS_SHAPE, FloatArray, Head, HeadGrid, Shape, healthy_shares, squares
+from drunet_cli.phantom.anatomy import BRATS_SHAPE, FloatArray, HeadGrid, Shape, SyntheticHead, healthy_shares, squares
 from drunet_cli.phantom.tumour import draw_glioma, places_before, tumour_shares
 
 _SMALLEST: Final = 24  # voxels an axis, below which nothing looks like a brain
@@ -58,8 +58,8 @@ def make_phantom(
     for_head, for_tumour, for_scan = (np.random.Generator(np.random.PCG64(s)) for s in np.random.SeedSequence(seed).spawn(3))
     grid = HeadGrid.of(shape, spacing_mm)
     glioma = draw_glioma(for_tumour, enhancing)
-    grid = grid.around(Head.of(grid.coarser(), deepcopy(for_head)).brain)  # with or without a tumour the same voxels
-    head = Head.of(grid, for_head, places_before(glioma, grid) if tumour else None)
+    grid = grid.around(SyntheticHead.of(grid.coarser(), deepcopy(for_head)).brain)  # with or without a tumour the same voxels
+    head = SyntheticHead.of(grid, for_head, places_before(glioma, grid) if tumour else None)
     shares = healthy_shares(head, for_head)
     class_map = np.zeros(shape, dtype=np.uint8)
     if tumour:
@@ -132,7 +132,7 @@ _BRIGHTEST: Final = 32767
 
 
 def _scan(
-    shares: Mapping[str, FloatArray], head: Head, rng: np.random.Generator
+    shares: Mapping[str, FloatArray], head: SyntheticHead, rng: np.random.Generator
 ) -> Iterator[tuple[Modality, npt.NDArray[np.int16]]]:
     """Each modality's image of the grid's box, [X, Y, Z], 0 outside the brain."""
     grid, brain = head.grid, head.brain

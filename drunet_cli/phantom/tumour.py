@@ -8,7 +8,7 @@ from typing import Final
 import numpy as np
 
 from drunet_cli.brats import ClassMap, TumourClass
-from drunet_cli.phantom.anatomy import Coordinates, FloatArray, Head, HeadGrid, Point, beyond, squares
+from drunet_cli.phantom.anatomy import Coordinates, FloatArray, HeadGrid, Point, SyntheticHead, beyond, squares
 
 _PUSHED_WITHIN: Final = 3.0  # radii of the core
 
@@ -74,7 +74,7 @@ def places_before(glioma: Glioma, grid: HeadGrid) -> Coordinates:
 
 
 def tumour_shares(
-    glioma: Glioma, head: Head, healthy: Mapping[str, FloatArray], rng: np.random.Generator
+    glioma: Glioma, head: SyntheticHead, healthy: Mapping[str, FloatArray], rng: np.random.Generator
 ) -> tuple[dict[str, FloatArray], ClassMap]:
     """Shares of the tumour's tissues, to be laid over the healthy, and the truth, [V]."""
     grid = head.grid

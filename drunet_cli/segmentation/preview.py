@@ -71,7 +71,7 @@ def largest_cuts(images: Mapping[Modality, Voxels], class_map: ClassMap, *, affi
     """The axial, the coronal and the sagittal plane with the most tumour voxels; without any tumour, the brain's middle.
 
     images: each [I, J, K], background 0. class_map: [I, J, K]. affine: voxel indices to RAS millimetres; an oblique one goes to
-    the nearest axes. Of several planes with equally many voxels it is the middle one.
+    the nearest axes. Where several planes hold equally many, the middle one is taken.
     """
     turn = _Turn.of(affine, class_map.shape)
     turned = {modality: turn.turned(voxels) for modality, voxels in images.items()}

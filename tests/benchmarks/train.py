@@ -33,7 +33,7 @@ from drunet_cli.training.recipe import RECIPES, Recipe, RecipeName
 from drunet_cli.training.store import StoredCase, StoreTask, open_store, prepare_case
 
 BLOCKS = 3
-FRAME_GFLOP = 54.16  # forward, base width 16, per 240 x 240 slice (reference.md of the network); backward is twice that
+FRAME_GFLOP = 54.16  # forward, base width 16, per 240 x 240 slice (drunet_cli/network/README.md); backward is twice that
 
 
 class PngSlices(Dataset[tuple[torch.Tensor, torch.Tensor]]):

@@ -14,14 +14,15 @@ from typing import Final
 
 import pytest
 
+from drunet_cli.errors import ExitCode
 from tests.mutations import N_MUTATIONS, mutations
 from tests.support import GOLDEN_IMAGES, GOLDEN_WEIGHTS, image_options
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 
-LIMIT_S: Final = 60.0  # issue 2
-LIMIT_BYTES: Final = 4 * 2**30  # issue 2
-SUCCESS, BAD_INPUT = 0, 3  # cli.md
+LIMIT_S: Final = 60.0
+LIMIT_BYTES: Final = 4 * 2**30
+SUCCESS, BAD_INPUT = ExitCode.DONE, ExitCode.BAD_INPUT
 
 # Whatever may come before: warnings. The one line. Whatever may follow it: the indented table of grids that differ.
 REFUSAL: Final = re.compile(r"(Warning: .+\n)*Error: .+\n(  .*\n)*")

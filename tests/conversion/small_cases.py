@@ -39,7 +39,7 @@ NAME: Final = "p1"
 SHAPE: Final = (20, 24, 5)
 BLANK: Final = (0, 4)  # slices without brain of a case of this shape
 N_FILES: Final = 2 * 5 + 2  # that are put for it: two of each slice, the marker and the description
-# reference.md, Images.
+# drunet_cli/network/README.md, Images.
 BRATS_AFFINE: Final = np.array([[-1.0, 0, 0, 0], [0, -1, 0, 239], [0, 0, 1, 0], [0, 0, 0, 1]])
 
 

@@ -137,7 +137,7 @@ def test_a_segmentation_may_be_absent_or_without_labels(tmp_path: Path) -> None:
 def test_labels_that_the_published_script_has_written_and_rounded_spacings_are_read(tmp_path: Path) -> None:
     convert(small_case(tmp_path), tmp_path / "exact")
     affine = BRATS_AFFINE @ np.diag([1.0004, 0.9996, 1.0004, 1.0])  # less than the 0.001 mm of geometry.at_1_mm
-    labels = labels_in(brain_in()) * np.float64(1.000015)  # reference.md, PNG layout
+    labels = labels_in(brain_in()) * np.float64(1.000015)  # drunet_cli/network/README.md, PNG layout
     convert(saved_case(tmp_path, images_in(brain_in()), labels, affine=affine), tmp_path / "rounded")
     for folder in ("images", "masks"):
         assert files_in(tmp_path / "rounded" / folder) == files_in(tmp_path / "exact" / folder)

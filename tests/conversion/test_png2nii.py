@@ -103,7 +103,7 @@ def rewrite(path: Path, change: Callable[[Pixels], Pixels | None]) -> None:
 
 
 def published_slices(folder: Path, classes: Pixels, *, padding: str = "") -> None:
-    """Class indices [X, Y, Z] as evaluate.py writes them. Source: reference.md, PNG layout."""
+    """Class indices [X, Y, Z] as evaluate.py writes them. Source: drunet_cli/network/README.md, PNG layout."""
     for z in range(classes.shape[2]):
         pixels = np.zeros((*classes.shape[:2], 3), dtype=np.uint8)
         pixels[..., 0] = classes[..., z] * 50

@@ -17,7 +17,7 @@ from tests.support import GOLDEN, GOLDEN_IMAGES
 
 
 def published(voxels: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
-    """The formula of reference.md, Normalisation, word for word: everything in float64, nothing saved."""
+    """The formula of drunet_cli/network/README.md, Normalisation, word for word: everything in float64, nothing saved."""
     v = np.array(voxels, dtype=np.float64)
     brain = v > 0
     m, s = np.mean(v[brain]), np.std(v[brain])
