@@ -241,9 +241,11 @@ def _run(settings: TrainingSettings, *, init: str | None, screen: Screen, json: 
                 with training_screen:
                     is_done = train(settings, plan, team, device, on_progress=training_screen.show, should_stop=should_stop)
             except DrunetError as error:
-                if should_stop():  # the signal, which ends the run next, would hide the error
-                    screen.error(str(error), error.details)
-                raise
+                if not (processes.several or should_stop()):
+                    raise
+                # Told here, where signals are held: the one that has come, or that torchrun sends next, would hide the error.
+                screen.error(str(error), error.details)
+                raise typer.Exit(error.exit_code) from error
             if processes.is_first:
                 _print_end(settings, is_done=is_done, screen=screen, json=json)
 
