@@ -16,11 +16,13 @@ from drunet_cli.weights.registry import (
     BUNDLED,
     DEFAULT,
     ENTRIES,
+    NO_CACHE,
     PUBLISHED_BN_EPSILON,
     Entry,
     cache_folder,
     cached_names,
     find_entry,
+    has_cache,
     is_file,
     is_file_name,
     shown_source,
@@ -81,12 +83,16 @@ def list_weights(json: options.Json = False) -> None:
     """
     from drunet_cli.cli.console import Screen, result_json, weights_table
 
-    rows = [_list_row(name) for name in dict.fromkeys([*ENTRIES, *BUNDLED, *cached_names()])]
+    screen = Screen()
+    if not has_cache():
+        screen.warning(NO_CACHE)
+    cached = cached_names() if has_cache() else []
+    rows = [_list_row(name) for name in dict.fromkeys([*ENTRIES, *BUNDLED, *cached])]
     if json:
         for row in rows:
             result_json(row)
     else:
-        Screen().table(weights_table([_row_in_words(row) for row in rows]))
+        screen.table(weights_table([_row_in_words(row) for row in rows]))
 
 
 @app.command()
@@ -278,8 +284,8 @@ def _describe(weights: str) -> dict[str, Any]:
 
     Raises WeightsError for unknown or damaged ones.
     """
-    from drunet_cli.io.inputs import file_sha256
     from drunet_cli.weights.cache import metadata_of
+    from drunet_cli.weights.checkpoint import weights_sha256
 
     where = "file" if is_file_name(weights) else _where(weights)
     if where == "not-downloaded":
@@ -291,7 +297,7 @@ def _describe(weights: str) -> dict[str, Any]:
         "path": str(file),
         "where": where,
         "default": where != "file" and weights == DEFAULT,
-        "sha256": file_sha256(file),
+        "sha256": weights_sha256(file),
         **asdict(metadata),
         **description,
     }
@@ -347,4 +353,4 @@ def _origin(document: Mapping[str, Any]) -> str:
 def _where(name: str) -> str:
     if name in BUNDLED:
         return "bundled"
-    return "cache" if is_file(weights_path(name)) else "not-downloaded"
+    return "cache" if has_cache() and is_file(weights_path(name)) else "not-downloaded"

@@ -8,16 +8,26 @@ import logging
 import os
 import socket
 import time
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Final
 
 from drunet_cli.errors import MisuseError, OutputError, WeightsError, one_line
 from drunet_cli.io.atomic import check_writable, remove_stale
-from drunet_cli.io.inputs import file_sha256, stand_in
-from drunet_cli.weights.checkpoint import Checkpoint, Metadata, check_tensors, read_checkpoint, read_metadata, write_checkpoint
+from drunet_cli.io.inputs import stand_in
+from drunet_cli.weights.checkpoint import (
+    Checkpoint,
+    Metadata,
+    check_tensors,
+    read_checkpoint,
+    read_metadata,
+    weights_sha256,
+    write_checkpoint,
+)
 from drunet_cli.weights.download import Note, Progress, fetch, shown_url
 from drunet_cli.weights.registry import (
     BUNDLED,
@@ -29,6 +39,7 @@ from drunet_cli.weights.registry import (
     cached_path,
     check_available,
     check_file,
+    check_name,
     find_entry,
     is_file,
     is_file_name,
@@ -123,9 +134,10 @@ def import_weights(path: Path, *, name: str = DEFAULT, bn_epsilon: float | None 
     if name in BUNDLED:
         raise MisuseError(f"weights {name} come with drunet and are not replaced; give yours another --name")
     try:
-        target = cached_path(name)
+        check_name(name)
     except WeightsError as error:
         raise MisuseError(f"--name: {error}") from error
+    target = cached_path(name)
     if is_file(target) and not overwrite:
         raise OutputError(f"{target}: weights {name} are in the cache already; give --overwrite to replace them")
     check_file(path)
@@ -175,7 +187,7 @@ def _read_keras(path: Path, name: str, bn_epsilon: float, entry: Entry | None, o
     from drunet_cli.weights.keras import read_keras_h5  # h5py
 
     base_width, state = read_keras_h5(path)
-    sha256 = file_sha256(path)
+    sha256 = weights_sha256(path)
     metadata = Metadata(
         name=name,
         base_width=base_width,
@@ -243,8 +255,10 @@ def _download_lock(target: Path, on_note: Note) -> Iterator[bool]:
     lock = FileLock(target.with_suffix(".lock"))
     try:
         try:
-            lock.acquire(timeout=0)
+            with warnings.catch_warnings(action="ignore", category=UserWarning):  # that filelock locks in a way of its own
+                lock.acquire(timeout=0)
         except Timeout:
+            _check_locks_work(target.parent)
             on_note(f"Another process is downloading the weights {target.stem}: waiting for it")
             lock.acquire(poll_interval=0.5)
     except (OSError, NotImplementedError):  # also another user's lock file in a shared folder
@@ -253,6 +267,14 @@ def _download_lock(target: Path, on_note: Note) -> Iterator[bool]:
         yield lock.is_locked
     finally:
         lock.release()
+
+
+def _check_locks_work(folder: Path) -> None:
+    """Raise OSError where a file that nobody else knows is locked too: some file systems refuse all locks in that way."""
+    from filelock import FileLock
+
+    with TemporaryDirectory(dir=folder, prefix=".") as own, FileLock(Path(own) / "lock", timeout=0):
+        pass
 
 
 def _download(entry: Entry, target: Path, on_progress: Progress, on_note: Note, *, locked: bool) -> None:

@@ -96,7 +96,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
             state = {key: _tensor(file, key, path) for key in file.keys()}  # noqa: SIM118  # not a dict
     except (OSError, safetensors.SafetensorError) as error:
         raise WeightsError(f"{path}: cannot be read: {error}") from error
-    return Checkpoint(metadata=metadata, state=state, sha256=file_sha256(path))
+    return Checkpoint(metadata=metadata, state=state, sha256=weights_sha256(path))
 
 
 def read_metadata(path: Path) -> Metadata:
@@ -106,7 +106,9 @@ def read_metadata(path: Path) -> Metadata:
             document = (file.metadata() or {}).get(_METADATA_KEY)
     except FileNotFoundError as error:
         raise WeightsError(f"{path}: no such weights file") from error
-    except (OSError, safetensors.SafetensorError) as error:
+    except OSError as error:
+        raise WeightsError(f"{path}: cannot be read: {error}") from error
+    except safetensors.SafetensorError as error:
         # safetensors calls it so where the file's length is not the one in its header.
         wrong_length = "incomplete metadata" in str(error) or "invalid header length" in str(error)
         reason = "it is cut short or too long; copy or download it again" if wrong_length else error
@@ -119,6 +121,14 @@ def read_metadata(path: Path) -> Metadata:
         return _metadata(json.loads(document))
     except (ValueError, TypeError, KeyError) as error:
         raise WeightsError(f"{path}: its drunet metadata cannot be understood: {error}") from error
+
+
+def weights_sha256(path: Path) -> str:
+    """SHA-256 of a weights file, in hexadecimal. Raises WeightsError."""
+    try:
+        return file_sha256(path)
+    except OSError as error:
+        raise WeightsError(f"{path}: cannot be read: {error.strerror}") from error
 
 
 def _metadata(document: dict[str, Any]) -> Metadata:

@@ -65,9 +65,12 @@ def read_keras_h5(path: Path) -> tuple[int, State]:
     Raises WeightsError naming the layer that is missing, left over, of another shape, or not finite.
     """
     try:
-        with h5py.File(path, "r") as file:
+        # From a stream: HDF5 locks the files that it opens by name, which some network file systems refuse.
+        with path.open("rb") as stream, h5py.File(stream, "r") as file:
             return _read(file, path)
     except _H5PY_ERRORS as error:
+        if isinstance(error, OSError) and error.errno is not None:  # of the system, not of HDF5
+            raise WeightsError(f"{path}: cannot be read: {error.strerror}") from error
         # HDF5 itself names the two lengths in its own terms.
         reason = "it is cut short; copy or download it again" if "truncated file" in str(error) else error
         raise WeightsError(f"{path}: not a readable Keras HDF5 weights file: {reason}") from error

@@ -28,6 +28,7 @@ BRATS2021: Final = (
 )
 _PACKAGED: Final = Path(drunet_cli.__file__).parent / "weights"
 SUFFIX: Final = ".safetensors"
+NO_CACHE: Final = "there is no home folder for the cache of weights; set DRUNET_CACHE_DIR to a folder"
 _FILE_SUFFIXES: Final = (".h5", ".hdf5", SUFFIX)
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
@@ -113,27 +114,51 @@ BUNDLED: Final[Mapping[str, Bundled]] = {
 
 
 def cache_folder() -> Path:
-    """Folder of the weights: below DRUNET_CACHE_DIR if set, else below the platform's cache folder."""
+    """Folder of the weights: below DRUNET_CACHE_DIR if set, else below the platform's cache folder.
+
+    Raises WeightsError where that needs a home folder and there is none.
+    """
     import platformdirs  # here, as most commands import this module for a name alone
 
-    root = Path(os.environ.get("DRUNET_CACHE_DIR") or platformdirs.user_cache_path("drunet"))
+    chosen = os.environ.get("DRUNET_CACHE_DIR")
     try:
+        root = Path(chosen or platformdirs.user_cache_path("drunet"))
         return root.expanduser().absolute() / "weights"
-    except RuntimeError as error:  # ~nobody
-        raise WeightsError(f"DRUNET_CACHE_DIR {root}: {error}") from error
+    except RuntimeError as error:  # ~nobody; or a user id without name and HOME, as containers may run under
+        if chosen:
+            reason = "there is no such home folder; set DRUNET_CACHE_DIR to a full path"
+            raise WeightsError(f"DRUNET_CACHE_DIR {chosen}: {reason}") from error
+        raise WeightsError(NO_CACHE) from error
+
+
+def has_cache() -> bool:
+    """Whether there can be a cache: DRUNET_CACHE_DIR names its folder, rightly or not, or there is a home folder."""
+    try:
+        cache_folder()
+    except WeightsError:
+        return bool(os.environ.get("DRUNET_CACHE_DIR"))
+    return True
 
 
 def cached_path(name: str) -> Path:
-    """Path of the weights of this name in the cache, whether they are there or not. Raises WeightsError for an illegal name."""
+    """Path of the weights of this name in the cache, whether they are there or not.
+
+    Raises WeightsError for an illegal name, and where there is no folder for the cache.
+    """
+    check_name(name)
+    return cache_folder() / f"{name}{SUFFIX}"
+
+
+def check_name(name: str) -> None:
+    """Raise WeightsError for a name that no weights in the cache can have."""
     if not _NAME.fullmatch(name) or is_file_name(name):
         raise WeightsError(f"weights name {name!r}: use letters, digits, '.', '_' and '-', and no suffix of a weights file")
-    return cache_folder() / f"{name}{SUFFIX}"
 
 
 def weights_path(name: str) -> Path:
     """Path of these weights, whether they are there or not: in the package if they are bundled, else in the cache.
 
-    Raises WeightsError for an illegal name.
+    Raises WeightsError as `cached_path` does.
     """
     return BUNDLED[name].path if name in BUNDLED else cached_path(name)
 

@@ -1,6 +1,7 @@
 """Weights by name or file: fetched once, verified, kept, and never half there."""
 
 import errno
+import fcntl
 import os
 import shutil
 import signal
@@ -289,6 +290,19 @@ def test_a_file_system_without_locks_still_ends_in_whole_weights(
     with serving(CONTENT, Answer(cut_after=100_000)) as server:
         mirror(server)
         assert_golden(obtain(DEFAULT))
+    assert not list(cache_folder().glob(".*"))
+
+
+@pytest.mark.parametrize("number", [errno.EAGAIN, errno.ENOSYS])
+def test_where_every_lock_is_refused_nobody_is_waited_for(number: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    def flock(*_: object) -> NoReturn:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    monkeypatch.setenv("DRUNET_WEIGHTS_URL", GOLDEN_WEIGHTS.as_uri())
+    notes: list[str] = []
+    assert_golden(obtain(DEFAULT, on_note=notes.append))
+    assert "Another process" not in "".join(notes)
     assert not list(cache_folder().glob(".*"))
 
 

@@ -113,6 +113,11 @@ def test_a_truncated_file_is_refused(tmp_path: Path, n_bytes: int) -> None:
         read_checkpoint(path)
 
 
+def test_an_error_of_the_system_is_told_as_one(tmp_path: Path) -> None:
+    with pytest.raises(WeightsError, match=f"^{tmp_path}: cannot be read: "):
+        read_metadata(tmp_path)
+
+
 def test_facts_that_a_later_version_adds_are_left_aside_and_missing_ones_keep_their_defaults(tmp_path: Path) -> None:
     document = _document(windows=[144, 176])
     del document["dropout"]

@@ -3,6 +3,7 @@
 Whether Keras loads what drunet writes was not tried: TensorFlow is not installed.
 """
 
+import fcntl
 import io
 import shutil
 from collections.abc import Callable
@@ -180,6 +181,13 @@ def test_values_kept_in_another_file_are_refused(tmp_path: Path) -> None:
         file.create_dataset(name, shape=shape, dtype=np.float32, external=[(str(tmp_path / "secret.bin"), 0, 4096)])
     with pytest.raises(WeightsError, match="kept in this file"):
         read_keras_h5(path)
+
+
+def test_a_file_that_cannot_be_locked_is_read_and_an_error_of_the_system_is_told_as_one(tmp_path: Path) -> None:
+    with GOLDEN_WEIGHTS.open("rb") as holder:
+        fcntl.flock(holder, fcntl.LOCK_EX)  # as on file systems without locks, nobody else gets one
+        assert read_keras_h5(GOLDEN_WEIGHTS)[0] == 1
+    assert complaint(tmp_path) == f"{tmp_path}: cannot be read: Is a directory"
 
 
 # Written files

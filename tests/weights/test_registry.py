@@ -1,5 +1,6 @@
 """The weights that come with drunet: the file in the package is what the registry says."""
 
+import pwd
 from importlib import resources
 from pathlib import Path
 from typing import Final
@@ -8,8 +9,10 @@ import numpy as np
 import pytest
 import safetensors
 
+from drunet_cli.cli.app import main
 from drunet_cli.weights.cache import metadata_of, open_weights
-from drunet_cli.weights.registry import BUNDLED, COMPACT, ENTRIES, weights_path
+from drunet_cli.weights.registry import BUNDLED, COMPACT, ENTRIES, NO_CACHE, weights_path
+from tests.support import GOLDEN_WEIGHTS
 
 MOST_BYTES: Final = 10e6  # the wheel stays below 12 MB
 
@@ -44,3 +47,23 @@ def test_the_file_says_what_the_registry_says() -> None:
         assert part in metadata.citation
     assert metadata.window == "auto"
     assert not BUNDLED.keys() & ENTRIES.keys()
+
+
+def test_without_a_home_folder_only_what_needs_the_cache_fails(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("HOME", "XDG_CACHE_HOME", "DRUNET_CACHE_DIR"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(pwd, "getpwuid", {}.__getitem__)  # the user id has no name either
+    for command in ("path brats2020", "download", f"import {GOLDEN_WEIGHTS} --name mine"):
+        assert main(["weights", *command.split()]) == 4
+        assert capsys.readouterr().err == f"Error: {NO_CACHE}\n"
+    assert main(["weights", "list"]) == 0
+    out, err = capsys.readouterr()
+    assert "compact" in out
+    assert err == f"Warning: {NO_CACHE}\n"
+    for name in ("brats2020", "compact"):
+        assert main(["weights", "info", name]) == 0
+    monkeypatch.setenv("DRUNET_CACHE_DIR", "~/cache")
+    assert main(["weights", "list"]) == 4
+    assert "set DRUNET_CACHE_DIR to a full path" in capsys.readouterr().err
