@@ -43,8 +43,8 @@ class Screen:
 
     @property
     def draws(self) -> bool:
-        """Whether there is a terminal for bars."""
-        return not self.quiet and _stderr_is_terminal()
+        """Whether there is a terminal for bars: a real one, as FORCE_COLOR asks for colours in logs too."""
+        return not self.quiet and sys.stderr.isatty()
 
     def error(self, message: str, details: tuple[str, ...] = ()) -> None:
         """Print one line, whatever the message holds, and the details below it as they are."""

@@ -5,12 +5,14 @@ killed leaves at most such a temporary, which the next writer of the same target
 """
 
 import errno
+import logging
 import math
 import os
 import socket
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
 from typing import BinaryIO, Final
 
@@ -176,13 +178,29 @@ def _longest_name(folder: Path) -> float:
     return limit if limit > 0 else math.inf
 
 
+# The answers of network file systems that cannot flush; they say nothing about the bytes, unlike those for a full or broken
+# disk. 524 is the ENOTSUPP of Linux itself, which some of them let through.
+_NO_FLUSH: Final = (
+    *(errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, 524),
+    *(errno.EPERM, errno.EACCES, errno.EROFS, errno.ENOTTY),
+)
+
+
 def _flush_to_disk(stream: BinaryIO) -> None:
     stream.flush()
     try:
         os.fsync(stream.fileno())
-    except OSError as error:  # some network file systems cannot, and losing the work would help nobody
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS):
+    except OSError as error:
+        if error.errno not in _NO_FLUSH:
             raise
+        _warn_of_no_flush(str(error.strerror))  # losing the work would help nobody
+
+
+@cache
+def _warn_of_no_flush(reason: str) -> None:
+    """Log once in a process that files are not known to be on the disk."""
+    message = "the file system cannot flush files to its disk (%s): what was just written may be lost if the machine crashes"
+    logging.getLogger("drunet_cli").warning(message, reason)
 
 
 def _publish(temporary: Path, target: Path, *, overwrite: bool) -> None:

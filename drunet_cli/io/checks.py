@@ -20,6 +20,7 @@ from drunet_cli.io.geometry import (
     is_rounding,
     is_same_place,
     orientation_to_network,
+    skew_degrees,
 )
 from drunet_cli.io.naming import modality_in_name
 from drunet_cli.io.nifti import Grid, Volume
@@ -38,6 +39,7 @@ class WarningCode(StrEnum):
     FORMS_DISAGREE = "forms-disagree"
     QFORM_MENDED = "qform-mended"
     GRIDS_ROUNDED = "grids-rounded"
+    SHEARED = "sheared"
     EMPTY_RESULT = "empty-result"
 
 
@@ -216,6 +218,7 @@ def _same_voxels(voxels: npt.NDArray[Any], others: npt.NDArray[Any]) -> bool:
 
 
 _FORMS_AGREE_MM: Final = 0.5  # float32 quaternions round; half a voxel of the BraTS grid is no rounding
+_SKEWED_DEGREES: Final = 1.0  # the rounding of headers is far below; a brain skewed by less is as others
 _THICK_SLICE_MM: Final = 2.0
 # In ten BraTS 2021 cases the outlines agree to Dice 0.999 and more; those of two patients to no more than 0.944
 # (tests/benchmarks/brains.py, as for the figures below).
@@ -243,6 +246,12 @@ def _header_warnings(flair: Grid) -> list[CaseWarning]:
             "other programs may take the qform"
         )
         warnings.append(CaseWarning(WarningCode.FORMS_DISAGREE, message))
+    if (degrees := skew_degrees(flair.affine)) > _SKEWED_DEGREES:
+        message = (
+            f"{flair.path}: its voxel axes are {degrees:.0f} degrees off right angles (a sheared affine), and the network sees "
+            "the brain skewed; resample the four images to a grid without shear, as rigid registration gives"
+        )
+        warnings.append(CaseWarning(WarningCode.SHEARED, message))
     return warnings
 
 

@@ -180,6 +180,13 @@ def spacing_mm(affine: npt.NDArray[np.float64]) -> tuple[float, float, float]:
     return float(i), float(j), float(k)
 
 
+def skew_degrees(affine: npt.NDArray[np.float64]) -> float:
+    """How far the voxel axes are from right angles to one another, at most; 0 unless the affine is sheared."""
+    axes = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
+    cosines = (axes.T @ axes)[np.triu_indices(3, 1)]
+    return float(np.degrees(np.arcsin(min(1.0, np.abs(cosines).max()))))
+
+
 def at_1_mm(spacing_mm: Iterable[float]) -> bool:
     """Whether voxels have the network's size in all these directions."""
     return all(abs(size - 1.0) < _SAME_SPACING_MM for size in spacing_mm)

@@ -16,6 +16,7 @@ from typing import Final
 
 import pytest
 
+from drunet_cli.cli.console import Screen
 from tests.cli.small_cohort import write_cases
 from tests.support import GOLDEN_WEIGHTS, image_options
 from tests.weights.file_server import Answer, serving
@@ -171,3 +172,8 @@ def test_no_bar_where_none_can_or_may_be(tmp_path: Path, environment: Mapping[st
     assert run.stdout == "seg.nii.gz\n"
     assert HIDE_CURSOR not in run.terminal
     assert "━" not in run.terminal
+
+
+def test_colours_that_are_forced_draw_no_bar_into_a_log(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    assert not Screen().draws

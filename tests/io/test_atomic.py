@@ -18,6 +18,7 @@ import pytest
 
 from drunet_cli.errors import OutputError, Terminated
 from drunet_cli.io.atomic import (
+    _warn_of_no_flush,
     check_writable,
     create_folder,
     is_same_file,
@@ -228,19 +229,25 @@ def test_a_disk_that_is_full_half_way_is_an_output_error(target: Path, write_fil
     assert names_in(target.parent) == [target.name]
 
 
-@pytest.mark.parametrize(("number", "refused"), [(errno.EINVAL, False), (errno.ENOTSUP, False), (errno.EIO, True)])
-def test_a_file_system_that_cannot_flush_gets_the_file_and_one_that_fails_to_does_not(
-    target: Path, number: int, refused: bool, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("number", "refused"),
+    [(errno.EINVAL, False), (errno.ENOTSUP, False), (524, False), (errno.EPERM, False), (errno.EIO, True)],
+)
+def test_a_file_system_that_cannot_flush_gets_the_file_with_one_warning_and_one_that_fails_to_does_not(
+    target: Path, number: int, refused: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def fail(descriptor: int) -> None:
         raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr(os, "fsync", fail)
+    _warn_of_no_flush.cache_clear()
     if refused:
         with pytest.raises(OutputError, match=f"{target}: cannot be written: "):
             write(target)
     else:
         write(target)
+        write(target, overwrite=True)
+    assert caplog.text.count("cannot flush files") == (0 if refused else 1)
     assert names_in(target.parent) == ([] if refused else [target.name])
 
 

@@ -241,6 +241,13 @@ def test_a_qform_that_was_mended_is_reported() -> None:
     assert warning == CaseWarning(WarningCode.QFORM_MENDED, "a_flair.nii.gz: its qform is not finite and was left out")
 
 
+@pytest.mark.parametrize(("shear", "reported"), [(0.01, False), (0.02, True), (0.2, True)])  # 0.57, 1.1 and 11 degrees
+def test_a_sheared_affine_is_reported(shear: float, reported: bool) -> None:
+    affine = LPS.copy()
+    affine[0, 2] = shear
+    assert (WarningCode.SHEARED in codes_of(case(affine))) is reported
+
+
 @pytest.mark.parametrize(
     ("spacing", "text"), [((0.5, 0.5), "0.5 x 0.5 mm"), ((1.0, 0.9), "1 x 0.9 mm"), ((1.1, 1.0), "1.1 x 1 mm")]
 )
