@@ -1,5 +1,6 @@
 """What several test modules need: the golden files, and how the command line is told of four images."""
 
+import io
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -22,6 +23,11 @@ Drunet = Callable[..., CompletedProcess[str]]
 def image_options(images: Mapping[Modality, Path] = GOLDEN_IMAGES) -> list[str]:
     """The four options of `drunet segment`."""
     return [word for modality, path in images.items() for word in (f"--{modality}", str(path))]
+
+
+def stdin_of(content: str | bytes) -> io.TextIOWrapper:
+    """A stdin that holds these bytes, or this text in UTF-8."""
+    return io.TextIOWrapper(io.BytesIO(content.encode() if isinstance(content, str) else content))
 
 
 def open_image(path: Path | str) -> Any:  # nibabel types what it opens too vaguely to be used

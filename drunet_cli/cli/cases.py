@@ -1,5 +1,6 @@
 """The cases that a command line names: four files, folders, tables, or a list on stdin."""
 
+import io
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -8,7 +9,7 @@ from typing import Final
 
 from drunet_cli.brats import Modality
 from drunet_cli.errors import CaseError, MisuseError
-from drunet_cli.io.case import BrokenCase, Case, case_of
+from drunet_cli.io.case import BrokenCase, Case, case_of, text_of
 from drunet_cli.io.discovery import Cohort, find_cases
 from drunet_cli.io.naming import Naming, may_name_a_file, parse_channels, parse_patterns
 
@@ -84,5 +85,14 @@ def names_a_file(output: Path) -> bool:
     return label_map_path(output, "any") == output
 
 
+def read_stdin() -> bytes:
+    """All bytes of stdin. Raises CaseError."""
+    try:
+        return sys.stdin.buffer.read()
+    except OSError as error:  # such as a folder
+        raise CaseError(f"stdin: cannot be read: {error.strerror}") from error
+
+
 def _lines() -> list[Path]:
-    return [Path(line.rstrip("\r\n")) for line in sys.stdin if line.strip()]
+    text = text_of(read_stdin(), name="stdin")
+    return [Path(line.removesuffix("\n")) for line in io.StringIO(text, newline=None) if line.strip()]

@@ -2,7 +2,6 @@
 
 import math
 import os
-import sys
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
@@ -12,6 +11,7 @@ import typer
 
 from drunet_cli.brats import ReadLabels
 from drunet_cli.cli import options
+from drunet_cli.cli.cases import read_stdin
 from drunet_cli.cli.options import one_of
 from drunet_cli.errors import CaseError, DrunetError, MisuseError, OutputError, one_line, plural
 
@@ -195,7 +195,7 @@ def _pairing(prediction: str, reference: str | None) -> "Pairing":
     if reference is not None:
         return pair_up(Path(prediction), Path(reference))
     if prediction == _STDIN:
-        return parse_table(sys.stdin.buffer.read(), folder=Path(), name="stdin")
+        return parse_table(read_stdin(), folder=Path(), name="stdin")
     if not prediction.lower().endswith(".csv"):
         raise MisuseError(f"{prediction}: missing REF; alone it must be a table .csv, or - for one on stdin")
     return read_table(Path(prediction))

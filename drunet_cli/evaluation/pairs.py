@@ -10,6 +10,7 @@ from typing import Final
 
 from drunet_cli.brats import UNCERTAINTY_MAPS, Modality
 from drunet_cli.errors import CaseError, MisuseError, join_some
+from drunet_cli.io.case import is_text, text_of
 from drunet_cli.io.discovery import Folder, folders_from
 from drunet_cli.io.naming import NIFTI_SUFFIXES, SEGMENTATION, WORDS, before_and_last_word, is_nifti, stem, with_a_name
 
@@ -95,10 +96,8 @@ def read_table(path: Path) -> Pairing:
 def parse_table(table: bytes, *, folder: Path, name: str) -> Pairing:
     """The pairs of a table that was read from elsewhere. folder: where relative paths begin. name: the table in messages."""
     try:
-        reader = csv.DictReader(io.StringIO(table.decode("utf-8-sig"), newline=""), strict=True)
+        reader = csv.DictReader(io.StringIO(text_of(table, name=name), newline=""), strict=True)
         rows = [(reader.line_num, row) for row in reader]
-    except UnicodeDecodeError as error:
-        raise CaseError(f"{name}: is not text in UTF-8; save the table as UTF-8") from error
     except csv.Error as error:
         raise CaseError(f"{name}: cannot be read as a table: {error}") from error
     if not rows or not set(COLUMNS) <= rows[0][1].keys():
@@ -111,6 +110,9 @@ def parse_table(table: bytes, *, folder: Path, name: str) -> Pairing:
             unpaired[case or f"line {number}"] = CaseError(f"{name}, line {number}: lacks a case, prediction or reference")
         elif case in pairs:
             unpaired[case] = CaseError(f"{name}, line {number}: {case} is there twice")
+        elif any(not is_text(path) and not os.path.lexists(folder / path) for path in (prediction, reference)):
+            message = f"{name}, line {number}: no such file; the table is not text in UTF-8: save it as UTF-8"
+            unpaired[case] = CaseError(message)
         else:
             pairs[case] = Pair(case, folder / prediction, folder / reference)
     return Pairing(tuple(pairs[case] for case in sorted(pairs.keys() - unpaired.keys())), unpaired, {})

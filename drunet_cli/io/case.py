@@ -1,5 +1,6 @@
 """One patient's images, which file is which modality, and tables of such cases. Reads no voxel."""
 
+import codecs
 import csv
 import errno
 import io
@@ -105,6 +106,35 @@ class Row:
     line: int
 
 
+_UTF_16: Final = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+_UTF_32: Final = (codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE)
+
+
+def text_of(content: bytes, *, name: str) -> str:
+    """The text of a list or table: UTF-8, with a byte order mark or without one, or UTF-16 and UTF-32 with one.
+
+    Bytes that are no UTF-8 stand for themselves, as in arguments, since names of files are bytes. name: the source in messages.
+    Raises CaseError for other text.
+    """
+    try:
+        if content.startswith(_UTF_32):  # before UTF-16, whose mark UTF-32's begins with
+            text = content.decode("utf-32")
+        elif content.startswith(_UTF_16):
+            text = content.decode("utf-16")
+        else:
+            text = os.fsdecode(content.removeprefix(codecs.BOM_UTF8))
+    except UnicodeDecodeError as error:
+        raise CaseError(f"{name}: is not text in UTF-8; save it as UTF-8") from error
+    if "\0" in text[:2]:
+        raise CaseError(f"{name}: begins as UTF-16 without a byte order mark does; save it as UTF-8")
+    return text
+
+
+def is_text(name: str) -> bool:
+    """Whether a name that the system or `text_of` gave holds no byte that stands for itself."""
+    return not any("\udc80" <= character <= "\udcff" for character in name)
+
+
 def is_table(path: Path) -> bool:
     """Whether a file of this name is taken for a table."""
     return path.suffix.lower() in DELIMITERS
@@ -116,7 +146,7 @@ def place_of(table: Path, line: int) -> str:
 
 
 def read_table(path: Path) -> list[Row]:
-    """The cases of a .csv or .tsv file in UTF-8; relative paths in it begin at its folder.
+    """The cases of a .csv or .tsv file, as `text_of` reads text; relative paths in it begin at its folder.
 
     A row that makes no case is a BrokenCase. Raises CaseError when the table as a whole cannot be read or has no rows.
     """
@@ -138,11 +168,10 @@ def read_table(path: Path) -> list[Row]:
 def _lines(path: Path) -> Iterator[tuple[int, list[str]]]:
     """Number of the first line, from 1, and stripped cells of every row that is not blank."""
     try:
-        text = path.read_bytes().decode("utf-8-sig")
+        content = path.read_bytes()
     except OSError as error:
         raise CaseError(f"{path}: cannot be read: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise CaseError(f"{path}: is not text in UTF-8; save the table as UTF-8") from error
+    text = text_of(content, name=str(path))
     # Strict: else a quotation mark without its partner silently takes the rest of the table into one cell.
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=DELIMITERS[path.suffix.lower()], strict=True)
     while True:
@@ -166,7 +195,8 @@ def _row(table: Path, line: int, columns: list[str], cells: list[str]) -> Row:
     try:
         return Row(_case(table, name, values, surplus=cells[len(columns) :]), line)
     except CaseError as error:
-        return Row(BrokenCase(name, CaseError(f"{place}: {error}")), line)
+        remedy = "" if is_text("".join(cells)) else "; the table is not text in UTF-8: save it as UTF-8"
+        return Row(BrokenCase(name, CaseError(f"{place}: {error}{remedy}")), line)
 
 
 def _case(table: Path, name: str, values: Mapping[str, str], *, surplus: list[str]) -> Case:

@@ -1,6 +1,5 @@
 """`drunet convert` from the command line: what it prints and where, its exit codes, and that its options arrive."""
 
-import io
 import json
 import os
 import shlex
@@ -16,7 +15,7 @@ import pytest
 from drunet_cli.brats import CHANNELS
 from drunet_cli.cli.app import main
 from tests.cli.small_cohort import NAMES_NNUNET, contents, segmentation, spoil, write_case, write_cases
-from tests.support import Drunet, image_options, open_image
+from tests.support import Drunet, image_options, open_image, stdin_of
 
 N_CASES: Final = 3
 CASES: Final = [f"case_{n}" for n in range(N_CASES)]
@@ -146,14 +145,14 @@ def test_cases_may_come_from_stdin_and_from_a_table(
 ) -> None:
     images = ",".join(f"{cohort}/case_0/case_0_{kind}.nii.gz" for kind in ("t1", "t1ce", "t2", "flair"))
     Path("table.csv").write_text(f"case,t1,t1ce,t2,flair\ngood,{images}\nbad,a,b,c,d\n")
-    monkeypatch.setattr("sys.stdin", io.StringIO(f"{cohort}/case_2\ntable.csv\n"))
+    monkeypatch.setattr("sys.stdin", stdin_of(f"{cohort}/case_2\ntable.csv\n"))
     assert nii2png("-", "-o", "slices") == 1
     out, err = capsys.readouterr()
     assert out.splitlines() == ["slices/cases/case_2.json", "slices/cases/good.json"]
     assert "Error: bad: table.csv, line 3: " in err
-    monkeypatch.setattr("sys.stdin", io.StringIO(f"{cohort}\n"))
+    monkeypatch.setattr("sys.stdin", stdin_of(f"{cohort}\n"))
     assert png2nii(converted, "--like", "-", "-o", "maps") == 0
-    monkeypatch.setattr("sys.stdin", io.StringIO(""))
+    monkeypatch.setattr("sys.stdin", stdin_of(""))
     assert nii2png("-", "-o", "slices") == 3
     assert capsys.readouterr().err.endswith(
         "Error: stdin: no case: give paths of case folders, folders of cases or tables, one a line\n"
@@ -180,7 +179,7 @@ def test_a_bad_case_alone_is_the_failure_of_the_command(
     assert nii2png(partly_bad / "case_1", "-o", "slices", "--json") == 3
     out, err = capsys.readouterr()
     assert (out, err.count("\n"), Path("slices").exists()) == ("", 1, False)
-    monkeypatch.setattr("sys.stdin", io.StringIO(f"{partly_bad}/case_1\n"))
+    monkeypatch.setattr("sys.stdin", stdin_of(f"{partly_bad}/case_1\n"))
     assert nii2png("-", "-o", "slices") == 1  # a list is a batch
     assert not Path("slices").exists()
 

@@ -1,7 +1,6 @@
 """`drunet segment` of many cases: which are found, what is printed and written, and its exit codes."""
 
 import csv
-import io
 import json
 import os
 import shutil
@@ -29,7 +28,7 @@ from tests.cli.small_cohort import (
     write_case,
     write_cases,
 )
-from tests.support import GOLDEN_WEIGHTS, open_image
+from tests.support import GOLDEN_WEIGHTS, open_image, stdin_of
 
 N_CASES: Final = 3
 CASES: Final = [f"case_{n}" for n in range(N_CASES)]
@@ -199,13 +198,25 @@ def table_of(cohort: Path, path: str, cases: Sequence[str], *, separator: str = 
 
 def test_folders_tables_and_stdin_can_be_mixed(cohort: Path, monkeypatch: pytest.MonkeyPatch, capsys: Captured) -> None:
     table_of(cohort, "table.csv", ["case_1"])
-    monkeypatch.setattr("sys.stdin", io.StringIO(f"{cohort}/case_2\n\ntable.csv\r\n"))
+    monkeypatch.setattr("sys.stdin", stdin_of(f"{cohort}/case_2\n\ntable.csv\r\n"))
     assert segment(cohort / "case_0", "-", "-o", "out", "--dry-run", "--json") == 0
     assert list(objects(capsys.readouterr().out)) == ["case_0", "case_2", "patient of case_1"]
 
 
+@pytest.mark.parametrize(
+    ("name", "encoding"), [("p\u00e9", "utf-8-sig"), ("p\u00e9", "utf-16"), (os.fsdecode(b"p\xe9"), "utf-8")]
+)
+def test_a_list_on_stdin_may_have_a_mark_and_names_that_are_no_text(
+    name: str, encoding: str, cohort: Path, monkeypatch: pytest.MonkeyPatch, capsys: Captured
+) -> None:
+    Path(name).symlink_to(cohort / "case_0")
+    monkeypatch.setattr("sys.stdin", stdin_of(f"{name}\r\n".encode(encoding, "surrogateescape")))
+    assert segment("-", "-o", "out", "--dry-run", "--json") == 0
+    assert list(objects(capsys.readouterr().out)) == ["case_0"]
+
+
 def test_empty_stdin_is_bad_input(monkeypatch: pytest.MonkeyPatch, capsys: Captured) -> None:
-    monkeypatch.setattr("sys.stdin", io.StringIO(""))
+    monkeypatch.setattr("sys.stdin", stdin_of(""))
     assert segment("-", "-o", "out") == 3
     assert capsys.readouterr().err.startswith("Error: stdin: no case: give paths of case folders")
     assert not Path("out").exists()

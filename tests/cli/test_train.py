@@ -1,6 +1,5 @@
 """`drunet train`: wiring of its options, refusals with their exit codes, and what a dry run says that it would do."""
 
-import io
 import json
 import os
 import subprocess
@@ -16,7 +15,7 @@ import pytest
 from drunet_cli.cli.app import main
 from drunet_cli.cli.train import duration_in_words
 from tests.conversion.small_cases import SHAPE, brain_in, files_in, labels_in, save, small_case
-from tests.support import GOLDEN_WEIGHTS, Drunet
+from tests.support import GOLDEN_WEIGHTS, Drunet, stdin_of
 
 Outcome = tuple[int, str, str]
 Train = Callable[..., Outcome]
@@ -243,7 +242,7 @@ def test_long_list_of_refused_cases_ends_with_their_number(train: Train, tmp_pat
 
 
 def test_sources_without_cases_are_named(train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sys.stdin", io.StringIO("\n"))
+    monkeypatch.setattr("sys.stdin", stdin_of("\n"))
     (tmp_path / "empty").mkdir()
     for source, message in (("nowhere", "nowhere: no such file or folder"), ("empty", "empty: "), ("-", "stdin: no case")):
         code, _, error = train(source, "-o", "run")
@@ -297,7 +296,7 @@ def test_cases_may_be_named_on_stdin_and_mixed_with_slices_but_not_twice(
 ) -> None:
     convert = ["convert", "nii2png", str(cohort / "case_0"), str(cohort / "case_1"), "-o", str(tmp_path / "png"), "--quiet"]
     assert main([*convert, "--jobs", "1"]) == 0
-    monkeypatch.setattr("sys.stdin", io.StringIO(f"{cohort}/case_2\n{tmp_path}/png\n"))
+    monkeypatch.setattr("sys.stdin", stdin_of(f"{cohort}/case_2\n{tmp_path}/png\n"))
     _, out, _ = train("-", "-o", "run", "--dry-run", "--json", "--batch-size", "2")
     found = [json.loads(line) for line in out.splitlines() if line.startswith('{"case"')]
     assert [(case["case"], case["slices"], case["tumour_slices"]) for case in found] == [(name, 5, 3) for name in NAMES[:3]]

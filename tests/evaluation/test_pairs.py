@@ -198,13 +198,19 @@ def test_tables_are_read_as_spreadsheets_write_them(text: str, case: str) -> Non
         ("case;prediction;reference\na;b;c\n", "needs the header "),
         ("Case,Prediction,Ref\n", "needs the header "),
         (f'{HEADER}"a,p,r\n', "cannot be read as a table: "),
-        (f"{HEADER}caf\udce9,p,r\n", "is not text in UTF-8; save the table as UTF-8"),
     ],
 )
 def test_what_is_no_table_is_refused(table: str, words: str) -> None:
     with pytest.raises(CaseError) as caught:
         parse_table(table.encode(errors="surrogateescape"), folder=Path(), name="t.csv")
     assert str(caught.value).startswith(f"t.csv: {words}")
+
+
+def test_a_table_names_label_maps_by_their_bytes_or_says_that_it_is_not_utf8(tmp_path: Path) -> None:
+    Path(tmp_path, os.fsdecode(b"\xe9")).touch()
+    pairing = parse_table(HEADER.encode() + b"a,\xe9,r\nb,\xe8,r\n", folder=tmp_path, name="t.csv")
+    assert [os.fsencode(pair.prediction)[-1:] for pair in pairing.pairs] == [b"\xe9"]
+    assert str(pairing.unpaired["b"]) == "t.csv, line 3: no such file; the table is not text in UTF-8: save it as UTF-8"
 
 
 def test_a_table_that_is_absent_is_refused(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """The four files of a case, its name, and tables of cases."""
 
+import codecs
 import os
 import tempfile
 from collections.abc import Sequence
@@ -10,7 +11,7 @@ import pytest
 
 from drunet_cli.brats import CHANNELS, Modality
 from drunet_cli.errors import CaseError
-from drunet_cli.io.case import BrokenCase, Case, Row, case_of, read_table
+from drunet_cli.io.case import BrokenCase, Case, Row, case_of, read_table, text_of
 from tests.support import open_to_all, unprivileged
 
 
@@ -267,12 +268,40 @@ TABLES: Final[dict[str, tuple[str | bytes, str]]] = {
     "two of a column": (f"SEG,seg,{HEADER}x,y,{ROW}", ": has more than one column seg; keep one"),
     "empty": ("", ": has no column case; "),
     "header alone": (HEADER + "\n,,,,\n", ": has no row below its header; give each case a row"),
-    "Latin-1": (HEADER.encode() + "Müller".encode("latin-1"), ": is not text in UTF-8; save the table as UTF-8"),
+    "UTF-16 without a mark": (HEADER.encode("utf-16-le"), ": begins as UTF-16 without a byte order mark does; "),
+    "UTF-16 cut": ("\ufeff".encode("utf-16-le") + b"x", ": is not text in UTF-8; save it as UTF-8"),
     # A quotation mark without its partner must swallow no row.
     "quotation mark": (HEADER + ROW + 'a,"t1.nii,t1ce.nii,t2.nii,flair.nii\n' + ROW, ", line 3: cannot be read as a table: "),
     "text after one": (HEADER + ROW + 'a,"t1".nii,t1ce.nii,t2.nii,flair.nii\n', ", line 3: cannot be read as a table: "),
     "a cell beyond all size": (HEADER + "x" * 200_000 + ROW, ", line 2: cannot be read as a table: "),
 }  # fmt: skip
+
+
+TEXT: Final = "p\u00e9 1\r\np2\n"
+
+
+@pytest.mark.parametrize(
+    ("content", "text"),
+    [
+        *((TEXT.encode(encoding), TEXT) for encoding in ("utf-8", "utf-8-sig", "utf-16", "utf-32")),
+        *((codecs.BOM_UTF16_BE + TEXT.encode("utf-16-be"), TEXT), (codecs.BOM_UTF32_BE + TEXT.encode("utf-32-be"), TEXT)),
+        (b"p\xe9", "p\udce9"),
+        (codecs.BOM_UTF8 + b"p\xe9", "p\udce9"),
+        (b"", ""),
+    ],
+)
+def test_text_is_read_in_the_encodings_that_other_programs_write(content: bytes, text: str) -> None:
+    assert text_of(content, name="stdin") == text
+
+
+def test_a_table_names_files_by_their_bytes_or_says_that_it_is_not_utf8(folder: Path) -> None:
+    header, row = HEADER.encode(), ROW.encode()
+    (folder / os.fsdecode(b"p\xe9")).symlink_to(folder)
+    found = rows_of(folder, header + row.replace(b"t1.nii", b"p\xe9/t1.nii", 1))
+    assert os.fsencode(only_case(found).images[Modality.T1]).endswith(b"/p\xe9/t1.nii")
+    [row_of_latin_1] = rows_of(folder, header + row.replace(b"t1.nii", b"q\xe9/t1.nii", 1))
+    assert isinstance(row_of_latin_1.case, BrokenCase)
+    assert str(row_of_latin_1.case.error).endswith("; the table is not text in UTF-8: save it as UTF-8")
 
 
 @pytest.mark.parametrize("kind", TABLES)
