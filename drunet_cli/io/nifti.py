@@ -81,10 +81,12 @@ class Volume(Grid):
     """One image as stored: voxels [I, J, K] in the file's axis order and type, and where they lie.
 
     source: the file when it was read; None for a volume that comes from no file.
+    rounded_zero: the value that the scaling of the file gave to the background, where this was set back to 0; else 0.
     """
 
     voxels: npt.NDArray[Any]
     source: InputFile | None = None
+    rounded_zero: float = field(default=0.0, kw_only=True)
 
     @property
     def shape(self) -> tuple[int, ...]:

@@ -11,7 +11,16 @@ import numpy.typing as npt
 from drunet_cli.brats import CHANNELS, ClassMap, Labels, Modality, ReadLabels, TumourClass, class_indices, label_value
 from drunet_cli.errors import CaseError
 from drunet_cli.io.case import Case
-from drunet_cli.io.checks import CaseWarning, brain_mask, case_warnings, check_grids, check_volumes, grid_warnings, grids_differ
+from drunet_cli.io.checks import (
+    CaseWarning,
+    brain_mask,
+    case_warnings,
+    check_grids,
+    check_volumes,
+    grid_warnings,
+    grids_differ,
+    mend_rounded_zero,
+)
 from drunet_cli.io.geometry import FRAME, Geometry, at_1_mm, box_of, fit
 from drunet_cli.io.inputs import InputFile
 from drunet_cli.io.naming import SEGMENTATION
@@ -46,7 +55,8 @@ class CaseImages:
 def read_images(case: Case) -> CaseImages:
     """Read the four volumes. Raises CaseError for whatever cannot be segmented."""
     with ThreadPoolExecutor(len(CHANNELS)) as threads:  # decompression runs outside the interpreter's lock
-        volumes = dict(zip(CHANNELS, threads.map(lambda modality: load_volume(case.images[modality]), CHANNELS), strict=True))
+        loaded = threads.map(lambda modality: mend_rounded_zero(load_volume(case.images[modality])), CHANNELS)
+        volumes = dict(zip(CHANNELS, loaded, strict=True))
     return _checked(case, volumes)
 
 

@@ -9,12 +9,21 @@ import nibabel as nib
 import numpy as np
 import numpy.typing as npt
 import pytest
+from scipy import ndimage
 
 from drunet_cli.brats import CHANNELS, Modality
 from drunet_cli.errors import CaseError
-from drunet_cli.io.checks import CaseWarning, WarningCode, brain_mask, case_warnings, check_volumes, voxel_litres
+from drunet_cli.io.checks import (
+    CaseWarning,
+    WarningCode,
+    brain_mask,
+    case_warnings,
+    check_volumes,
+    mend_rounded_zero,
+    voxel_litres,
+)
 from drunet_cli.io.geometry import fit
-from drunet_cli.io.nifti import Volume
+from drunet_cli.io.nifti import Volume, load_volume
 
 SHAPE: Final = (60, 64, 20)
 LPS: Final = np.diag([-1.0, -1.0, 1.0, 1.0])
@@ -171,6 +180,22 @@ def z_scored_volume(voxels: npt.NDArray[np.float64]) -> None:
     voxels[:] = (voxels - voxels.mean()) / voxels.std()
 
 
+def z_scored_brain_on_minus_9(voxels: npt.NDArray[np.float64]) -> None:
+    z_scored_brain(voxels)
+    voxels[voxels == 0] = -9
+
+
+def background(value: float) -> Callable[[npt.NDArray[np.float64]], None]:
+    def fill(voxels: npt.NDArray[np.float64]) -> None:
+        voxels[voxels == 0] = value
+
+    return fill
+
+
+def outside_the_scan(voxels: npt.NDArray[np.float64]) -> None:
+    voxels[:10] = -1024
+
+
 def label_map(voxels: npt.NDArray[np.float64]) -> None:
     voxels[:] = np.random.default_rng(0).choice((1, 2, 4), SHAPE) * (voxels > 0)
 
@@ -185,7 +210,15 @@ def label_map(voxels: npt.NDArray[np.float64]) -> None:
         (one_value, "all its voxels above 0 are 1; this is a mask"),
         (label_map, "its voxels above 0 hold only 1, 2, 4, as a label map does"),
         (z_scored_brain, "50% of its non-zero voxels are negative, as after z-scoring"),
-        (z_scored_volume, "8"),
+        (z_scored_volume, "one value, -0."),
+        (z_scored_brain_on_minus_9, "one value, -9, fills 86% of the voxels, as a background does that is not 0, and "),
+        (background(-1024), "one value, -1024, fills 86% of the voxels, as a background does that is not 0; set it to 0"),
+        (background(-0.03), "one value, -0.03, fills 86% of the voxels, as a background does that is not 0; set it to 0"),
+        (background(0.02), "one value, 0.02, fills 86% of the voxels, as a background does that is not 0; set it to 0"),
+        (
+            outside_the_scan,
+            "one value, -1024, is that of most negative voxels, as a background outside ",
+        ),
     ],
 )
 def test_voxels_that_cannot_be_segmented_are_refused_with_their_modality(
@@ -194,6 +227,56 @@ def test_voxels_that_cannot_be_segmented_are_refused_with_their_modality(
     volumes, voxels = changed(modality)
     spoil(voxels)
     assert str(complaint(volumes)).startswith(f"a_{modality}.nii.gz ({modality.display}): {words}")
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64, np.int16])
+@pytest.mark.parametrize("order", [1, 3, 5])
+def test_ringing_of_interpolation_is_taken_for_background_with_its_cause(order: int, dtype: npt.DTypeLike) -> None:
+    volumes, voxels = changed(Modality.T2)
+    smooth = ndimage.gaussian_filter(voxels, 2) * (voxels > 0)
+    moved = ndimage.shift(smooth, (0.4, -0.3, 0), order=order)
+    volumes[Modality.T2] = volume_of(Modality.T2, (np.rint(moved) if dtype is np.int16 else moved).astype(dtype))
+    check_volumes(volumes)
+    found = [warning for warning in warnings_of(volumes) if warning.code is WarningCode.BACKGROUND_NOT_ZERO]
+    assert len(found) == (order > 1)
+    assert all("small and negative, as interpolation by splines" in warning.message for warning in found)
+
+
+@pytest.mark.parametrize("z_score", [z_scored_brain, z_scored_volume])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_interpolation_does_not_hide_z_scoring(
+    z_score: Callable[[npt.NDArray[np.float64]], None], dtype: npt.DTypeLike
+) -> None:
+    volumes, voxels = changed(Modality.T2)
+    z_score(voxels)
+    volumes[Modality.T2] = volume_of(Modality.T2, ndimage.shift(voxels, (0.4, -0.3, 0), order=3, mode="nearest").astype(dtype))
+    complaint(volumes)
+
+
+@pytest.mark.parametrize("offset", [-0.4, 0.4])
+def test_a_zero_that_scaling_rounded_is_0_again(offset: float, tmp_path: Path) -> None:
+    stored = brain_voxels(0)
+    image = nib.Nifti1Image(stored, LPS)
+    image.header.set_slope_inter(0.5, offset * 0.5)
+    nib.save(image, tmp_path / "flair.nii")
+    volume = mend_rounded_zero(load_volume(tmp_path / "flair.nii"))
+    assert volume.rounded_zero == pytest.approx(offset * 0.5, rel=1e-6)  # a float32 in the header
+    np.testing.assert_array_equal(volume.brain, stored > 0)
+    volumes = {**case(), Modality.FLAIR: volume}
+    check_volumes(volumes)
+    (warning,) = warnings_of(volumes)
+    assert warning.code is WarningCode.BACKGROUND_NOT_ZERO
+    assert "as the scaling of the file rounds 0" in warning.message
+
+
+@pytest.mark.parametrize("value", [-1024, -1, 1])
+def test_a_background_that_no_rounding_explains_stays(value: int, tmp_path: Path) -> None:
+    stored = brain_voxels(0)
+    stored[stored == 0] = value
+    nib.save(nib.Nifti1Image(stored, LPS), tmp_path / "flair.nii")
+    volume = mend_rounded_zero(load_volume(tmp_path / "flair.nii"))
+    assert volume.rounded_zero == 0
+    np.testing.assert_array_equal(volume.voxels, stored)
 
 
 @pytest.mark.parametrize(("one", "other"), [(Modality.FLAIR, Modality.T2), (Modality.T1CE, Modality.T1)])
@@ -214,13 +297,24 @@ def test_one_different_voxel_makes_another_image() -> None:
     check_volumes(volumes)
 
 
-@pytest.mark.parametrize(("share", "refused"), [(0.045, False), (0.055, True)])
-def test_a_few_negative_voxels_as_interpolation_leaves_them_are_fine(share: float, refused: bool) -> None:
+@pytest.mark.parametrize(("share", "warned"), [(0.045, False), (0.055, True)])
+def test_a_few_negative_voxels_as_interpolation_leaves_them_are_fine(share: float, warned: bool) -> None:
     volumes, voxels = changed(Modality.T2)
     brain = np.flatnonzero(voxels)
     voxels.flat[brain[: round(share * brain.size)]] = -1  # checks.py draws the line at 5 %
+    check_volumes(volumes)
+    assert (WarningCode.BACKGROUND_NOT_ZERO in codes_of(volumes)) is warned
+
+
+@pytest.mark.parametrize(("factor", "refused"), [(0.95, False), (1.05, True)])
+def test_negative_voxels_that_sum_to_more_than_ringing_are_refused(factor: float, refused: bool) -> None:
+    volumes, voxels = changed(Modality.T2)
+    few = np.flatnonzero(voxels)[::10]
+    voxels.flat[few] = 0
+    random = np.random.default_rng(1).random(few.size)
+    voxels.flat[few] = -random * (0.07 * factor * voxels.sum() / random.sum())  # checks.py draws the line at 7 %
     if refused:
-        complaint(volumes)
+        assert "as after z-scoring" in str(complaint(volumes))
     else:
         check_volumes(volumes)
 
