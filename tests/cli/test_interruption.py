@@ -20,6 +20,7 @@ import numpy as np
 import pytest
 
 from drunet_cli.brats import Modality
+from drunet_cli.cli.app import main
 from tests.support import GOLDEN_IMAGES, GOLDEN_WEIGHTS, Drunet, image_options
 
 SETTINGS: Final = ("--weights", str(GOLDEN_WEIGHTS), "--device", "cpu", "--threads", "1")
@@ -392,3 +393,9 @@ def test_permissions_follow_the_umask(umask: int, mode: int, tmp_path: Path) -> 
 def test_output_of_another_format_is_refused(name: str, drunet: Drunet, tmp_path: Path) -> None:
     done = drunet(*SEGMENT, "-o", name)
     assert (done.returncode, names(tmp_path)) == (2, [])
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_after_the_command_has_ended_gives_its_code(number: int, code: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("drunet_cli.cli.app._stdout_error", lambda: signal.raise_signal(number))
+    assert main(["--version"]) == code

@@ -295,6 +295,14 @@ def test_swapped_inputs_of_one_size_and_time_are_refused(made: Made) -> None:
     made.assert_refused("was made of another file", case=replace(made.case, images=swapped))
 
 
+@pytest.mark.parametrize("name", sorted(BrightEnsemble(SETTINGS).compared))
+def test_a_label_map_with_any_other_recorded_setting_is_refused(name: str, made: Made) -> None:
+    document = made.document
+    document["settings"][name] = "other"
+    made.record(document)
+    made.assert_refused(f"was made with {name} other, now ")
+
+
 @pytest.mark.parametrize(
     ("asked", "reason"),
     [
