@@ -213,8 +213,10 @@ def mend_rounded_zero(volume: Volume) -> Volume:
     Scaled integers that span 0 need not hold 0 itself. What 0 became is less than one step of the scaling away from 0, and
     fills the background.
     """
-    step, _ = volume.header.get_slope_inter()
-    if step is None or volume.source is None or (background := background_value(volume.voxels)) is None:
+    step, intercept = volume.header.get_slope_inter()
+    if not intercept or volume.header.get_data_dtype().kind == "f" or volume.source is None:
+        return volume
+    if (background := background_value(volume.voxels)) is None:
         return volume
     value, _ = background
     if abs(value) > _ROUNDING_STEPS * abs(step):

@@ -269,9 +269,9 @@ def test_a_zero_that_scaling_rounded_is_0_again(offset: float, tmp_path: Path) -
     assert "as the scaling of the file rounds 0" in warning.message
 
 
-@pytest.mark.parametrize("value", [-1024, -1, 1])
-def test_a_background_that_no_rounding_explains_stays(value: int, tmp_path: Path) -> None:
-    stored = brain_voxels(0)
+@pytest.mark.parametrize(("value", "dtype"), [(-1024, np.int16), (-1, np.int16), (1, np.int16), (-0.4, np.float32)])
+def test_a_background_that_no_rounding_explains_stays(value: float, dtype: npt.DTypeLike, tmp_path: Path) -> None:
+    stored = brain_voxels(0).astype(dtype)
     stored[stored == 0] = value
     nib.save(nib.Nifti1Image(stored, LPS), tmp_path / "flair.nii")
     volume = mend_rounded_zero(load_volume(tmp_path / "flair.nii"))
