@@ -17,8 +17,22 @@ TOPICS: Final = (
     *("clusters", "containers", "speed", "exit-codes", "troubleshooting"),
     *("python", "slices", "train", "export", "accuracy", "fidelity", "network"),
 )
-# For whoever types the name of a command: the page that begins with it.
-_TOPIC_OF_COMMAND: Final = {"segment": "first-case", "report": "check", "convert": "slices", "demo": "install"}
+# For whoever types the name of a command, or another word for what a page is about.
+_OTHER_WORDS: Final = {
+    "segment": "first-case",
+    "report": "check",
+    "convert": "slices",
+    "demo": "install",
+    "raw-scans": "images",
+    "dicom": "images",
+    "cohort": "many-cases",
+    "slurm": "clusters",
+    "docker": "containers",
+    "sidecar": "outputs",
+    "offline": "weights",
+    "uncertainty": "averaging",
+    "errors": "troubleshooting",
+}
 
 
 def guide(
@@ -46,7 +60,7 @@ def guide(
 def page_of(topic: str) -> str:
     """The Markdown of a topic. Raises MisuseError that names the topics like it, or all where none is."""
     if topic not in TOPICS:
-        words = {name: name for name in TOPICS} | _TOPIC_OF_COMMAND
+        words = {name: name for name in TOPICS} | _OTHER_WORDS
         near = {words[word]: None for word in difflib.get_close_matches(topic.lower(), words)}
         offer = f"near it: {', '.join(near)}" if near else f"the topics: {', '.join(TOPICS)}"
         raise MisuseError(f"{topic!r} is not a topic of the guide; {offer}")

@@ -108,7 +108,7 @@ Device = Annotated[
         callback=_device,
         help=(
             "Where to compute: auto (the first CUDA GPU, else the CPU), cpu, cuda, cuda:N (GPU N, from 0) or mps (Apple). "
-            "To name one that is absent is an error."
+            "A device that you name and that is absent is an error."
         ),
         rich_help_panel=NETWORK,
     ),
@@ -118,7 +118,7 @@ Shard = Annotated[
     typer.Option(
         callback=_shard,
         metavar="K/N",
-        help="Only share K, from 1, of N shares of the cases: one task of a Slurm array.",
+        help="Take only share K (from 1) of N shares of the cases, as one task of a Slurm array.",
         show_default=False,
         rich_help_panel=IMAGES,
     ),
@@ -315,7 +315,7 @@ MinEnhancing = Annotated[
     typer.Option(
         min=0.0,
         metavar="ML",
-        help="Where there is less enhancing tumour than this in all, in mL, call it necrotic core.",
+        help="Turn all enhancing tumour into necrotic core if there is less than this in all, in mL.",
         rich_help_panel=ANSWER,
     ),
 ]

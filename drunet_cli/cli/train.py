@@ -70,7 +70,7 @@ def train(
     ] = None,
     epochs: Annotated[int | None, _number("Length of the training in epochs.", min=1, metavar="N")] = None,
     steps: Annotated[
-        int | None, _number("Length of the training in steps, instead.", min=1, metavar="N", default=False)
+        int | None, _number("Length of the training in steps, in place of --epochs.", min=1, metavar="N", default=False)
     ] = None,
     batch_size: Annotated[int | None, _number("Slices a step, over all processes.", min=1, metavar="N")] = None,
     learning_rate: Annotated[float | None, _number("Highest learning rate of the training.", metavar="X")] = None,

@@ -285,7 +285,7 @@ def _recipe(settings: TrainingSettings, run: RunFolder, *, continues: bool) -> R
     )
     if is_width_asked_for and recipe.network.base_width != init.base_width:
         raise WeightsError(
-            f"weights {init.name}: are of base width {init.base_width}, not {recipe.network.base_width}; leave that out"
+            f"weights {init.name}: are of base width {init.base_width}, not {recipe.network.base_width}; leave the width out"
         )
     return replace(recipe, network=replace(recipe.network, base_width=init.base_width, bn_epsilon=init.bn_epsilon))
 

@@ -42,6 +42,7 @@ def test_a_pipe_gets_the_markdown_of_a_page(capsys: pytest.CaptureFixture[str]) 
         ("wieghts", "near it: weights"),
         ("Cluster", "near it: clusters"),
         ("segment", "near it: first-case"),
+        ("raw-scans", "near it: images"),
         ("?", f"the topics: {', '.join(TOPICS)}"),
     ],
 )

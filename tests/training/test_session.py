@@ -197,7 +197,7 @@ def test_base_width_that_is_not_that_of_the_weights_given_is_refused(
         config = tmp_path / "config.toml"
         config.write_text("[network]\nbase_width = 2\n")
         settings = replace(settings, config=config, changes={})
-    with pytest.raises(WeightsError, match="earlier: are of base width 1, not 2; leave that out"):
+    with pytest.raises(WeightsError, match="earlier: are of base width 1, not 2; leave the width out"):
         plan_training(settings)
 
 
