@@ -55,9 +55,9 @@ def _handled_by(handler: Callable[[int, FrameType | None], None]) -> Iterator[No
     if threading.current_thread() is threading.main_thread():
         before = {number: signal.getsignal(number) for number in _NUMBERS}
     changed = {number: earlier for number, earlier in before.items() if earlier not in (signal.SIG_IGN, None)}
-    for number in changed:
-        signal.signal(number, handler)
     try:
+        for number in changed:
+            signal.signal(number, handler)
         yield
     finally:
         for number, earlier in changed.items():

@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 from drunet_cli.brats import REGIONS, volume_in_words
 from drunet_cli.errors import one_line
+from drunet_cli.signals import hold_signals
 
 if TYPE_CHECKING:
     from rich.console import Console
-    from rich.progress import Progress, ProgressColumn, TaskID
+    from rich.progress import ProgressColumn, TaskID
     from rich.table import Table
 
     from drunet_cli.evaluation.evaluate import Statistics
@@ -82,9 +83,13 @@ class Screen:
             return
         from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 
-        with progress(self, BarColumn(), MofNCompleteColumn(), TextColumn("cases"), TimeRemainingColumn()) as bar:
-            task = bar.add_task("", total=n_cases)
-            yield lambda: bar.advance(task)
+        bar = Bar(self, BarColumn(), MofNCompleteColumn(), TextColumn("cases"), TimeRemainingColumn())
+        try:
+            bar.start()
+            task = bar.progress.add_task("", total=n_cases)
+            yield lambda: bar.progress.advance(task)
+        finally:
+            bar.stop()
 
     def table(self, table: "Table") -> None:
         """Print a table on stdout: the result of the command."""
@@ -165,23 +170,36 @@ def give_up_stdout() -> None:
     _discard(sys.stdout.fileno())
 
 
-def progress(screen: "Screen", *columns: "ProgressColumn") -> "Progress":
-    """A bar of these columns, not started yet; it vanishes when it stops."""
-    from rich.progress import Progress
+class Bar:
+    """A bar on a terminal. It appears when it starts, and vanishes when it stops."""
 
-    # Redirected, results would go to stderr with the bar.
-    return Progress(*columns, console=screen.console, transient=True, redirect_stdout=False, redirect_stderr=False)
+    def __init__(self, screen: Screen, *columns: "ProgressColumn") -> None:
+        from rich.progress import Progress
+
+        # Redirected, results would go to stderr with the bar.
+        self.progress = Progress(*columns, console=screen.console, transient=True, redirect_stdout=False, redirect_stderr=False)
+
+    def start(self) -> None:
+        """Draw the bar, unless it is there. A signal waits until it is drawn: what is half drawn cannot be taken away."""
+        if not self.progress.live.is_started:
+            with hold_signals():
+                self.progress.start()
+
+    def stop(self) -> None:
+        """Take the bar away, if it is there. A signal waits until the terminal is as it was."""
+        with hold_signals():
+            self.progress.stop()
 
 
-class SegmentationBar:
+class SegmentationBar(Bar):
     """The bar of a run over cases, which appears with the first slices."""
 
-    def __init__(self, screen: "Screen", n_cases: int) -> None:
+    def __init__(self, screen: Screen, n_cases: int) -> None:
         from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 
         of_one = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("slices"))
         of_many = (BarColumn(), TextColumn("{task.fields[counted]}/{task.total} cases"), TextColumn("{task.description}"))
-        self._progress = progress(screen, *(of_one if n_cases == 1 else of_many), TimeRemainingColumn())
+        super().__init__(screen, *(of_one if n_cases == 1 else of_many), TimeRemainingColumn())
         self._n_cases = n_cases
         self._n_ended = 0
         self._parts: dict[str, float] = {}  # shares of the cases in hand
@@ -190,12 +208,12 @@ class SegmentationBar:
     def show(self, name: str, done: int, total: int) -> None:
         """Show how many slices of a case are done."""
         if self._task is None:
-            self._task = self._progress.add_task(name, total=total if self._n_cases == 1 else self._n_cases, counted=0)
-            self._progress.start()
+            self._task = self.progress.add_task(name, total=total if self._n_cases == 1 else self._n_cases, counted=0)
+            self.start()
         self._parts[name] = done / total
         slices = f"{name} {done}/{total} slices"
         if self._n_cases == 1:
-            self._progress.update(self._task, description=name, completed=done)
+            self.progress.update(self._task, description=name, completed=done)
         else:
             self._draw(slices)
 
@@ -206,65 +224,52 @@ class SegmentationBar:
         if self._n_cases > 1:
             self._draw()
 
-    def stop(self) -> None:
-        """Take the bar away."""
-        self._progress.stop()
-
     def _draw(self, description: str | None = None) -> None:
         if self._task is not None:
             completed = self._n_ended + sum(self._parts.values())
-            self._progress.update(self._task, description=description, completed=completed, counted=self._n_ended)
+            self.progress.update(self._task, description=description, completed=completed, counted=self._n_ended)
 
 
-class DownloadBar:
-    """The bar of one download."""
+class DownloadBar(Bar):
+    """The bar of one download, which appears with the first bytes."""
 
-    def __init__(self, screen: "Screen", name: str, n_bytes: float) -> None:
+    def __init__(self, screen: Screen, name: str, n_bytes: float) -> None:
         from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
-        columns = (TextColumn(name), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
-        self._progress = progress(screen, *columns)
-        self._task = self._progress.add_task(name, total=n_bytes)
-        self._progress.start()
+        super().__init__(screen, TextColumn(name), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+        self._task = self.progress.add_task(name, total=n_bytes)
 
     def move(self, n_bytes: int, n_total: int | None) -> None:
         """Show how many bytes are there."""
-        self._progress.update(self._task, completed=n_bytes, total=n_total)
-
-    def stop(self) -> None:
-        """Take the bar away."""
-        self._progress.stop()
+        self.progress.update(self._task, completed=n_bytes, total=n_total)
+        self.start()
 
 
-class TrainingBar:
-    """One bar for all stages of a training."""
+class TrainingBar(Bar):
+    """One bar for all stages of a training, which appears with the first."""
 
-    def __init__(self, screen: "Screen") -> None:
+    def __init__(self, screen: Screen) -> None:
         from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 
-        columns = (
+        super().__init__(
+            screen,
             TextColumn("{task.description}"),
             BarColumn(bar_width=16),
             MofNCompleteColumn(),
             TextColumn("{task.fields[state]}"),
             TimeRemainingColumn(compact=True),
         )
-        self._progress = progress(screen, *columns)
         self._tasks: dict[str, TaskID] = {}
-        self._progress.start()
 
     def show(self, stage: str, done: int, total: int, state: str = "") -> None:
         """Show one stage alone; each kind of stage, the first word, keeps its own time."""
         kind = stage.partition(" ")[0]
         if kind not in self._tasks:
-            self._tasks[kind] = self._progress.add_task(stage, total=total, state=state)
+            self._tasks[kind] = self.progress.add_task(stage, total=total, state=state)
         for other, task in self._tasks.items():
-            self._progress.update(task, visible=other == kind)
-        self._progress.update(self._tasks[kind], description=stage, completed=done, total=total, state=state)
-
-    def stop(self) -> None:
-        """Take the bar away."""
-        self._progress.stop()
+            self.progress.update(task, visible=other == kind)
+        self.progress.update(self._tasks[kind], description=stage, completed=done, total=total, state=state)
+        self.start()
 
 
 def regions_in_words(volumes_ml: Mapping[str, float]) -> str:

@@ -1,5 +1,6 @@
 """What moves on a terminal: a bar that shows how far a run is, leaves nothing behind, and stays out of the results."""
 
+import io
 import os
 import pty
 import re
@@ -16,7 +17,7 @@ from typing import Final
 
 import pytest
 
-from drunet_cli.cli.console import Screen
+from drunet_cli.cli.console import Screen, SegmentationBar
 from tests.cli.small_cohort import write_cases
 from tests.support import GOLDEN_WEIGHTS, image_options
 from tests.weights.file_server import Answer, serving
@@ -159,6 +160,29 @@ def test_an_interrupted_run_gives_the_terminal_back(tmp_path: Path) -> None:
         run.process.send_signal(signal.SIGINT)
     assert run.process.returncode == 130, run.terminal
     assert_left_clean(run)
+
+
+class InterruptedTerminal(io.StringIO):
+    """A terminal at whose first bytes Ctrl-C is pressed."""
+
+    def write(self, text: str) -> int:
+        if not self.getvalue():
+            super().write(text)
+            signal.raise_signal(signal.SIGINT)
+            return len(text)
+        return super().write(text)
+
+
+def test_an_interrupt_while_a_bar_is_drawn_waits_until_it_can_be_taken_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")  # rich takes any file for a terminal then
+    terminal, screen = InterruptedTerminal(), Screen()
+    screen.console.file = terminal
+    bar = SegmentationBar(screen, n_cases=1)
+    with pytest.raises(KeyboardInterrupt):
+        bar.show("case", 1, 5)
+    bar.stop()
+    assert terminal.getvalue().startswith(HIDE_CURSOR)
+    assert SHOW_CURSOR in terminal.getvalue()
 
 
 @pytest.mark.parametrize("environment", [{"TERM": "dumb"}, {}], ids=["dumb terminal", "--quiet"])
