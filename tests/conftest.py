@@ -12,6 +12,7 @@ from typing import cast
 import numpy as np
 import numpy.typing as npt
 import pytest
+from hypothesis import settings
 
 from drunet_cli.host import disable_onnxruntime_telemetry, limit_openmp_spinning
 from drunet_cli.weights.cache import open_weights
@@ -21,6 +22,10 @@ from tests.support import GOLDEN, GOLDEN_WEIGHTS, Drunet
 
 limit_openmp_spinning()  # here, before a test imports torch: beside other work the tests would take twice as long
 disable_onnxruntime_telemetry()  # and before one imports onnxruntime
+
+# The same examples in every run; `--hypothesis-profile default` looks for new ones. No deadline: the machine may be busy.
+settings.register_profile("repeatable", derandomize=True, deadline=None)
+settings.load_profile("repeatable")
 
 
 @pytest.fixture(autouse=True, scope="session")

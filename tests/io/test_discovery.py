@@ -139,7 +139,7 @@ LETTERS: Final = string.ascii_letters + string.digits
 SPELLINGS: Final = {modality: [word for word in WORDS if WORDS[word] is modality] for modality in CHANNELS}
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     stem=st.text(LETTERS + "äé患", min_size=1, max_size=12),
     words=st.tuples(*(st.sampled_from(SPELLINGS[modality]) for modality in CHANNELS)),

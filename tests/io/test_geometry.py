@@ -168,7 +168,7 @@ def brains(draw: st.DrawFn) -> npt.NDArray[np.bool_]:
     return box((rows, columns, 2), (x[0], x[1]), (y[0], y[1]))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(brain=brains())
 def test_labels_inside_the_frame_return_to_their_own_voxels(brain: npt.NDArray[np.bool_]) -> None:
     voxels = random_volume((brain.shape[0], brain.shape[1], 2), brain)

@@ -151,7 +151,7 @@ def test_an_extension_before_the_voxels_is_stepped_over(tmp_path: Path) -> None:
     np.testing.assert_array_equal(load_volume(stored(tmp_path, bytes(image.to_bytes()))).voxels, random_voxels())
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(cuts=st.lists(st.integers(0, 2500), max_size=5), level=st.integers(0, 9), n_zeros=st.sampled_from([0, 1, 600]))
 def test_members_of_a_gzip_file_and_the_zeros_between_them_are_one_file(cuts: list[int], level: int, n_zeros: int) -> None:
     content = nifti1(random_voxels(shape=(12, 10, 9)))
@@ -367,13 +367,25 @@ def test_voxels_of_an_unusual_size_are_read(tmp_path: Path, size_mm: float) -> N
 SMALL_GZIP: Final = gzip.compress(nifti1(random_voxels(shape=(12, 12, 12))), mtime=0)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(position=st.integers(10, len(SMALL_GZIP) - 1), bit=st.integers(0, 7))
-def test_one_flipped_bit_in_a_compressed_file_is_found_wherever_it_is(position: int, bit: int) -> None:
+def test_one_flipped_bit_in_a_compressed_file_is_found_or_changes_nothing(position: int, bit: int) -> None:
     damaged = bytearray(SMALL_GZIP)  # the first ten bytes are gzip's own header, some of which say nothing
     damaged[position] ^= 1 << bit
     with tempfile.TemporaryDirectory() as folder:
-        refusal(stored(Path(folder), bytes(damaged)))
+        path = stored(Path(folder), bytes(damaged))
+        if inflated(bytes(damaged)) is None:
+            assert "copy or download it again" in refusal(path)
+        else:  # a repeated zero may be copied from one place or from another
+            np.testing.assert_array_equal(load_volume(path).voxels, random_voxels(shape=(12, 12, 12)))
+
+
+def inflated(content: bytes) -> bytes | None:
+    """What gzip's reference reader makes of a file, None where it finds damage."""
+    try:
+        return gzip.decompress(content)
+    except (EOFError, gzip.BadGzipFile, zlib.error):
+        return None
 
 
 @both_classes

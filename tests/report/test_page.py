@@ -12,7 +12,7 @@ from urllib.parse import unquote
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -254,7 +254,6 @@ def records_of(*whole_tumours_ml: float) -> list[Record]:
     return [Record(row=row, source=Path("a.json")) for row in rows]
 
 
-@settings(deadline=None)  # the machine may be busy
 @given(
     st.lists(st.integers(0, 2_000_000).map(lambda mm3: mm3 / 1000), min_size=1, max_size=30)
     | st.sampled_from([[100.00000001], [0.001], [0.0, 0.0], [0.3, 0.1 + 0.2]])
