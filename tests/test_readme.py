@@ -3,12 +3,14 @@
 import re
 import shlex
 import shutil
+import tomllib
 from itertools import chain
 from pathlib import Path
 from typing import Final
 
 import nibabel as nib
 import pytest
+from packaging.requirements import Requirement
 
 import drunet_cli
 from drunet_cli import errors
@@ -41,7 +43,7 @@ PLACEHOLDERS: Final = {
 # Lines of shell that no test runs, and why.
 NOT_RUN: Final = {
     r"(\.venv/bin/)?pip |python3 -m venv |\. \S+/activate": "needs a package index; .ci/run and .ci/package install drunet",
-    r"docker |(srun )?apptainer |mkdir -p weights": "needs a builder of containers",
+    r"docker |(srun .*)?apptainer |mkdir -p weights": "needs a builder of containers",
     r"drunet demo": "takes a case of full size; tests/cli/test_demo.py runs it",
     r"drunet --install-completion": "changes the settings of a shell; tests/cli/test_completion.py asks what Tab offers",
     r"export |wait$|drunet\.?/bin/": "is of the shell alone",
@@ -51,7 +53,7 @@ NOT_RUN: Final = {
 FOREIGN_OPTIONS: Final = frozenset(
     [
         *("--array", "--cpus-per-task", "--gres", "--nproc-per-node"),
-        *("--extra-index-url", "--find-links", "--no-deps", "--no-index", "--upgrade"),
+        *("--extra-index-url", "--find-links", "--from", "--no-deps", "--no-index", "--upgrade"),
         *("--bind", "--build-arg", "--env", "--gpus", "--nv", "--rm", "--user"),
         *("--long", "--repeats"),
     ]
@@ -243,3 +245,14 @@ def test_the_messages_that_troubleshooting_explains_are_those_of_the_code() -> N
     of_others = {"command not found: drunet", "No matching distribution found for drunet-cli"}
     assert [message for message in messages if message not in source and message not in of_others] == []
     assert len(messages) > 20
+
+
+def test_constraints_fix_what_pyproject_asks_for_at_a_version_that_it_allows() -> None:
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    wanted = [
+        Requirement(line) for line in chain(project["dependencies"], *(extras[name] for name in extras if name != "test"))
+    ]
+    lines = (REPOSITORY / ".github" / "constraints.txt").read_text().splitlines()
+    fixed = dict(line.lower().split("==") for line in lines if not line.startswith("#"))
+    assert [str(one) for one in wanted if one.name not in fixed or not one.specifier.contains(fixed[one.name])] == []

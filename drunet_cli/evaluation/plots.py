@@ -20,7 +20,7 @@ def check_plottable() -> None:
     try:
         import matplotlib  # noqa: F401
     except ImportError as error:
-        raise MisuseError("--plot needs matplotlib: pip install 'drunet-cli[plot]'") from error
+        raise MisuseError("--plot needs matplotlib, which is not installed; run: pip install matplotlib") from error
 
 
 def box_plots(documents: Sequence[Mapping[str, Any]]) -> bytes:

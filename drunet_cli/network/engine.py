@@ -163,7 +163,7 @@ def choose_engine(name: EngineName, *, device: str, precision: Precision, sampli
 def check_onnx() -> None:
     """Raise MisuseError unless the packages of the extra `onnx` are installed."""
     if missing := _missing_packages():
-        raise MisuseError(f"{' and '.join(missing)} not installed; run: pip install 'drunet-cli[onnx]'")
+        raise MisuseError(f"{' and '.join(missing)} not installed; run: pip install {' '.join(missing)}")
 
 
 def settle_device(engine: EngineName, device: str, *, on_warning: Callable[[str], None]) -> str:

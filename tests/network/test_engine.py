@@ -47,7 +47,7 @@ def opened(checkpoint: Checkpoint, name: EngineName = ONNX) -> Engine:
         (CPU_ONLY, False, "onnx", (AUTO, "cpu", "auto"), TORCH),
         (CPU_ONLY, False, "onnxruntime", (AUTO, "cpu", "auto"), TORCH),
         (CPU_ONLY, False, "onnx", (TORCH, "cpu", "float16"), TORCH),
-        (CPU_ONLY, False, "onnxruntime", (ONNX, "auto", "auto"), "onnxruntime not installed; run: pip install 'drunet-cli["),
+        (CPU_ONLY, False, "onnxruntime", (ONNX, "auto", "auto"), "onnxruntime not installed; run: pip install onnxruntime"),
         (CPU_ONLY, False, "", (ONNX, "cuda", "auto"), "on the CPU in float32; for others use engine=torch"),
         (CPU_ONLY, False, "", (ONNX, "cpu", "float16"), "on the CPU in float32; for others use engine=torch"),
     ],
