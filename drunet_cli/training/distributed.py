@@ -95,7 +95,7 @@ def _whole_number(name: str, given: Mapping[str, str], *, least: int = 0, most: 
         raise MisuseError(f"{name}: is not set, but {others}; {_REMEDY}")
     value = given[name]
     if not (value.isascii() and value.isdecimal() and least <= int(value) <= most):
-        raise MisuseError(f"{name}={value}: must be a whole number from {least} on; {_REMEDY}")
+        raise MisuseError(f"{name}={value}: must be a whole number from {least} to {most}; {_REMEDY}")
     return int(value)
 
 
@@ -161,9 +161,11 @@ class Team:
         if self.processes.several:
             from torch import distributed
 
-            with self.waiting():
-                distributed.destroy_process_group()
-            self._watch.stop()
+            try:
+                with self.waiting():
+                    distributed.destroy_process_group()
+            finally:
+                self._watch.stop()
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
