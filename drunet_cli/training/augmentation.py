@@ -29,15 +29,15 @@ class Variation:
     noise: [N], SD in the range 0-1. blur: [N], SD in pixels.
     """
 
-    def part(self, part: slice) -> "Variation":
-        """Return the variation of some of the slices."""
-        return Variation(**{name: None if array is None else array[part] for name, array in vars(self).items()})
-
     warp: npt.NDArray[np.float32] | None
     intensity: npt.NDArray[np.float32] | None
     bias: npt.NDArray[np.float32] | None
     noise: npt.NDArray[np.float32] | None
     blur: npt.NDArray[np.float32] | None
+
+    def part(self, part: slice) -> "Variation":
+        """Return the variation of some of the slices."""
+        return Variation(**{name: None if array is None else array[part] for name, array in vars(self).items()})
 
 
 def draw_variation(settings: AugmentationSettings, *, seed: int, step: int, n: int, shape: tuple[int, int]) -> Variation:
