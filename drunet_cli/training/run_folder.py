@@ -80,8 +80,12 @@ class RunFolder:
     def check_writable(self, *, overwrite: bool) -> None:
         """Raise OutputError now for what would stop the writing later."""
         for path in self._files:
-            remove_stale(path)
             check_writable(path, overwrite=overwrite)
+
+    def remove_stale(self) -> None:
+        """Remove the temporary files that killed sessions have left."""
+        for path in self._files:
+            remove_stale(path)
 
     def clear(self) -> None:
         """Remove the files of an earlier training, except its slices. Raises OutputError."""

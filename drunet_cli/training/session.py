@@ -44,7 +44,7 @@ class TrainingPlan:
     """What a session will do.
 
     cases: to be read into the store; none where a training is resumed from its slices alone.
-    continues: whether there is a training to resume. summaries: of the cases that have been read, by name.
+    continues: whether there is a training to resume. summaries: of the cases that have been read or are in the store, by name.
     """
 
     recipe: Recipe
@@ -72,8 +72,9 @@ def plan_training(settings: TrainingSettings) -> TrainingPlan:
             )
         _check_same_split(settings, run, split, seed=recipe.seed)
         if not settings.sources:
-            open_store(settings.slices, [*split.train, *split.validation])  # raises for a case that is missing
-            return TrainingPlan(recipe=recipe, split=split, cases=(), continues=True)
+            stored_cases = open_store(settings.slices, [*split.train, *split.validation])
+            summaries = {case.name: case.summary() for case in stored_cases}
+            return TrainingPlan(recipe=recipe, split=split, cases=(), continues=True, summaries=summaries)
     else:
         if run.exists and not settings.overwrite:
             raise OutputError(
@@ -145,6 +146,8 @@ def read_cases(
 
     Raises CaseError, with the refused cases among its details, and OutputError.
     """
+    if not plan.cases:
+        return plan
     expected = RunFolder(settings.output).cases_of_last_session() if plan.continues else {}
     tasks = [
         StoreTask(case=case, folder=settings.slices, write=not settings.dry_run, expected=expected.get(case.name))
@@ -216,6 +219,7 @@ def _train(
         if progress.n_steps != length.n_steps:
             raise CaseError(f"{run.state}: is of {progress.n_steps} steps, but the slices make {length.n_steps}")
     if team.processes.is_first:
+        run.remove_stale()
         if not plan.continues:
             run.clear()
             run.begin(recipe, plan.split)

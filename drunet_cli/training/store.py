@@ -69,7 +69,6 @@ class StoredCase:
         """Raises CaseError when the file is missing, damaged, of another version, or no file of a store."""
         # numpy.memmap reads a window of 144 x 176 in 12 us, safetensors in 20 us. But numpy keeps a file descriptor for each
         # case, and the 1251 cases of BraTS 2021 are more than the 1024 descriptors that most systems allow.
-        self.path = path
         metadata, self._pixels = _opened(path)
         try:
             document = json.loads(metadata)
@@ -112,6 +111,11 @@ class StoredCase:
     def classes(self) -> ClassMap:
         """Read all class indices, [Z, 240, 240]."""
         return self._whole(slice(len(CHANNELS), _N_CHANNELS))[..., 0]
+
+    def summary(self) -> "CaseSummary":
+        """Count slices, and slices with tumour."""
+        n_tumour_slices = int(np.count_nonzero(self.tumour_boxes.any(axis=1)))
+        return CaseSummary(name=self.name, n_slices=self.n_slices, n_tumour_slices=n_tumour_slices, reused=True)
 
     def _whole(self, channels: slice) -> _Pixels:
         stored = self._pixels[:][..., channels]
@@ -170,8 +174,7 @@ def prepare_case(task: StoreTask) -> CaseSummary:
     stored = _find_stored(path, task.case, stamps)
     if stored is not None:
         _check_expected(task, stored.inputs)
-        n_tumour_slices = int(np.count_nonzero(stored.tumour_boxes.any(axis=1)))
-        return CaseSummary(name=stored.name, n_slices=stored.n_slices, n_tumour_slices=n_tumour_slices, reused=True)
+        return stored.summary()
     check_writable(path, overwrite=True)
     read = read_labelled_slices(task.case)
     inputs = {
@@ -238,7 +241,7 @@ def _stamps(inputs: Mapping[str, Sequence[Path]]) -> dict[str, tuple[int, str]]:
 def _stamp_of(paths: Sequence[Path]) -> tuple[int, str]:
     folders = {folder: os.path.realpath(folder) for folder in {path.parent for path in paths}}
     files = [(folders[path.parent], path.name, (status := read_status(path)).st_size, status.st_mtime_ns) for path in paths]
-    return sum(size for _, _, size, _ in files), digest(files)
+    return sum(size for _, _, size, _ in files), _digest(files)
 
 
 def _sha256(paths: Sequence[Path]) -> str:
@@ -246,17 +249,17 @@ def _sha256(paths: Sequence[Path]) -> str:
         contents = [(path.parent.name, path.name, file_sha256(path)) for path in paths]
     except OSError as error:
         raise CaseError(f"{error.filename}: cannot be read: {error.strerror}") from error
-    return contents[0][-1] if len(contents) == 1 else digest(contents)
+    return contents[0][-1] if len(contents) == 1 else _digest(contents)
+
+
+def _digest(values: Any) -> str:
+    """Return the SHA-256 over values that JSON can hold."""
+    return hashlib.sha256(json.dumps(values).encode()).hexdigest()
 
 
 def path_in_store(name: str, folder: Path) -> Path:
     """Return the file of a case."""
     return folder / f"{name}{_SUFFIX}"
-
-
-def digest(values: Any) -> str:
-    """Return the SHA-256 over values that JSON can hold."""
-    return hashlib.sha256(json.dumps(values).encode()).hexdigest()
 
 
 def encoded_case(name: str, read: LabelledSlices, inputs: Mapping[str, StoredInput]) -> bytes:

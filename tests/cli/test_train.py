@@ -130,7 +130,7 @@ REFUSED: Final = {
     "channels": (2, "--channels t1,t2", "--channels"),
     "pattern": (2, "--pattern t9=*.nii", "--pattern"),
     "folds": (2, "--folds 5 --fold 1", "--folds 5: there are fewer cases than that (4)\n"),
-    "precision": (2, "--dry-run --device cpu --precision float16", "--precision float16: trains on CUDA GPUs only"),
+    "precision": (2, "--device cpu --precision float16", "--precision float16: trains on CUDA GPUs only"),
     "batch": (2, "--dry-run --batch-size 16", "15 slices do not make one batch of 16; give a smaller --batch-size\n"),
     "unknown weights": (4, "--init no_such_name", "weights 'no_such_name'"),
     "missing weights": (4, "--init no_such_file.safetensors", "no_such_file.safetensors"),

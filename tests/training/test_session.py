@@ -5,6 +5,7 @@ import os
 import shlex
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
@@ -17,12 +18,13 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from drunet_cli.cli.app import main
 from drunet_cli.errors import CaseError, MisuseError, OutputError, WeightsError
 from drunet_cli.network.engine import Precision
 from drunet_cli.training.cases import Split, split_by_fold
 from drunet_cli.training.recipe import RECIPES, RecipeName, TrainingSettings, changed, recipe_toml
 from drunet_cli.training.run_folder import RunFolder
-from drunet_cli.training.session import plan_training
+from drunet_cli.training.session import plan_training, read_cases
 from drunet_cli.weights.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
 from tests.conversion.small_cases import brain_in, files_in, labels_in, save, small_case
 from tests.training.small_runs import (
@@ -114,6 +116,32 @@ def test_training_goes_on_with_its_options_given_again_lost_slices_and_a_new_cas
     assert not (settings.slices / "case_new.safetensors").exists()
 
 
+@pytest.mark.parametrize("begins", [False, True], ids=["resumed", "overwritten"])
+def test_what_killed_sessions_have_left_is_removed_by_a_training_and_not_by_a_dry_run(
+    begins: bool, half: Run, cases: Path, tmp_path: Path
+) -> None:
+    root = Path(shutil.copytree(half.folder.root, tmp_path / "run"))
+    left = root / f".best.safetensors.{socket.gethostname()}.{2**22 + 1}.tmp"  # no process has this number
+    left.touch()
+    settings = small_settings(root, cases, overwrite=True) if begins else resuming(half.settings, output=root)
+    read_cases(replace(settings, dry_run=True), plan_training(settings))
+    assert left.exists()
+    stop_training(settings, 0)
+    assert not left.exists()
+
+
+def test_dry_run_of_a_training_that_goes_on_without_its_cases_says_how_far_it_would_go(
+    half: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["-o", str(half.folder.root), "--slices-dir", str(half.settings.slices), "--dry-run", "--json", "--quiet"]
+    assert main(["train", "--resume", *words]) == 0
+    *rows, whole = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [(row["case"], row["slices"], row["tumour_slices"], row["in_store"]) for row in rows] == [
+        (f"case_{n}", 5, 3, True) for n in range(3)
+    ]
+    assert (whole["train"], whole["validation"], whole["epochs"], whole["steps"], whole["continues"]) == (2, 1, 2, 4, True)
+
+
 def test_finished_training_has_nothing_left_to_do(whole: Run, cases: Path, tmp_path: Path) -> None:
     root = Path(shutil.copytree(whole.folder.root, tmp_path / "run"))
     before = {name: content for name, content in files_in(root).items() if name != "run.json" and "tfevents" not in name}
@@ -141,6 +169,8 @@ def test_training_that_is_there_is_neither_resumed_nor_replaced_unasked(whole: R
 
 
 def test_run_folder_holds_every_file_that_its_documentation_names(whole: Run, cases: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
     names = {path.name for path in whole.folder.root.iterdir()} - {"tensorboard", "curves.png"}
     assert names == {"best.safetensors", "last.safetensors", "state.safetensors", "config.toml", "split.json"} | {
         "metrics.csv",
@@ -153,6 +183,8 @@ def test_run_folder_holds_every_file_that_its_documentation_names(whole: Run, ca
     assert recorded["cases"].keys() == {"case_0", "case_1", "case_2"}
     assert (recorded["from_step"], recorded["n_steps"], recorded["device"], recorded["precision"]) == (0, 4, "cpu", "float32")
     assert (recorded["versions"]["torch"], recorded["deterministic"]) == (torch.__version__, False)
+    [found] = [EventAccumulator(str(path)).Reload() for path in whole.folder.events.iterdir()]
+    assert [event.step for event in found.Scalars("loss")] == [2, 4]
     for path in whole.folder.root.rglob("*"):  # a run is shown to others: no place of this machine stands in it
         for place in (whole.folder.root.parent, cases.parent):
             assert path.is_dir() or str(place).encode() not in path.read_bytes(), path.name
@@ -295,12 +327,14 @@ def test_training_does_not_go_on_with_other_cases(
     root = Path(shutil.copytree(half.folder.root, tmp_path / "run"))
     slices = Path(shutil.copytree(half.settings.slices, own_cases.parent / "slices"))
     change(own_cases, slices)
-    before = files_in(root)
+    before, stored = files_in(root), files_in(slices)
     sources = [own_cases] if with_cases else []
     with pytest.raises(CaseError) as refusal:
         run_training(resuming(half.settings, output=root, slices=slices, sources=sources))
     assert message in str(refusal.value)
     assert files_in(root) == before
+    refused = "case_1.safetensors"  # is not stored as it is now: the next try would take it for what was trained on
+    assert files_in(slices).get(refused) == stored.get(refused)
 
 
 def test_resume_where_there_is_nothing_and_no_cases_is_refused(cases: Path, tmp_path: Path) -> None:
