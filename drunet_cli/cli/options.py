@@ -5,6 +5,7 @@ Typer reads these annotations when it runs.
 
 import re
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import redirect_stdout
 from enum import StrEnum
@@ -179,7 +180,7 @@ Cases = Annotated[
     typer.Argument(
         metavar="CASES",
         help="Case folders; folders that hold case folders at any depth; tables (.csv or .tsv with the columns case, t1, t1ce, "
-        "t2, flair and, where there is a segmentation, seg); or - for such paths on stdin, one a line.",
+        "t2, flair and, where there is a segmentation, seg); or - for such paths on stdin, one a line or by find -print0.",
         show_default=False,
     ),
 ]
@@ -359,9 +360,10 @@ class Command(TyperCommand):
         return option
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Raise MisuseError where a long option has one dash."""
+        """Raise MisuseError where a long option has one dash, or an option that takes one value is given twice."""
         if not ctx.resilient_parsing:  # as when Tab is pressed
             _check_dashes(args, self.get_params(ctx))
+            _check_given_once(self.make_parser(ctx).parse_args(list(args))[2])
         return super().parse_args(ctx, args)
 
 
@@ -399,6 +401,18 @@ def _without_python_types(parameters: Iterable[Any]) -> list[Any]:
         elif isinstance(parameter, TyperArgument) and parameter.metavar is not None:
             parameter.__class__ = _NamedArgument  # Typer makes its arguments itself
     return shown
+
+
+def _check_given_once(parameters: Iterable[Any]) -> None:
+    """Raise MisuseError for an option that takes one value and was given twice: Typer would take the last in silence.
+
+    parameters: those of a command line, each as often as it stands there. A flag says the same again, and --help comes first.
+    """
+    counts = Counter(parameters)
+    if not any(parameter.is_eager for parameter in counts):
+        for parameter, n in counts.items():
+            if n > 1 and isinstance(parameter, TyperOption) and not (parameter.multiple or parameter.is_flag):
+                raise MisuseError(f"{'/'.join(parameter.opts)}: given {n} times, and takes one value; give it once")
 
 
 def _check_dashes(words: Iterable[str], parameters: Sequence[Any]) -> None:

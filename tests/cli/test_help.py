@@ -115,6 +115,35 @@ def test_a_long_option_with_one_dash_is_misuse(line: str, option: str, capsys: p
     assert (out, err) == ("", f"Error: {option}: a long option takes two dashes; write -{option}\n")
 
 
+@pytest.mark.parametrize(
+    ("words", "option"),
+    [
+        (words, option)
+        for words, command in COMMANDS.items()
+        for option in command.params
+        if not (isinstance(option, TyperArgument) or option.is_flag or option.multiple)
+    ],
+    ids=lambda each: each.opts[0] if hasattr(each, "opts") else " ".join(each),
+)
+def test_an_option_that_takes_one_value_refuses_a_second(
+    words: tuple[str, ...], option: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The last one counted in silence."""
+    first, last = option.opts[0], option.opts[-1]
+    assert main([*words, first, "x", last, "x"]) == 2
+    out, err = capsys.readouterr()
+    told = f"Error: {'/'.join(option.opts)}: given 2 times, and takes one value; give it once\n"
+    assert (out, err) == ("", told)
+    assert main([*words, first, "x", f"{first}=x", "--help"]) == 0  # who asks for help gets it
+
+
+def test_a_flag_or_a_repeatable_option_may_be_given_twice(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["demo", "--write-cases", "1", "--quiet", "-o", "out", "--quiet"]) == 0
+    assert main(["segment", "absent", "-o", "a", "--dry-run", "--pattern", "t1=a", "--pattern=t2=b", "--dry-run"]) == 3
+    assert main(["segment", "absent", "-oa", "-ob"]) == 2
+    assert capsys.readouterr().err.count("given 2 times") == 1
+
+
 def test_a_short_option_takes_its_value_in_the_same_word(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["demo", "--write-cases", "1", "-oout", "--quiet"]) == 0
     assert capsys.readouterr().out == "out/phantom_0\n"
