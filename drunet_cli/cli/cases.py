@@ -1,6 +1,5 @@
 """The cases that a command line names: four files, folders, tables, or a list on stdin."""
 
-import io
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -9,7 +8,7 @@ from typing import Final
 
 from drunet_cli.brats import Modality
 from drunet_cli.errors import CaseError, MisuseError
-from drunet_cli.io.case import BrokenCase, Case, case_of, text_of
+from drunet_cli.io.case import BrokenCase, Case, case_of, paths_of_list
 from drunet_cli.io.discovery import Cohort, find_cases
 from drunet_cli.io.naming import Naming, may_name_a_file, parse_channels, parse_patterns
 
@@ -31,7 +30,7 @@ def case_of_files(given: Mapping[Modality, Path | None], *, name: str | None, se
 def cohort_of(
     sources: Sequence[str], *, patterns: Sequence[str] = (), channels: str | None = None, leave_out: Path | None = None
 ) -> Cohort:
-    """The cases in folders and tables; `-` stands for such paths on stdin, one a line. Raises MisuseError.
+    """The cases in folders and tables; `-` stands for a list of such paths on stdin. Raises MisuseError.
 
     leave_out: the folder of results, which may lie among the cases.
     """
@@ -60,10 +59,11 @@ def naming_of(patterns: Sequence[str], channels: str | None) -> Naming:
 
 
 def paths_of(sources: Sequence[str]) -> list[Path]:
-    """What CASES names; `-` stands for paths on stdin, one a line. Raises MisuseError, and CaseError for an empty stdin."""
+    """What CASES names; `-` stands for a list of paths on stdin. Raises MisuseError, and CaseError for an empty stdin."""
     if "" in sources:
         raise MisuseError("CASES: an empty path; an unset variable?")
-    paths = [path for source in sources for path in (_lines() if source == STDIN else [Path(source)])]
+    given = [paths_of_list(read_stdin(), name="stdin") if source == STDIN else [source] for source in sources]
+    paths = [Path(path) for several in given for path in several]
     if sources and not paths:
         raise CaseError("stdin: no case: give paths of case folders, folders of cases or tables, one a line")
     return paths
@@ -91,8 +91,3 @@ def read_stdin() -> bytes:
         return sys.stdin.buffer.read()
     except OSError as error:  # such as a folder
         raise CaseError(f"stdin: cannot be read: {error.strerror}") from error
-
-
-def _lines() -> list[Path]:
-    text = text_of(read_stdin(), name="stdin")
-    return [Path(line.removesuffix("\n")) for line in io.StringIO(text, newline=None) if line.strip()]

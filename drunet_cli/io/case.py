@@ -130,6 +130,25 @@ def text_of(content: bytes, *, name: str) -> str:
     return text
 
 
+def paths_of_list(content: bytes, *, name: str) -> list[str]:
+    """The paths of a list: one a line, as `text_of` reads text; or each before a NUL, as find -print0 writes them.
+
+    name: the source in messages. Raises CaseError as `text_of` does.
+    """
+    if b"\0" in content and not _is_in_units(content):
+        return [os.fsdecode(path) for path in content.split(b"\0") if path]
+    text = text_of(content, name=name)
+    return [line.removesuffix("\n") for line in io.StringIO(text, newline=None) if line.strip()]
+
+
+def _is_in_units(content: bytes) -> bool:
+    """Whether text is in units of two bytes or four. A list of nothing but names of one letter has no /, and no line break."""
+    if content.startswith((*_UTF_16, *_UTF_32)):
+        return True
+    begin = content[:64]
+    return all(0 in begin[n : n + 2] for n in range(0, len(begin), 2)) and (b"/" in content or b"\n" in content)
+
+
 def is_text(name: str) -> bool:
     """Whether a name that the system or `text_of` gave holds no byte that stands for itself."""
     return not any("\udc80" <= character <= "\udcff" for character in name)

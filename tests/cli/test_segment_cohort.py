@@ -215,6 +215,17 @@ def test_a_list_on_stdin_may_have_a_mark_and_names_that_are_no_text(
     assert list(objects(capsys.readouterr().out)) == ["case_0"]
 
 
+@pytest.mark.parametrize("before", [".\0", "", "x\0y\0"])
+def test_a_list_on_stdin_may_be_that_of_find_print0(
+    before: str, cohort: Path, monkeypatch: pytest.MonkeyPatch, capsys: Captured
+) -> None:
+    for name in ("one\ntwo", "x", "y"):
+        Path(name).symlink_to(cohort / "case_0")
+    monkeypatch.setattr("sys.stdin", stdin_of(f"{before}{cohort}/case_1\0./one\ntwo\0"))
+    assert segment("-", "-o", "out", "--dry-run", "--json") == 0
+    assert list(objects(capsys.readouterr().out)) == ["case_0", "case_1"]
+
+
 def test_empty_stdin_is_bad_input(monkeypatch: pytest.MonkeyPatch, capsys: Captured) -> None:
     monkeypatch.setattr("sys.stdin", stdin_of(""))
     assert segment("-", "-o", "out") == 3
