@@ -167,8 +167,14 @@ def volumes_ml(counts: Mapping[str, int], millilitres_per_voxel: float) -> dict[
 
 
 def volume_in_words(volume_ml: float) -> str:
-    """A volume for people: to a tenth of a mL, and below 1 mL to a cubic millimetre."""
-    return f"{volume_ml:.3f} mL" if 0 < volume_ml < 1 else f"{volume_ml:.1f} mL"
+    """A volume for people, with its unit."""
+    return f"{volume_digits(volume_ml)} mL"
+
+
+def volume_digits(volume_ml: float) -> str:
+    """A volume, or a difference of two, for people: to a tenth of a mL, and below 1 mL to a cubic millimetre."""
+    rounded = round(volume_ml, 3)
+    return f"{rounded:.3f}" if 0 < abs(rounded) < 1 else f"{rounded:z.1f}"
 
 
 def describe_labels(labels: Labels) -> dict[str, Any]:

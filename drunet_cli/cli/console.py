@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from drunet_cli.brats import REGIONS, volume_in_words
+from drunet_cli.brats import REGIONS, volume_digits, volume_in_words
 from drunet_cli.errors import one_line
 from drunet_cli.signals import hold_signals
 
@@ -333,7 +333,7 @@ def cohort_table(rows: Sequence["SummaryRow"]) -> "Table":
     for column in table.columns[2:-1]:
         column.justify = "right"
     for row in rows:
-        volumes = (f"{row.volumes_ml[region]:.1f}" if region in row.volumes_ml else "" for region in REGIONS)
+        volumes = (volume_digits(row.volumes_ml[region]) if region in row.volumes_ml else "" for region in REGIONS)
         warnings = [code if n == 1 else f"{n} x {code}" for code, n in Counter(row.warnings).items()]
         table.add_row(Text(one_line(row.case)), row.status, *volumes, Text(one_line(row.error or ", ".join(warnings))))
     return table
@@ -406,7 +406,9 @@ def scores_table(document: Mapping[str, Any]) -> "Table":
 
 def _fixed(number: float, score: str) -> str:
     """A number as tables show it; a number that rounds to 0 has no sign."""
-    return f"{number:z.1f}" if score.endswith(("_mm", "_ml")) else f"{number:z.3f}"
+    if score.endswith("_ml"):
+        return volume_digits(number)
+    return f"{number:z.1f}" if score.endswith("_mm") else f"{number:z.3f}"
 
 
 def _table(*columns: str, numbers_from: int | None = None) -> "Table":

@@ -19,7 +19,7 @@ import jinja2
 import numpy as np
 
 import drunet_cli
-from drunet_cli.brats import REGION_NAMES, REGIONS
+from drunet_cli.brats import REGION_NAMES, REGIONS, volume_digits
 from drunet_cli.errors import CaseError, one_line
 from drunet_cli.io.naming import stem
 from drunet_cli.io.png import encode_webp
@@ -123,6 +123,7 @@ def _template() -> jinja2.Template:
     environment = jinja2.Environment(
         autoescape=True, finalize=_folded, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
     )
+    environment.filters["millilitres"] = volume_digits
     environment.filters["fixed"] = lambda number: f"{number:.1f}"
     return environment.from_string(_FILES.joinpath("page.html.j2").read_text(encoding="utf-8"))
 

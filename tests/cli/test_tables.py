@@ -8,7 +8,15 @@ from rich.console import Console
 from rich.table import Table
 
 from drunet_cli.brats import REGIONS
-from drunet_cli.cli.console import case_table, cohort_table, fields_table, plan_table, statistics_table, worst_table
+from drunet_cli.cli.console import (
+    case_table,
+    cohort_table,
+    fields_table,
+    plan_table,
+    regions_in_words,
+    statistics_table,
+    worst_table,
+)
 from drunet_cli.evaluation.evaluate import SCORES, statistics
 from drunet_cli.segmentation.summary import Status, SummaryRow
 
@@ -32,12 +40,21 @@ def test_numbers_end_below_one_another_and_names_begin_so() -> None:
 
 
 def test_what_rounds_to_nothing_has_no_sign() -> None:
-    scores = {"volume_error_ml": -0.04, "dice": -0.0}
+    scores = {"volume_error_ml": -0.0004, "dice": -0.0}
     shown = [*lines_of(case_table({"WT": scores}, SCORES))]
     over_cases = {"WT": {name: statistics([number, number], seed=0) for name, number in scores.items()}}
     shown += lines_of(statistics_table("two", over_cases, SCORES))
     assert [line.split()[-1] for line in shown[1:3]] == ["0.0", "0.000"]
     assert not [line for line in shown if "-" in line]
+
+
+def test_volumes_have_the_same_digits_in_tables_and_in_lines() -> None:
+    volumes = {"WT": 12.345, "TC": 0.0214, "ET": 0.0}
+    row = SummaryRow(case="a", status=Status.DONE, volumes_ml=volumes)
+    assert lines_of(cohort_table([row]))[1].split()[2:] == ["12.3", "0.021", "0.0"]
+    assert regions_in_words(volumes) == "WT 12.3 mL, TC 0.021 mL, ET 0.0 mL"
+    table = case_table({"WT": {"volume_error_ml": -0.02}}, SCORES)
+    assert lines_of(table)[1].endswith(" -0.020")
 
 
 def test_fields_without_a_value_are_left_out() -> None:
