@@ -223,7 +223,8 @@ def _evaluate(tasks: "Sequence[EvaluationTask]", batch: "Batch", *, n_jobs: int)
                 continue
             documents.append(outcome)
             dice = ", ".join(f"{name} {scores['dice']:.3f}" for name, scores in outcome["regions"].items())
-            batch.done(None, outcome, note=f"{task.pair.case}: Dice {dice}")
+            warnings = [warning["message"] for warning in outcome["warnings"]]
+            batch.done(None, outcome, note=f"{task.pair.case}: Dice {dice}", warnings=warnings)
     return sorted(documents, key=lambda document: str(document["case"]))
 
 

@@ -19,7 +19,7 @@ from drunet_cli.evaluation.pairs import Pair, t1_of, uncertainty_maps_of
 from drunet_cli.evaluation.scores import Mask, SpacingMm, mask_of, overlap
 from drunet_cli.evaluation.surfaces import border_hd95_mm, box_around, surface_distances
 from drunet_cli.evaluation.uncertainty import UncertaintyMap, UncertaintyScores, percentages, uncertainty_scores
-from drunet_cli.io.checks import grids_differ
+from drunet_cli.io.checks import CaseWarning, grids_differ, rounded_grid_warnings
 from drunet_cli.io.nifti import Volume, load_volume
 from drunet_cli.io.volumes import class_map_of
 
@@ -117,14 +117,15 @@ def evaluate(task: EvaluationTask) -> dict[str, Any]:
     Raises CaseError when a file is absent, cannot be read, is on another grid, or holds no BraTS labels or no uncertainties.
     """
     prediction, reference = _load(task.pair.prediction, task.pair.reference)
-    _check_grid(prediction, reference, names=("prediction", "reference"))
+    warnings = _check_grid(prediction, reference, names=("prediction", "reference"))
     class_maps = [class_map_of(volume, task.labels)[0] for volume in (prediction, reference)]
     found = compare(*class_maps, spacing_mm=reference.spacing_mm, convention=task.convention, tolerance_mm=task.tolerance_mm)
     scores = {name: _rounded(asdict(of_region)) for name, of_region in found.items()}
     files: dict[str, Any] = {"prediction": str(prediction.path), "reference": str(reference.path)}
     if task.uncertainty:
-        maps, uncertainty = _score_uncertainty(prediction, reference, *class_maps)
+        maps, uncertainty, more = _score_uncertainty(prediction, reference, *class_maps)
         files |= maps
+        warnings += more
         scores |= {name: {**scores[name], "uncertainty": asdict(of_region)} for name, of_region in uncertainty.items()}
     return {
         "case": task.pair.case,
@@ -134,6 +135,7 @@ def evaluate(task: EvaluationTask) -> dict[str, Any]:
         **files,
         "regions": {name: scores[name] for name in REGIONS},
         "classes": {name: scores[name] for name in (TumourClass.NCR.name, TumourClass.ED.name, TumourClass.ET.name)},
+        "warnings": [asdict(warning) for warning in warnings],
     }
 
 
@@ -223,9 +225,11 @@ def _load(*paths: Path) -> list[Volume]:
         return list(threads.map(load_volume, paths))
 
 
-def _check_grid(volume: Volume, other: Volume, *, names: tuple[str, str]) -> None:
+def _check_grid(volume: Volume, other: Volume, *, names: tuple[str, str]) -> list[CaseWarning]:
+    """The note on one grid that is so by rounding. Raises CaseError for two grids."""
     if (error := grids_differ(volume, other, names=names)) is not None:
         raise error
+    return rounded_grid_warnings(volume, other, names=names)
 
 
 def _check_arrays(prediction: ClassMap, reference: ClassMap, spacing_mm: SpacingMm, tolerance_mm: float) -> None:
@@ -276,8 +280,8 @@ def _score(
 
 def _score_uncertainty(
     prediction: Volume, reference: Volume, predicted: ClassMap, true: ClassMap
-) -> tuple[dict[str, Any], dict[str, UncertaintyScores]]:
-    """The files that were read, and the scores of every region.
+) -> tuple[dict[str, Any], dict[str, UncertaintyScores], list[CaseWarning]]:
+    """The files that were read, the scores of every region, and warnings.
 
     The brain is where the T1 image beside the reference is above 0, as the script of BraTS 2020 suggests. Without a T1 image,
     the whole volume counts and brain_image is None.
@@ -285,18 +289,19 @@ def _score_uncertainty(
     paths, t1_path = uncertainty_maps_of(prediction.path), t1_of(reference.path)
     volumes = _load(*paths.values(), *([t1_path] if t1_path is not None else []))
     brain = None
+    warnings = []
     if t1_path is not None:
         t1 = volumes.pop()
-        _check_grid(t1, reference, names=("T1", "reference"))
+        warnings += _check_grid(t1, reference, names=("T1", "reference"))
         brain = _in_memory_order(t1.brain)
     class_maps = _in_memory_order(predicted), _in_memory_order(true)
     scores = {}
     for (region, classes), volume in zip(REGIONS.items(), volumes, strict=True):
-        _check_grid(volume, prediction, names=("uncertainty map", "label map"))
+        warnings += _check_grid(volume, prediction, names=("uncertainty map", "label map"))
         masks = [mask_of(class_map, classes) for class_map in class_maps]
         scores[region] = uncertainty_scores(_in_memory_order(_uncertainty_in(volume)), *masks, brain=brain)
     maps = {region: str(path) for region, path in paths.items()}
-    return {"uncertainty_maps": maps, "brain_image": None if t1_path is None else str(t1_path)}, scores
+    return {"uncertainty_maps": maps, "brain_image": None if t1_path is None else str(t1_path)}, scores, warnings
 
 
 def _in_memory_order(voxels: npt.NDArray[_Scalar]) -> npt.NDArray[_Scalar]:

@@ -135,6 +135,18 @@ def grids_differ(volume: Grid, other: Grid, *, names: tuple[str, str]) -> CaseEr
     )
 
 
+def rounded_grid_warnings(volume: Grid, other: Grid, *, names: tuple[str, str]) -> list[CaseWarning]:
+    """A note on two volumes on one grid that lie more than rounding apart. names: such as prediction and reference."""
+    distance_mm = farthest_corner_mm(volume.affine, other.affine, other.shape)
+    if is_rounding(distance_mm, other.affine):
+        return []
+    message = (
+        f"{volume.path}: {names[0]} and {names[1]} differ by up to {distance_mm:.2g} mm at the corners, less than a tenth of a "
+        "voxel; taken for one grid"
+    )
+    return [CaseWarning(WarningCode.GRIDS_ROUNDED, message)]
+
+
 def same_grid(volume: Grid, other: Grid) -> bool:
     """Whether two volumes have one shape, and their affines place every corner within a tenth of a voxel."""
     if volume.shape != other.shape:
@@ -376,18 +388,10 @@ def _background_warnings(volumes: Mapping[Modality, Volume]) -> list[CaseWarning
 
 def _rounded_grid_warnings(volumes: Mapping[Modality, Grid]) -> list[CaseWarning]:
     """A note on the image that lies farthest from FLAIR, where that is more than rounding."""
-    flair, *others = (volumes[modality] for modality in CHANNELS)
-    distance, modality = max(
-        (farthest_corner_mm(volume.affine, flair.affine, flair.shape), name)
-        for volume, name in zip(others, CHANNELS[1:], strict=True)
-    )
-    if is_rounding(distance, flair.affine):
-        return []
-    message = (
-        f"{volumes[modality].path}: {modality.display} and FLAIR differ by up to {distance:.2g} mm at the corners, "
-        "less than a tenth of a voxel; taken for one grid"
-    )
-    return [CaseWarning(WarningCode.GRIDS_ROUNDED, message)]
+    flair, *others = CHANNELS
+    grid = volumes[flair]
+    farthest = max(others, key=lambda name: farthest_corner_mm(volumes[name].affine, grid.affine, grid.shape))
+    return rounded_grid_warnings(volumes[farthest], grid, names=(farthest.display, flair.display))
 
 
 def _resampling_warnings(x_mm: float, y_mm: float) -> list[CaseWarning]:

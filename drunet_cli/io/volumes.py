@@ -2,8 +2,8 @@
 
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +20,7 @@ from drunet_cli.io.checks import (
     grid_warnings,
     grids_differ,
     mend_rounded_zero,
+    rounded_grid_warnings,
 )
 from drunet_cli.io.geometry import FRAME, Geometry, at_1_mm, box_of, fit
 from drunet_cli.io.inputs import InputFile
@@ -126,6 +127,9 @@ class LabelledImages:
         return self.images.inputs if source is None else {**self.images.inputs, SEGMENTATION: source}
 
 
+_SEGMENTATION_AND_FLAIR: Final = ("segmentation", "FLAIR")
+
+
 def read_labelled(case: Case) -> LabelledImages:
     """Read a case's images, and its segmentation where it has one.
 
@@ -136,7 +140,11 @@ def read_labelled(case: Case) -> LabelledImages:
         loaded = None if case.segmentation is None else thread.submit(load_volume, case.segmentation)
         images = read_images(case)
         _check_spacing(images)
-        return LabelledImages(images, None if loaded is None else _segmentation(loaded.result(), images))
+        if loaded is None:
+            return LabelledImages(images, None)
+        segmentation = _segmentation(loaded.result(), images)
+        warnings = rounded_grid_warnings(segmentation.volume, images.reference, names=_SEGMENTATION_AND_FLAIR)
+        return LabelledImages(replace(images, warnings=(*images.warnings, *warnings)), segmentation)
 
 
 def _check_spacing(images: CaseImages) -> None:
@@ -149,7 +157,7 @@ def _check_spacing(images: CaseImages) -> None:
 
 
 def _segmentation(volume: Volume, images: CaseImages) -> Segmentation:
-    if (error := grids_differ(volume, images.reference, names=("segmentation", "FLAIR"))) is not None:
+    if (error := grids_differ(volume, images.reference, names=_SEGMENTATION_AND_FLAIR)) is not None:
         raise error
     class_map, labels = class_map_of(volume)
     turned = images.geometry.turned(class_map)

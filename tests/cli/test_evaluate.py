@@ -9,13 +9,14 @@ import sys
 from pathlib import Path
 from typing import Any, Final
 
+import nibabel as nib
 import numpy as np
 import pytest
 from PIL import Image
 
 from drunet_cli.cli.app import main
 from tests.cli.small_cohort import SHAPE, save, segmentation, write_cases
-from tests.support import Drunet
+from tests.support import Drunet, open_image
 
 N_CASES: Final = 3
 CASES: Final = [f"case_{n}" for n in range(N_CASES)]
@@ -102,6 +103,20 @@ def test_two_folders_give_a_table_of_regions_and_scores_and_a_note_a_case(folder
     assert notes[0] == "case_0: Dice WT 1.000, TC 1.000, ET 1.000"
     assert [note.split(":")[0] for note in notes] == CASES
     assert summary == "3 cases compared, convention brats"
+
+
+def test_a_grid_that_is_one_by_rounding_is_told_as_a_warning(own: Path, cohort: Path, capsys: Captured) -> None:
+    (own / "case_1.nii.gz").unlink()
+    labels = open_image(cohort / "out" / "case_1.nii.gz")
+    affine = labels.affine.copy()
+    affine[0, 3] += 0.05  # of a voxel of 1 mm
+    nib.Nifti1Image(np.asarray(labels.dataobj), affine).to_filename(own / "case_1.nii.gz")
+    assert evaluate(own, cohort / "ref", "--json") == 0
+    out, err = capsys.readouterr()
+    codes = [[warning["code"] for warning in document["warnings"]] for document in objects(out)]
+    assert codes == [[], ["grids-rounded"], []]
+    message = "out/case_1.nii.gz: prediction and reference differ by up to 0.05 mm at the corners"
+    assert [message in line for line in err.splitlines() if "Warning: " in line] == [True]
 
 
 def test_two_files_are_compared_alone_by_their_own_scores(cohort: Path, capsys: Captured) -> None:

@@ -250,6 +250,7 @@ def test_a_case_states_what_was_compared_and_goes_through_json(convention: Conve
         "tolerance_mm": 2.5,
         "prediction": str(tmp_path / "p.nii"),
         "reference": str(tmp_path / "r.nii.gz"),
+        "warnings": [],
     }
     assert (list(found["regions"]), list(found["classes"])) == (list(REGIONS), CLASSES)
     assert found["regions"]["ET"] == found["classes"]["ET"]
