@@ -79,12 +79,12 @@ def _segment_one(seed: int, folder: Path, *, device: str, overwrite: bool, scree
     for path in (label_map, sidecar, preview):
         check_writable(path, overwrite=overwrite)
     screen.note(f"Writing {folder / name}: a synthetic case, four images and the truth")
-    case = _make_case(seed, folder, overwrite=overwrite)
     try:
+        case = _make_case(seed, folder, overwrite=overwrite)
         segmented = _segment(case, label_map, device=device, overwrite=overwrite, screen=screen)
     except BaseException:  # an interrupted demo is run again as it was
         if not overwrite:
-            _remove(case)
+            _remove_case(seed, folder)
         raise
     scores = _scores(case, label_map)
     if json:
@@ -103,7 +103,7 @@ def _name(seed: int) -> str:
 
 
 def _make_case(seed: int, folder: Path, *, overwrite: bool) -> "Case":
-    """In a worker process, or in this one."""
+    """Make the synthetic case of a seed, and write its images and its segmentation. Also runs in worker processes."""
     from drunet_cli.phantom.scanner import make_phantom, write_phantom
 
     return write_phantom(make_phantom(seed), folder, _name(seed), overwrite=overwrite)
@@ -137,11 +137,14 @@ def _segment(case: "Case", label_map: Path, *, device: str, overwrite: bool, scr
     return document
 
 
-def _remove(case: "Case") -> None:
-    for path in case.files.values():
+def _remove_case(seed: int, folder: Path) -> None:
+    """Remove what was written of a case."""
+    from drunet_cli.phantom.scanner import phantom_files
+
+    for path in phantom_files(folder, _name(seed)).values():
         path.unlink(missing_ok=True)
     with suppress(OSError):  # something else lies there
-        case.files[Modality.FLAIR].parent.rmdir()
+        (folder / _name(seed)).rmdir()
 
 
 def _scores(case: "Case", label_map: Path) -> dict[str, Any]:

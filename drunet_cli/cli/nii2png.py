@@ -85,7 +85,7 @@ def nii2png(
     from drunet_cli.cli.batch import Batch, PlanRow, print_plan
     from drunet_cli.cli.cases import case_of_files, cohort_of
     from drunet_cli.cli.console import Screen
-    from drunet_cli.conversion.nii2png import SliceSettings, check_plan, plan_slices, remove_stale_slices
+    from drunet_cli.conversion.nii2png import SliceSettings, plan_slices, remove_stale_slices
     from drunet_cli.host import granted_cpus
     from drunet_cli.io.discovery import Cohort
 
@@ -102,20 +102,38 @@ def nii2png(
         threads=max(1, n_jobs // max(1, len(cohort.cases))),
     )
     planned = plan_slices(cohort.cases, settings)
+    stop = _stop(planned, settings)
     if dry_run:
-        print_plan([PlanRow(each.case, each.state, each.action) for each in planned], cohort, seg=True, json=json)
-    check_plan(planned, settings)
-    if dry_run:
+        rows = [PlanRow(each.case, each.state, each.action) for each in planned]
+        print_plan(rows, cohort, seg=True, json=json, quiet=quiet, stop=stop)
         return
-    batch = Batch(Screen(quiet=quiet), n_cases=len(planned) + len(cohort.broken), alone=cohort.alone, json=json)
+    if stop is not None:
+        raise stop
+    screen = Screen(quiet=quiet)
+    for note in cohort.notes:
+        screen.warning(note)
+    batch = Batch(screen, n_cases=len(planned) + len(cohort.broken), alone=cohort.alone, json=json)
     for broken in cohort.broken:
         batch.failed(broken.name, broken.error)
     remove_stale_slices(settings.layout)
-    converted = _convert(planned, settings, batch, n_jobs=n_jobs)
-    unwritten = _write_manifest(settings, Screen(quiet=quiet)) if converted else None
+    try:
+        converted = _convert(planned, settings, batch, n_jobs=n_jobs)
+    finally:  # also of an interrupted run, which may have begun to replace cases that the table names
+        unwritten = _write_manifest(settings, screen)
     n_labelled, n_skipped = (sum(flags) for flags in zip(*converted, strict=True)) if converted else (0, 0)
     left_out = f"; {n_skipped} were complete and left out" if n_skipped else ""
     batch.finish(f"{plural(len(converted), 'case')} in {output}, {n_labelled} with label slices{left_out}", unwritten)
+
+
+def _stop(planned: Sequence["PlannedSlices"], settings: "SliceSettings") -> OutputError | None:
+    """What would end the run before its first case."""
+    from drunet_cli.conversion.nii2png import check_plan
+
+    try:
+        check_plan(planned, settings)
+    except OutputError as error:
+        return error
+    return None
 
 
 def _convert(
@@ -139,9 +157,11 @@ def _convert(
 
 
 def _write_manifest(settings: "SliceSettings", screen: "Screen") -> OutputError | None:
-    """Write the table of all slices; the error where that fails, which is told after those of the cases."""
+    """Write the table of all slices, if there is or was any; the error where that fails, which is told after those of the cases."""
     from drunet_cli.conversion.dataset import write_manifest
 
+    if not (settings.layout.manifest.exists() or any(settings.layout.cases.glob("*.json"))):
+        return None
     try:
         for error in write_manifest(settings.layout):
             screen.warning(f"{error}; left out of {settings.layout.manifest}")

@@ -194,7 +194,7 @@ def is_description(path: Path) -> bool:
     try:
         with path.open("rb") as stream:
             document = json.loads(stream.read(_LARGEST_BYTES))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return False
     except (OSError, ValueError, RecursionError):
         return True

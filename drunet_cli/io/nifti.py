@@ -156,9 +156,6 @@ def new_header(shape: tuple[int, ...], dtype: npt.DTypeLike, affine: npt.NDArray
     header.set_sform(affine, code=1)
     header.set_qform(affine, code=1)
     header.set_xyzt_units("mm", "sec")
-    header.set_slope_inter(1, 0)
-    header["vox_offset"] = header.single_vox_offset
-    header["magic"] = header.single_magic
     return header
 
 

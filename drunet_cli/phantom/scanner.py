@@ -17,7 +17,7 @@ from drunet_cli.errors import MisuseError
 from drunet_cli.io import atomic
 from drunet_cli.io.case import Case, case_of
 from drunet_cli.io.naming import SEGMENTATION, may_name_a_file
-from drunet_cli.io.nifti import encode_label_map, new_header
+from drunet_cli.io.nifti import encode_label_map, encode_map, new_header
 from drunet_cli.phantom.anatomy import BRATS_SHAPE, FloatArray, HeadGrid, Shape, SyntheticHead, healthy_shares, squares
 from drunet_cli.phantom.tumour import draw_glioma, places_before, tumour_shares
 
@@ -85,12 +85,11 @@ def write_phantom(
     if not may_name_a_file(name):
         raise MisuseError(f"{name!r}: cannot be part of a file name; give the case another")
     check_phantom_writable(folder, name, overwrite=overwrite)
-    paths = _paths(folder, name)
+    paths = phantom_files(folder, name)
     header = new_header(phantom.class_map.shape, np.int16, phantom.affine)
     for modality, voxels in phantom.images.items():
         with atomic.write_atomically(paths[modality], overwrite=overwrite) as stream:
-            content = header.binaryblock + bytes(4) + voxels.tobytes(order="F")
-            stream.write(gzip.compress(content, _GZIP_LEVEL, mtime=0))
+            stream.write(gzip.compress(encode_map(voxels, header, compress=False), _GZIP_LEVEL, mtime=0))
     with atomic.write_atomically(paths[SEGMENTATION], overwrite=overwrite) as stream:
         stream.write(encode_label_map(label_values(phantom.class_map, labels), header, compress=True))
     images = {modality: paths[modality] for modality in CHANNELS}
@@ -99,11 +98,12 @@ def write_phantom(
 
 def check_phantom_writable(folder: Path, name: str, *, overwrite: bool) -> None:
     """Raise OutputError now for what would stop write_phantom later."""
-    for path in _paths(folder, name).values():
+    for path in phantom_files(folder, name).values():
         atomic.check_writable(path, overwrite=overwrite)
 
 
-def _paths(folder: Path, name: str) -> dict[str, Path]:
+def phantom_files(folder: Path, name: str) -> dict[str, Path]:
+    """Where the images and the segmentation of a phantom lie, by their roles."""
     return {role: folder / name / f"{name}_{role}.nii.gz" for role in (*CHANNELS, SEGMENTATION)}
 
 

@@ -14,6 +14,7 @@ import pytest
 
 from drunet_cli.brats import CHANNELS
 from drunet_cli.cli.app import main
+from drunet_cli.errors import OutputError
 from tests.cli.small_cohort import NAMES_NNUNET, contents, segmentation, spoil, write_case, write_cases
 from tests.support import Drunet, image_options, open_image, stdin_of
 
@@ -229,6 +230,25 @@ def test_a_dry_run_tells_what_is_there_and_writes_nothing(cohort: Path, capsys: 
     files = {kind: f"cases/case_0/case_0_{kind}.nii.gz" for kind in (*CHANNELS, "seg")}
     assert first == {"case": "case_0", "state": "new", "would": "convert", "files": files}
     assert (broken["case"], broken["exit_code"], Path("absent").exists()) == ("case_1", 3, False)
+    Path("slices/slices.csv").write_text("name,fold\n")
+    assert nii2png("cases", "-o", "slices", "--dry-run") == nii2png("cases", "-o", "slices") == 6
+    assert "case_1: " in capsys.readouterr().err
+
+
+def test_the_table_of_slices_is_true_also_after_a_run_in_which_every_case_failed(
+    cohort: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert nii2png(cohort, "-o", "slices") == 0
+
+    def write_file_atomically(path: Path, content: bytes) -> None:
+        if path.suffix == ".png":
+            raise OutputError(f"{path}: No space left on device")
+        path.write_bytes(content)
+
+    monkeypatch.setattr("drunet_cli.conversion.nii2png.write_file_atomically", write_file_atomically)
+    assert nii2png(cohort, "-o", "slices", "--overwrite") == 1
+    assert list(Path("slices/cases").glob("*.json")) == []
+    assert len(Path("slices/slices.csv").read_text().splitlines()) == 1
 
 
 @pytest.mark.parametrize(

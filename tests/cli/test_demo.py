@@ -164,12 +164,15 @@ def test_the_table_has_a_row_for_each_region(tmp_path: Path, capsys: pytest.Capt
 
 
 @pytest.mark.usefixtures("small_cases")
-def test_a_demo_that_fails_leaves_nothing_that_stops_the_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("function", ["segmentation.pipeline.segment", "phantom.scanner.encode_label_map"])
+def test_a_demo_that_fails_leaves_nothing_that_stops_the_next(
+    function: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def fail(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as broken:
-        broken.setattr("drunet_cli.segmentation.pipeline.segment", fail)
+        broken.setattr(f"drunet_cli.{function}", fail)
         assert main(["demo", "-o", str(tmp_path), "--quiet"]) == 130
     assert files_in(tmp_path) == []
 

@@ -305,6 +305,9 @@ def test_the_description_is_above_the_folder_or_in_it(tmp_path: Path, where: str
     path.write_text('{"schema": "drunet.%s/1"}' % ("segmentation" if "other" in where else "slices"))
     assert description_of(NAME, folder) == (None if "other" in where else path)
     assert description_of("p2", folder) is None
+    (tmp_path / "a" / "predicted" / "b").mkdir()
+    (folder / "b" / "cases").touch()
+    assert description_of("p2", folder / "b") is None
 
 
 @pytest.mark.parametrize("words", [".", ".."])
