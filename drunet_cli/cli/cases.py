@@ -10,7 +10,7 @@ from drunet_cli.brats import Modality
 from drunet_cli.errors import CaseError, MisuseError
 from drunet_cli.io.case import BrokenCase, Case, case_of, paths_of_list
 from drunet_cli.io.discovery import Cohort, find_cases
-from drunet_cli.io.naming import Naming, may_name_a_file, parse_channels, parse_patterns
+from drunet_cli.io.naming import Naming, is_nifti, may_name_a_file, parse_channels, parse_patterns, stem
 
 STDIN: Final = "-"
 _OTHER_FORMATS: Final = (".gz", ".mgz", ".mgh", ".mha", ".mhd", ".nrrd", ".img", ".hdr", ".png", ".json", ".h5", ".zip")
@@ -71,10 +71,9 @@ def paths_of(sources: Sequence[str]) -> list[Path]:
 
 def label_map_path(output: Path, case: str) -> Path:
     """What -o stands for: a NIfTI file, or a folder that gets {case}.nii.gz. Raises MisuseError."""
-    name = output.name.lower()
-    stem = name.removesuffix(".gz").removesuffix(".nii")
-    if name.endswith((".nii.gz", ".nii")) and stem:
+    if is_nifti(output.name) and stem(output):
         return output
+    name = output.name.lower()
     if ".nii" in name or name.endswith(_OTHER_FORMATS):
         raise MisuseError(f"-o {output}: drunet writes NAME.nii.gz or NAME.nii; without such an ending OUT is a folder")
     return output / f"{case}.nii.gz"

@@ -284,7 +284,7 @@ def _describe(weights: str) -> dict[str, Any]:
 
     Raises WeightsError for unknown or damaged ones.
     """
-    from drunet_cli.weights.cache import metadata_of
+    from drunet_cli.weights.cache import metadata_of, open_weights
     from drunet_cli.weights.checkpoint import weights_sha256
 
     where = "file" if is_file_name(weights) else _where(weights)
@@ -292,6 +292,8 @@ def _describe(weights: str) -> dict[str, Any]:
         return _describe_entry(weights)
     known = (ENTRIES.get(weights) or BUNDLED.get(weights)) if where != "file" else None
     file, metadata = metadata_of(weights)
+    if where == "file":
+        open_weights(weights)  # its tensors are checked
     description = {"description": known.description} if known is not None else {}
     return {
         "path": str(file),

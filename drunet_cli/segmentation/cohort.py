@@ -124,7 +124,7 @@ def _read(planned: PlannedCase, ensemble: Ensemble) -> _Read:
             document = same_document(case, files, ensemble)
             if document is None:  # removed since the plan was made
                 planned = replace(planned, action=Action.SEGMENT)
-                files.check(case.images)
+                files.check(case.files.values())
             elif files.has_extras(document):
                 return planned, CaseResult(document, left_out=True)
             else:

@@ -8,7 +8,7 @@ import hashlib
 import json
 import os
 import platform
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from enum import StrEnum
@@ -19,9 +19,9 @@ import nibabel as nib
 import numpy as np
 
 import drunet_cli
-from drunet_cli.brats import UNCERTAINTY_MAPS, Modality, describe_labels, label_values, volumes_ml
+from drunet_cli.brats import UNCERTAINTY_MAPS, describe_labels, label_values, volumes_ml
 from drunet_cli.errors import OutputError
-from drunet_cli.io.atomic import check_writable, remove_stale, write_atomically
+from drunet_cli.io.atomic import check_writable, is_same_file, remove_stale, write_atomically
 from drunet_cli.io.geometry import Geometry
 from drunet_cli.io.inputs import file_sha256
 from drunet_cli.io.naming import NIFTI_SUFFIXES, stem
@@ -68,6 +68,11 @@ class OutputFiles:
         ]
 
     @property
+    def paths(self) -> list[Path]:
+        """Every file that may be written."""
+        return [self.label_map, self.sidecar, *self.extras]
+
+    @property
     def _preview(self) -> Path:
         return self._beside("_preview.png")
 
@@ -106,12 +111,12 @@ class OutputFiles:
                 raise OutputError(f"{path}: exists already, and is not of {self.label_map.name} as it is; give --overwrite")
         return len(there) == len(self.extras)
 
-    def check(self, inputs: Mapping[Modality, Path]) -> None:
-        """Raise OutputError now for what would stop the writing later; an output that is an input is among this."""
+    def check(self, inputs: Iterable[Path]) -> None:
+        """Raise OutputError now for what would stop the writing later; an output that is a file of the case is among this."""
         leftovers = self._leftovers()
         for path in (self.label_map, *self.extras):
             check_writable(path, overwrite=self.settings.overwrite or path in leftovers)
-            if path.exists() and any(path.samefile(image) for image in inputs.values()):
+            if any(is_same_file(path, file) for file in inputs):
                 raise OutputError(f"{path}: is one of the inputs; name another output")
         # Without a sidecar of its own the label map must not lie beside that of another.
         if self.settings.sidecar or read_sidecar(self.sidecar) is not None:
@@ -122,7 +127,7 @@ class OutputFiles:
 
     def remove_stale(self) -> None:
         """Remove the temporary files that killed runs have left of these outputs."""
-        for path in (self.label_map, self.sidecar, *self.extras):
+        for path in self.paths:
             remove_stale(path)
 
     def _leftovers(self) -> set[Path]:

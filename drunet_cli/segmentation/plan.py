@@ -20,21 +20,11 @@ from drunet_cli.io.nifti import load_volume
 from drunet_cli.io.volumes import check_headers
 from drunet_cli.segmentation.ensemble import Ensemble
 from drunet_cli.segmentation.outputs import OutputFiles, OutputState, read_sidecar, sha256_of
-from drunet_cli.segmentation.settings import Settings, recorded_dropout
+from drunet_cli.segmentation.settings import Settings
 from drunet_cli.segmentation.summary import described_weights, is_summary
-from drunet_cli.weights.cache import metadata_of, read_weights_file
-from drunet_cli.weights.checkpoint import Metadata, read_metadata
-from drunet_cli.weights.registry import (
-    BUNDLED,
-    PUBLISHED_BN_EPSILON,
-    Entry,
-    cached_path,
-    check_file,
-    find_entry,
-    is_file,
-    is_file_name,
-    weights_path,
-)
+from drunet_cli.weights.cache import metadata_of
+from drunet_cli.weights.checkpoint import Metadata
+from drunet_cli.weights.registry import BUNDLED, Entry, cached_path, find_entry, is_file, is_file_name, weights_path
 
 _THREADS: Final = 8  # file systems that answer slowly answer many questions at once
 _REMEDY: Final = "give --overwrite to segment the case again"
@@ -135,7 +125,7 @@ def _in_the_way(case: Case, files: OutputFiles) -> OutputError:
     try:
         if os.path.lexists(files.label_map):
             raise _undescribed(files.label_map)
-        files.check(case.images)
+        files.check(case.files.values())
     except OutputError as error:
         return error
     return OutputError(f"{files.label_map}: a file in its way has just gone; try again")
@@ -159,11 +149,21 @@ def _check(plan: RunPlan, ensemble: Ensemble) -> None:
         check_writable(plan.summary, overwrite=True)
         if not (settings.overwrite or is_summary(plan.summary)):
             raise OutputError(f"{plan.summary}: exists already and is not drunet's; name another OUT")
+    _check_apart(plan.cases)
     for each in plan.cases:
         if each.action not in (Action.LEAVE_OUT, Action.ADD_FILES, Action.FAIL):
-            each.files.check(each.case.images)
+            each.files.check(each.case.files.values())
     if plan.cases:
         ensemble.check_weights()
+
+
+def _check_apart(cases: Iterable[PlannedCase]) -> None:
+    """Raise OutputError for a file that two cases would write, such as the entropy of p1 and the label map of p1_entropy."""
+    owners: dict[Path, str] = {}
+    for each in cases:
+        for path in each.files.paths:
+            if (owner := owners.setdefault(path, each.case.name)) != each.case.name:
+                raise OutputError(f"{path}: of the case {owner} and of {each.case.name} alike; give one of them another name")
 
 
 def _with_header_checks(planned: PlannedCase) -> PlannedCase:
@@ -250,30 +250,20 @@ def _check_told(document: Mapping[str, Any]) -> None:
 def missing_weights(settings: Settings) -> list[Entry]:
     """Those of the weights that would be downloaded.
 
-    Raises MisuseError for samples from weights that record no dropout rate, and WeightsError for a file that holds no weights.
-    Only the header of a .safetensors file is read.
+    Raises MisuseError for weights that do not say what the settings leave to them, and WeightsError for a file that holds no
+    weights. Only the header of a .safetensors file is read.
     """
     missing = []
-    rates: dict[str, float | None] = {}
+    known = []
     for name in settings.weights:
-        if not is_file_name(name) and name not in BUNDLED and not is_file(cached_path(name)):
+        if is_file_name(name) or name in BUNDLED or is_file(cached_path(name)):
+            known.append(metadata_of(name)[1])
+        else:
             missing.append(entry := find_entry(name))
-            rates[name] = entry.dropout
-            continue
-        metadata = _metadata_in(Path(name)) if is_file_name(name) else metadata_of(name)[1]
-        rates[metadata.name] = metadata.dropout
-    if settings.mc_samples and settings.dropout is None:
-        for name, rate in rates.items():
-            recorded_dropout(name, rate)
+            known.append(Metadata(name=name, base_width=entry.base_width, bn_epsilon=entry.bn_epsilon, dropout=entry.dropout))
+    settings.window_for(known)
+    settings.dropout_rates(known)
     return missing
-
-
-def _metadata_in(path: Path) -> Metadata:
-    """The metadata of a weights file. Raises WeightsError in the words of the run."""
-    check_file(path)
-    with path.open("rb") as stream:
-        is_safetensors = stream.read(9)[8:] == b"{"
-    return read_metadata(path) if is_safetensors else read_weights_file(path, bn_epsilon=PUBLISHED_BN_EPSILON).metadata
 
 
 def _check_distinct(names: Iterable[str]) -> None:

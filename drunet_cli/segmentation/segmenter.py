@@ -13,6 +13,7 @@ import numpy.typing as npt
 from drunet_cli.brats import Labels, Modality, label_values
 from drunet_cli.errors import MisuseError
 from drunet_cli.io.case import case_of
+from drunet_cli.io.naming import is_nifti, stem
 from drunet_cli.network.engine import EngineName, Precision, WindowMode
 from drunet_cli.segmentation import pipeline
 from drunet_cli.segmentation.ensemble import Ensemble
@@ -207,9 +208,9 @@ class SegmentedCase:
         for another format.
         """
         path = Path(path)
-        if not path.name.lower().endswith((".nii", ".nii.gz")):
+        if not (is_nifti(path.name) and stem(path)):
             raise MisuseError(f"{path}: drunet writes NAME.nii.gz or NAME.nii")
         files = OutputFiles(path, replace(self._settings, overwrite=overwrite, sidecar=sidecar, preview=preview))
         prepared = self._predicted.prepared
-        files.check(prepared.case.images if prepared.inputs else {})
+        files.check(prepared.case.files.values() if prepared.inputs else ())
         files.write(self._predicted, self.document)

@@ -1,5 +1,6 @@
 """What is asked of a segmentation: with which weights, how the network sees a case, what follows it, what is written."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -93,8 +94,9 @@ class Settings:
         for least, names in _LEAST.items():
             for name in names:
                 number = getattr(self, name)
-                if number is not None and not number >= least:  # NaN is refused too
-                    raise ValueError(f"{name}={number}: must be {least} or more")
+                if number is not None and not least <= number < math.inf:  # NaN is refused too
+                    finite = ", and finite" if number == math.inf else ""
+                    raise ValueError(f"{name}={number}: must be {least} or more{finite}")
         if self.dropout is not None and not 0 <= self.dropout < 1:
             raise ValueError(f"dropout={self.dropout}: a rate is 0 or more, and below 1")
         if self.dropout == 0:
@@ -128,7 +130,7 @@ class Settings:
             return [0.0 for _ in weights]
         if self.dropout is not None:
             return [self.dropout for _ in weights]
-        return [recorded_dropout(metadata.name, metadata.dropout) for metadata in weights]
+        return [_recorded_dropout(metadata) for metadata in weights]
 
     def recorded(self, weights: Sequence[Metadata]) -> dict[str, Any]:
         """What may change a voxel beside weights, label values and engine, as the sidecar has it.
@@ -165,9 +167,8 @@ _LEAST: Final = {
 }
 
 
-def recorded_dropout(name: str, rate: float | None) -> float:
-    """The rate that the weights of this name record, for samples. Raises MisuseError where they record none."""
-    if not rate:
-        reason = "were trained without dropout" if rate == 0 else "do not record their dropout rate"
-        raise MisuseError(f"mc_samples=N: the weights {name} {reason}; name one by dropout=P")
-    return rate
+def _recorded_dropout(weights: Metadata) -> float:
+    if not weights.dropout:
+        reason = "were trained without dropout" if weights.dropout == 0 else "do not record their dropout rate"
+        raise MisuseError(f"mc_samples=N: the weights {weights.name} {reason}; name one by dropout=P")
+    return weights.dropout

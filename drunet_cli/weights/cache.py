@@ -17,7 +17,7 @@ from tempfile import TemporaryDirectory
 from typing import Final
 
 from drunet_cli.errors import MisuseError, OutputError, WeightsError, one_line
-from drunet_cli.io.atomic import check_writable, remove_stale
+from drunet_cli.io.atomic import check_writable
 from drunet_cli.io.inputs import stand_in
 from drunet_cli.weights.checkpoint import (
     Checkpoint,
@@ -110,10 +110,14 @@ def obtain(name: str, *, on_progress: Progress = ignore_progress, on_note: Note 
 
 
 def metadata_of(weights: str) -> tuple[Path, Metadata]:
-    """File and metadata of weights by name or file; nothing is downloaded. Raises WeightsError."""
+    """File and metadata of weights by name or file; nothing is downloaded. Raises WeightsError.
+
+    Only the header of a .safetensors file is read: its tensors are not looked at.
+    """
     if is_file_name(weights):
         check_available(weights)
-        return Path(weights), open_weights(weights).metadata
+        path = Path(weights)
+        return path, read_metadata(path) if _is_safetensors(_head(path)) else open_weights(weights).metadata
     path = weights_path(weights)
     if weights not in BUNDLED and not is_file(path):
         check_available(weights)
@@ -165,14 +169,13 @@ def read_weights_file(
     the file's. bn_epsilon: for Keras files, which do not record it. entry: whose licence and citation a Keras file has. Raises
     WeightsError unless every tensor of the network is there once, of its shape, and finite.
     """
-    try:
-        with path.open("rb") as stream:
-            head = stream.read(200)
-    except OSError as error:
-        raise WeightsError(f"{path}: cannot be read: {error.strerror}") from error
-    if head[8:9] == b"{":  # safetensors: eight bytes of length, then JSON
+    head = _head(path)
+    if _is_safetensors(head):
         checkpoint = read_checkpoint(path)
-        check_tensors(checkpoint)
+        try:
+            check_tensors(checkpoint)
+        except WeightsError as error:
+            raise WeightsError(f"{path}: {error}") from error
         return replace(checkpoint, metadata=replace(checkpoint.metadata, name=name or checkpoint.metadata.name))
     if head[:8] == _HDF5_SIGNATURE:
         return _read_keras(path, name or path.stem, bn_epsilon, entry, origin or path.name)
@@ -181,6 +184,19 @@ def read_weights_file(
     if found := stand_in(head):
         raise WeightsError(f"{path}: {found}")
     raise WeightsError(f"{path}: is neither a Keras HDF5 nor a safetensors file")
+
+
+def _head(path: Path) -> bytes:
+    """The first bytes of a file."""
+    try:
+        with path.open("rb") as stream:
+            return stream.read(200)
+    except OSError as error:
+        raise WeightsError(f"{path}: cannot be read: {error.strerror}") from error
+
+
+def _is_safetensors(head: bytes) -> bool:
+    return head[8:9] == b"{"  # eight bytes of length, then JSON
 
 
 def _read_keras(path: Path, name: str, bn_epsilon: float, entry: Entry | None, origin: str) -> Checkpoint:
@@ -283,29 +299,22 @@ def _download(entry: Entry, target: Path, on_progress: Progress, on_note: Note, 
         f"Weights {entry.name} are not in the cache: downloading about {entry.megabytes} MB\n"
         f"  from {shown_source(entry)}\n  into {target.parent}\n  licence: {entry.licence}"
     )
-    remove_stale(source)
     # Under the lock the part bears the host's name, as some network file systems keep locks within one host only, and stays
     # after a failure, to be resumed. Without a lock it bears the process id too, and goes.
     owner = socket.gethostname() if locked else f"{socket.gethostname()}.{os.getpid()}"
     part = source.with_name(f".{source.name}.{owner}.part")
     try:
-        resumed = part.exists()
         _fetch(entry, url, part, on_progress, on_note)
         try:
             _import_part(entry, part, url, target, on_note)
-        except WeightsError:
-            part.unlink()  # complete and wrong: nothing to resume
-            if not resumed:
-                raise
-            # An earlier run had perhaps left a part of another file.
-            _fetch(entry, url, part, on_progress, on_note)
-            _import_part(entry, part, url, target, on_note)
+        finally:
+            part.unlink()  # also where it is complete and wrong: there is nothing to resume
     finally:
         if not locked:
             part.unlink(missing_ok=True)
-    for left in source.parent.glob(f".{source.name}.*.part"):  # what other hosts began is of no more use
+    for left in source.parent.glob(f".{source.name}.*.part*"):  # what other hosts began is of no more use
         with suppress(OSError):
-            if left == part or time.time() - left.stat().st_mtime > _ABANDONED_AFTER_S:
+            if time.time() - left.stat().st_mtime > _ABANDONED_AFTER_S:
                 left.unlink()
 
 
@@ -326,4 +335,3 @@ def _import_part(entry: Entry, part: Path, url: str, target: Path, on_note: Note
         arrived = "what arrived" if url == entry.url else shown_url(url)
         raise WeightsError(f"{arrived}: {str(error).removeprefix(f'{one_line(str(part))}: ')}") from error
     write_checkpoint(target, checkpoint.state, checkpoint.metadata, overwrite=True)
-    part.unlink()

@@ -118,8 +118,8 @@ def read_metadata(path: Path) -> Metadata:
             f"{path}: lacks drunet's metadata (base width, epsilon); give weights that drunet wrote, or a Keras .h5"
         )
     try:
-        return _metadata(json.loads(document))
-    except (ValueError, TypeError, KeyError) as error:
+        return _metadata(dict(json.loads(document)))
+    except (ValueError, TypeError, RecursionError) as error:
         raise WeightsError(f"{path}: its drunet metadata cannot be understood: {error}") from error
 
 
@@ -133,10 +133,10 @@ def weights_sha256(path: Path) -> str:
 
 def _metadata(document: dict[str, Any]) -> Metadata:
     """Check the metadata. Fields that this version does not know are left aside; absent fields keep their defaults."""
-    if document["format"] != _FORMAT:
-        raise ValueError(f"format {document['format']}; this drunet reads format {_FORMAT}")
-    if document["channels"] != list(CHANNELS):
-        raise ValueError(f"channels {document['channels']}; this drunet feeds {list(CHANNELS)}")
+    if document.get("format") != _FORMAT:
+        raise ValueError(f"format {document.get('format')}; this drunet reads format {_FORMAT}")
+    if document.get("channels") != list(CHANNELS):
+        raise ValueError(f"channels {document.get('channels')}; this drunet feeds {list(CHANNELS)}")
     facts = {field.name: document[field.name] for field in fields(Metadata) if field.name in document}
     metadata = Metadata(**facts)
     width, epsilon, dropout = metadata.base_width, metadata.bn_epsilon, metadata.dropout

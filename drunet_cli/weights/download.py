@@ -66,7 +66,8 @@ def fetch(
     on_progress: called with the bytes in the part and the file's length, None where the server does not tell.
     on_note: called with a sentence whenever an attempt has failed and another follows.
     Raises WeightsError, its message one line `URL: reason`, for all that is wrong with the URL, the network or the
-    server, and OSError when the part cannot be written. The part stays, for a later call to go on with.
+    server, and OSError when the part cannot be written. The part stays, for a later call to go on with; PART.origin beside it
+    says of which version of which URL it is a part, as another file's bytes must not follow.
     """
     shown = shown_url(url)
     try:
@@ -80,6 +81,7 @@ def fetch(
 
         with requests.Session() as session:
             _Download(session, url, part, shown, on_progress, patience).complete(on_note)
+        _origin_of(part).unlink(missing_ok=True)
     else:
         meant = f"; for this file write file://{shown}" if shown.startswith("/") else ""
         raise WeightsError(f"{shown}: not a URL of a kind that can be fetched (http, https, file){meant}")
@@ -88,6 +90,10 @@ def fetch(
 def shown_url(url: str) -> str:
     """A URL without user and password, which are nobody else's business, for messages and records."""
     return one_line(re.sub(r"//[^/?#]*@", "//", url))
+
+
+def _origin_of(part: Path) -> Path:
+    return part.with_name(f"{part.name}.origin")
 
 
 def _copy(url: str, part: Path, shown: str, on_progress: Progress) -> None:
@@ -145,6 +151,8 @@ class _Download:
         # "identity", so that bytes and lengths are those of the file; English, so that Google's pages can be told apart.
         headers = {"User-Agent": f"drunet/{__version__}", "Accept-Encoding": "identity", "Accept-Language": "en"}
         self.session.headers.update(headers)
+        self.version = self._recorded_version()
+        self.whole = self.version is None
         failures = 0
         while True:
             reached = self.reached
@@ -161,6 +169,14 @@ class _Download:
                 delay_s = max(min(self.patience.first_delay_s * 2 ** max(failures - 1, 0), _LONGEST_DELAY_S), error.wait_s)
                 on_note(f"Download: {error}; trying again in {delay_s:.0f} s")
                 time.sleep(delay_s)
+
+    def _recorded_version(self) -> str | None:
+        """The version that an earlier run has left a part of; None where that was another URL, or did not tell its version."""
+        try:
+            shown, version = _origin_of(self.part).read_text().splitlines()
+        except (OSError, ValueError):
+            return None
+        return version if version and shown == self.shown else None
 
     def _attempt(self) -> bool:
         """Ask once for the bytes that the part lacks. False: to be asked again at once, elsewhere or for the whole file."""
@@ -187,6 +203,8 @@ class _Download:
                 self._confirm(_read_page(chain([opening], blocks)), response.url)
                 return False
             self.whole, self.version = False, version or (self.version if start else None)
+            if start == 0:
+                _origin_of(self.part).write_text(f"{self.shown}\n{self.version or ''}\n")
             self._write(chain([opening], blocks), start, total)
             return True
 
@@ -200,7 +218,8 @@ class _Download:
         with self._in_words():
             response = self.session.get(self.url, headers=headers, stream=True, timeout=timeout)
         self.answered = True
-        if urlsplit(self.url).scheme == "https" != urlsplit(response.url).scheme:
+        addresses = [urlsplit(hop.url).scheme for hop in (*response.history, response)]
+        if urlsplit(self.url).scheme == "https" and set(addresses) != {"https"}:
             response.close()  # no checksum is published that would tell a file changed on its way
             raise self._refusal("the server redirects to an address without encryption")
         return response
@@ -228,7 +247,7 @@ class _Download:
         url = None if _says_quota_exceeded(page) or self.confirmed else _confirmed_url(page, page_url)
         if url is None:
             raise self._refusal(_complaint_about(page))
-        self.url, self.confirmed, self.whole = url, True, False
+        self.url, self.confirmed, self.whole = url, True, self.version is None
 
     def _refuse_status(self, response: Response) -> None:
         status = response.status_code
@@ -266,7 +285,9 @@ class _Download:
             reason = "it does not speak HTTP" if cause is None else cause.strerror or str(cause)
             hopeless = isinstance(cause, socket.gaierror) or (cause is not None and cause.errno in _UNREACHABLE)
             raise _AttemptError(f"could not connect to {peer}: {reason}", attempts=1 if hopeless else None) from error
-        except (requests.exceptions.ChunkedEncodingError, urllib3.exceptions.HTTPError) as error:
+        except urllib3.exceptions.LocationValueError as error:
+            raise self._refusal("the name of the host is not valid") from error
+        except urllib3.exceptions.HTTPError as error:
             raise _AttemptError("the connection was cut") from error
         except requests.TooManyRedirects as error:
             raise self._refusal("the server redirects without end") from error

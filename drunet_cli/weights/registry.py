@@ -6,6 +6,7 @@ Bundled weights are in the package; a file of such a name in the cache is never 
 
 import os
 import re
+import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -195,6 +196,8 @@ def is_file(path: Path) -> bool:
 def check_file(path: Path) -> None:
     """Raise WeightsError unless this is a file that can be read."""
     try:
+        if stat.S_ISFIFO(path.stat().st_mode):  # opening it need never end
+            raise WeightsError(f"{path}: is a pipe, which cannot be read twice; write the weights to a file first")
         with path.open("rb"):
             pass
     except FileNotFoundError as error:

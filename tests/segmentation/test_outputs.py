@@ -213,10 +213,10 @@ def test_a_leftover_whose_files_somebody_changed_is_in_the_way(suffix: str, case
     run(case, tmp_path, WITH_FILES)
     (tmp_path / "p1.nii.gz").unlink()
     files = OutputFiles(tmp_path / f"p1.{suffix}", WITH_FILES)
-    files.check({})
+    files.check(())
     (tmp_path / f"p1_probabilities.{suffix}").write_text("mine")
     with pytest.raises(OutputError, match=r"p1_probabilities.* exists already"):
-        files.check({})
+        files.check(())
 
 
 def test_an_output_is_never_an_input(case: Path, tmp_path: Path) -> None:
@@ -225,7 +225,7 @@ def test_an_output_is_never_an_input(case: Path, tmp_path: Path) -> None:
     (tmp_path / "again.nii.gz").hardlink_to(image)
     for name in ("p1_t1.nii.gz", "link.nii.gz", "again.nii.gz"):
         with pytest.raises(OutputError, match="is one of the inputs"):
-            OutputFiles(tmp_path / name, OVERWRITING).check({"t1": image})  # type: ignore[dict-item]
+            OutputFiles(tmp_path / name, OVERWRITING).check([image])
 
 
 def test_names_follow_the_label_map() -> None:

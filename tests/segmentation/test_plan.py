@@ -16,13 +16,14 @@ from drunet_cli.brats import CHANNELS, Labels, Modality
 from drunet_cli.errors import CaseError, DrunetError, MisuseError, OutputError
 from drunet_cli.io.case import Case
 from drunet_cli.io.discovery import find_cases
+from drunet_cli.network.engine import WindowMode
 from drunet_cli.segmentation.cohort import CaseResult, segment_cases
 from drunet_cli.segmentation.outputs import OutputFiles
-from drunet_cli.segmentation.plan import RunPlan, same_document
+from drunet_cli.segmentation.plan import RunPlan, missing_weights, same_document
 from drunet_cli.segmentation.settings import Settings
 from tests.cli.small_cohort import contents, write_case, write_cases
 from tests.segmentation.bright_engine import CHECKPOINT, SETTINGS, BrightEnsemble, outcomes_of, plan_of
-from tests.support import open_image
+from tests.support import GOLDEN_WEIGHTS, open_image
 
 FOREIGN_JSON: Final = ["{}", "[]", "null", "1", '"text"', "{", "", '{"schema": "other/1"}', '{"schema": 1}', "[" * 100_000]
 WITH_FILES: Final = replace(SETTINGS, probabilities=True)
@@ -224,7 +225,7 @@ def test_a_label_map_without_sidecar_does_not_lie_beside_the_sidecar_of_another(
     files = OutputFiles(made.out / "p1.nii", replace(SETTINGS, sidecar=False))
     assert files.state() == "foreign file"
     with pytest.raises(OutputError, match=r"p1.json: exists already.*it would be the sidecar of p1.nii"):
-        files.check({})
+        files.check(())
 
 
 def test_a_run_of_many_cases_is_refused_with_the_first_and_the_number_of_the_others(tmp_path: Path) -> None:
@@ -238,6 +239,25 @@ def test_a_run_of_many_cases_is_refused_with_the_first_and_the_number_of_the_oth
     (tmp_path / "out/case_2.nii.gz").write_text("")
     stop = plan_of(tmp_path / "cohort", tmp_path / "out", ensemble).stop
     assert str(stop) == f"{tmp_path}/out/case_1.json: exists already, and the outputs of 1 more of 3 cases; {remedy}"
+
+
+def test_a_file_that_two_cases_would_write_is_refused_whoever_may_overwrite(tmp_path: Path) -> None:
+    for name in ("p1", "p1_entropy"):
+        write_case(tmp_path / "cohort" / name)
+    settings = replace(SETTINGS, uncertainty=True, overwrite=True)
+    stop = plan_of(tmp_path / "cohort", tmp_path / "out", BrightEnsemble(settings)).stop
+    alike = "of the case p1 and of p1_entropy alike; give one of them another name"
+    assert str(stop) == f"{tmp_path}/out/p1_entropy.nii.gz: {alike}"
+    assert plan_of(tmp_path / "cohort", tmp_path / "out", BrightEnsemble()).stop is None
+
+
+def test_weights_that_leave_a_setting_open_stop_the_dry_run_too() -> None:
+    weights = ("compact", str(GOLDEN_WEIGHTS))
+    with pytest.raises(MisuseError, match="trained on different windows"):
+        missing_weights(Settings(weights=weights))
+    assert missing_weights(Settings(weights=weights, window=WindowMode.FULL)) == []
+    with pytest.raises(MisuseError, match="do not record their dropout rate"):
+        missing_weights(Settings(weights=weights[::-1], window=WindowMode.FULL, mc_samples=2))
 
 
 def test_weights_that_are_given_twice_are_misuse_by_whatever_name(tmp_path: Path) -> None:

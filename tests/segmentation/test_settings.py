@@ -29,6 +29,7 @@ RECORDED: Final = replace(PUBLISHED, name="recorded", dropout=0.5)
         ({"mc_samples": 2, "seed": -1}, "seed=-1: must be 0 or more"),
         ({"mc_samples": 2, "dropout": 1.0}, "dropout=1.0: a rate is 0 or more, and below 1"),
         ({"min_volume_ml": float("nan")}, "min_volume_ml=nan"),
+        ({"min_volume_ml": float("inf")}, "min_volume_ml=inf: must be 0 or more, and finite"),
         ({"min_enhancing_ml": -1.0}, "min_enhancing_ml=-1.0"),
     ],
     ids=str,

@@ -7,6 +7,9 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Final
+
+VERSION: Final = '"1"'
 
 
 @dataclass(frozen=True)
@@ -23,7 +26,7 @@ class Answer:
 
     status: int | None = None
     body: bytes | None = None
-    etag: str | None = None
+    etag: str | None = VERSION
     headers: Mapping[str, str] = field(default_factory=dict)
     ranges: bool = True
     if_range: bool = True

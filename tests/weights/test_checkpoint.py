@@ -66,6 +66,8 @@ def _document(**changes: object) -> dict[str, object]:
         ({"format": "pt"}, "lacks drunet's metadata"),
         ({"drunet": "{"}, "cannot be understood"),
         ({"drunet": "[1]"}, "cannot be understood"),
+        ({"drunet": "[" * 10**5}, "cannot be understood"),
+        ({"drunet": "{}"}, "format None; this drunet reads format 1"),
         ({"drunet": json.dumps(_document(format=2))}, "format 2"),
         ({"drunet": json.dumps(_document(channels=["t1", "t1ce", "t2", "flair"]))}, "channels"),
         ({"drunet": json.dumps(_document(bn_epsilon=0))}, "epsilon 0"),

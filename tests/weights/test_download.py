@@ -19,7 +19,7 @@ import urllib3.util.connection
 from drunet_cli.errors import WeightsError
 from drunet_cli.weights import download
 from drunet_cli.weights.download import Patience, fetch
-from tests.weights.file_server import Answer, serving
+from tests.weights.file_server import VERSION, Answer, FileServer, serving
 
 CONTENT: Final = random.Random(0).randbytes(300_000)
 QUICK: Final = Patience(attempts=3, first_delay_s=0.001, connect_timeout_s=5, read_timeout_s=5)
@@ -58,6 +58,12 @@ def sleeps_s(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 def got(url: str, part: Path, patience: Patience = QUICK) -> bytes:
     fetch(url, part, on_progress=lambda *_: None, on_note=lambda _: None, patience=patience)
     return part.read_bytes()
+
+
+def leave_part(part: Path, content: bytes, server: FileServer) -> None:
+    """Lay down what an interrupted run would have left."""
+    part.write_bytes(content)
+    part.with_name(f"{part.name}.origin").write_text(f"{server.url}\n{VERSION}\n")
 
 
 def refusal(url: str, part: Path, patience: Patience = QUICK) -> str:
@@ -147,8 +153,8 @@ SHORT_RANGE: Final = Answer(status=206, body=CONTENT[1000:2000], headers={"Conte
 def test_a_part_is_gone_on_from_where_that_is_the_same_file(
     part: Path, held: bytes, script: list[Answer], ranges: list[str | None]
 ) -> None:
-    part.write_bytes(held)
-    with serving(CONTENT, *script, default=Answer(etag='"new"', if_range=False)) as server:
+    with serving(CONTENT, *script, default=Answer(if_range=False)) as server:
+        leave_part(part, held, server)
         found = got(server.url, part)
     if script == [SHORT_RANGE]:
         assert found == CONTENT[:2000]  # the server tells no length; the check of the weights finds out
@@ -160,10 +166,19 @@ def test_a_part_is_gone_on_from_where_that_is_the_same_file(
 @pytest.mark.parametrize(("etag", "version"), [('"strong"', '"strong"'), ('W/"weak"', "Tue, 01 Dec 2020 00:00:00 GMT")])
 def test_a_resumed_download_names_the_version_it_began_with(part: Path, etag: str, version: str) -> None:
     first = Answer(etag=etag, headers={"Last-Modified": "Tue, 01 Dec 2020 00:00:00 GMT"}, cut_after=1000)
-    nameless = Answer(if_range=False, cut_after=200_000)
+    nameless = Answer(etag=None, if_range=False, cut_after=200_000)
     with serving(CONTENT, first, default=nameless) as server:
         assert got(server.url, part) == CONTENT
     assert [request.headers.get("If-Range") for request in server.requests] == [None, version, version]
+
+
+@pytest.mark.parametrize("origin", ["", "http://elsewhere/weights.h5\n{version}\n", "{url}\n\n", '{url}\n"old"\n'])
+def test_a_part_of_another_file_or_of_one_unknown_is_never_gone_on_from(part: Path, origin: str) -> None:
+    with serving(CONTENT) as server:
+        leave_part(part, CONTENT[:1000][::-1], server)
+        part.with_name(f"{part.name}.origin").write_text(origin.format(url=server.url, version=VERSION))
+        assert got(server.url, part) == CONTENT
+    assert [path.name for path in part.parent.iterdir()] == [part.name]
 
 
 def test_an_interrupt_leaves_the_part_for_the_next_run(part: Path) -> None:
@@ -207,8 +222,8 @@ def test_a_passing_failure_of_the_server_is_tried_again_and_given_up_in_words(pa
 
 @pytest.mark.parametrize(("status", "words"), [(401, "Unauthorized"), (403, "Forbidden"), (404, "Not Found")])
 def test_a_refusal_by_the_server_is_final(part: Path, status: int, words: str) -> None:
-    part.write_bytes(CONTENT[:1000])
     with serving(CONTENT, default=Answer(status=status, body=b"<html>no</html>", headers=HTML)) as server:
+        leave_part(part, CONTENT[:1000], server)
         assert refusal(server.url, part) == f"{server.url}: the server answered {status} {words}"
     assert len(server.requests) == 1
     assert part.read_bytes() == CONTENT[:1000]
@@ -279,10 +294,10 @@ def test_a_host_that_goes_away_in_the_middle_is_tried_as_often_as_any(part: Path
 
 
 def test_the_form_before_a_large_file_is_confirmed_and_the_download_resumes_behind_it(part: Path) -> None:
-    part.write_bytes(CONTENT[:1000])
     form = page(FORM_PAGE % b"/download?authuser=0", **{"Set-Cookie": "seen=1"})
     ranged = Answer(status=206, body=b"s</html>", headers={**HTML, "Content-Range": "bytes 1000-1100/1101"})
     with serving(CONTENT, ranged, form, Answer(cut_after=1000)) as server:
+        leave_part(part, CONTENT[:1000], server)
         assert got(server.url, part) == CONTENT
     assert server.ranges == ["bytes=1000-", None, "bytes=1000-", "bytes=2000-"]
     followed = urlsplit(server.requests[2].path)
@@ -330,8 +345,8 @@ NOT_THE_FILE: Final = "the server sent a web page instead of the file"
     ],
 )
 def test_any_other_page_is_refused_at_once_and_costs_no_byte_of_the_part(part: Path, answer: Answer, words: str) -> None:
-    part.write_bytes(CONTENT[:1000])
     with serving(CONTENT, default=answer) as server:
+        leave_part(part, CONTENT[:1000], server)
         message = refusal(server.url, part)
     assert message.startswith(f"{server.url}: {words}")
     assert len(server.requests) == (2 if answer.body == FORM_PAGE % b"/again" else 1)
@@ -381,6 +396,15 @@ def test_a_certificate_that_cannot_be_trusted_is_final(part: Path, tmp_path: Pat
     assert message == f"{url}: the TLS certificate of 127.0.0.1 cannot be trusted: self-signed certificate"
 
 
+@pytest.mark.parametrize("hops", [["http://a/w.h5"], ["http://a/w.h5", "https://b/w.h5"]])
+def test_a_redirect_without_encryption_is_refused_wherever_it_leads(
+    part: Path, hops: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    *passed, last = (SimpleNamespace(url=url, close=lambda: None) for url in hops)
+    monkeypatch.setattr("requests.Session.get", lambda *_, **__: SimpleNamespace(**vars(last), history=passed))
+    assert refusal("https://a/w.h5", part) == "https://a/w.h5: the server redirects to an address without encryption"
+
+
 @pytest.mark.parametrize(
     ("url", "words"),
     [
@@ -388,6 +412,7 @@ def test_a_certificate_that_cannot_be_trusted_is_final(part: Path, tmp_path: Pat
         ("http://me:secret@", "not valid"),
         ("http://[::1/w.h5", "not a valid URL"),
         ("http://a:b/w.h5", "not valid"),
+        (f"http://{'a' * 70}/w.h5", "not valid"),
         ("ftp://host/weights.h5", "not a URL of a kind that can be fetched (http, https, file)"),
         ("C:\\weights.h5", "not a URL of a kind that can be fetched (http, https, file)"),
         ("/data/weights.h5", "for this file write file:///data/weights.h5"),
