@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from enum import IntEnum, StrEnum
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
-from drunet_cli.errors import CaseError
+from drunet_cli.errors import CaseError, join_some
 
 if TYPE_CHECKING:
     import numpy as np
@@ -94,7 +94,6 @@ _CLASS_INDICES: Final = {  # by label value
     ReadLabels.BRATS2024: (0, 1, 2, 3, 0),
 }
 _WHOLE: Final = 1e-3
-_NAMED: Final = 5
 
 
 def label_values(class_map: ClassMap, labels: Labels) -> LabelMap:
@@ -122,7 +121,7 @@ def class_indices(label_map: npt.NDArray[Any], labels: ReadLabels = ReadLabels.A
     table = np.array(_CLASS_INDICES[labels], dtype=np.uint8)
     if label_map.size and (label_map.min() < 0 or label_map.max() >= len(table)):
         strange = [value for value in np.unique(label_map) if value not in range(len(table))]
-        named = ", ".join(_in_words(value) for value in strange[:_NAMED]) + (", ..." if len(strange) > _NAMED else "")
+        named = join_some([_in_words(value) for value in strange])
         raise CaseError(f"holds label {named}; a BraTS label map has 0, 1, 2 and 4 (or 3)")
     small = label_map.astype(np.uint8)
     present = np.bincount(small.ravel(), minlength=len(table)) > 0

@@ -9,14 +9,13 @@ from typing import TYPE_CHECKING, Any, Final
 import typer
 
 from drunet_cli.cli.console import Screen, plan_table, result, result_json
-from drunet_cli.errors import DrunetError, join_some, plural
+from drunet_cli.errors import DrunetError, ExitCode, join_some, plural
 
 if TYPE_CHECKING:
     from drunet_cli.io.case import Case
     from drunet_cli.io.checks import CaseWarning
     from drunet_cli.io.discovery import Cohort
 
-_SOME_FAILED: Final = 1
 _MOST_NAMES: Final = 10
 
 
@@ -82,7 +81,7 @@ class Batch:
                 self._screen.error(str(error))
             names = join_some(self._failed, most=_MOST_NAMES)
             self._screen.error(f"{len(self._failed)} of {plural(self._n_cases, 'case')} failed: {names}")
-            raise typer.Exit(_SOME_FAILED)
+            raise typer.Exit(ExitCode.SOME_FAILED)
         if error is not None:
             raise error
 
@@ -164,7 +163,7 @@ def print_plan(
     if stop is not None:
         raise stop
     if failing:
-        raise typer.Exit(_SOME_FAILED)
+        raise typer.Exit(ExitCode.SOME_FAILED)
 
 
 def _print_objects(rows: Sequence[PlanRow], cohort: "Cohort", *, seg: bool) -> None:

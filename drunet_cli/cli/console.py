@@ -7,7 +7,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from drunet_cli.brats import REGIONS, volume_digits, volume_in_words
 from drunet_cli.errors import one_line
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from drunet_cli.segmentation.summary import SummaryRow
 
 
+_PLAIN: Final[Mapping[str, Any]] = {"highlight": False, "markup": False, "emoji": False}  # names of cases are no markup
 _WIDE = 100_000
 _WIDEST_PAGE = 100  # columns; longer lines tire the reader
 
@@ -39,7 +40,7 @@ class Screen:
         if self._console is None:
             from rich.console import Console
 
-            self._console = Console(stderr=True, soft_wrap=True, highlight=False, markup=False, emoji=False)
+            self._console = Console(stderr=True, soft_wrap=True, **_PLAIN)
         return self._console
 
     @property
@@ -95,14 +96,14 @@ class Screen:
         """Print a table on stdout: the result of the command."""
         from rich.console import Console
 
-        result(_rendered(table, Console(highlight=False)))
+        result(_rendered(table, Console(**_PLAIN)))
 
     def note_table(self, table: "Table") -> None:
         """Print a table on stderr that a person may like to read."""
         if not self.quiet:
             from rich.console import Console
 
-            for line in _rendered(table, Console(stderr=True, highlight=False)).splitlines():
+            for line in _rendered(table, Console(stderr=True, **_PLAIN)).splitlines():
                 self._print(line)
 
     def _line(self, label: str, style: str, message: str) -> None:
@@ -197,8 +198,9 @@ class SegmentationBar(Bar):
     def __init__(self, screen: Screen, n_cases: int) -> None:
         from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 
-        of_one = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("slices"))
-        of_many = (BarColumn(), TextColumn("{task.fields[counted]}/{task.total} cases"), TextColumn("{task.description}"))
+        case = TextColumn("{task.description}", markup=False)
+        of_one = (case, BarColumn(), MofNCompleteColumn(), TextColumn("slices"))
+        of_many = (BarColumn(), TextColumn("{task.fields[counted]}/{task.total} cases"), case)
         super().__init__(screen, *(of_one if n_cases == 1 else of_many), TimeRemainingColumn())
         self._n_cases = n_cases
         self._n_ended = 0
@@ -236,7 +238,8 @@ class DownloadBar(Bar):
     def __init__(self, screen: Screen, name: str, n_bytes: float) -> None:
         from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
-        super().__init__(screen, TextColumn(name), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+        columns = (TextColumn(name), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+        super().__init__(screen, *columns)
         self._task = self.progress.add_task(name, total=n_bytes)
 
     def move(self, n_bytes: int, n_total: int | None) -> None:
@@ -253,7 +256,7 @@ class TrainingBar(Bar):
 
         super().__init__(
             screen,
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=16),
             MofNCompleteColumn(),
             TextColumn("{task.fields[state]}"),
@@ -304,11 +307,9 @@ def topics_table(rows: Sequence[tuple[str, str]]) -> "Table":
 
 def weights_table(rows: Sequence[tuple[str, str, str]]) -> "Table":
     """One row a set of weights: name, place, summary."""
-    from rich.text import Text
-
     table = _table("NAME", "WHERE", "DESCRIPTION")
     for row in rows:
-        table.add_row(*(Text(one_line(cell)) for cell in row))
+        table.add_row(*(one_line(cell) for cell in row))
     return table
 
 
@@ -321,21 +322,19 @@ def fields_table(document: Mapping[str, Any]) -> "Table":
     table.add_column(overflow="fold")
     for name, value in document.items():
         if value not in (None, ""):
-            table.add_row(name, str(value))
+            table.add_row(name, one_line(str(value)))
     return table
 
 
 def cohort_table(rows: Sequence["SummaryRow"]) -> "Table":
     """One row a case: what became of it, and volumes in mL."""
-    from rich.text import Text
-
     table = _table("CASE", "STATUS", *(f"{region} mL" for region in REGIONS), "NOTES")
     for column in table.columns[2:-1]:
         column.justify = "right"
     for row in rows:
         volumes = (volume_digits(row.volumes_ml[region]) if region in row.volumes_ml else "" for region in REGIONS)
         warnings = [code if n == 1 else f"{n} x {code}" for code, n in Counter(row.warnings).items()]
-        table.add_row(Text(one_line(row.case)), row.status, *volumes, Text(one_line(row.error or ", ".join(warnings))))
+        table.add_row(one_line(row.case), row.status, *volumes, one_line(row.error or ", ".join(warnings)))
     return table
 
 
@@ -344,22 +343,18 @@ def plan_table(rows: Sequence[tuple[str, ...]], *, seg: bool) -> "Table":
 
     seg: whether the rows say, before the folder, which cases have a segmentation.
     """
-    from rich.text import Text
-
     table = _table("CASE", "STATE", "WOULD", *(["SEG"] if seg else []), "FOLDER")
     for row in rows:
-        table.add_row(*(Text(one_line(cell)) for cell in row))
+        table.add_row(*(one_line(cell) for cell in row))
     return table
 
 
 def training_plan_table(rows: Sequence[Mapping[str, Any]]) -> "Table":
     """One row a case of a dry run of a training."""
-    from rich.text import Text
-
     table = _table("CASE", "FOR", "IN STORE", "SLICES", "WITH TUMOUR", numbers_from=3)
     for row in rows:
         stored = "yes" if row["in_store"] else "no"
-        table.add_row(Text(one_line(row["case"])), row["split"], stored, str(row["slices"]), str(row["tumour_slices"]))
+        table.add_row(one_line(row["case"]), row["split"], stored, str(row["slices"]), str(row["tumour_slices"]))
     return table
 
 
@@ -386,12 +381,10 @@ def case_table(scores: Mapping[str, Mapping[str, float]], labels: Mapping[str, s
 
 def worst_table(documents: Sequence[Mapping[str, Any]]) -> "Table":
     """One row a case: the Dice of the regions."""
-    from rich.text import Text
-
     table = _table("WORST CASES, DICE OF", *REGIONS, numbers_from=1)
     for document in documents:
         dice = (f"{document['regions'][region]['dice']:.3f}" for region in REGIONS)
-        table.add_row(Text(one_line(document["case"])), *dice)
+        table.add_row(one_line(document["case"]), *dice)
     return table
 
 

@@ -1,4 +1,4 @@
-"""Files that are complete or absent. Every file that drunet writes goes through here.
+"""Files that are complete or absent. Every result that drunet writes goes through here.
 
 A file is written beside its target as `.{name}.{host}.{pid}.tmp`, flushed to the disk, and then renamed. A process that is
 killed leaves at most such a temporary, which the next writer of the same target removes.
@@ -34,6 +34,7 @@ def write_atomically(target: Path, *, overwrite: bool) -> Iterator[BinaryIO]:
         target.parent.mkdir(parents=True, exist_ok=True)
         remove_stale(target)
         stream = temporary.open("xb")
+        _being_written.add(temporary.name)
         try:
             with stream:
                 yield stream
@@ -42,6 +43,7 @@ def write_atomically(target: Path, *, overwrite: bool) -> Iterator[BinaryIO]:
                 _publish(temporary, target, overwrite=overwrite)
         finally:
             temporary.unlink(missing_ok=True)
+            _being_written.discard(temporary.name)
 
 
 def write_file_atomically(target: Path, content: bytes) -> None:
@@ -107,12 +109,15 @@ def is_same_file(path: Path, other: Path) -> bool:
 
 _TEMPORARY: Final = ".tmp"
 _ABANDONED_AFTER_S: Final = 24 * 3600.0
+_being_written: Final[set[str]] = set()  # by the threads of this process: a second writer of a target is refused
 
 
 def remove_stale(target: Path) -> None:
     """Remove temporaries of `target` whose writer is gone: a process of this host that has ended, or any older than a day."""
-    for path in temporaries_of(target):
-        _remove_if_abandoned(path, writer=path.name[len(f".{target.name}.") : -len(_TEMPORARY)])
+    start = f".{target.name}."
+    for path in _temporaries_in(target.parent):
+        if path.name.startswith(start):
+            _remove_if_abandoned(path, writer=path.name[len(start) : -len(_TEMPORARY)])
 
 
 def remove_stale_in(folder: Path, *, suffix: str) -> None:
@@ -121,11 +126,6 @@ def remove_stale_in(folder: Path, *, suffix: str) -> None:
         _, found, writer = path.name.removesuffix(_TEMPORARY).rpartition(f"{suffix}.")
         if found:
             _remove_if_abandoned(path, writer=writer)
-
-
-def temporaries_of(target: Path) -> list[Path]:
-    """Temporaries of `target`, whether their writers are gone or not."""
-    return [path for path in _temporaries_in(target.parent) if path.name.startswith(f".{target.name}.")]
 
 
 def _temporaries_in(folder: Path) -> list[Path]:
@@ -149,8 +149,8 @@ def _remove_if_abandoned(path: Path, *, writer: str) -> None:
 
 def _is_abandoned(path: Path, host: str, pid: int) -> bool:
     if host == socket.gethostname():
-        if pid == os.getpid():  # a container's process ids begin anew: this process has not begun to write
-            return True
+        if pid == os.getpid():  # a container's process ids begin anew, so that an earlier one may have left the file
+            return path.name not in _being_written
         if os.name == "posix":  # elsewhere signal 0 would end the process
             return not _is_running(pid)
     try:

@@ -12,7 +12,7 @@ from importlib import metadata, util
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeAlias
 
-from drunet_cli.errors import MisuseError
+from drunet_cli.errors import MisuseError, one_line
 from drunet_cli.host import disable_onnxruntime_telemetry, may_have_gpu
 from drunet_cli.weights.structure import N_CHANNELS, PROVED_FINGERPRINT, fingerprint
 
@@ -188,12 +188,14 @@ def open_engine(
     threads: int,
     dropout: float = 0.0,
     deterministic: bool = False,
+    named: bool = True,
     on_warning: Callable[[str], None],
 ) -> Engine:
     """Load the weights into a chosen engine on a settled device.
 
-    dropout: rate of the samples that are taken. deterministic: equal bytes from run to run on a GPU too.
-    on_warning: called with a sentence when memory does not suffice for a batch.
+    dropout: rate of the samples that are taken. deterministic: equal bytes from run to run on a GPU too. named: the user asked
+    for this engine; without that, PyTorch stands in for an ONNX Runtime that cannot be imported.
+    on_warning: called with a sentence when memory does not suffice for a batch, or PyTorch stands in.
     Raises WeightsError for weights of another network, DeviceError where memory does not suffice, MisuseError where ONNX
     Runtime cannot be imported, or computes another network than model.py holds.
     """
@@ -206,13 +208,15 @@ def open_engine(
         try:
             from drunet_cli.network.onnx_engine import OnnxEngine
         except (ImportError, TypeError) as error:  # TypeError: a protobuf or a C++ library that is too old
-            reason = str(error).split("\n")[0]
-            raise MisuseError(f"ONNX Runtime is installed but cannot be imported ({reason}); use engine=torch") from error
-
-        onnx_engine = OnnxEngine(checkpoint, batch_size=batch_size, threads=threads, on_halved=on_halved)
-        if not is_proved():
-            _check_same_network(onnx_engine.logits, checkpoint)
-        return onnx_engine
+            failure = f"ONNX Runtime is installed but cannot be imported ({one_line(str(error))})"
+            if named:
+                raise MisuseError(f"{failure}; use engine=torch") from error
+            on_warning(f"{failure}; PyTorch computes, which is slower")
+        else:
+            onnx_engine = OnnxEngine(checkpoint, batch_size=batch_size, threads=threads, on_halved=on_halved)
+            if not is_proved():
+                _check_same_network(onnx_engine.logits, checkpoint)
+            return onnx_engine
     import torch
 
     from drunet_cli.network.torch_engine import TorchEngine

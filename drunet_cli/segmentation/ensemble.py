@@ -5,7 +5,7 @@ from functools import cached_property
 from typing import Any
 
 from drunet_cli.host import granted_cpus, limit_openmp_spinning
-from drunet_cli.network.engine import Engine, WindowMode, choose_engine, open_engine, settle_device
+from drunet_cli.network.engine import Engine, EngineName, WindowMode, choose_engine, open_engine, settle_device
 from drunet_cli.segmentation.settings import Settings
 from drunet_cli.weights.checkpoint import Checkpoint
 from drunet_cli.weights.registry import check_available
@@ -60,6 +60,7 @@ class Ensemble:
                 threads=self.threads,
                 dropout=rate,
                 deterministic=self.settings.deterministic,
+                named=self.settings.engine is not EngineName.AUTO,
                 on_warning=self._on_warning,
             )
             for checkpoint, rate in zip(self.checkpoints, rates, strict=True)

@@ -9,6 +9,7 @@ from rich.table import Table
 
 from drunet_cli.brats import REGIONS
 from drunet_cli.cli.console import (
+    Screen,
     case_table,
     cohort_table,
     fields_table,
@@ -23,7 +24,7 @@ from drunet_cli.segmentation.summary import Status, SummaryRow
 
 def lines_of(table: Table) -> list[str]:
     drawn = io.StringIO()
-    Console(file=drawn, width=80).print(table)
+    Console(file=drawn, width=80, markup=False, emoji=False).print(table)
     return [line.rstrip() for line in drawn.getvalue().splitlines()]
 
 
@@ -55,6 +56,11 @@ def test_volumes_have_the_same_digits_in_tables_and_in_lines() -> None:
     assert regions_in_words(volumes) == "WT 12.3 mL, TC 0.021 mL, ET 0.0 mL"
     table = case_table({"WT": {"volume_error_ml": -0.02}}, SCORES)
     assert lines_of(table)[1].endswith(" -0.020")
+
+
+def test_names_are_no_markup(capsys: pytest.CaptureFixture[str]) -> None:
+    Screen().table(fields_table({"path": "w[red]/:brain:.h5"}))
+    assert capsys.readouterr().out == "path  w[red]/:brain:.h5\n"
 
 
 def test_fields_without_a_value_are_left_out() -> None:

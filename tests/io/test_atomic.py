@@ -472,6 +472,14 @@ def test_other_files_are_kept_however_much_they_look_alike(target: Path, dead_pi
     assert names_in(target.parent) == before
 
 
+def test_a_second_writer_of_this_process_is_refused_and_harms_nothing(target: Path) -> None:
+    with write_atomically(target, overwrite=True) as stream:
+        stream.write(b"first")
+        with pytest.raises(OutputError, match="File exists"), write_atomically(target, overwrite=True):
+            pass
+    assert target.read_bytes() == b"first"
+
+
 def test_another_users_temporary_counts_as_alive_and_does_not_stop_the_writing(
     target: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -28,7 +28,7 @@ from tests.support import open_image, unprivileged
 SHAPE: Final = (7, 6, 5)
 AFFINE: Final = np.array([[-1.0, 0, 0, 3], [0, -1, 0, 2], [0, 0, 2, -4], [0, 0, 0, 1]])
 HEADER_BYTES: Final = 352  # of NIfTI-1: 348 and the four that say whether an extension follows
-# The largest block that the reader asks for is 1 MiB; a refused file may cost a few of these, not what its header claims.
+# The reader asks for 128 KiB at once; a refused file may cost some of these and the modules of a first use, not what it claims.
 REFUSAL_BYTES: Final = 8 * 2**20
 Order = Literal["<", ">"]
 

@@ -125,6 +125,18 @@ def test_onnx_runtime_that_cannot_be_imported_is_told_with_the_way_on(
     monkeypatch.setitem(sys.modules, "drunet_cli.network.onnx_engine", None)
     with pytest.raises(MisuseError, match=r"cannot be imported \(.*\); use engine=torch"):
         opened(checkpoint)
+    warnings: list[str] = []
+    standing_in = open_engine(
+        *(ONNX, checkpoint),
+        device="cpu",
+        precision=Precision.AUTO,
+        batch_size=None,
+        threads=1,
+        named=False,
+        on_warning=warnings.append,
+    )
+    assert standing_in.name == TORCH
+    assert [warning.rpartition("; ")[2] for warning in warnings] == ["PyTorch computes, which is slower"]
 
 
 def _export(checkpoint: Checkpoint) -> None:
