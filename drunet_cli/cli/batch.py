@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from drunet_cli.io.discovery import Cohort
 
 _MOST_NAMES: Final = 10
+_NO_CASE: Final = ("no case", "pass over")  # the state of a folder, and what would be done
 
 
 class Batch:
@@ -135,7 +136,8 @@ def print_plan(
     notes: Sequence[str] = (),
     stop: DrunetError | None = None,
 ) -> None:
-    """Print what a dry run found: a row for every case, and one for every case of the cohort that cannot be used.
+    """Print what a dry run found: a row for every case, for every case of the cohort that cannot be used, and for every
+    folder that was passed over.
 
     seg: say which cases have a segmentation. notes: the last lines for people. stop: what would end the run before its first
     case. Raises `stop`, else the error of a case that was given alone and would fail, else typer.Exit where a case would fail.
@@ -178,6 +180,9 @@ def _print_objects(rows: Sequence[PlanRow], cohort: "Cohort", *, seg: bool) -> N
         result_json(document)
     for item in cohort.broken:
         result_json(_failure_object(item.name, item.error))
+    for folder in cohort.passed_over:
+        state, would = _NO_CASE
+        result_json({"case": None, "state": state, "would": would, "folder": str(folder.path), "holds": folder.content})
 
 
 def _print_table(rows: Sequence[PlanRow], cohort: "Cohort", screen: Screen, *, seg: bool) -> None:
@@ -187,6 +192,8 @@ def _print_table(rows: Sequence[PlanRow], cohort: "Cohort", screen: Screen, *, s
         place = str(next(iter(row.case.images.values())).parent) if row.error is None else str(row.error)
         lines.append((row.case.name, row.state, row.would, *has_seg, place))
     lines += [(item.name, "unusable", "fail", *([""] if seg else []), str(item.error)) for item in cohort.broken]
+    for folder in cohort.passed_over:
+        lines.append(("", *_NO_CASE, *([""] if seg else []), f"{folder.path} ({folder.content})"))
     screen.table(plan_table(lines, seg=seg))
 
 

@@ -93,6 +93,9 @@ def nii2png(
         cohort = cohort_of(cases, patterns=pattern or (), channels=channels)
     else:
         cohort = Cohort((case_of_files(given, name=case, segmentation=seg),), (), alone=True)
+    screen = Screen(quiet=quiet)
+    for note in cohort.notes:
+        screen.warning(note)
     n_jobs = jobs or granted_cpus()
     settings = SliceSettings(
         folder=output,
@@ -109,9 +112,6 @@ def nii2png(
         return
     if stop is not None:
         raise stop
-    screen = Screen(quiet=quiet)
-    for note in cohort.notes:
-        screen.warning(note)
     batch = Batch(screen, n_cases=len(planned) + len(cohort.broken), alone=cohort.alone, json=json)
     for broken in cohort.broken:
         batch.failed(broken.name, broken.error)

@@ -198,8 +198,9 @@ Pattern = Annotated[
     list[str] | None,
     typer.Option(
         metavar="MODALITY=GLOB",
-        help="File names unlike those of BraTS (NAME_t1ce.nii.gz, NAME-t1c.nii.gz): t1ce='*_T1w_CE.nii.gz', and so on for t1, "
-        "t2, flair and seg, each by its own --pattern. A folder is then one case.",
+        help="File names that drunet does not know, or one of two that it does: t1ce='*_CE_late.nii.gz', and so on for t1, "
+        "t2, flair and seg, each by its own --pattern. A folder in which a pattern matches is one case, and the pattern "
+        "replaces the built-in names of its modality there; other folders are read as without patterns.",
         show_default=False,
         rich_help_panel=IMAGES,
     ),

@@ -3,16 +3,26 @@
 import csv
 import io
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from drunet_cli.brats import UNCERTAINTY_MAPS, Modality
+from drunet_cli.brats import CHANNELS, UNCERTAINTY_MAPS, Modality
 from drunet_cli.errors import CaseError, MisuseError, join_some
 from drunet_cli.io.case import is_text, text_of
-from drunet_cli.io.discovery import Folder, folders_from
-from drunet_cli.io.naming import NIFTI_SUFFIXES, SEGMENTATION, WORDS, before_and_last_word, is_nifti, stem, with_a_name
+from drunet_cli.io.folders import Folder, folders_from
+from drunet_cli.io.naming import (
+    NIFTI_SUFFIXES,
+    SEGMENTATION,
+    WORDS,
+    before_and_last_word,
+    is_nifti,
+    names_by_folder,
+    role_by_words,
+    stem,
+    with_a_name,
+)
 
 COLUMNS: Final = ("case", "prediction", "reference")
 # Ends of names of files beside a label map.
@@ -127,9 +137,22 @@ def label_maps_in(folder: Path) -> dict[str, list[Path]]:
     for path in _files(folder):
         if is_nifti(path.name) and _may_be_label_map(path):
             found.setdefault(_case_of(path), []).append(path)
+    for case, paths in list(found.items()):
+        if len(paths) > 1 and (names := _names_by_folder(case, paths, top=folder, taken=found)):
+            del found[case]
+            found |= {name: [path] for name, path in zip(names, paths, strict=True)}
     if not found:
         raise CaseError(f"{folder}: holds no label map; looked for CASE.nii.gz, CASE_seg.nii.gz and CASE-seg.nii.gz")
     return found
+
+
+def _names_by_folder(case: str, paths: Sequence[Path], *, top: Path, taken: Container[str]) -> list[str] | None:
+    """Names for references of one name, as their cases get them (`io.discovery`); None for other label maps."""
+    before, words = zip(*(before_and_last_word(stem(path)) for path in paths), strict=True)
+    if any(word.lower() != SEGMENTATION for word in words):
+        return None
+    folders = [path.parent for path in paths]
+    return names_by_folder(case, folders, tops=[top] * len(paths), of_files=any(before), taken=taken)
 
 
 def uncertainty_maps_of(label_map: Path) -> dict[str, Path]:
@@ -169,9 +192,8 @@ def _files(top: Path) -> Iterator[Path]:
 
 
 def _may_be_label_map(path: Path) -> bool:
-    name = stem(path)
-    _, word = before_and_last_word(name)
-    return not name.endswith(_NO_LABEL_MAPS) and word.lower() not in WORDS
+    _, role = role_by_words(path.name)
+    return not stem(path).endswith(_NO_LABEL_MAPS) and role not in CHANNELS
 
 
 def _case_of(path: Path) -> str:

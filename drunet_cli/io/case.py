@@ -14,7 +14,7 @@ from typing import Final
 
 from drunet_cli.brats import CHANNELS, Modality
 from drunet_cli.errors import CaseError
-from drunet_cli.io.naming import SEGMENTATION, WORDS, common_stem, may_name_a_file, stem, with_a_name, words
+from drunet_cli.io.naming import SEGMENTATION, common_stem, may_name_a_file, role_by_words, stem, with_a_name
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,8 @@ def _name_of(paths: Sequence[Path]) -> str:
     if name := common_stem(paths):
         return name
     folders = {path.absolute().parent for path in paths}
-    if len(folders) == 1 and set(words(paths[0])) <= WORDS.keys():  # p7/flair.nii.gz, p7/t1.nii.gz: FLAIR's says nothing
+    before, role = role_by_words(paths[0].name)
+    if len(folders) == 1 and role is not None and not before:  # p7/flair.nii.gz, p7/t1.nii.gz: FLAIR's says nothing
         return with_a_name(folders.pop()).name or stem(paths[0])
     return stem(paths[0])
 

@@ -1,22 +1,25 @@
 """Cases in folders and tables: which files of a tree make which patient. Reads no voxel.
 
 The last word of a file's name says what it is: a modality in one of the field's spellings, `seg`, or a channel's number as in
-nnU-Net. What stands before is the case's name, so that one folder may hold many cases.
+nnU-Net. What stands before is the case's name, so that one folder may hold many cases. Where the last words make no whole case,
+all known words at the end of a name count, as clinics have them: mprage_post. Patterns go before both, in the folders in which
+they match.
 """
 
-import errno
 import functools
+import itertools
 import os
 import stat
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Callable, Container, Hashable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final, TypeAlias
 
 from drunet_cli.brats import CHANNELS, Modality
-from drunet_cli.errors import CaseError, join_some
+from drunet_cli.errors import CaseError, join_some, plural
 from drunet_cli.io.case import HEADER, BrokenCase, Case, case_of, is_table, place_of, read_table, why_unreadable
+from drunet_cli.io.folders import Folder, FoldersWithoutCases, Identity, PassedOver, folders_from, identity_of, shorten
 from drunet_cli.io.naming import (
     BUILT_IN,
     CHANNEL_NUMBERS,
@@ -26,11 +29,11 @@ from drunet_cli.io.naming import (
     common_stem,
     described_channels,
     is_nifti,
-    roles_in_name,
+    names_by_folder,
+    role_by_last_word,
+    role_by_words,
     with_a_name,
 )
-
-Identity: TypeAlias = tuple[int, int]
 
 
 @dataclass(frozen=True)
@@ -38,13 +41,15 @@ class Cohort:
     """What the sources hold, sorted by name; no two cases share a name.
 
     alone: one folder was given, and all there is in it is one case whose files lie directly in it.
-    notes: one line for each source about its folders without a NIfTI file.
+    notes: lines on what a reader may not expect: folders that were passed over, cases that their folders name, and folders in
+    which no pattern matches.
     """
 
     cases: tuple[Case, ...]
     broken: tuple[BrokenCase, ...]
     alone: bool
     notes: tuple[str, ...] = ()
+    passed_over: tuple[PassedOver, ...] = ()
 
 
 def find_cases(sources: Sequence[Path], naming: Naming = BUILT_IN, *, leave_out: Path | None = None) -> Cohort:
@@ -55,39 +60,91 @@ def find_cases(sources: Sequence[Path], naming: Naming = BUILT_IN, *, leave_out:
     """
     search = _Search(naming, _identity(leave_out))
     found: dict[Hashable, _Found] = {}
-    notes: dict[str, None] = {}  # each once
+    passed_over: dict[Path, PassedOver] = {}
     for source in sources:
         for item in search.source(source):
-            if isinstance(item, str):
-                notes[item] = None
+            if isinstance(item, PassedOver):
+                passed_over[item.path] = item
             else:
                 found.setdefault(item.key, item)
     items = list(found.values())
-    cases, doubled = _told_apart_by_name([(item.case, item.place) for item in items if isinstance(item.case, Case)])
-    broken = doubled + [item.case for item in items if isinstance(item.case, BrokenCase)]
+    named, renamings = _told_apart_by_name(items)
+    unmatched = list(dict.fromkeys(item.folder for item in items if item.is_beside_patterns))
     return Cohort(
-        cases=tuple(sorted(cases, key=lambda case: case.name)),
-        broken=tuple(sorted(broken, key=lambda case: (case.name, str(case.error)))),
+        cases=tuple(sorted((case for case in named if isinstance(case, Case)), key=lambda case: case.name)),
+        broken=tuple(
+            sorted((case for case in named if isinstance(case, BrokenCase)), key=lambda case: (case.name, str(case.error)))
+        ),
         alone=len(sources) == len(items) == 1 and items[0].folder == sources[0],
-        notes=tuple(notes),
+        notes=(*_notes_on(passed_over.values()), *renamings, *_note_on_unmatched(unmatched)),
+        passed_over=tuple(passed_over.values()),
     )
 
 
-def _told_apart_by_name(cases: Iterable[tuple[Case, str]]) -> tuple[list[Case], list[BrokenCase]]:
-    """The cases whose name is theirs alone, and those that share it with a case of other files. Given with their places."""
-    by_name: dict[str, list[tuple[Case, str]]] = defaultdict(list)
-    for case, place in cases:
-        by_name[case.name].append((case, place))
-    unique, doubled = [], []
+_MOST_FOLDERS: Final = 3
+
+
+def _notes_on(folders: Iterable[PassedOver]) -> Iterator[str]:
+    for has_nifti, held, remedy in (
+        (False, "no NIfTI", ""),
+        (True, "NIfTI but no case", "; name such files by --pattern, or in a table"),
+    ):
+        named = [f"{each.path} ({each.content})" for each in folders if each.has_nifti is has_nifti]
+        if named:
+            how_many = f"1 folder holds {held} and was" if len(named) == 1 else f"{len(named)} folders hold {held} and were"
+            yield f"{how_many} passed over: {join_some(named, most=_MOST_FOLDERS)}{remedy}"
+
+
+def _note_on_unmatched(folders: Sequence[Path | None]) -> Iterator[str]:
+    if folders:
+        named = join_some(folders, most=_MOST_FOLDERS)
+        yield f"no --pattern matches a file in {plural(len(folders), 'folder')}, read by the built-in names: {named}"
+
+
+def _told_apart_by_name(found: Iterable["_Found"]) -> tuple[list[Case | BrokenCase], list[str]]:
+    """Every case once, under a name that is its alone or as broken; and a note on cases that their folders name."""
+    by_name: dict[str, list[_Found]] = defaultdict(list)
+    for item in found:
+        by_name[item.case.name].append(item)
+    named: list[Case | BrokenCase] = []
+    notes = []
+    taken = set(by_name)
     for name, several in by_name.items():
-        if len(several) == 1 or len(places := list({_real_files(case): place for case, place in several}.values())) == 1:
-            unique.append(several[0][0])
-            continue
-        for n, place in enumerate(places):
-            other = places[0 if n else 1]
-            message = f"{place}: {name} is also the name of the case in {other}; name them apart in a table ({HEADER})"
-            doubled.append(BrokenCase(name, CaseError(message)))
-    return unique, doubled
+        distinct: dict[Hashable, _Found] = {}
+        for item in several:
+            distinct.setdefault(_real_files(item.case) if isinstance(item.case, Case) else item.key, item)
+        items = list(distinct.values())
+        if (names := _names_by_folder(name, items, taken)) is not None:
+            taken |= set(names)
+            named += [replace(item.case, name=new) for item, new in zip(items, names, strict=True)]
+            notes.append(f"{len(names)} cases called {name} are named by their folders: {join_some(sorted(names))}")
+        else:
+            named += _refuse_doubled(name, items)
+    return named, notes
+
+
+def _names_by_folder(name: str, items: Sequence["_Found"], taken: Container[str]) -> list[str] | None:
+    """Names for cases of one name; None where it is no more than one case, or their folders give none that are free."""
+    of_files = any(item.is_named_by_files for item in items)
+    n_cases = sum(isinstance(item.case, Case) for item in items) if of_files else len(items)
+    places = [(item.folder, item.source) for item in items if item.folder is not None and item.source is not None]
+    if n_cases < 2 or len(places) < len(items):
+        return None
+    folders, tops = zip(*places, strict=True)
+    return names_by_folder(name, folders, tops=tops, of_files=of_files, taken=taken)
+
+
+def _refuse_doubled(name: str, items: Sequence["_Found"]) -> list[Case | BrokenCase]:
+    """The same cases; those that can be used are broken where they are several."""
+    places = [item.place for item in items if isinstance(item.case, Case)]
+    if len(places) < 2:
+        return [item.case for item in items]
+    refused: list[Case | BrokenCase] = [item.case for item in items if isinstance(item.case, BrokenCase)]
+    for n, place in enumerate(places):
+        other = places[0 if n else 1]
+        message = f"{place}: {name} is also the name of the case in {other}; name them apart in a table ({HEADER})"
+        refused.append(BrokenCase(name, CaseError(message)))
+    return refused
 
 
 def _real_files(case: Case) -> tuple[str, ...]:
@@ -97,12 +154,19 @@ def _real_files(case: Case) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class _Found:
-    """A case and its place. key: equal when the same is found again. folder: that its files lie in, if it was found in one."""
+    """A case and its place. key: equal when the same is found again.
+
+    folder: that its files lie in, if it was found in one, below source. is_named_by_files: and not by this folder.
+    is_beside_patterns: there are patterns, and none matches in the folder.
+    """
 
     case: Case | BrokenCase
     place: str
     key: Hashable
     folder: Path | None = None
+    source: Path | None = None
+    is_named_by_files: bool = False
+    is_beside_patterns: bool = False
 
 
 # nnU-Net's label maps are not taken as references: their class numbers are those of dataset.json, and in its BraTS sets 1 is
@@ -117,8 +181,8 @@ class _Search:
         self._naming, self._left_out = naming, left_out
         self._channels_in = functools.cache(lambda folder: naming.channels or described_channels(folder))
 
-    def source(self, source: Path) -> Iterator[_Found | str]:
-        """The cases of a source, and a note about its folders without a NIfTI file."""
+    def source(self, source: Path) -> Iterator[_Found | PassedOver]:
+        """The cases of a source, and the folders in it that were passed over."""
         try:
             status = source.stat()
         except (OSError, ValueError) as error:
@@ -133,9 +197,9 @@ class _Search:
             folders = "give the folder of a case or of many, or the images of one by --t1 --t1ce --t2 --flair"
             yield _unusable(source, f"is neither a folder nor a table (.csv, .tsv); {folders}")
 
-    def _folder(self, source: Path, left_out: Identity | None) -> Iterator[_Found | str]:
+    def _folder(self, source: Path, left_out: Identity | None) -> Iterator[_Found | PassedOver]:
         is_empty = True
-        without_cases = _FoldersWithoutCases(source)
+        without_cases = FoldersWithoutCases(source)
         file_names: list[str] = []
         for folder in folders_from(source, left_out=left_out, names_left_out=_LABEL_FOLDERS):
             if not isinstance(folder, Folder):
@@ -152,12 +216,19 @@ class _Search:
                 is_empty = False
                 # A file's name, unlike the case's, is the same by whatever path the folder is found.
                 [file, *_], *_ = group.files.values()
-                yield _Found(self._case(group), str(folder.path), (folder.identity, file.name), folder.path)
+                yield _Found(
+                    self._case(group),
+                    str(folder.path),
+                    (folder.identity, file.name),
+                    folder.path,
+                    source,
+                    is_named_by_files=group.is_named_by_files,
+                    is_beside_patterns=bool(self._naming.patterns) and not group.is_by_pattern,
+                )
         if is_empty:
-            numbered = "" if self._naming.patterns else ", or NAME_0000.nii.gz to NAME_0003.nii.gz"
-            files = self._naming.expected(CHANNELS) + numbered
+            files = self._naming.expected(CHANNELS) + ", or NAME_0000.nii.gz to NAME_0003.nii.gz"
             yield _unusable(source, f"no case found: looked for files named {files}, found {_found_instead(file_names)}")
-        yield from without_cases.notes()
+        yield from without_cases.found()
 
     def _case(self, group: "_Group") -> Case | BrokenCase:
         try:
@@ -187,32 +258,67 @@ _IMAGE_ROLES: Final = frozenset((*CHANNELS, *CHANNEL_NUMBERS))
 class _Group:
     """Files of one folder that make a case, by what each may be: a modality, "seg", or a number of four digits.
 
-    others: names of further images in the folder that may be the case's too.
+    others: names of further images in the folder that may be the case's too. is_named_by_files: and not by the folder.
+    is_by_pattern: a pattern matches in the folder.
     """
 
     name: str
     folder: Path
-    files: Mapping[str, Sequence[Path]]
+    files: "_Files"
     others: Sequence[str]
+    is_named_by_files: bool
+    is_by_pattern: bool
 
 
-def _groups(folder: "Folder", naming: Naming) -> Iterator[_Group]:
-    groups: dict[str, dict[str, list[Path]]] = defaultdict(lambda: defaultdict(list))
+_Files: TypeAlias = Mapping[str, Sequence[Path]]
+
+
+def _groups(folder: Folder, naming: Naming) -> Iterator[_Group]:
     # A link that leads nowhere, or a pipe, counts too, so that case_of says what is wrong with it.
     every = [name for name in folder.files if is_nifti(name)]
-    for image in every:
-        before, roles = roles_in_name(image, naming)
-        name = "" if naming.patterns else before or with_a_name(folder.path).name
-        for role in roles:
-            groups[name][role].append(folder.path / image)
-    for name, files in groups.items():
-        if not files.keys() & _IMAGE_ROLES:
-            continue
+    is_by_pattern = any(map(naming.roles_by_pattern, every))
+    for name, files in _files_by_name(folder.path, every, naming, is_by_pattern=is_by_pattern).items():
         images = [path for role, paths in files.items() if role != SEGMENTATION for path in paths]
         own = {path.name for paths in files.values() for path in paths}
         few = len(every) <= _MOST_NAMES
         others = [other for other in every if other not in own and (few or other.startswith(name))]
-        yield _Group(name or common_stem(images) or with_a_name(folder.path).name, folder.path, files, others)
+        common = "" if name else common_stem(images)
+        is_named_by_files = bool(common or (name and any(role_by_words(path.name)[0] for path in images)))
+        case = name or common or with_a_name(folder.path).name
+        yield _Group(case, folder.path, files, others, is_named_by_files, is_by_pattern)
+
+
+def _files_by_name(folder: Path, images: Sequence[str], naming: Naming, *, is_by_pattern: bool) -> dict[str, _Files]:
+    """Images by the name of their case, "" where patterns make the folder a case, and by what they may be.
+
+    Images whose last words make a whole case are it. The others are read by all words at the end of their names; of those that
+    only this makes known, and where patterns match elsewhere, a single one makes no case.
+    """
+
+    def read(images: Iterable[str], role_in: Callable[[str], tuple[str, str | None]]) -> dict[str, dict[str, list[Path]]]:
+        groups: dict[str, dict[str, list[Path]]] = defaultdict(lambda: defaultdict(list))
+        for image in images:
+            before, role = role_in(image)
+            name = "" if is_by_pattern else before or with_a_name(folder).name
+            for each in naming.roles_beside_patterns(image, role) if is_by_pattern else [role] if role is not None else []:
+                groups[name][each].append(folder / image)
+        return {name: files for name, files in groups.items() if files.keys() & _IMAGE_ROLES}
+
+    by_last_word = read(images, role_by_last_word)
+    groups: dict[str, _Files] = {
+        name: files for name, files in by_last_word.items() if files.keys() >= {*CHANNELS} or files.keys() >= {*CHANNEL_NUMBERS}
+    }
+    whole = {path.name for files in groups.values() for paths in files.values() for path in paths}
+    known = set() if naming.patterns and not is_by_pattern else {*itertools.chain(*map(_image_paths, by_last_word.values()))}
+    for name, files in read([image for image in images if image not in whole], role_by_words).items():
+        found = _image_paths(files)
+        if name not in groups and (len(files.keys() & _IMAGE_ROLES) > 1 or not known.isdisjoint(found)):
+            groups[name] = files
+    return groups
+
+
+def _image_paths(files: _Files) -> list[Path]:
+    return [path for role, paths in files.items() if role in _IMAGE_ROLES for path in paths]
 
 
 def _case(group: _Group, naming: Naming, channels_in: Callable[[Path], Channels]) -> Case:
@@ -228,13 +334,13 @@ def _case(group: _Group, naming: Naming, channels_in: Callable[[Path], Channels]
         if len(several := group.files.get(role, ())) > 1:
             first, second, *others = (path.name for path in several)
             more = f" and {len(others)} more" if others else ""
-            remedy = "tell it apart by --pattern"
-            if role in naming.patterns:
+            remedy = f"choose one by --pattern {role}=GLOB"
+            if role in naming.patterns and group.is_by_pattern:
                 remedy = f"narrow --pattern {role}={naming.patterns[role]}"
             raise CaseError(f"{where} has {first} and {second}{more} for {part}; keep one, or {remedy}")
     if missing := [modality for modality in CHANNELS if roles[modality] not in group.files]:
         parts = ", ".join(modality.display for modality in missing)
-        looked_for = naming.expected(roles[modality] for modality in missing)
+        looked_for = naming.expected((roles[modality] for modality in missing), by_pattern=group.is_by_pattern)
         own = sorted({path.name for paths in group.files.values() for path in paths})
         found = _join_names([*group.others, *own])  # first what the reader has not been told yet
         raise CaseError(f"{where} has no {parts}: looked for {looked_for}, found {found}; --pattern names others")
@@ -244,7 +350,6 @@ def _case(group: _Group, naming: Naming, channels_in: Callable[[Path], Channels]
 
 # The most file names in a message about what was not found; a folder with no more images than these is listed whole.
 _MOST_NAMES: Final = 6
-_LONGEST_NAME: Final = 60
 
 
 def _found_instead(names: Sequence[str]) -> str:
@@ -257,129 +362,7 @@ def _found_instead(names: Sequence[str]) -> str:
 
 
 def _join_names(names: Sequence[str]) -> str:
-    return join_some([*map(_shorten, names[:_MOST_NAMES]), *names[_MOST_NAMES:]], most=_MOST_NAMES)
-
-
-def _shorten(name: str) -> str:
-    cut = _LONGEST_NAME // 2
-    return name if len(name) <= _LONGEST_NAME else f"{name[:cut]}...{name[-cut:]}"
-
-
-_MOST_FOLDERS: Final = 3
-_OF_NO_PATIENT: Final = (".py", ".pyc", ".m", ".r", ".sh", ".ipynb", ".md", ".rst", ".html", ".log")
-
-
-class _FoldersWithoutCases:
-    """The folders below top that a reader would take for patients, and that hold no NIfTI file.
-
-    A folder is such a one beside folders with cases, be they of the data set itself, or of a folder in it that parts several
-    (so p1/dicom beside p1/nifti is none). Folders that hold code or notes alone are none either.
-    """
-
-    def __init__(self, top: Path) -> None:
-        self._top = top
-        self._folders: list[Path] = []
-        # Each with the folders above, up to the top.
-        self._with_nifti: set[Path] = set()
-        self._with_cases: set[Path] = set()
-        self._with_other_files: set[Path] = set()
-        self._first_files: dict[Path, Sequence[str]] = {}
-
-    def add(self, folder: "Folder", *, has_cases: bool) -> None:
-        """Take note of a folder. has_cases: some were found directly in it."""
-        self._folders.append(folder.path)
-        if has_cases:
-            self._mark(self._with_cases, folder.path)
-        if any(map(is_nifti, folder.files)):
-            self._mark(self._with_nifti, folder.path)
-        elif folder.files:
-            for path in self._upwards(folder.path):
-                if path in self._first_files:
-                    break
-                self._first_files[path] = folder.files[:2]
-            if not all(name.lower().endswith(_OF_NO_PATIENT) for name in folder.files):
-                self._mark(self._with_other_files, folder.path)
-
-    def leave_out(self, path: Path) -> None:
-        """Say nothing about a folder that cannot be looked into: it is a broken case."""
-        self._mark(self._with_nifti, path)
-
-    def notes(self) -> list[str]:
-        """One line for all, or none."""
-        n_beside = Counter(path.parent for path in self._with_cases if path != self._top)
-        found = [path for path in self._folders if self._would_be_missed(path, n_beside)]
-        if not found:
-            return []
-        named = [f"{path} ({self._content(path)})" for path in found[:_MOST_FOLDERS]]
-        folders = join_some([*named, *found[_MOST_FOLDERS:]], most=_MOST_FOLDERS)
-        how_many = "1 folder holds no NIfTI and was" if len(found) == 1 else f"{len(found)} folders hold no NIfTI and were"
-        return [f"{how_many} passed over: {folders}"]
-
-    def _would_be_missed(self, path: Path, n_beside: Counter[Path]) -> bool:
-        if path == self._top or path in self._with_nifti:
-            return False
-        if n_beside[path.parent] < (1 if path.parent == self._top else 2):
-            return False
-        return path not in self._first_files or path in self._with_other_files
-
-    def _content(self, path: Path) -> str:
-        if path not in self._first_files:
-            return "empty"
-        first, *more = self._first_files[path]
-        return f"{_shorten(first)}, ..." if more else _shorten(first)
-
-    def _mark(self, marked: set[Path], path: Path) -> None:
-        for each in self._upwards(path):
-            if each in marked:
-                break
-            marked.add(each)
-
-    def _upwards(self, path: Path) -> Iterator[Path]:
-        """The folder and those above it, up to the top."""
-        while path != self._top:
-            yield path
-            path = path.parent
-        yield path
-
-
-@dataclass(frozen=True)
-class Folder:
-    """A folder and the names of the files in it, sorted, hidden ones left out."""
-
-    path: Path
-    identity: Identity
-    files: Sequence[str]
-
-
-def folders_from(
-    top: Path, *, left_out: Identity | None = None, names_left_out: Container[str] = ()
-) -> Iterator[Folder | tuple[Path, OSError]]:
-    """The folders from top down in sorted order; for one that refuses, its path and why.
-
-    left_out: a folder that is not entered. names_left_out: no folder of these names, below top, is entered.
-    """
-    entered: set[Identity] = set() if left_out is None else {left_out}
-    waiting = [top]
-    while waiting:
-        path = waiting.pop()
-        try:
-            identity = identity_of(path.stat())
-            if identity in entered:
-                continue
-            entered.add(identity)
-            with os.scandir(path) as entries:
-                is_folder = {entry.name: _is_folder(entry) for entry in entries if not entry.name.startswith(".")}
-        except OSError as error:
-            yield path, error
-            continue
-        names = sorted(is_folder)
-        yield Folder(path, identity, [name for name in names if not is_folder[name]])
-        waiting += [path / name for name in reversed(names) if is_folder[name] and name not in names_left_out]
-
-
-def identity_of(status: os.stat_result) -> Identity:
-    """Equal for one file or folder by whatever path it is reached."""
-    return status.st_dev, status.st_ino
+    return join_some([*map(shorten, names[:_MOST_NAMES]), *names[_MOST_NAMES:]], most=_MOST_NAMES)
 
 
 def _identity(folder: Path | None) -> Identity | None:
@@ -387,10 +370,3 @@ def _identity(folder: Path | None) -> Identity | None:
         return None if folder is None else identity_of(folder.stat())
     except (OSError, ValueError):
         return None
-
-
-def _is_folder(entry: os.DirEntry[str]) -> bool:
-    try:
-        return entry.is_dir()
-    except OSError as error:  # a link: to itself, or to what may not be seen, which is then said of the folder or the image
-        return error.errno != errno.ELOOP and not is_nifti(entry.name)

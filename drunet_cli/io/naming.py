@@ -1,9 +1,10 @@
 """File names: the modality, segmentation or channel number that they tell, and the name of the case. Reads no voxel."""
 
+import itertools
 import json
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -22,10 +23,22 @@ WORDS: Final[Mapping[str, Modality]] = {
 _CHANNEL_WORDS: Final = {**WORDS, "t1w": Modality.T1}
 # With contrast agent, and without. A single c, post and pre are parts of other names too (patient C, after surgery).
 _AGENT: Final = frozenset(
-    ("gd", "gad", "gado", "gadolinium", "ce", "km", "contrast", "enhanced", "postcontrast", "postgd", "postgad")
+    ("gd", "gad", "gado", "gadolinium", "ce", "km", "contrast", "enhanced", "postcontrast", "postgd", "postgad", "postkm")
 )
-_NO_AGENT: Final = frozenset(("precontrast", "noncontrast", "nocontrast", "nonenhanced", "unenhanced", "nogd", "nongd"))
-_NEGATIONS: Final = frozenset(("pre", "non", "no", "without", "wo"))
+_NO_AGENT: Final = frozenset(
+    ("precontrast", "noncontrast", "nocontrast", "nonenhanced", "unenhanced", "nogd", "nongd", "nativ", "native")
+)
+_NEGATIONS: Final = frozenset(("pre", "non", "no", "without", "wo", "ohne"))
+# Sequences that tell the modality. An MPRAGE is a T1, before the contrast agent or after it; dark fluid is Siemens' FLAIR, and
+# so is a TIRM of the brain.
+_SEQUENCES: Final = {"mprage": "t1w", "darkfluid": "flair", "tirm": "flair"}
+# What says how an image was taken, and not of which modality it is.
+_MANNERS: Final = frozenset(
+    (
+        *("2d", "3d", "se", "tse", "fse", "gre", "spc", "space", "cube", "vista", "vibe", "bravo", "spgr", "fspgr", "tfe"),
+        *("ax", "axial", "tra", "transversal", "sag", "sagittal", "cor", "coronal", "iso", "fs", "mit", "with"),
+    )
+)
 SEGMENTATION: Final = "seg"
 CHANNEL_NUMBERS: Final = ("0000", "0001", "0002", "0003")  # nnU-Net's
 _ANY_NUMBER: Final = re.compile(r"[0-9]{4}")
@@ -40,17 +53,33 @@ Channels: TypeAlias = tuple[Modality, ...]
 class Naming:
     """How files are told apart where the built-in words do not suffice: --pattern and --channels.
 
-    patterns: a modality or "seg" to a glob of the file name. A modality with a pattern is found by its pattern alone, and a
-    folder is then one case. channels: the modalities of nnU-Net's _0000, _0001, _0002 and _0003; without them a dataset.json
-    must name these.
+    patterns: a modality or "seg" to a glob of the file name. A folder in which a pattern matches is one case, and a modality
+    with a pattern is found there by its pattern alone; other folders are read as without patterns.
+    channels: the modalities of nnU-Net's _0000, _0001, _0002 and _0003; without them a dataset.json must name these.
     """
 
     patterns: Mapping[str, str] = field(default_factory=dict)
     channels: Channels | None = None
 
-    def expected(self, roles: Iterable[str]) -> str:
-        """The file names that were looked for, for messages."""
-        return ", ".join(self.patterns.get(role, f"NAME_{role}.nii.gz") for role in roles)
+    def roles_by_pattern(self, image: str) -> list[str]:
+        """What a file may be by the patterns: modalities, or "seg"."""
+        return [role for role, glob in self.patterns.items() if fnmatchcase(image, glob)]
+
+    def roles_beside_patterns(self, image: str, role: str | None) -> list[str]:
+        """What a file may be in a folder in which a pattern matches. role: by the words of its name.
+
+        A channel's number counts only where no image has a pattern: else the patterns say what is an image.
+        """
+        if matched := self.roles_by_pattern(image):
+            return matched
+        of_patterns = role in self.patterns or (role in CHANNEL_NUMBERS and not self.patterns.keys() <= {SEGMENTATION})
+        return [] if role is None or of_patterns else [role]
+
+    def expected(self, roles: Iterable[str], *, by_pattern: bool = False) -> str:
+        """The file names that were looked for, for messages. by_pattern: in a folder in which a pattern matches."""
+        names = {role: [self.patterns[role]] if role in self.patterns else [] for role in roles}
+        built_in = {role: [] if by_pattern and found else [f"NAME_{role}.nii.gz"] for role, found in names.items()}
+        return ", ".join(name for role in names for name in (*names[role], *built_in[role]))
 
 
 BUILT_IN: Final = Naming()
@@ -79,8 +108,14 @@ def modality_in_name(path: Path) -> Modality | None:
 
     Beside a plain T1 or T1w the other words say whether a contrast agent was given: T1_post, T1w_Gd, T1_noncontrast.
     """
-    found = words(path)
+    return _modality_of([word for _, word in _known_words(stem(path))])
+
+
+def _modality_of(named: Sequence[str]) -> Modality | None:
+    found = [_SEQUENCES.get(word, word) for word in named]
     last = next((word for word in reversed(found) if word in WORDS), "t1w" if "t1w" in found else None)
+    if last == "flair" and "flair" not in named and not {"t1", "t1w"}.isdisjoint(named):
+        return None  # a T1 with dark fluid is no FLAIR
     if last is None or last not in ("t1", "t1w"):
         return None if last is None else WORDS[last]
     pairs = list(zip(["", *found], found, strict=False))
@@ -96,16 +131,62 @@ def modality_in_name(path: Path) -> Modality | None:
     return None if "post" in found else Modality.T1
 
 
-def roles_in_name(image: str, naming: Naming) -> tuple[str, list[str]]:
-    """The part of a file's name before its last word, and what the file may be: modalities, "seg", or a channel's number."""
-    if matched := [role for role, glob in naming.patterns.items() if fnmatchcase(image, glob)]:
-        return "", matched
+_WORD: Final = re.compile(r"[^\W_]+")
+_MPRAGE: Final = re.compile(r"mp[-_. ]?rage", re.IGNORECASE)
+_DARK_FLUID: Final = re.compile(r"dark[-_. ]?fluid|(?<![^\W_])da-fl(?![^\W_])", re.IGNORECASE)
+_BASES: Final = {
+    word: Modality.T1 if modality is Modality.T1CE else modality
+    for word, modality in {**_CHANNEL_WORDS, **{word: _CHANNEL_WORDS[plain] for word, plain in _SEQUENCES.items()}}.items()
+}
+_BESIDE: Final = _AGENT | _NO_AGENT | _MANNERS
+_PARTS: Final = "|".join(sorted({*_BASES, *_BESIDE, "post", "pre"}, key=len, reverse=True))
+_GLUED: Final = re.compile(f"(?:{_PARTS})+")
+
+
+def _known_words(text: str) -> list[tuple[str, str]]:
+    """The words of a name in small letters, each after all that stands before it; t2tse is two words, and dark-fluid is one."""
+    text = _DARK_FLUID.sub("darkfluid", _MPRAGE.sub("mprage", text))
+    known = []
+    for found in _WORD.finditer(text):
+        word = found[0].lower()
+        parts = re.findall(_PARTS, word) if _GLUED.fullmatch(word) else [word]
+        known += [(text[: found.start()], part) for part in parts]
+    return known
+
+
+def role_by_last_word(image: str) -> tuple[str, str | None]:
+    """The part of a file's name before its last word, and the modality, "seg" or channel's number that this word is."""
     before, word = before_and_last_word(stem(Path(image)))
     word = word.lower()
-    role = SEGMENTATION if word == SEGMENTATION else WORDS.get(word)
-    if _ANY_NUMBER.fullmatch(word) and naming.patterns.keys() <= {SEGMENTATION}:  # else the patterns say what is an image
-        role = word
-    return before, [role] if role is not None and role not in naming.patterns else []
+    if word == SEGMENTATION or _ANY_NUMBER.fullmatch(word):
+        return before, word
+    return before, WORDS.get(word)
+
+
+def role_by_words(image: str) -> tuple[str, str | None]:
+    """The same by all known words at the end of the name, as in p1_t1_mprage_sag_post; else as `role_by_last_word` has it.
+
+    An MPRAGE without another word is taken for T1.
+    """
+    run: list[tuple[str, str]] = []
+    for before, word in reversed(_known_words(stem(Path(image)))):
+        is_told = any(later in _BASES for _, later in run)
+        if word in _NEGATIONS or word in ("post", "c"):  # before the modality they may be of the name: patient C, session pre
+            is_known = not is_told or (word in _NEGATIONS and run[0][1] in _AGENT)
+        else:
+            is_known = word in _BASES or word in _BESIDE
+        if not is_known:
+            break
+        run.insert(0, (before, word))
+    found = [word for _, word in run]
+    bases = {_BASES[word] for word in found if word in _BASES}
+    if bases == {Modality.T1}:
+        modality = _modality_of(found) or (Modality.T1 if "mprage" in found else None)
+    elif bases <= {Modality.T2, Modality.FLAIR}:  # T2 alone, or T2 FLAIR
+        modality = Modality.FLAIR if Modality.FLAIR in bases else next(iter(bases), None)
+    else:
+        modality = None
+    return role_by_last_word(image) if modality is None else (run[0][0].strip(_SEPARATORS), modality)
 
 
 def parse_patterns(options: Iterable[str]) -> dict[str, str]:
@@ -166,6 +247,38 @@ def common_stem(paths: Sequence[Path]) -> str:
 def may_name_a_file(case: str) -> bool:
     """Whether a case of this name can have files: no folder, and no line break, which scripts that read paths would split."""
     return not _NO_FILE_NAME.fullmatch(case)
+
+
+def names_by_folder(
+    name: str, folders: Sequence[Path], *, tops: Sequence[Path], of_files: bool, taken: Container[str]
+) -> list[str] | None:
+    """Names that tell several cases of one name apart, by the folders that they lie in; None where these give none.
+
+    A case gets the name of its folder at the first level at which all differ (P01/MR and P02/MR: P01, P02), or the names at all
+    levels at which some differ (P01_day1, P01_day2, P02_day1). tops: the sources in which they were found; the levels above
+    these count only where those below do not suffice. of_files: the name comes from the files and not from the folder, and
+    stays behind the folder's, as it does where the folder's is taken.
+    """
+    below = [_parts_below(folder, top) for folder, top in zip(folders, tops, strict=True)]
+    above = [Path(os.path.abspath(folder)).parts for folder in folders]  # noqa: PTH100  # of the path as it is, links and all
+    for parts in (below, above):
+        if all(each[-1:] == (name,) for each in above):
+            parts = [each[:-1] for each in parts]
+        told = _told_apart(parts) or []
+        for names in ([] if of_files else told, [f"{each}_{name}" for each in told]):
+            if names and all(may_name_a_file(new) and new not in taken for new in names):
+                return names
+    return None
+
+
+def _parts_below(folder: Path, top: Path) -> tuple[str, ...]:
+    return folder.relative_to(top).parts if folder.is_relative_to(top) else ()
+
+
+def _told_apart(folders: Sequence[Sequence[str]]) -> list[str] | None:
+    levels = [level for level in itertools.zip_longest(*folders, fillvalue="") if len(set(level)) > 1]
+    joined = tuple("_".join(filter(None, parts)) for parts in zip(*levels, strict=True))
+    return next((list(names) for names in (*levels, joined) if all(names) and len(set(names)) == len(folders)), None)
 
 
 def with_a_name(folder: Path) -> Path:

@@ -23,7 +23,8 @@ from drunet_cli.conversion.dataset import (
 )
 from drunet_cli.errors import CaseError, MisuseError, join_some
 from drunet_cli.io.case import BrokenCase, Case
-from drunet_cli.io.discovery import Identity, find_cases, identity_of
+from drunet_cli.io.discovery import find_cases
+from drunet_cli.io.folders import Identity, identity_of
 from drunet_cli.io.geometry import FRAME
 from drunet_cli.io.naming import BUILT_IN, SEGMENTATION, Naming, may_name_a_file
 from drunet_cli.io.png import read_label_slice, read_slice_file
@@ -74,10 +75,11 @@ class TrainingCase:
 
 @dataclass(frozen=True)
 class FoundCases:
-    """Cases to learn from, no two of one name, and cases that are refused; both sorted by name."""
+    """Cases to learn from, no two of one name, and cases that are refused; both sorted by name. notes: see `Cohort`."""
 
     cases: tuple[TrainingCase, ...]
     refused: tuple[BrokenCase, ...]
+    notes: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -117,6 +119,7 @@ def find_training_cases(paths: Sequence[Path], naming: Naming = BUILT_IN) -> Fou
     return FoundCases(
         tuple(sorted(usable, key=lambda case: case.name)),
         tuple(sorted(refused, key=lambda case: (case.name, str(case.error)))),
+        cohort.notes,
     )
 
 

@@ -45,6 +45,7 @@ class TrainingPlan:
 
     cases: to be read into the store; none where a training is resumed from its slices alone.
     continues: whether there is a training to resume. summaries: of the cases that have been read or are in the store, by name.
+    notes: what there is to know of the search for cases.
     """
 
     recipe: Recipe
@@ -52,6 +53,7 @@ class TrainingPlan:
     cases: tuple[TrainingCase, ...]
     continues: bool
     summaries: Mapping[str, CaseSummary] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
 
 def plan_training(settings: TrainingSettings) -> TrainingPlan:
@@ -92,7 +94,7 @@ def plan_training(settings: TrainingSettings) -> TrainingPlan:
     if missing := sorted(wanted - {case.name for case in found.cases}):
         raise CaseError(f"{run.split}: the training to resume has {missing[0]}, which is not among the cases given")
     cases = tuple(case for case in found.cases if case.name in wanted)
-    return TrainingPlan(recipe=recipe, split=split, cases=cases, continues=continues)
+    return TrainingPlan(recipe=recipe, split=split, cases=cases, continues=continues, notes=found.notes)
 
 
 def agree_on_plan(
@@ -120,6 +122,8 @@ def agree_on_plan(
 
     try:
         plan = plan or plan_training(settings)
+        for note in plan.notes:
+            on_warning(note)
         resolve_precision(settings.precision, device)
         team.processes.part(plan.recipe.batches.size)
         plan = read_cases(settings, plan, on_progress=tell, on_warning=on_warning)

@@ -530,10 +530,12 @@ def test_every_good_case_is_done_among_all_kinds_of_broken_ones_which_are_named_
     shutil.copytree(cohort, "cohort")
     for kind, (damage, _) in KINDS.items():
         damage(write_case(Path("cohort", kind), seed=7, labelled=False) / f"{kind}_t2.nii.gz")
-    for place in ("a", "b"):
-        write_case(Path("cohort", place, "twice"), seed=ord(place), labelled=False)
+    for name in ("a", "b"):
+        write_case(Path(f"{name}_files"), name=name, seed=ord(name), labelled=False)
+        paths = [f"{name}_files/{name}_{word}.nii.gz" for word in ("t1", "t1ce", "t2", "flair")]
+        Path(f"{name}.csv").write_text(f"case,t1,t1ce,t2,flair\ntwice,{','.join(paths)}\n")
     expected = {kind: reason for kind, (_, reason) in KINDS.items()} | {"twice": "twice is also the name of the case in"}
-    assert segment("cohort", "-o", "out") == 1
+    assert segment("cohort", "a.csv", "b.csv", "-o", "out") == 1
     out, err = capsys.readouterr()
     assert out.splitlines() == LABEL_MAPS
     for case in CASES:

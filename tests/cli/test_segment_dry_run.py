@@ -57,6 +57,28 @@ def coarse(path: Path) -> None:
     nib.Nifti1Image(np.asarray(image.dataobj), image.affine @ np.diag([1.5, 1.5, 4, 1])).to_filename(path)
 
 
+def test_folders_that_hold_no_case_have_rows_and_are_counted(capsys: Captured) -> None:
+    for name in ("odd/a.nii.gz", "raw/IM1"):
+        Path("cases", name).parent.mkdir()
+        Path("cases", name).touch()
+    assert segment("cases", "--dry-run") == 0
+    out, err = capsys.readouterr()
+    assert out.splitlines()[-2:] == [
+        "        no case  pass over  cases/odd (a.nii.gz)",
+        "        no case  pass over  cases/raw (IM1)",
+    ]
+    assert err.splitlines()[-1] == f"Of 2 cases drunet would segment 2; 2 folders without a case passed over {VOXELS_UNREAD}"
+    assert [line.split(" and was")[0] for line in err.splitlines()[:2]] == [
+        "Warning: 1 folder holds no NIfTI",
+        "Warning: 1 folder holds NIfTI but no case",
+    ]
+    assert segment("cases", "--dry-run", "--json") == 0
+    assert [json.loads(line) for line in capsys.readouterr().out.splitlines()][-2:] == [
+        {"case": None, "state": "no case", "would": "pass over", "folder": "cases/odd", "holds": "a.nii.gz"},
+        {"case": None, "state": "no case", "would": "pass over", "folder": "cases/raw", "holds": "IM1"},
+    ]
+
+
 IN_HEADERS: Final[dict[str, Callable[[Path], object]]] = {
     "another place": shifted,
     "4D": four_dimensional,

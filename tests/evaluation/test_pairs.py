@@ -267,3 +267,10 @@ def test_the_t1_image_is_found_by_the_names_of_brats(reference: str, t1: str, tm
     assert t1_of(tmp_path / reference) is None
     touch(tmp_path, t1)
     assert t1_of(tmp_path / reference) == tmp_path / t1
+
+
+def test_references_of_one_name_are_named_by_their_folders_as_their_cases_are(tmp_path: Path) -> None:
+    references = touch(tmp_path / "r", *(f"{case}/MR/{name}.nii.gz" for case in ("P01", "P02") for name in ("seg", "t2tse")))
+    touch(references, "Q1/x_seg.nii.gz", "Q2/x_seg.nii.gz", "Q2/x_mprage_post.nii.gz")
+    predictions = touch(tmp_path / "p", *(f"{case}.nii.gz" for case in ("P01", "P02", "Q1_x", "Q2_x")))
+    assert paired(predictions, references) == ["P01", "P02", "Q1_x", "Q2_x"]

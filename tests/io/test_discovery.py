@@ -16,7 +16,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from drunet_cli.brats import CHANNELS, Modality
-from drunet_cli.io.discovery import Cohort, Folder, find_cases, folders_from, identity_of
+from drunet_cli.io.discovery import Cohort, find_cases
+from drunet_cli.io.folders import Folder, folders_from, identity_of
 from drunet_cli.io.naming import WORDS, Naming
 from tests.support import unprivileged
 
@@ -117,6 +118,8 @@ FOUND: Final[dict[str, tuple[Sequence[str], list[str], Naming]]] = {
                           Naming({"t1ce": "*_contrast.nii.gz"})),
     "a pattern takes a file": (images("a_", ["FLAIR", "T1", "post_T1", "T2"]), ["a"], Naming({"t1ce": "*_post_T1.nii.gz"})),
     "patterns and hidden files": ([*images("a_"), "a_flair.json", "._a_flair.nii.gz"], ["a"], Naming({"flair": "*flair*"})),
+    "a pattern beside built-in names": ([*images("a/a_"), *images("p/", ["FL", "t1", "km_t1", "t2"]), *images("flat/x_"),
+                                         *images("flat/y_")], ["a", "p", "x", "y"], Naming({"flair": "FL*"})),
     "patterns make a folder a case": (
         [*images("sub-1/anat/sub-1_", ("FL", "post", "pre", "T2")), "sub-1/anat/truth.nii.gz",
          *images("p7/", ("FL", "post", "pre", "T2"), suffix=".nii"), *images("p8/", ("FL", "T1post", "T1pre", "T2")),
@@ -155,6 +158,43 @@ def test_the_last_word_of_any_name_tells_the_modality_and_the_rest_is_the_name(
         cohort = find_cases([tree(Path(folder), *files)])
     assert names_of(cohort) == [stem]
     assert file_names(cohort) == dict(zip(CHANNELS, files, strict=True))
+
+
+# FLAIR, T1ce, T1, T2, and the name of the case in the folder "here".
+CLINICS: Final = {
+    "MPRAGE": ("t2darkfluid", "mprage_post", "mprage", "t2tse", "here"),
+    "Siemens": ("p_t2_tirm_tra_dark-fluid", "p_t1_mprage_sag_gd", "p_t1_mprage_sag", "p_t2_tse_tra", "p"),
+    "SPACE": ("p 7 t2_spc_da-fl_sag_iso", "p 7 t1_spc_ce", "p 7 t1_spc", "p 7 t2spc", "p 7"),
+    "GE": ("x_Sag_CUBE_T2_FLAIR", "x_Ax_T1_+C", "x_Ax_T1", "x_Ax_T2_FSE", "x"),
+    "Philips": ("3D_FLAIR", "T1W_3D_TFE_KM", "T1_3D_TFE", "T2W_TSE", "here"),
+    "German": ("Müller_FLAIR_3D", "Müller_MP-RAGE_mit_KM", "Müller_MPRAGE_ohne_KM", "Müller_T2_TSE", "Müller"),
+    "agent first": ("flair", "gd_t1", "t1", "t2", "here"),
+    "some as in BraTS": ("a_flair", "a_t1_post", "a_t1", "a_t2", "a"),
+    "the agent of a FLAIR": ("flair_km", "t1km", "t1nativ", "t2", "here"),
+}
+
+
+@pytest.mark.parametrize("kind", CLINICS)
+def test_names_of_clinics_are_known(tmp_path: Path, kind: str) -> None:
+    *stems, name = CLINICS[kind]
+    files = [f"{stem}.nii.gz" for stem in stems]
+    cohort = find_cases([tree(tmp_path, *(f"here/{file}" for file in files), *images("beside/b_"))])
+    assert cohort.broken == ()
+    [case] = [case for case in cohort.cases if case.name != "b"]
+    assert (case.name, [case.images[modality].name for modality in CHANNELS]) == (name, files)
+
+
+@pytest.mark.parametrize(
+    ("files", "words"),
+    [
+        (["mprage", "t1_tse", "mprage_gd", "t2", "flair"], "mprage.nii.gz and t1_tse.nii.gz for T1; keep one, or choose one by "
+         "--pattern t1=GLOB"),
+        (["mprage", "mprage_gd", "t2_tse"], "has no FLAIR: looked for NAME_flair.nii.gz, found"),
+        (["spc", "mprage_gd", "mprage", "t1_darkfluid"], "has no FLAIR, T2: "),
+    ],
+)  # fmt: skip
+def test_what_names_of_clinics_leave_open_is_said(tmp_path: Path, files: list[str], words: str) -> None:
+    assert words in only_refusal(tree(tmp_path, *images("", files)))
 
 
 def test_a_pattern_or_a_number_decides_which_file_is_which(tmp_path: Path) -> None:
@@ -220,19 +260,19 @@ BROKEN: Final[dict[str, tuple[Sequence[str], str, Naming]]] = {
         PLAIN,
     ),
     "another name": (
-        [*images("a_", ["flair", "t1", "t2"]), "a_T1_contrast.nii.gz", "notes.txt"],
-        "TOP: a has no T1ce: looked for NAME_t1ce.nii.gz, found a_T1_contrast.nii.gz, a_flair.nii.gz, a_t1.nii.gz, "
+        [*images("a_", ["flair", "t1", "t2"]), "a_T1_special.nii.gz", "notes.txt"],
+        "TOP: a has no T1ce: looked for NAME_t1ce.nii.gz, found a_T1_special.nii.gz, a_flair.nii.gz, a_t1.nii.gz, "
         "a_t2.nii.gz; " + OTHER_NAMES,
         PLAIN,
     ),
     "two of one": (
         [*images("a_"), "a_t2f.nii.gz"],
-        "TOP: a has a_flair.nii.gz and a_t2f.nii.gz for FLAIR; keep one, or tell it apart by --pattern",
+        "TOP: a has a_flair.nii.gz and a_t2f.nii.gz for FLAIR; keep one, or choose one by --pattern flair=GLOB",
         PLAIN,
     ),
     "two references": (
         [*images("a_", [*BRATS_2021, "seg"]), "a_seg.nii"],
-        "TOP: a has a_seg.nii and a_seg.nii.gz for segmentation; keep one, or tell it apart by --pattern",
+        "TOP: a has a_seg.nii and a_seg.nii.gz for segmentation; keep one, or choose one by --pattern seg=GLOB",
         PLAIN,
     ),
     "a thousand of one": (
@@ -242,8 +282,8 @@ BROKEN: Final[dict[str, tuple[Sequence[str], str, Naming]]] = {
     ),
     "a pattern that none has": (
         images("a_", ["FL", "t1ce", "t1", "t2"]),
-        "TOP: a has no FLAIR: looked for *fl.nii.gz, found a_FL.nii.gz, a_t1.nii.gz, a_t1ce.nii.gz, a_t2.nii.gz; "
-        + OTHER_NAMES,
+        "TOP: a has no FLAIR: looked for *fl.nii.gz, NAME_flair.nii.gz, found a_FL.nii.gz, a_t1.nii.gz, a_t1ce.nii.gz, "
+        "a_t2.nii.gz; " + OTHER_NAMES,
         Naming({"flair": "*fl.nii.gz"}),
     ),
     "a number missing": (
@@ -266,7 +306,8 @@ BROKEN: Final[dict[str, tuple[Sequence[str], str, Naming]]] = {
                 "which, such as t1ce='*_contrast.nii.gz'", PLAIN),
     "DICOM": (["study/IM0001", "study/IM0002"], f"TOP: {LOOKED_FOR}{NUMBERED}, found no .nii.gz or .nii but IM0001, IM0002; "
               "convert the images to NIfTI first, or name another folder", PLAIN),
-    "empty": ([], f"TOP: {LOOKED_FOR.replace('NAME_t1.nii.gz', '*T1w*')}, found no file at all; name another folder",
+    "empty": ([], f"TOP: {LOOKED_FOR.replace('NAME_t1.', '*T1w*, NAME_t1.')}{NUMBERED}, found no file at all; name another "
+              "folder",
               Naming({"t1": "*T1w*"})),
 }  # fmt: skip
 
@@ -284,9 +325,9 @@ def test_messages_about_many_files_are_of_bounded_length(tmp_path: Path) -> None
     assert " and 294 more; say by --pattern" in words
     assert len(words) < 800
     flat = tree(tmp_path / "flat", *(name for n in range(20) for name in images(f"case{n:02}_")))
-    (flat / "case07_t1ce.nii.gz").rename(flat / "case07_T1_contrast.nii.gz")
+    (flat / "case07_t1ce.nii.gz").rename(flat / "case07_T1_special.nii.gz")
     [words] = refusals(tmp_path, find_cases([flat]))  # of twenty cases in the folder the broken one's files alone
-    assert "found case07_T1_contrast.nii.gz, case07_flair.nii.gz, case07_t1.nii.gz, case07_t2.nii.gz; " in words
+    assert "found case07_T1_special.nii.gz, case07_flair.nii.gz, case07_t1.nii.gz, case07_t2.nii.gz; " in words
 
 
 def test_a_broken_case_or_source_leaves_the_others(tmp_path: Path) -> None:
@@ -362,26 +403,70 @@ def test_folders_without_nifti_beside_cases_are_told_in_one_line_of_bounded_leng
     assert "x" * 61 not in note
 
 
+def test_folders_with_nifti_but_no_case_beside_cases_are_told_too(tmp_path: Path) -> None:
+    tree(tmp_path, *images("p1/p1_"), *images("p2/x/s", "1234"), *images("p3/", ["t1", "foo"]), "p4/IM1")
+    cohort = find_cases([tmp_path])
+    assert cohort.notes == (
+        f"1 folder holds no NIfTI and was passed over: {tmp_path / 'p4'} (IM1)",
+        f"1 folder holds NIfTI but no case and was passed over: {tmp_path / 'p2'} (s1.nii.gz, ...); name such files by "
+        "--pattern, or in a table",
+    )
+    assert [each.path.name for each in cohort.passed_over] == ["p2", "p4"]
+    assert [case.name for case in cohort.broken] == ["p3"]
+
+
 def test_ordinary_side_folders_of_a_data_set_are_not_told(tmp_path: Path) -> None:
     for case in ("p1", "p2"):
-        tree(tmp_path / case, *images(f"nifti/{case}_"), "dicom/IM1.dcm", "nifti/empty/")
+        tree(tmp_path / case, *images(f"nifti/{case}_"), "dicom/IM1.dcm", "nifti/empty/", "derived/mask.nii.gz")
     tree(tmp_path, *images("others/p3/p3_", ["t1"]), "code/run.py", "code/__pycache__/run.pyc", "labelsTr/a.mha")
-    tree(tmp_path, ".git/config", "atlas/x/mni.nii.gz")
+    tree(tmp_path, ".git/config", "labelsTr/a.nii.gz", "others/x/mni.nii.gz")
     assert find_cases([tmp_path]).notes == ()
 
 
 # --- one name, one case
 
 
-def test_cases_of_one_name_are_all_broken_and_name_each_other(tmp_path: Path) -> None:
-    tree(tmp_path, *images("one/a_"), *images("other/a_"), *images("third/a_"), *images("b_"))
+TOLD_APART: Final[dict[str, tuple[Sequence[str], Sequence[str], list[str]]]] = {
+    "patients": (["P01/MR/", "P02/MR/", "P03/MR/"], ["."], ["P01", "P02", "P03"]),
+    "levels below": (["P01/scans/MR/", "P02/scans/MR/"], ["."], ["P01", "P02"]),
+    "levels above": (["site/study/P01/MR/", "site/study/P02/MR/"], ["."], ["P01", "P02"]),
+    "another level differs too": (["P01/2020/MR/", "P02/2021/MR/"], ["."], ["P01", "P02"]),
+    "a level that parts patients": (["HGG/P01/MR/", "HGG/P02/MR/", "LGG/P03/MR/"], ["."], ["P01", "P02", "P03"]),
+    "no level alone": (["P01/a/MR/", "P01/b/MR/", "P02/a/MR/"], ["."], ["P01_a", "P01_b", "P02_a"]),
+    "levels of any number": (["P01/MR/", "more/P02/MR/", "more/P03/MR/"], ["."], ["P01", "more_P02", "more_P03"]),
+    "each a source": (["P01/MR/", "P02/MR/"], ["P01/MR", "P02/MR"], ["P01", "P02"]),
+    "sources that hold them": (["x/P01/MR/", "y/z/P02/MR/"], ["x", "y/z"], ["P01", "P02"]),
+    "equal trees": (["x/P01/MR/", "y/P01/MR/", "y/P02/MR/"], ["x", "y"], ["x_P01", "y_P01", "y_P02"]),
+    "a name that is taken": (["P01/MR/", "P02/MR/", "P01/P01/"], ["."], ["P01", "P01_MR", "P02_MR"]),
+    "named by files": (["P01/brain_", "P02/brain_"], ["."], ["P01_brain", "P02_brain"]),
+    "named by files and folder": (["one/a/a_", "other/a/a_"], ["."], ["one_a", "other_a"]),
+    "names of their own": (["P01/MR/", "P02/CT/", "x/a_"], ["."], ["CT", "MR", "a"]),
+}
+
+
+@pytest.mark.parametrize("kind", TOLD_APART)
+def test_cases_of_one_name_are_named_by_the_first_folder_that_tells_them_apart(tmp_path: Path, kind: str) -> None:
+    prefixes, sources, names = TOLD_APART[kind]
+    tree(tmp_path, *(name for prefix in prefixes for name in images(prefix)))
+    cohort = find_cases([tmp_path / source for source in sources])
+    assert (names_of(cohort), cohort.broken) == (names, ())
+    assert [case.images[T1].parent.name for case in cohort.cases if case.name == "P02"] in ([], ["MR"])
+    assert [("are named by their folders" in note) for note in cohort.notes] == [True] * (kind != "names of their own")
+
+
+def test_a_broken_case_is_told_apart_by_its_folder_too(tmp_path: Path) -> None:
+    tree(tmp_path, *images("P01/MR/"), *images("P02/MR/", ["t1", "t2"]), *images("x/a_"), *images("y/a_", ["t1"]))
     cohort = find_cases([tmp_path])
-    assert names_of(cohort) == ["b"]
+    assert (names_of(cohort), [case.name for case in cohort.broken]) == (["P01", "a"], ["P02", "a"])
+
+
+def test_cases_of_one_name_are_all_broken_where_a_table_names_one(tmp_path: Path) -> None:
+    tree(tmp_path, *images("one/a_"), *images("other/b_"))
+    rows = table(tmp_path / "t.csv", "a," + ",".join(images("other/b_", ["t1", "t1ce", "t2", "flair"])))
     remedy = "name them apart in a table (case,t1,t1ce,t2,flair[,seg])"
-    assert refusals(tmp_path, cohort) == [
-        f"one: a is also the name of the case in {tmp_path / 'other'}; {remedy}".replace(f"{tmp_path}/", ""),
-        f"other: a is also the name of the case in one; {remedy}",
-        f"third: a is also the name of the case in one; {remedy}",
+    assert refusals(tmp_path, find_cases([tmp_path / "one", rows])) == [
+        f"one: a is also the name of the case in {tmp_path}/t.csv, line 2; {remedy}".replace(f"{tmp_path}/", ""),
+        f"t.csv, line 2: a is also the name of the case in one; {remedy}",
     ]
 
 
