@@ -2,6 +2,7 @@
 
 import io
 import os
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,6 +10,8 @@ from subprocess import CompletedProcess
 from typing import Any, Final
 
 import nibabel as nib
+import numpy as np
+import numpy.typing as npt
 
 from drunet_cli.brats import CHANNELS, Modality
 
@@ -53,3 +56,20 @@ def unprivileged() -> Iterator[None]:
         yield
     finally:
         os.setresuid(0, 0, 0)
+
+
+def golden_logits() -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+    """One golden slice as the network takes it, and the logits that Keras gave for it; both [1, 4, X, Y]."""
+    keras = np.load(GOLDEN / "logits.npz")
+    index = int(keras["slice_index"])
+    slices = np.load(GOLDEN / "slices.npz")["slices"][index : index + 1]
+    images = np.ascontiguousarray(slices.transpose(0, 3, 1, 2), dtype=np.float32) / np.float32(255)
+    return images, np.ascontiguousarray(keras["logits"].transpose(0, 3, 1, 2))
+
+
+def wait_until(happened: Callable[[], bool], what: str = "nothing has happened", *, patience_s: float = 60) -> None:
+    """Wait for another thread or process. what: why it is in vain after a minute."""
+    end = time.monotonic() + patience_s
+    while not happened():
+        assert time.monotonic() < end, what
+        time.sleep(0.002)

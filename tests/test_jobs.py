@@ -18,6 +18,7 @@ from drunet_cli.errors import CaseError, DeviceError, DrunetError, MisuseError, 
 from drunet_cli.jobs import run_tasks
 from tests import job_functions
 from tests.job_functions import Wait
+from tests.support import wait_until
 
 ROOT: Final = Path(__file__).parents[1]
 PATIENCE_S: Final = 20.0  # a worker starts in about half a second; a busy machine takes longer
@@ -57,13 +58,6 @@ def is_gone(pid: int) -> bool:
         return bool(psutil.Process(pid).status() == psutil.STATUS_ZOMBIE)  # ended, where nobody asks for its exit code
     except psutil.NoSuchProcess:
         return True
-
-
-def wait_until(happened: Callable[[], bool], what: str) -> None:
-    end = time.monotonic() + PATIENCE_S
-    while not happened():
-        assert time.monotonic() < end, what
-        time.sleep(0.005)
 
 
 @pytest.fixture

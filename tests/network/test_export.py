@@ -22,7 +22,7 @@ from drunet_cli.weights import checkpoint as checkpoints
 from drunet_cli.weights import keras
 from drunet_cli.weights.cache import open_weights
 from drunet_cli.weights.checkpoint import Checkpoint, State
-from tests.support import GOLDEN
+from tests.support import golden_logits
 
 LOGITS: Final = Variant(format=Format.ONNX, head=Head.LOGITS)
 LOGITS_HALF: Final = replace(LOGITS, precision=Precision.FLOAT16)
@@ -47,18 +47,6 @@ def run(path: Path, images: npt.NDArray[np.float32]) -> npt.NDArray[Any]:
     return np.asarray(output)
 
 
-def golden_images() -> npt.NDArray[np.float32]:
-    """[1, 4, X, Y]: the slice whose logits Keras has told."""
-    index = int(np.load(GOLDEN / "logits.npz")["slice_index"])
-    slices = np.load(GOLDEN / "slices.npz")["slices"][index : index + 1]
-    return np.ascontiguousarray(slices.transpose(0, 3, 1, 2), dtype=np.float32) / np.float32(255)
-
-
-def keras_logits() -> npt.NDArray[np.float32]:
-    """[1, 4, X, Y]."""
-    return np.asarray(np.load(GOLDEN / "logits.npz")["logits"].transpose(0, 3, 1, 2))
-
-
 def clear_of(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.bool_]:
     """Where the two best classes are not so close that rounding may decide."""
     ordered = np.sort(logits, axis=1)
@@ -68,8 +56,9 @@ def clear_of(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.bool_]:
 def test_onnx_heads_give_the_logits_probabilities_and_classes_of_keras(checkpoint: Checkpoint, tmp_path: Path) -> None:
     for variant in (LOGITS, SOFTMAX, ARGMAX):
         exported(checkpoint, tmp_path / f"{variant.head}.onnx", variant)
-    logits, probabilities, classes = (run(tmp_path / f"{head}.onnx", golden_images()) for head in Head)
-    expected, best = keras_logits(), keras_logits().argmax(axis=1)
+    images, expected = golden_logits()
+    logits, probabilities, classes = (run(tmp_path / f"{head}.onnx", images) for head in Head)
+    best = expected.argmax(axis=1)
     # The project's bound for float32 rounding through 104 layers; 2e-6 was seen.
     assert np.linalg.norm(logits - expected) / np.linalg.norm(expected) < 1e-5
     softmax = np.exp(expected) / np.exp(expected).sum(axis=1, keepdims=True)

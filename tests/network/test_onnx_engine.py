@@ -20,7 +20,7 @@ from drunet_cli.network.engine import Head
 from drunet_cli.network.onnx_engine import OnnxEngine, build_graph, embed_weights
 from drunet_cli.network.torch_engine import TorchEngine
 from drunet_cli.weights.checkpoint import Checkpoint, write_checkpoint
-from tests.support import GOLDEN
+from tests.support import golden_logits
 
 Slices = npt.NDArray[np.uint8]
 OUT_OF_MEMORY: Final = ort_errors.RuntimeException(
@@ -28,11 +28,9 @@ OUT_OF_MEMORY: Final = ort_errors.RuntimeException(
 )
 
 
-def test_logits_equal_keras_on_the_golden_slice(checkpoint: Checkpoint, slices: Slices) -> None:
-    keras = np.load(GOLDEN / "logits.npz")
-    image = slices[int(keras["slice_index"])].transpose(2, 0, 1)[None].astype(np.float32) / np.float32(255)
-    expected = keras["logits"].transpose(0, 3, 1, 2)
-    ours = OnnxEngine(checkpoint).logits(image)
+def test_logits_equal_keras_on_the_golden_slice(checkpoint: Checkpoint) -> None:
+    images, expected = golden_logits()
+    ours = OnnxEngine(checkpoint).logits(images)
     # float32 rounding through 104 layers: 2e-6 was seen, 1e-5 is the project's bound.
     assert np.linalg.norm(ours - expected) / np.linalg.norm(expected) < 1e-5
 

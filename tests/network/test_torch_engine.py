@@ -26,7 +26,7 @@ from drunet_cli.network.torch_engine import (
 )
 from drunet_cli.weights.checkpoint import Checkpoint
 from tests.network.test_model import random_checkpoint
-from tests.support import GOLDEN
+from tests.support import golden_logits
 
 Slices = npt.NDArray[np.uint8]
 CPU: Final = torch.device("cpu")
@@ -37,13 +37,12 @@ HALVES: Final = [Precision.BFLOAT16, Precision.FLOAT16]
 on_a_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="this machine has no CUDA device")
 
 
-def test_classes_are_those_that_keras_finds_most_probable(checkpoint: Checkpoint, slices: Slices) -> None:
-    keras = np.load(GOLDEN / "logits.npz")
-    index, logits = int(keras["slice_index"]), keras["logits"][0]
-    ours = TorchEngine(checkpoint, device=CPU).classes(slices[index : index + 1])[0]
-    best = np.sort(logits, axis=-1)
-    clear = best[..., -1] - best[..., -2] >= 1e-3  # below that, float32 rounding may decide
-    assert np.array_equal(ours[clear], logits.argmax(axis=-1)[clear])
+def test_classes_are_those_that_keras_finds_most_probable(checkpoint: Checkpoint) -> None:
+    images, logits = golden_logits()
+    ours = TorchEngine(checkpoint, device=CPU).classes(np.rint(images * 255).astype(np.uint8).transpose(0, 2, 3, 1))
+    best = np.sort(logits, axis=1)
+    clear = best[:, -1] - best[:, -2] >= 1e-3  # below that, float32 rounding may decide
+    assert np.array_equal(ours[clear], logits.argmax(axis=1)[clear])
 
 
 def test_classes_are_the_argmax_of_the_probabilities_and_the_same_bytes_each_time(

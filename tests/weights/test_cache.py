@@ -7,7 +7,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -25,7 +24,7 @@ from drunet_cli.weights import download, registry
 from drunet_cli.weights.cache import import_weights, metadata_of, obtain, open_weights
 from drunet_cli.weights.checkpoint import read_checkpoint, write_checkpoint
 from drunet_cli.weights.registry import BUNDLED, COMPACT, DEFAULT, ENTRIES, Entry, cache_folder, cached_path, check_available
-from tests.support import GOLDEN_WEIGHTS
+from tests.support import GOLDEN_WEIGHTS, wait_until
 from tests.weights.file_server import Answer, FileServer, serving
 
 pytestmark = pytest.mark.usefixtures("golden_is_published")
@@ -231,13 +230,6 @@ sys.exit(main(["weights", "download"]))
 
 def start() -> "subprocess.Popen[str]":
     return subprocess.Popen([sys.executable, "-c", PROGRAM], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-
-
-def wait_until(condition: Callable[[], bool], timeout_s: float = 60) -> None:
-    end = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.02)
 
 
 @pytest.mark.parametrize("n", [2, pytest.param(10, marks=pytest.mark.slow)])
