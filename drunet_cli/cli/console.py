@@ -1,6 +1,7 @@
 """The two streams, bars that move on a terminal, and tables for people."""
 
 import json
+import logging
 import os
 import re
 import sys
@@ -33,6 +34,7 @@ class Screen:
     def __init__(self, *, quiet: bool = False) -> None:
         self.quiet = quiet
         self._console: Console | None = None
+        logging.getLogger("drunet_cli").handlers[:] = [_ToScreen(self)]  # the newest screen tells what is logged
 
     @property
     def console(self) -> "Console":
@@ -120,6 +122,18 @@ class Screen:
                 sys.stderr.flush()
         except (OSError, SystemExit):  # rich exits where a pipe is closed; a lost line is no reason to stop the work
             _discard(sys.stderr.fileno())
+
+
+class _ToScreen(logging.Handler):
+    """Tells what a room logs, because nobody is there to be called, as any other warning."""
+
+    def __init__(self, screen: Screen) -> None:
+        super().__init__(logging.WARNING)
+        self._screen = screen
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Print the record, unless the command is to be quiet."""
+        self._screen.warning(record.getMessage())
 
 
 def _rendered(table: "Table", console: "Console") -> str:

@@ -1,6 +1,7 @@
 """What stands in the tables for people, and where."""
 
 import io
+import logging
 from typing import Any
 
 import pytest
@@ -56,6 +57,14 @@ def test_volumes_have_the_same_digits_in_tables_and_in_lines() -> None:
     assert regions_in_words(volumes) == "WT 12.3 mL, TC 0.021 mL, ET 0.0 mL"
     table = case_table({"WT": {"volume_error_ml": -0.02}}, SCORES)
     assert lines_of(table)[1].endswith(" -0.020")
+
+
+@pytest.mark.parametrize("quiet", [False, True])
+def test_what_a_room_logs_is_a_warning_like_others(quiet: bool, capsys: pytest.CaptureFixture[str]) -> None:
+    Screen(quiet=True)
+    Screen(quiet=quiet)
+    logging.getLogger("drunet_cli").warning("a %s", "note")
+    assert capsys.readouterr() == ("", "" if quiet else "Warning: a note\n")
 
 
 def test_names_are_no_markup(capsys: pytest.CaptureFixture[str]) -> None:
