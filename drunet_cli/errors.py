@@ -9,7 +9,7 @@ from typing import ClassVar
 
 
 class ExitCode(IntEnum):
-    """The exit codes of the command line, as README documents them."""
+    """The exit codes of the command line, as the page `exit-codes` of the guide documents them."""
 
     DONE = 0
     SOME_FAILED = 1  # some case of a batch

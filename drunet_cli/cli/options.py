@@ -390,7 +390,7 @@ class _NamedArgument(TyperArgument):
     """An argument that its metavar describes; Typer would show the Python type beside the metavar."""
 
     def display_type_rich(self, ctx: Any) -> None:
-        """Nothing."""
+        """Show no type."""
 
 
 def _without_python_types(parameters: Iterable[Any]) -> list[Any]:

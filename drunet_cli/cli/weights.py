@@ -33,7 +33,7 @@ from drunet_cli.weights.registry import (
 if TYPE_CHECKING:
     from drunet_cli.cli.console import Screen
     from drunet_cli.weights.checkpoint import Checkpoint
-    from drunet_cli.weights.download import Progress
+    from drunet_cli.weights.download import ByteProgress
 
 _HELP: Final = """Fetch, import and describe trained weights.
 
@@ -222,7 +222,7 @@ def would_download(entry: Entry) -> str:
 
 
 @contextmanager
-def _download_bar(screen: "Screen", name: str) -> "Iterator[Progress]":
+def _download_bar(screen: "Screen", name: str) -> "Iterator[ByteProgress]":
     """Yield a callback that draws a bar, on a terminal only, from the first bytes on; take the bar away after the block."""
     from drunet_cli.cli.console import DownloadBar
 

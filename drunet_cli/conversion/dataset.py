@@ -157,7 +157,7 @@ class Description:
         return SEGMENTATION in self.inputs
 
     def affine_array(self) -> npt.NDArray[np.float64]:
-        """[4, 4]."""
+        """The affine as a matrix, 4 x 4: voxel indices to RAS millimetres."""
         return np.array(self.affine, dtype=np.float64)
 
     def geometry(self) -> Geometry:

@@ -69,7 +69,10 @@ def check_headers(case: Case) -> tuple[CaseWarning, ...]:
 
 
 def images_of(arrays: Mapping[Modality, npt.NDArray[Any]], affine: npt.ArrayLike, *, name: str) -> CaseImages:
-    """The same of arrays [I, J, K] that come from no file. affine: 4 x 4, voxel indices to RAS millimetres, of all four."""
+    """The checked images of a case whose voxels are arrays [I, J, K] and come from no file.
+
+    affine: 4 x 4, voxel indices to RAS millimetres, of all four images.
+    """
     volumes = {modality: volume_of(arrays[modality], affine, name=f"{name}, array {modality}") for modality in CHANNELS}
     return _checked(Case(name, {modality: volume.path for modality, volume in volumes.items()}), volumes)
 

@@ -180,7 +180,7 @@ def _predict_group(
     places: Sequence[int] | npt.NDArray[np.intp],
     advance: Callable[[int], None],
 ) -> None:
-    """Predict slices whose windows have one shape. places: where the results go; of one slice they may go to many places."""
+    """Predict slices whose windows have one shape. places: where the results go; one result may go to many slices."""
     if passes.is_plain and maps.take_classes:
         classes = passes.classes(windows, advance)
         maps.put_classes(places, _framed(classes, windows, outside=np.uint8(TumourClass.BACKGROUND)))

@@ -116,7 +116,7 @@ class _Turn:
         return cls(tuple(axes.tolist()), tuple(flips.tolist()), turned)
 
     def turned(self, voxels: Voxels) -> Voxels:
-        """A view."""
+        """The voxels along the picture's axes, as a view of the same memory."""
         return voxels.transpose(self.axes)[tuple(slice(None, None, flip) for flip in self.flips)]
 
 
@@ -270,15 +270,15 @@ class Canvas:
         self._draw.text(place, words, fill=colour, font=_font(size), anchor=anchor)
 
     def paste(self, pixels: Pixels, place: tuple[int, int]) -> None:
-        """pixels: [rows, columns, 3], their top left corner at `place`."""
+        """Put pixels [rows, columns, 3] into the picture, their top left corner at `place`."""
         self._image.paste(Image.fromarray(pixels), place)
 
     def rectangle(self, place: tuple[int, int], width: int, height: int, colour: Colour) -> None:
-        """A filled one, its top left corner at `place`."""
+        """Fill a rectangle whose top left corner is at `place`."""
         self._draw.rectangle((*place, place[0] + width - 1, place[1] + height - 1), fill=colour)
 
     def ring(self, centre: tuple[int, int], radius: int, width: int, colour: Colour) -> None:
-        """A circle line, its outer edge at the radius."""
+        """Draw a circle line whose outer edge is at the radius."""
         side = 2 * radius + 1
         stencil = Image.new("L", (side * _SMOOTH, side * _SMOOTH))
         outer = side * _SMOOTH - 1

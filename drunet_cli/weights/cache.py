@@ -28,7 +28,7 @@ from drunet_cli.weights.checkpoint import (
     weights_sha256,
     write_checkpoint,
 )
-from drunet_cli.weights.download import Note, Progress, fetch, shown_url
+from drunet_cli.weights.download import ByteProgress, Note, fetch, shown_url
 from drunet_cli.weights.registry import (
     BUNDLED,
     DEFAULT,
@@ -62,7 +62,7 @@ def ignore_progress(_n_bytes: int, _n_total: int | None) -> None:
     """Stand in for a callback where nobody asks how far a download has come."""
 
 
-def open_weights(weights: str, *, on_progress: Progress = ignore_progress, on_note: Note = log_note) -> Checkpoint:
+def open_weights(weights: str, *, on_progress: ByteProgress = ignore_progress, on_note: Note = log_note) -> Checkpoint:
     """Open weights by name or file; download them into the cache first if a name is not there.
 
     on_progress: called with the bytes that have arrived, and their number in all or None. on_note: called with what a person
@@ -84,7 +84,7 @@ def open_weights(weights: str, *, on_progress: Progress = ignore_progress, on_no
     return checkpoint
 
 
-def obtain(name: str, *, on_progress: Progress = ignore_progress, on_note: Note = log_note) -> Path:
+def obtain(name: str, *, on_progress: ByteProgress = ignore_progress, on_note: Note = log_note) -> Path:
     """Return the file of these weights in the package or the cache, downloaded and verified first if it is not there.
 
     One process downloads, others wait for it. Raises WeightsError, whose details are the other ways to get or do without them.
@@ -293,7 +293,7 @@ def _check_locks_work(folder: Path) -> None:
         pass
 
 
-def _download(entry: Entry, target: Path, on_progress: Progress, on_note: Note, *, locked: bool) -> None:
+def _download(entry: Entry, target: Path, on_progress: ByteProgress, on_note: Note, *, locked: bool) -> None:
     url, source = source_url(entry), target.with_suffix(".h5")
     on_note(
         f"Weights {entry.name} are not in the cache: downloading about {entry.megabytes} MB\n"
@@ -318,7 +318,7 @@ def _download(entry: Entry, target: Path, on_progress: Progress, on_note: Note, 
                 left.unlink()
 
 
-def _fetch(entry: Entry, url: str, part: Path, on_progress: Progress, on_note: Note) -> None:
+def _fetch(entry: Entry, url: str, part: Path, on_progress: ByteProgress, on_note: Note) -> None:
     """Fetch. An error names a mirror's URL, but not the authors', as the other ways name their page."""
     try:
         fetch(url, part, on_progress=on_progress, on_note=on_note)

@@ -22,7 +22,7 @@ from drunet_cli.errors import WeightsError, one_line
 if TYPE_CHECKING:
     from requests import Response, Session
 
-Progress: TypeAlias = Callable[[int, int | None], None]  # bytes that have arrived, and in all where that is known
+ByteProgress: TypeAlias = Callable[[int, int | None], None]  # bytes that have arrived, and in all where that is known
 Note: TypeAlias = Callable[[str], None]  # what a person should know, in one line or several
 
 _BLOCK_BYTES: Final = 64 * 1024  # a block that is cut short by a reset or a time-out is lost, so it is kept small
@@ -57,7 +57,7 @@ def fetch(
     url: str,
     part: Path,
     *,
-    on_progress: Progress,
+    on_progress: ByteProgress,
     on_note: Note,
     patience: Patience = Patience(),
 ) -> None:
@@ -96,7 +96,7 @@ def _origin_of(part: Path) -> Path:
     return part.with_name(f"{part.name}.origin")
 
 
-def _copy(url: str, part: Path, shown: str, on_progress: Progress) -> None:
+def _copy(url: str, part: Path, shown: str, on_progress: ByteProgress) -> None:
     host, path = urlsplit(url)[1:3]
     source = Path(url2pathname(path))
     if host not in ("", "localhost") or not source.is_absolute() or "\0" in str(source):
@@ -138,7 +138,7 @@ class _Download:
     url: str
     part: Path
     shown: str
-    on_progress: Progress
+    on_progress: ByteProgress
     patience: Patience
     confirmed: bool = False
     version: str | None = None
