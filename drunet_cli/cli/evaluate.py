@@ -83,7 +83,7 @@ def evaluate(
         typer.Option(
             min=1,
             metavar="N",
-            help="Also list the N cases of lowest mean Dice.",
+            help="Also list the N cases of lowest mean Dice, below the table.",
             show_default=False,
             rich_help_panel=options.OUTPUT,
         ),
@@ -126,6 +126,8 @@ def evaluate(
     drunet evaluate results BraTS2021_TrainingData
     """
     _check_options(prediction, reference, convention, tolerance, csv=csv, plot=plot)
+    if json and worst is not None:
+        raise MisuseError("--worst and --json exclude one another: --json prints every case")
 
     from drunet_cli.cli.batch import Batch
     from drunet_cli.cli.console import Screen

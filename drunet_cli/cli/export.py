@@ -56,10 +56,9 @@ def export(
         ),
     ] = Precision.FLOAT32,
     head: Annotated[
-        str | None,
+        Head | None,
         typer.Option(
             metavar="OUTPUT",
-            autocompletion=one_of(Head),
             help="Output of an ONNX file: logits, softmax (probabilities; both float32) or argmax (class indices, uint8).",
             show_default="logits",
             rich_help_panel=options.NETWORK,
@@ -109,7 +108,7 @@ def export(
         result(str(output))
 
 
-def _variant(output: Path, format_: str | None, precision: Precision, head: str | None) -> "Variant":
+def _variant(output: Path, format_: str | None, precision: Precision, head: Head | None) -> "Variant":
     """What is asked for. Raises MisuseError where that makes no sense."""
     suffix = output.suffix.lower()
     if (format_ or suffix) in _TORCHSCRIPT:
@@ -131,9 +130,7 @@ def _variant(output: Path, format_: str | None, precision: Precision, head: str 
         return Variant(format=file_format, precision=precision)
     if file_format is not Format.ONNX:
         raise MisuseError(f"--head {head}: is for ONNX; a {file_format} file holds weights alone")
-    if head not in list(Head):
-        raise MisuseError(f"--head {head}: is none of {', '.join(Head)}")
-    return Variant(format=file_format, precision=precision, head=Head(head))
+    return Variant(format=file_format, precision=precision, head=head)
 
 
 def _check_output(output: Path, weights: str, *, overwrite: bool) -> None:

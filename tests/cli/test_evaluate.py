@@ -410,6 +410,7 @@ def test_a_table_names_the_pairs_as_a_file_and_on_stdin(
         (("a", "b", "--convention", "brats2020"), "--convention brats2020: is neither brats nor lesionwise"),
         (("a", "b", "--labels", "brats2019"), "--labels"),
         (("a", "b", "--worst", "0"), "--worst"),
+        (("a", "b", "--worst", "1", "--json"), "--worst and --json exclude one another"),
         (("a", "b", "--tolerance", "-1"), "--tolerance"),
         (("a", "b", "--tolerance", "nan"), "--tolerance"),
         (("a", "b", "--tolerance", "inf"), "--tolerance"),

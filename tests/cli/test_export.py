@@ -106,7 +106,7 @@ def test_weights_that_are_not_in_the_cache_are_fetched(
         ("a.bin", [], "ends in none of .onnx, .h5, .safetensors; give --format"),
         ("a.h5", ["--format", "onnx"], "a.h5: by its name it would be keras, not onnx"),
         ("a.onnx", ["--format", "tflite"], "--format tflite: is none of onnx, keras, safetensors"),
-        ("a.onnx", ["--head", "sigmoid"], "--head sigmoid: is none of logits, softmax, argmax"),
+        ("a.onnx", ["--head", "sigmoid"], "Invalid value for '--head': 'sigmoid' is not one of 'logits', 'softmax'"),
         ("a.h5", ["--head", "logits"], "--head logits: is for ONNX; a keras file holds weights alone"),
         ("a.h5", ["--precision", "float16"], "--precision float16: Keras files are float32"),
         ("a.onnx", ["--precision", "auto"], "--precision auto: an export is float32 or float16"),
