@@ -229,8 +229,9 @@ def test_files_are_written_through_io_atomic_alone() -> None:
                 opens and {"w", "wb", "a", "ab", "x", "xb", "r+b"} & set(words)
             ):
                 breaches.append(f"{module}:{node.lineno} {ast.unparse(node)[:60]}")
-    # A part of a download, which another run continues, and the null device in place of a closed stream.
-    assert_none([words for words in breaches if not words.startswith(("weights/download.py", "cli/app.py"))])
+    # A part of a download, which another run continues; a claim, of one line; the null device in place of a closed stream.
+    others = ("weights/download.py", "io/claims.py", "cli/app.py")
+    assert_none([words for words in breaches if not words.startswith(others)])
 
 
 def test_calls_that_windows_lacks_are_asked_for_first() -> None:

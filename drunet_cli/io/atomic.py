@@ -142,19 +142,22 @@ def _temporary(target: Path) -> Path:
 def _remove_if_abandoned(path: Path, *, writer: str) -> None:
     """writer: host and process id, as they stand in the name."""
     host, _, pid = writer.rpartition(".")
-    if host and pid.isdecimal() and _is_abandoned(path, host, int(pid)):  # else the file is none of drunet's
+    if (
+        host and pid.isdecimal() and is_abandoned(path, host, int(pid), after_s=_ABANDONED_AFTER_S)
+    ):  # else the file is none of drunet's
         with suppress(OSError):  # another user's, in a folder such as /tmp
             path.unlink()
 
 
-def _is_abandoned(path: Path, host: str, pid: int) -> bool:
+def is_abandoned(path: Path, host: str, pid: int, *, after_s: float) -> bool:
+    """Whether the process that wrote a file has ended; of one on another host, whether the file is older than `after_s`."""
     if host == socket.gethostname():
         if pid == os.getpid():  # a container's process ids begin anew, so that an earlier one may have left the file
             return path.name not in _being_written
         if os.name == "posix":  # elsewhere signal 0 would end the process
             return not _is_running(pid)
     try:
-        return time.time() - path.stat().st_mtime > _ABANDONED_AFTER_S
+        return time.time() - path.stat().st_mtime > after_s
     except FileNotFoundError:
         return False
 
