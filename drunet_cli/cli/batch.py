@@ -1,7 +1,7 @@
 """Many cases, told as they end: results on stdout, failures on stderr, one exit code. And what a dry run says of them."""
 
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 _MOST_NAMES: Final = 10
 _NO_CASE: Final = ("no case", "pass over")  # the state of a folder, and what would be done
+_DIFFERS: Final = "differs"  # the outputs of a case are there, and are not known to be those that are asked for
 
 
 class Batch:
@@ -63,14 +64,17 @@ class Batch:
             self._print(path)
         self._advance(document["case"])
 
-    def failed(self, name: str, error: DrunetError) -> None:
-        """Tell why a case failed, and go on. Raises the error where there is no other case."""
+    def failed(self, name: str, error: DrunetError, *, differs: bool = False) -> None:
+        """Tell why a case failed, and go on. Raises the error where there is no other case.
+
+        differs: it has outputs from before, which are not known to be those that were asked for.
+        """
         if self._alone:
             raise error
         self._failed.append(name)
-        self._screen.error(_failure_line(name, error), error.details)
+        self._screen.error(_failure_line(name, error, differs=differs), error.details)
         if self._json:
-            self._print(_failure_object(name, error))
+            self._print(_failure_object(name, error, differs=differs))
         self._advance(name)
 
     def finish(self, summary: str, error: DrunetError | None = None) -> None:
@@ -131,6 +135,7 @@ def print_plan(
     cohort: "Cohort",
     *,
     seg: bool,
+    differing: Container[str] = (),
     json: bool,
     quiet: bool = False,
     notes: Sequence[str] = (),
@@ -139,8 +144,9 @@ def print_plan(
     """Print what a dry run found: a row for every case, for every case of the cohort that cannot be used, and for every
     folder that was passed over.
 
-    seg: say which cases have a segmentation. notes: the last lines for people. stop: what would end the run before its first
-    case. Raises `stop`, else the error of a case that was given alone and would fail, else typer.Exit where a case would fail.
+    seg: say which cases have a segmentation. differing: names of cases that would fail though they have outputs. notes: the
+    last lines for people. stop: what would end the run before its first case. Raises `stop`, else the error of a case that was
+    given alone and would fail, else typer.Exit where a case would fail.
     """
     failing: list[tuple[str, DrunetError]] = [(item.name, item.error) for item in cohort.broken]
     failing += [(row.case.name, row.error) for row in rows if row.error is not None]
@@ -148,14 +154,14 @@ def print_plan(
         raise stop or failing[0][1]
     screen = Screen(quiet=quiet)
     if json:
-        _print_objects(rows, cohort, seg=seg)
+        _print_objects(rows, cohort, seg=seg, differing=differing)
     else:
-        _print_table(rows, cohort, screen, seg=seg)
+        _print_table(rows, cohort, screen, seg=seg, differing=differing)
     for row in rows:
         for warning in row.warnings or ():
             screen.warning(warning.message if cohort.alone else f"{row.case.name}: {warning.message}")
     for name, error in failing:
-        screen.error(_failure_line(name, error), error.details)
+        screen.error(_failure_line(name, error, differs=name in differing), error.details)
     for note in notes:
         screen.note(note)
     if failing:
@@ -168,10 +174,10 @@ def print_plan(
         raise typer.Exit(ExitCode.SOME_FAILED)
 
 
-def _print_objects(rows: Sequence[PlanRow], cohort: "Cohort", *, seg: bool) -> None:
+def _print_objects(rows: Sequence[PlanRow], cohort: "Cohort", *, seg: bool, differing: Container[str]) -> None:
     for row in rows:
         if row.error is not None:
-            result_json(_failure_object(row.case.name, row.error))
+            result_json(_failure_object(row.case.name, row.error, differs=row.case.name in differing))
             continue
         files = {name: str(path) for name, path in (row.case.files if seg else row.case.images).items()}
         document: dict[str, Any] = {"case": row.case.name, "state": row.state, "would": row.would, "files": files}
@@ -179,29 +185,34 @@ def _print_objects(rows: Sequence[PlanRow], cohort: "Cohort", *, seg: bool) -> N
             document["warnings"] = [{"code": warning.code, "message": warning.message} for warning in row.warnings]
         result_json(document)
     for item in cohort.broken:
-        result_json(_failure_object(item.name, item.error))
+        result_json(_failure_object(item.name, item.error, differs=item.name in differing))
     for folder in cohort.passed_over:
         state, would = _NO_CASE
         result_json({"case": None, "state": state, "would": would, "folder": str(folder.path), "holds": folder.content})
 
 
-def _print_table(rows: Sequence[PlanRow], cohort: "Cohort", screen: Screen, *, seg: bool) -> None:
+def _print_table(rows: Sequence[PlanRow], cohort: "Cohort", screen: Screen, *, seg: bool, differing: Container[str]) -> None:
     lines = []
     for row in rows:
         has_seg = ["no" if row.case.segmentation is None else "yes"] if seg else []
         place = str(next(iter(row.case.images.values())).parent) if row.error is None else str(row.error)
-        lines.append((row.case.name, row.state, row.would, *has_seg, place))
-    lines += [(item.name, "unusable", "fail", *([""] if seg else []), str(item.error)) for item in cohort.broken]
-    for folder in cohort.passed_over:
-        lines.append(("", *_NO_CASE, *([""] if seg else []), f"{folder.path} ({folder.content})"))
+        state = _DIFFERS if row.case.name in differing else row.state
+        lines.append((row.case.name, state, row.would, *has_seg, place))
+    for item in cohort.broken:
+        state = _DIFFERS if item.name in differing else "unusable"
+        lines.append((item.name, state, "fail", *([""] if seg else []), str(item.error)))
+    lines += [("", *_NO_CASE, *([""] if seg else []), f"{each.path} ({each.content})") for each in cohort.passed_over]
     screen.table(plan_table(lines, seg=seg))
 
 
-def _failure_line(name: str, error: DrunetError) -> str:
+def _failure_line(name: str, error: DrunetError, *, differs: bool = False) -> str:
     """Why a case failed, in one line that begins with the case's name."""
+    if differs:
+        return f"{name}: {_DIFFERS}: {error}"
     return str(error) if str(error).startswith(f"{name}:") else f"{name}: {error}"
 
 
-def _failure_object(name: str, error: DrunetError) -> dict[str, Any]:
+def _failure_object(name: str, error: DrunetError, *, differs: bool = False) -> dict[str, Any]:
     """Why a case failed, for --json."""
-    return {"case": name, "error": str(error), "exit_code": error.exit_code}
+    document = {"case": name, "error": str(error), "exit_code": error.exit_code}
+    return {**document, _DIFFERS: True} if differs else document

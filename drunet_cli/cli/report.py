@@ -54,7 +54,7 @@ def report(
     """Put the results of any number of runs on one page, or in one table.
 
     Volumes (mL), warnings and provenance come from the sidecars, the .json beside
-    each label map; failed cases from each run's summary.csv. A label map that was
+    each label map; failed cases from summary.csv. A label map that was
     changed since is reported. Previews are shown where segment --preview drew
     them. Without -o and --csv a table is printed.
 
@@ -70,7 +70,7 @@ def report(
     from drunet_cli.cli.console import Screen, cohort_table, result, result_json
     from drunet_cli.io.atomic import check_writable, write_atomically
     from drunet_cli.report.runs import read_runs, told_once
-    from drunet_cli.segmentation.summary import COLUMNS, Status, columns_of, encode_table, is_summary
+    from drunet_cli.segmentation.summary import COLUMNS, columns_of, encode_table, is_summary
 
     written = [path for path in (csv, output) if path is not None]
     for path in reversed(written):
@@ -96,7 +96,7 @@ def report(
             result(str(path))
     else:
         Screen().table(cohort_table([record.row for record in found.records]))
-    n_failed = sum(record.row.status is Status.FAILED for record in found.records)
+    n_failed = sum(record.row.has_failed for record in found.records)
     n_warned = sum(bool(record.row.warnings) for record in found.records)
     screen.note(f"{plural(len(rows), 'case')}: {len(rows) - n_failed} segmented, {n_failed} failed; {n_warned} with warnings")
 

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from drunet_cli.cli.console import Screen
     from drunet_cli.segmentation.cohort import Outcome
     from drunet_cli.segmentation.ensemble import Ensemble
+    from drunet_cli.segmentation.outputs import OutputFiles
     from drunet_cli.segmentation.plan import PlannedCase, RunPlan
     from drunet_cli.segmentation.summary import SummaryRow
 
@@ -108,7 +109,7 @@ def segment(
     Label values: 1 necrotic and non-enhancing core, 2 oedema, 4 enhancing tumour
     (3 with --labels brats2023). Regions: WT, whole tumour, is all of them; TC,
     tumour core, is 1 and 4; ET is 4. The label map has the geometry of FLAIR. Its
-    path is printed on stdout. Several cases also give OUT/summary.csv.
+    path is printed on stdout. A folder OUT also has a table, summary.csv.
 
     One patient, by four files or by the folder that holds them; then a data set:
     drunet segment --t1 t1.nii --t1ce t1c.nii --t2 t2.nii --flair f.nii -o seg.nii
@@ -130,7 +131,7 @@ def segment(
     from drunet_cli.segmentation.ensemble import Ensemble
     from drunet_cli.segmentation.plan import plan_run
     from drunet_cli.segmentation.settings import Settings
-    from drunet_cli.segmentation.summary import summary_name
+    from drunet_cli.segmentation.summary import SUMMARY
 
     screen = Screen(quiet=quiet)
     with _parameters_as_options():
@@ -167,14 +168,17 @@ def segment(
             cohort = share_of(cohort, share)
         if names_a_file(output) and not cohort.alone:
             raise MisuseError(f"-o {output}: is one file; name a folder, which gets a label map of each case")
-        label_maps = {each.name: label_map_path(output, each.name) for each in cohort.cases}
-        plan = plan_run(cohort, ensemble, label_maps, summary=None if cohort.alone else output / summary_name(share))
+        names = [each.name for each in cohort.cases] + [each.name for each in cohort.broken if not each.is_source]
+        label_maps = {name: label_map_path(output, name) for name in names}
+        plan = plan_run(cohort, ensemble, label_maps, summary=None if names_a_file(output) else output / SUMMARY)
         for note in cohort.notes:
             screen.warning(note)
+        if plan.summary is None and not names_a_file(output):
+            screen.warning(f"{output / SUMMARY}: is not a table that drunet wrote; the case is not entered there")
         if share is not None and plan.n_cases == 0:
             screen.note(f"shard {share[0]} of {share[1]} is empty: there are fewer cases than shards")
         if dry_run:
-            _print_plan(plan, screen, json=json)
+            _print_plan(plan, ensemble, screen, json=json)
         else:
             _segment(plan, ensemble, screen, output=output, json=json)
 
@@ -199,23 +203,28 @@ def _as_option(found: re.Match[str]) -> str:
     return _OPTIONS.get(found[0]) or (option if found[2] else f"{option} ")
 
 
-def _print_plan(plan: "RunPlan", screen: "Screen", *, json: bool) -> None:
+def _print_plan(plan: "RunPlan", ensemble: "Ensemble", screen: "Screen", *, json: bool) -> None:
     """Print what would be done. Raises what would stop the run before its first case, else as the run would end."""
     from drunet_cli.cli.batch import PlanRow, print_plan
     from drunet_cli.cli.weights import would_download
-    from drunet_cli.segmentation.plan import look_at_headers, missing_weights
+    from drunet_cli.segmentation.outputs import OutputState
+    from drunet_cli.segmentation.plan import compare_outputs, look_at_headers, missing_weights
 
     plan = look_at_headers(plan)
     notes, stop = [], plan.stop
     if stop is None and any(each.error is None for each in plan.cases):
         try:
             notes = [would_download(entry) for entry in missing_weights(plan.settings)]
+            if not notes:
+                plan = compare_outputs(plan, ensemble)
         except DrunetError as error:
             stop = error
         else:
             notes = notes if plan.cohort.alone else [_counts(plan), *notes]
+    differing = {each.case.name for each in plan.cases if each.differs}
+    differing |= {name for name, files in plan.unusable.items() if files.state() is OutputState.COMPLETE}
     rows = [PlanRow(each.case, each.state, each.action, each.warnings, each.error) for each in plan.cases]
-    print_plan(rows, plan.cohort, seg=False, json=json, quiet=screen.quiet, notes=notes, stop=stop)
+    print_plan(rows, plan.cohort, seg=False, differing=differing, json=json, quiet=screen.quiet, notes=notes, stop=stop)
 
 
 def _counts(plan: "RunPlan") -> str:
@@ -243,56 +252,64 @@ def _segment(plan: "RunPlan", ensemble: "Ensemble", screen: "Screen", *, output:
     from drunet_cli.host import limit_malloc_arenas
     from drunet_cli.io.atomic import create_folder
     from drunet_cli.segmentation.cohort import segment_cases
-    from drunet_cli.segmentation.summary import failed_row
 
     begin = time.perf_counter()
     if plan.stop is not None:
         raise plan.stop
     limit_malloc_arenas()
     batch = Batch(screen, n_cases=plan.n_cases, alone=plan.cohort.alone, json=json)
+    rows: list[SummaryRow] = []
     with create_folder(output.parent if names_a_file(output) else output):
-        for broken in plan.cohort.broken:
-            batch.failed(broken.name, broken.error)
-        rows = [failed_row(broken.name, broken.error) for broken in plan.cohort.broken]
-        with (
-            batch.slices_bar() as draw,
-            closing(segment_cases(plan, ensemble, on_warning=screen.warning, on_progress=draw)) as outcomes,
-        ):
-            try:
+        try:
+            for broken in plan.cohort.broken:
+                _tell_failure(broken.name, broken.error, plan.unusable.get(broken.name), batch, rows)
+            with (
+                batch.slices_bar() as draw,
+                closing(segment_cases(plan, ensemble, on_warning=screen.warning, on_progress=draw)) as outcomes,
+            ):
                 for planned, outcome in outcomes:
-                    rows.append(_tell(planned, outcome, batch, since=begin if plan.cohort.alone else None))
-            except (KeyboardInterrupt, Terminated):
-                if not plan.cohort.alone:
-                    n_done = f"{batch.n_done} of {plural(len(plan.cases), 'case')} done"
-                    screen.note(f"Stopped: {n_done}; --skip-existing goes on from there")
-                raise
-        unwritten = None if plan.summary is None else _write_summary(plan.summary, rows, screen)
+                    _tell(planned, outcome, batch, rows, since=begin if plan.cohort.alone else None)
+        except BaseException as error:  # also Ctrl-C, SIGTERM, and a fault of drunet: what is known is not lost
+            if isinstance(error, KeyboardInterrupt | Terminated) and not plan.cohort.alone:
+                n_done = f"{batch.n_done} of {plural(len(plan.cases), 'case')} done"
+                screen.note(f"Stopped: {n_done}; --skip-existing goes on from there")
+            if rows and plan.summary is not None and (plan.summary.exists() or batch.n_done):
+                _enter(rows, plan)
+            raise
+        unwritten = None if plan.summary is None else _enter(rows, plan)
+        if plan.summary is not None:
+            _show_rows(plan.summary, rows, screen)
         told_in = None if unwritten or plan.summary is None else plan.summary.name
         last = _last_line(rows, n_done=batch.n_done, output=output, told_in=told_in)
         batch.finish(f"{last} ({time.perf_counter() - begin:.1f} s)", unwritten)
 
 
-def _tell(planned: "PlannedCase", outcome: "Outcome", batch: "Batch", *, since: float | None) -> "SummaryRow":
-    """Tell what became of a case; return its row of the summary. since: when a run of one case began."""
-    from drunet_cli.segmentation.plan import whole_document
-    from drunet_cli.segmentation.summary import Status, failed_row, row_of
+def _tell(planned: "PlannedCase", outcome: "Outcome", batch: "Batch", rows: "list[SummaryRow]", *, since: float | None) -> None:
+    """Tell what became of a case, and add its row. since: when a run of one case began."""
+    from drunet_cli.segmentation.summary import Status, row_of, time_now
 
-    # A complete output may have been moved with its sidecar since, or made of the case by another name.
-    where_it_is = {"case": planned.case.name, "output": str(planned.files.label_map)}
     if isinstance(outcome, DrunetError):
-        batch.failed(planned.case.name, outcome)
-        kept = whole_document(planned.files) if planned.files.settings.skip_existing else None
-        if kept is None:
-            return failed_row(planned.case.name, outcome)
-        return replace(row_of({**kept, **where_it_is}, Status.LEFT_OUT), error=str(outcome))
-    document = {**outcome.document, **where_it_is}
+        _tell_failure(planned.case.name, outcome, planned.files, batch, rows)
+        return
+    # A complete output may have been moved with its sidecar since, or made of the case by another name.
+    document = {**outcome.document, "case": planned.case.name, "output": str(planned.files.label_map)}
+    rows.append(replace(row_of(document, Status.LEFT_OUT if outcome.left_out else Status.DONE), time=time_now()))
     seconds = sum(document["seconds"].values()) if since is None else time.perf_counter() - since
     batch.done(
         document["output"],
         {**document, "left_out": True} if outcome.left_out else document,
         note=_case_note(document, left_out=outcome.left_out, seconds=seconds),
     )
-    return row_of(document, Status.LEFT_OUT if outcome.left_out else Status.DONE)
+
+
+def _tell_failure(name: str, error: DrunetError, files: "OutputFiles | None", batch: "Batch", rows: "list[SummaryRow]") -> None:
+    """Tell why a case failed, and add its row. files: its outputs, None for a source that holds no case."""
+    from drunet_cli.segmentation.plan import row_of_failure
+    from drunet_cli.segmentation.summary import Status, time_now
+
+    row = row_of_failure(name, error, files)
+    rows.append(replace(row, time=time_now()))
+    batch.failed(name, error, differs=row.status is Status.DIFFERS)
 
 
 def _case_note(document: Mapping[str, Any], *, left_out: bool, seconds: float) -> str:
@@ -306,28 +323,28 @@ def _case_note(document: Mapping[str, Any], *, left_out: bool, seconds: float) -
     return f"{document['case']}: {volumes} ({how}, weights {weights})"
 
 
-def _write_summary(path: Path, rows: Sequence["SummaryRow"], screen: "Screen") -> OutputError | None:
-    """Write the table of several cases, and show it; of very many cases only those that failed or have warnings.
+def _enter(rows: Sequence["SummaryRow"], plan: "RunPlan") -> OutputError | None:
+    """Enter the rows of a run into the table; return the error of a table that cannot be written, which undoes no case."""
+    from drunet_cli.segmentation.summary import enter_rows
 
-    Returns the error of a table that cannot be written, which does not undo the cases.
-    """
-    from drunet_cli.cli.console import cohort_table
-    from drunet_cli.io.atomic import write_atomically
-    from drunet_cli.segmentation.summary import encode_summary
-
-    unwritten = None
+    assert plan.summary is not None, "the run has a table"
     try:
-        with write_atomically(path, overwrite=True) as stream:
-            stream.write(encode_summary(rows))
+        enter_rows(plan.summary, rows, overwrite=plan.settings.overwrite and not plan.cohort.alone)
     except OutputError as error:
-        unwritten = error
+        return error
+    return None
+
+
+def _show_rows(path: Path, rows: Sequence["SummaryRow"], screen: "Screen") -> None:
+    """Show several rows; of very many only those that failed or have warnings. path: the table that has all."""
+    from drunet_cli.cli.console import cohort_table
+
     remarkable = [row for row in rows if row.error or row.warnings]
     shown = sorted(rows if len(rows) <= _MOST_ROWS else remarkable[:_MOST_ROWS], key=lambda row: row.case)
     if shown and len(rows) > 1:
         screen.note_table(cohort_table(shown))
     if len(shown) < len(rows):
         screen.note(f"{plural(len(rows), 'case')}, all of them in {path}")
-    return unwritten
 
 
 def _last_line(rows: Sequence["SummaryRow"], *, n_done: int, output: Path, told_in: str | None) -> str:
@@ -336,7 +353,7 @@ def _last_line(rows: Sequence["SummaryRow"], *, n_done: int, output: Path, told_
 
     n_warned = sum(bool(row.warnings) for row in rows)
     warned = f", {n_warned} with warnings" + (f" (see {told_in})" if told_in else "") if n_warned else ""
-    n_left_out = sum(row.status is Status.LEFT_OUT and not row.error for row in rows)
+    n_left_out = sum(row.status is Status.LEFT_OUT for row in rows)
     left_out = f"; {n_left_out} {'was' if n_left_out == 1 else 'were'} complete and left out" if n_left_out else ""
     done = plural(n_done, "case") if n_done == len(rows) else f"{n_done} of {plural(len(rows), 'case')}"
     return f"{done} in {output}{warned}{left_out}"

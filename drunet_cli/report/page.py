@@ -96,8 +96,8 @@ def encode_page(runs: Runs, thumbnails: Thumbnails, *, beside: Path) -> bytes:
     Cases that failed come first, then those with warnings.
     """
     style, script = (_FILES.joinpath(name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
-    records = sorted(runs.records, key=lambda record: (record.row.status is not Status.FAILED, not record.needs_a_look))
-    n_failed = sum(record.row.status is Status.FAILED for record in records)
+    records = sorted(runs.records, key=lambda record: (not record.row.has_failed, not record.needs_a_look))
+    n_failed = sum(record.row.has_failed for record in records)
     page = _template().render(
         style=style,
         script=script,
@@ -107,6 +107,7 @@ def encode_page(runs: Runs, thumbnails: Thumbnails, *, beside: Path) -> bytes:
         records=records,
         n_segmented=len(records) - n_failed,
         n_failed=n_failed,
+        n_with_label_map=sum(record.row.status is not Status.FAILED for record in records),
         n_warned=sum(bool(record.row.warnings) for record in records),
         several_folders=len({record.folder for record in records}) > 1,
         notices=[*runs.notices, *thumbnails.notices],

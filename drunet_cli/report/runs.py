@@ -63,7 +63,7 @@ class Record:
     @property
     def needs_a_look(self) -> bool:
         """Whether the case failed or has warnings."""
-        return self.row.status is Status.FAILED or bool(self.row.warnings)
+        return self.row.has_failed or bool(self.row.warnings)
 
 
 @dataclass(frozen=True)
@@ -150,7 +150,7 @@ def _records_in(folder: Path, notices: _Notices) -> list[Record]:
         read = list(threads.map(_record_of, others))
     records = [found for found in read if isinstance(found, Record)]
     damaged = {str(path): reason for path, reason in zip(others, read, strict=True) if isinstance(reason, str)}
-    records += _without_sidecar(summaries, records, notices)
+    records = _with_tables(summaries, records, notices)
     if not records and not any(is_summary(path) for path in summaries):  # an empty shard has a summary without rows
         reason = ": ".join(next(iter(damaged.items()))) if damaged else f"{folder}: holds no sidecar of a segmented case"
         raise CaseError(f"{reason}; name a folder that drunet segment wrote")
@@ -222,9 +222,11 @@ def _label_map_of(record: Record) -> Path:
     return next((path for path in candidates if os.path.exists(path)), candidates[0])  # noqa: PTH110
 
 
-def _without_sidecar(summaries: Iterable[Path], with_sidecar: Sequence[Record], notices: _Notices) -> Iterator[Record]:
-    """Records of cases that only summaries hold; the newest of several summaries that hold a case counts."""
-    known = {(os.path.realpath(record.folder), record.row.case) for record in with_sidecar}
+def _with_tables(summaries: Iterable[Path], with_sidecar: Sequence[Record], notices: _Notices) -> list[Record]:
+    """The records of sidecars, with what only tables tell: cases without a sidecar, and label maps that a later run refused.
+
+    The newest of several tables that hold a case counts.
+    """
     found: dict[tuple[str, str], Record] = {}
     for path in sorted(summaries, key=lambda path: (_mtime_ns(path), path.name)):
         try:
@@ -233,10 +235,14 @@ def _without_sidecar(summaries: Iterable[Path], with_sidecar: Sequence[Record], 
                 found[os.path.realpath(path.parent), row.case] = Record(row=row, source=path, warnings=warnings)
         except (CaseError, OutputError) as error:
             notices.left_out[str(path)] = str(error).removeprefix(f"{path}: ")
-    records = [record for key, record in found.items() if key not in known]
-    notices.tables |= Counter(record.source for record in records if record.row.status is not Status.FAILED)
-    for record in records:
-        yield record if record.row.status is Status.FAILED else _with_label_map(record)
+    records = []
+    for record in with_sidecar:
+        told = found.pop((os.path.realpath(record.folder), record.row.case), None)
+        if told is not None and told.row.status is Status.DIFFERS and told.row.time >= record.row.time:
+            record = replace(record, row=replace(record.row, status=Status.DIFFERS, error=told.row.error, time=told.row.time))
+        records.append(record)
+    notices.tables |= Counter(record.source for record in found.values() if record.row.status is not Status.FAILED)
+    return records + [each if each.row.status is Status.FAILED else _with_label_map(each) for each in found.values()]
 
 
 def _mtime_ns(path: Path) -> int:

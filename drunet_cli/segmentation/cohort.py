@@ -4,22 +4,25 @@ import time
 from collections import deque
 from collections.abc import Callable, Generator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import Any, Final, TypeAlias
 
 from drunet_cli.errors import DeviceError, DrunetError, LostDeviceError, OutputError
 from drunet_cli.io.atomic import remove_stale_in
+from drunet_cli.io.claims import Claim, claim_file, claimant, remove_abandoned_claims
 from drunet_cli.segmentation import pipeline
 from drunet_cli.segmentation.ensemble import Ensemble
-from drunet_cli.segmentation.outputs import describe
+from drunet_cli.segmentation.outputs import OutputState, describe
 from drunet_cli.segmentation.pipeline import PredictedCase, PreparedCase
-from drunet_cli.segmentation.plan import Action, PlannedCase, RunPlan, same_document
+from drunet_cli.segmentation.plan import Action, PlannedCase, RunPlan, look_again
 
 _MOST_READERS: Final = 8
 _CPUS_A_READER: Final = 4  # a case's four files are inflated at once
 _WRITERS: Final = 2
 _PUBLISHED_WITHIN_S: Final = 2.0  # by another run that has begun to publish its files of a case
-_OUTPUT_SUFFIXES: Final = (".nii.gz", ".json", ".png", ".csv")
+_POLL_S: Final = 0.5  # while another run computes a case
+_OUTPUT_SUFFIXES: Final = (".nii.gz", ".json", ".png", ".csv", ".claim")
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,9 @@ def segment_cases(
 ) -> Generator[tuple[PlannedCase, Outcome]]:
     """Carry a plan out: segment every case and write its outputs; yield each with its result, or with the error it met.
 
+    Other runs may work on the same cases: a case is claimed before it is computed, and one that another run has claimed is left
+    to that run, and looked at again at the end.
+
     The networks are opened when the first case has been read, and never when none can be. on_warning: called with what is
     remarkable about a case. on_progress: called with the name of a case, its slices done, and its slices in all. Both may raise
     to end the run, as may anything but a DrunetError of one case. Whoever does not take all outcomes closes the generator: the
@@ -55,47 +61,65 @@ def segment_cases(
     readers = ThreadPoolExecutor(n_readers, thread_name_prefix="drunet-reader")
     writers = ThreadPoolExecutor(_WRITERS, thread_name_prefix="drunet-writer")
     written: deque[tuple[PlannedCase, Future[Outcome]]] = deque()
+    left_to_others: deque[PlannedCase] = deque()
+    begun = _read_ahead(plan, ensemble, readers, depth=n_readers + 1)
+    begun_again = _wait_for_others(left_to_others, lambda planned: readers.submit(_read, planned, ensemble), on_warning)
     try:
-        for future in _read_ahead(plan, ensemble, readers, depth=n_readers + 1):
-            planned, prepared = future.result()
-            del future
-            if not isinstance(prepared, PreparedCase):
-                yield planned, prepared
-                continue
+        for futures in (begun, begun_again):
+            for future in futures:
+                planned, prepared = future.result()
+                del future
+                if not isinstance(prepared, PreparedCase):
+                    yield planned, prepared
+                    continue
+                _ = ensemble.engines  # weights may be downloaded for them: not while a case is claimed
+                if (claim := claim_file(planned.files.label_map)) is None:
+                    del prepared
+                    left_to_others.append(planned)
+                    continue
 
-            def tell(done: int, n_slices: int, name: str = planned.case.name) -> None:
-                on_progress(name, done, n_slices)
+                def tell(done: int, n_slices: int, name: str = planned.case.name, claim: Claim = claim) -> None:
+                    claim.renew()
+                    on_progress(name, done, n_slices)
 
-            def warn(message: str, name: str = planned.case.name) -> None:
-                on_warning(message if plan.cohort.alone else f"{name}: {message}")
+                def warn(message: str, name: str = planned.case.name) -> None:
+                    on_warning(message if plan.cohort.alone else f"{name}: {message}")
 
-            predicted = _compute(planned, prepared, ensemble, on_warning=warn, on_progress=tell)
-            del prepared  # its slices
-            if not isinstance(predicted, PredictedCase):
-                yield planned, predicted
-                continue
-            written.append((planned, writers.submit(_write, planned, predicted, describe(predicted, ensemble), ensemble)))
-            del predicted
-            # A CPU that computes has no time left for writing, and takes so long for a case that it is told at once.
-            n_late = 0 if ensemble.engines[0].device == "cpu" else _WRITERS
-            while written and (len(written) > n_late or written[0][1].done()):
+                with ExitStack() as on_failure:
+                    on_failure.callback(claim.release)
+                    planned, predicted = _compute(planned, prepared, ensemble, on_warning=warn, on_progress=tell)
+                    del prepared  # its slices
+                    if isinstance(predicted, PredictedCase):
+                        document = describe(predicted, ensemble)
+                        written.append((planned, writers.submit(_write, planned, predicted, document, ensemble, claim)))
+                        on_failure.pop_all()
+                if not isinstance(predicted, PredictedCase):
+                    yield planned, predicted
+                    continue
+                del predicted
+                # A CPU that computes has no time left for writing, and takes so long for a case that it is told at once.
+                n_late = 0 if ensemble.engines[0].device == "cpu" else _WRITERS
+                while written and (len(written) > n_late or written[0][1].done()):
+                    done, outcome = written.popleft()
+                    yield done, outcome.result()
+            while written:
                 done, outcome = written.popleft()
                 yield done, outcome.result()
-        for done, outcome in written:
-            yield done, outcome.result()
     finally:  # an interrupted run waits for the cases in hand to be read, and for those computed to be written
         readers.shutdown(cancel_futures=True)
         writers.shutdown()
 
 
 def _remove_stale(plan: RunPlan) -> None:
-    """Remove the temporary files of killed runs, of any case in the folder."""
+    """Remove the temporary files and the claims of killed runs, of any case in the folder."""
     if plan.summary is None:
         for each in plan.cases:
             each.files.remove_stale()
+            remove_abandoned_claims(each.files.label_map.parent)
     else:
         for suffix in _OUTPUT_SUFFIXES:
             remove_stale_in(plan.summary.parent, suffix=suffix)
+        remove_abandoned_claims(plan.summary.parent)
 
 
 def _read_ahead(plan: RunPlan, ensemble: Ensemble, readers: ThreadPoolExecutor, *, depth: int) -> Generator["Future[_Read]"]:
@@ -114,26 +138,39 @@ def _read_ahead(plan: RunPlan, ensemble: Ensemble, readers: ThreadPoolExecutor, 
         yield begun.popleft()
 
 
+def _wait_for_others(
+    left: deque[PlannedCase], begin: Callable[[PlannedCase], "Future[_Read]"], on_warning: Callable[[str], None]
+) -> Generator["Future[_Read]"]:
+    """Yield the cases that other runs had claimed, once they are done there or abandoned, as they are being looked at again."""
+    told = set()
+    while left:
+        claimants = [(planned, claimant(planned.files.label_map)) for planned in left]
+        free = [planned for planned, other in claimants if other is None]
+        if free:
+            left.remove(free[0])
+            yield begin(replace(free[0], action=Action.LEAVE_OUT))
+            continue
+        for planned, other in claimants:
+            if planned.case.name not in told:
+                told.add(planned.case.name)
+                on_warning(f"{planned.case.name}: {other} is segmenting this case; waiting for the end of it")
+        time.sleep(_POLL_S)
+
+
 def _read(planned: PlannedCase, ensemble: Ensemble) -> _Read:
     """Read a case, or leave it out. The plan of the case comes back as it is to be carried out."""
-    case, files = planned.case, planned.files
     if planned.error is not None:
         return planned, planned.error
     try:
         if planned.action in (Action.LEAVE_OUT, Action.ADD_FILES):
-            document = same_document(case, files, ensemble)
-            if document is None:  # removed since the plan was made
-                planned = replace(planned, action=Action.SEGMENT)
-                files.check(case.files.values())
-            elif files.has_extras(document):
+            planned, document = look_again(planned, ensemble)
+            if document is not None:
                 return planned, CaseResult(document, left_out=True)
-            else:
-                planned = replace(planned, action=Action.ADD_FILES)
-        return planned, pipeline.prepare(case, keep_views=files.settings.preview)
+        return planned, pipeline.prepare(planned.case, keep_views=planned.files.settings.preview)
     except DrunetError as error:
         return planned, error
     except MemoryError:
-        return planned, DeviceError(f"{case.name}: this machine's memory does not suffice to read the case")
+        return planned, DeviceError(f"{planned.case.name}: this machine's memory does not suffice to read the case")
 
 
 def _compute(
@@ -143,12 +180,12 @@ def _compute(
     *,
     on_warning: Callable[[str], None],
     on_progress: Callable[[int, int], None],
-) -> PredictedCase | Outcome:
-    """Predict a case, and tell its warnings. Raises what concerns all cases: networks that cannot be opened, a lost device."""
-    _ = ensemble.engines
+) -> tuple[PlannedCase, PredictedCase | Outcome]:
+    """Predict a case, and tell its warnings, unless another run has made its outputs. Raises the error of a lost device."""
     try:
-        if (result := _finished_by_another_run(planned, ensemble)) is not None:
-            return result
+        planned, document = look_again(planned, ensemble)
+        if document is not None:
+            return planned, CaseResult(document, left_out=True)
         for warning in prepared.warnings:
             on_warning(warning.message)
         predicted = pipeline.segment(prepared, ensemble, on_progress=on_progress)
@@ -157,36 +194,35 @@ def _compute(
     except LostDeviceError:  # the next case would fare no better
         raise
     except DrunetError as error:
-        return error
+        return planned, error
     except MemoryError:
-        return DeviceError(f"{planned.case.name}: this machine's memory does not suffice for the case")
-    return predicted
+        return planned, DeviceError(f"{planned.case.name}: this machine's memory does not suffice for the case")
+    return planned, predicted
 
 
-def _write(planned: PlannedCase, predicted: PredictedCase, document: dict[str, Any], ensemble: Ensemble) -> Outcome:
-    """Write the outputs of a case, unless another run has done so meanwhile."""
+def _write(
+    planned: PlannedCase, predicted: PredictedCase, document: dict[str, Any], ensemble: Ensemble, claim: Claim
+) -> Outcome:
+    """Write the outputs of a case, unless another run has done so in spite of the claim; release the claim."""
     try:
         return CaseResult(planned.files.write(predicted, document, adding=planned.action is Action.ADD_FILES))
     except OutputError as error:
-        until = time.monotonic() + _PUBLISHED_WITHIN_S
-        try:
-            while (result := _finished_by_another_run(planned, ensemble)) is None and time.monotonic() < until:
-                if not planned.files.settings.skip_existing:
-                    break
-                time.sleep(_PUBLISHED_WITHIN_S / 20)  # its sidecar appears a moment before its label map
-        except DrunetError:
-            return error
-        return result or error
+        return _made_by_another_run(planned, ensemble, error)
     except MemoryError:
         return DeviceError(f"{planned.case.name}: this machine's memory does not suffice to write the label map")
+    finally:
+        claim.release()
 
 
-def _finished_by_another_run(planned: PlannedCase, ensemble: Ensemble) -> CaseResult | None:
-    """The result of another run over the same cases that has finished this one since the plan was made.
-
-    Raises DrunetError for outputs that are not those that this run would make.
-    """
-    if not planned.files.settings.skip_existing or planned.action is Action.ADD_FILES:
-        return None
-    document = same_document(planned.case, planned.files, ensemble)
-    return CaseResult(document, left_out=True) if document is not None and planned.files.has_extras(document) else None
+def _made_by_another_run(planned: PlannedCase, ensemble: Ensemble, error: OutputError) -> Outcome:
+    """What there is of a case whose outputs cannot be written: those of another run, or else the error."""
+    until = time.monotonic() + _PUBLISHED_WITHIN_S
+    while planned.files.state() is OutputState.UNFINISHED and time.monotonic() < until:
+        time.sleep(_PUBLISHED_WITHIN_S / 20)  # the sidecar appears a moment before its label map
+    if planned.files.state() is not OutputState.COMPLETE:
+        return error
+    try:
+        _, document = look_again(planned, ensemble)
+    except DrunetError as difference:
+        return difference
+    return error if document is None else CaseResult(document, left_out=True)

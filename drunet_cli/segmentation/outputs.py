@@ -17,9 +17,10 @@ from typing import Any, Final
 
 import nibabel as nib
 import numpy as np
+import numpy.typing as npt
 
 import drunet_cli
-from drunet_cli.brats import UNCERTAINTY_MAPS, describe_labels, label_values, volumes_ml
+from drunet_cli.brats import REGIONS, UNCERTAINTY_MAPS, ClassMap, describe_labels, label_values, volumes_ml
 from drunet_cli.errors import OutputError
 from drunet_cli.io.atomic import check_writable, is_same_file, remove_stale, write_atomically
 from drunet_cli.io.geometry import Geometry
@@ -30,6 +31,7 @@ from drunet_cli.network.engine import Engine
 from drunet_cli.segmentation.ensemble import Ensemble
 from drunet_cli.segmentation.pipeline import PredictedCase
 from drunet_cli.segmentation.settings import Settings
+from drunet_cli.segmentation.summary import time_now
 from drunet_cli.signals import hold_signals
 from drunet_cli.weights.checkpoint import Checkpoint
 
@@ -260,8 +262,20 @@ def describe(predicted: PredictedCase, ensemble: Ensemble) -> dict[str, Any]:
         },
         "versions": _versions_entry(engine),
         "seconds": {"read": round(prepared.seconds, 3), "network": round(predicted.seconds, 3)},
+        "time": time_now(),
     }
+    if predicted.prediction.uncertainty is not None:
+        document["mean_uncertainty"] = _mean_uncertainty(predicted.prediction.uncertainty, predicted.class_map)
     return document if predicted.cleaned is None else {**document, "postprocessing": predicted.cleaned}
+
+
+def _mean_uncertainty(maps: Mapping[str, npt.NDArray[np.uint8]], class_map: ClassMap) -> dict[str, float | None]:
+    """The mean of each region's uncertainty, in percent, over the voxels that are labelled as the region; None without any.
+
+    Over the whole image it would tell how much of the image is tumour.
+    """
+    inside = {region: np.isin(class_map, classes) for region, classes in REGIONS.items()}
+    return {region: round(float(maps[region][where].mean()), 2) if where.any() else None for region, where in inside.items()}
 
 
 def _weights_entry(checkpoint: Checkpoint) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -21,7 +22,7 @@ from drunet_cli.io.volumes import check_headers
 from drunet_cli.segmentation.ensemble import Ensemble
 from drunet_cli.segmentation.outputs import OutputFiles, OutputState, read_sidecar, sha256_of
 from drunet_cli.segmentation.settings import Settings
-from drunet_cli.segmentation.summary import described_weights, is_summary
+from drunet_cli.segmentation.summary import Status, SummaryRow, check_summary, described_weights, failed_row, row_of
 from drunet_cli.weights.cache import metadata_of
 from drunet_cli.weights.checkpoint import Metadata
 from drunet_cli.weights.registry import BUNDLED, Entry, cached_path, find_entry, is_file, is_file_name, weights_path
@@ -55,19 +56,26 @@ class PlannedCase:
     error: DrunetError | None = None
     warnings: tuple[CaseWarning, ...] = ()
 
+    @property
+    def differs(self) -> bool:
+        """Whether the case fails though it has outputs, which are then not known to be those that are asked for."""
+        return self.error is not None and self.state is OutputState.COMPLETE
+
 
 @dataclass(frozen=True, kw_only=True)
 class RunPlan:
     """A run of `drunet segment`.
 
-    cases: those of the cohort that can be used, in its order. summary: the table of the run, None for one case given alone.
-    stop: what ends the run before its first case.
+    cases: those of the cohort that can be used, in its order. summary: the table of the folder that the label maps go to; None
+    for a label map that was named itself, and for one case whose folder has a table that drunet did not write. unusable: where
+    the outputs of cases that cannot be used would be, by name. stop: what ends the run before its first case.
     """
 
     cohort: Cohort
     settings: Settings
     cases: tuple[PlannedCase, ...]
     summary: Path | None
+    unusable: Mapping[str, OutputFiles]
     stop: DrunetError | None
 
     @property
@@ -79,13 +87,21 @@ class RunPlan:
 def plan_run(cohort: Cohort, ensemble: Ensemble, label_maps: Mapping[str, Path], *, summary: Path | None = None) -> RunPlan:
     """Decide what to do with every case. Nothing is written, and no image is read.
 
-    label_maps: where the label map of each case goes, by name. Raises MisuseError for weights that are given twice.
+    label_maps: where the label map of each case goes, by name, also of cases that cannot be used. summary: the folder's table.
+    Raises MisuseError for weights that are given twice.
     """
     settings = ensemble.settings
     _check_distinct(settings.weights)
+    if cohort.alone and summary is not None:
+        try:
+            check_summary(summary, overwrite=False)
+        except OutputError:  # somebody's table beside the label map is no reason to refuse the case
+            summary = None
     files = [OutputFiles(label_maps[case.name], settings) for case in cohort.cases]
     cases = _in_threads(lambda case: _planned(*case), list(zip(cohort.cases, files, strict=True)))
-    plan = RunPlan(cohort=cohort, settings=settings, cases=cases, summary=summary, stop=None)
+    usable = {case.name for case in cohort.cases}
+    unusable = {name: OutputFiles(path, settings) for name, path in label_maps.items() if name not in usable}
+    plan = RunPlan(cohort=cohort, settings=settings, cases=cases, summary=summary, unusable=unusable, stop=None)
     try:
         _check(plan, ensemble)
     except DrunetError as error:
@@ -96,6 +112,13 @@ def plan_run(cohort: Cohort, ensemble: Ensemble, label_maps: Mapping[str, Path],
 def look_at_headers(plan: RunPlan) -> RunPlan:
     """The same plan with the warnings and failures that headers tell, for a dry run. A run meets them as it reads the cases."""
     return replace(plan, cases=_in_threads(_with_header_checks, plan.cases))
+
+
+def compare_outputs(plan: RunPlan, ensemble: Ensemble) -> RunPlan:
+    """The same plan with complete outputs compared, for a dry run; a run compares case by case. Opens the weights."""
+    if any(each.action in (Action.LEAVE_OUT, Action.ADD_FILES) for each in plan.cases):
+        _ = ensemble.checkpoints
+    return replace(plan, cases=_in_threads(partial(_compared, ensemble=ensemble), plan.cases))
 
 
 def _in_threads(function: Callable[[Any], PlannedCase], items: Sequence[Any]) -> tuple[PlannedCase, ...]:
@@ -145,10 +168,9 @@ def _check(plan: RunPlan, ensemble: Ensemble) -> None:
         others = f", and the outputs of {len(in_the_way) - 1} more of {len(plan.cases)} cases" if len(in_the_way) > 1 else ""
         remedy = "give --skip-existing to leave out what is complete, or --overwrite"
         raise OutputError(f"{first}: exists already{others}; {remedy}")
-    if plan.summary is not None:
+    if plan.summary is not None and not alone:
         check_writable(plan.summary, overwrite=True)
-        if not (settings.overwrite or is_summary(plan.summary)):
-            raise OutputError(f"{plan.summary}: exists already and is not drunet's; name another OUT")
+        check_summary(plan.summary, overwrite=settings.overwrite)
     _check_apart(plan.cases)
     for each in plan.cases:
         if each.action not in (Action.LEAVE_OUT, Action.ADD_FILES, Action.FAIL):
@@ -175,7 +197,52 @@ def _with_header_checks(planned: PlannedCase) -> PlannedCase:
         return replace(planned, action=Action.FAIL, error=error)
 
 
+def _compared(planned: PlannedCase, ensemble: Ensemble) -> PlannedCase:
+    if planned.action not in (Action.LEAVE_OUT, Action.ADD_FILES):
+        return planned
+    try:
+        return look_again(planned, ensemble)[0]
+    except DrunetError as error:
+        return replace(planned, action=Action.FAIL, error=error)
+
+
 # Resuming: whether a label map that is there is the one that would be made
+
+
+def look_again(planned: PlannedCase, ensemble: Ensemble) -> tuple[PlannedCase, dict[str, Any] | None]:
+    """Look whether the outputs of a case are complete by now: this run may have found them so, or another may have made them.
+
+    Returns the plan of the case as things are now, and the sidecar's object of outputs that need nothing more. Outputs that
+    were there and are to be overwritten are not looked at. Raises DrunetError for outputs that this run would not make.
+    """
+    case, files = planned.case, planned.files
+    if planned.action is Action.OVERWRITE:
+        return planned, None
+    try:
+        document = same_document(case, files, ensemble)
+        if document is None:
+            if planned.action in (Action.LEAVE_OUT, Action.ADD_FILES):  # removed since the plan was made
+                files.check(case.files.values())
+            return replace(planned, action=Action.SEGMENT), None
+        if files.has_extras(document):
+            return planned, document
+    except DrunetError:
+        if files.settings.overwrite:  # what another run has made meanwhile
+            return replace(planned, action=Action.OVERWRITE), None
+        raise
+    return replace(planned, action=Action.ADD_FILES), None
+
+
+def row_of_failure(name: str, error: DrunetError, files: OutputFiles | None) -> SummaryRow:
+    """The row of a case for which a run made no label map. One that is there from before is told with the error.
+
+    files: None for a source that holds no case.
+    """
+    if files is None or files.state() is not OutputState.COMPLETE:
+        return failed_row(name, error)
+    known = _whole_document(files) or {}
+    row = row_of({**known, "case": name, "output": str(files.label_map)}, Status.DIFFERS)
+    return replace(row, error=str(error))
 
 
 def same_document(case: Case, files: OutputFiles, ensemble: Ensemble) -> dict[str, Any] | None:
@@ -195,7 +262,7 @@ def same_document(case: Case, files: OutputFiles, ensemble: Ensemble) -> dict[st
     return document
 
 
-def whole_document(files: OutputFiles) -> dict[str, Any] | None:
+def _whole_document(files: OutputFiles) -> dict[str, Any] | None:
     """The sidecar's object of a label map that is as it was written, however it was made; None for any other."""
     document = read_sidecar(files.sidecar)
     with suppress(OutputError):

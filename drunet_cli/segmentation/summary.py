@@ -1,17 +1,23 @@
-"""The table of a run: a row for each case, as summary.csv has it and reports read it back."""
+"""The table of a folder of results: a row for each case that any run met, as summary.csv has it and reports read it back."""
 
 import csv
 import io
 import math
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
 from typing import Any, Final
 
 from drunet_cli.brats import REGIONS, TUMOUR_CLASSES
 from drunet_cli.errors import CaseError, DrunetError, OutputError, one_line
+from drunet_cli.io.atomic import write_atomically
+from drunet_cli.io.claims import take_turns
 
+SUMMARY: Final = "summary.csv"
+_SHARDS: Final = "summary-*-of-*.csv"  # one for each shard, as version 0.1.0 wrote them
 _SEPARATOR: Final = ";"
 
 
@@ -19,8 +25,9 @@ class Status(StrEnum):
     """What became of a case."""
 
     DONE = "done"
-    LEFT_OUT = "left out"  # its outputs were complete before; with an error where they are not those that were asked for
-    FAILED = "failed"
+    LEFT_OUT = "left out"  # its outputs were complete before
+    DIFFERS = "differs"  # its label map was there before, and is not known to be the one that was asked for: a failure
+    FAILED = "failed"  # it has no label map
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,7 +35,8 @@ class SummaryRow:
     """One case. What is not known is absent or empty.
 
     volumes_ml: by class and region. seconds: by stage, read and network. warnings: their codes. weights, weights_sha256: one
-    each, more where the mean of several was taken. output: the label map. error: one line.
+    each, more where the mean of several was taken. output: the label map. error: one line. mean_uncertainty: by region, in
+    percent. time: when the case came to this end, as `time_now` has it.
     """
 
     case: str
@@ -41,6 +49,22 @@ class SummaryRow:
     device: str = ""
     output: str = ""
     error: str = ""
+    mean_uncertainty: Mapping[str, float] = field(default_factory=dict)
+    time: str = ""
+
+    @property
+    def has_failed(self) -> bool:
+        """Whether the run did not come to the label map that was asked for."""
+        return self.status in (Status.FAILED, Status.DIFFERS)
+
+
+def time_now() -> str:
+    """The time in UTC, to the second: 2026-11-28T09:30:00Z. Such times sort as text."""
+    return _as_text(datetime.now(UTC))
+
+
+def _as_text(time: datetime) -> str:
+    return f"{time:%Y-%m-%dT%H:%M:%SZ}"
 
 
 VOLUMES: Final = (*REGIONS, *(tumour_class.name for tumour_class in TUMOUR_CLASSES if tumour_class.name not in REGIONS))
@@ -48,7 +72,8 @@ STAGES: Final = ("read", "network")
 # Scripts read these: a later version adds its own at the end, and still knows this header.
 _VOLUME_COLUMNS: Final = {name: f"{name.lower()}_ml" for name in VOLUMES}
 _STAGE_COLUMNS: Final = {name: f"{name}_s" for name in STAGES}
-COLUMNS: Final = (
+_UNCERTAINTY_COLUMNS: Final = {region: f"{region.lower()}_uncertainty" for region in REGIONS}
+_FIRST_COLUMNS: Final = (
     "case",
     "status",
     *_VOLUME_COLUMNS.values(),
@@ -60,12 +85,8 @@ COLUMNS: Final = (
     "output",
     "error",
 )
-_HEADER: Final = f"{','.join(COLUMNS)}\n".encode()
-
-
-def summary_name(shard: tuple[int, int] | None) -> str:
-    """Name of the table in its folder. shard: K and N; written without leading zeros, as a batch script counts."""
-    return "summary.csv" if shard is None else f"summary-{shard[0]}-of-{shard[1]}.csv"
+COLUMNS: Final = (*_FIRST_COLUMNS, *_UNCERTAINTY_COLUMNS.values(), "time")
+_HEADERS: Final = tuple(f"{','.join(columns)}\n".encode() for columns in (COLUMNS, _FIRST_COLUMNS))  # 0.1.0 wrote the latter
 
 
 def row_of(document: Mapping[str, Any], status: Status) -> SummaryRow:
@@ -81,6 +102,8 @@ def row_of(document: Mapping[str, Any], status: Status) -> SummaryRow:
         seconds=_numbers(document.get("seconds"), STAGES),
         device=str(document.get("device") or ""),
         output=str(document.get("output") or ""),
+        mean_uncertainty=_numbers(document.get("mean_uncertainty"), REGIONS),
+        time=str(document.get("time") or ""),
     )
 
 
@@ -115,11 +138,60 @@ def columns_of(row: SummaryRow) -> dict[str, Any]:
         "device": row.device,
         "output": row.output,
         "error": row.error,
+        **{column: row.mean_uncertainty.get(region) for region, column in _UNCERTAINTY_COLUMNS.items()},
+        "time": row.time,
     }
 
 
+def enter_rows(path: Path, rows: Sequence[SummaryRow], *, overwrite: bool = False) -> None:
+    """Enter the rows of a run into the table of its folder, where they replace those of the same cases. Others stay.
+
+    The tables of shards that version 0.1.0 wrote are taken in. Runs that end at once take turns. overwrite: replace a file that
+    drunet did not write, or that is damaged. Raises OutputError.
+    """
+    with take_turns(path):
+        kept = _rows_by_case(path, overwrite=overwrite) | _by_case(rows)
+        with write_atomically(path, overwrite=True) as stream:
+            stream.write(encode_summary(row for of_case in kept.values() for row in of_case))
+
+
+def check_summary(path: Path, *, overwrite: bool) -> None:
+    """Raise OutputError for a table that `enter_rows` would refuse."""
+    _rows_by_case(path, overwrite=overwrite)
+
+
+def _rows_by_case(path: Path, *, overwrite: bool) -> dict[str, list[SummaryRow]]:
+    """The newest rows of every case in the tables of a folder. path: its summary.csv, which may be absent."""
+    found: dict[str, list[SummaryRow]] = {}
+    for table in sorted([*path.parent.glob(_SHARDS), path], key=lambda table: (_changed(table), table == path)):
+        try:
+            if not is_summary(table):
+                raise OutputError(f"{table}: exists already and is not drunet's; move it away, or name another OUT")
+            found |= _by_case(read_summary(table) if table.exists() else [])
+        except (CaseError, OutputError) as error:
+            if table == path and not overwrite:
+                raise OutputError(str(error)) from error
+    return found
+
+
+def _by_case(rows: Iterable[SummaryRow]) -> dict[str, list[SummaryRow]]:
+    """One row a case; more only for cases of one name, which fail."""
+    found = defaultdict(list)
+    for row in rows:
+        found[row.case].append(row)
+    return dict(found)
+
+
+def _changed(path: Path) -> str:
+    """When a file was last changed, as rows have it; the first of times where there is no file."""
+    try:
+        return _as_text(datetime.fromtimestamp(path.stat().st_mtime, UTC))
+    except OSError:  # reading the file will raise the same error
+        return ""
+
+
 def encode_summary(rows: Iterable[SummaryRow]) -> bytes:
-    """The table of a run as CSV, by case."""
+    """A table as CSV, by case."""
     return encode_table(COLUMNS, [columns_of(row) for row in sorted(rows, key=lambda row: (row.case, row.output))])
 
 
@@ -134,10 +206,10 @@ def encode_table(columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> b
 
 
 def is_summary(path: Path) -> bool:
-    """Whether a file is the table of a run; also where there is none. Raises OutputError where it cannot be read."""
+    """Whether a file is the table of a folder; also where there is none. Raises OutputError where it cannot be read."""
     try:
         with path.open("rb") as stream:
-            return stream.readline(len(_HEADER) + 1) == _HEADER
+            return stream.readline(len(_HEADERS[0]) + 1) in _HEADERS
     except FileNotFoundError:
         return True
     except OSError as error:
@@ -145,36 +217,46 @@ def is_summary(path: Path) -> bool:
 
 
 def read_summary(path: Path) -> list[SummaryRow]:
-    """The rows of a table that drunet wrote. Raises CaseError."""
+    """The rows of a table that drunet wrote; in one of version 0.1.0 all have the time of its last change. Raises CaseError."""
+    time = _changed(path)
     try:
         content = path.read_bytes()
     except OSError as error:
         raise CaseError(f"{path}: cannot be read: {error.strerror}") from error
-    if not content.startswith(_HEADER):
+    if not content.startswith(_HEADERS):
         raise CaseError(f"{path}: is not a summary that drunet wrote")
     reader = csv.DictReader(io.StringIO(content.decode(errors="surrogateescape"), newline=""))
     try:
-        return [_parsed(cells) for cells in reader]
+        return [_parsed(cells, COLUMNS if content.startswith(_HEADERS[0]) else _FIRST_COLUMNS, time) for cells in reader]
     except (csv.Error, ValueError) as error:
-        raise CaseError(f"{path}: line {reader.line_num} is damaged ({error}); run the cases again, or remove it") from error
+        raise CaseError(f"{path}: line {reader.line_num} is damaged ({error}); mend or remove the line") from error
 
 
-def _parsed(row: Mapping[str, str | None]) -> SummaryRow:
-    cells = {column: cell for column in COLUMNS if (cell := row[column]) is not None}
-    if len(cells) < len(COLUMNS):
+def _parsed(row: Mapping[str, str | None], columns: Sequence[str], time: str) -> SummaryRow:
+    cells = {column: cell for column in columns if (cell := row[column]) is not None}
+    if len(cells) < len(columns):
         raise ValueError("it ends too early")
+    status = Status(cells["status"])
+    if status is Status.LEFT_OUT and cells["error"]:  # so version 0.1.0 wrote it
+        status = Status.DIFFERS
     return SummaryRow(
         case=cells["case"],
-        status=Status(cells["status"]),
-        volumes_ml={name: float(cells[column]) for name, column in _VOLUME_COLUMNS.items() if cells[column]},
+        status=status,
+        volumes_ml=_parsed_numbers(cells, _VOLUME_COLUMNS),
         warnings=_listed(cells["warnings"]),
         weights=_listed(cells["weights"]),
         weights_sha256=_listed(cells["weights_sha256"]),
-        seconds={name: float(cells[column]) for name, column in _STAGE_COLUMNS.items() if cells[column]},
+        seconds=_parsed_numbers(cells, _STAGE_COLUMNS),
         device=cells["device"],
         output=cells["output"],
         error=cells["error"],
+        mean_uncertainty=_parsed_numbers(cells, _UNCERTAINTY_COLUMNS),
+        time=cells.get("time", time),
     )
+
+
+def _parsed_numbers(cells: Mapping[str, str], columns: Mapping[str, str]) -> dict[str, float]:
+    return {name: float(cell) for name, column in columns.items() if (cell := cells.get(column))}
 
 
 def _listed(cell: str) -> tuple[str, ...]:

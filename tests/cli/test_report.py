@@ -38,9 +38,9 @@ def test_table_is_printed_where_nothing_is_to_be_written(runs: Path, capsys: Cap
     out, err = capsys.readouterr()
     assert [line.split() for line in out.splitlines()] == [
         ["CASE", "STATUS", "WT", "mL", "TC", "mL", "ET", "mL", "NOTES"],
-        ["a", "done", "3.5", "1.5", "0.5"],
+        ["a", "done", "3.5", "1.5", "0.500"],
         ["b", "failed", "b:", "no", "such", "file"],
-        ["c", "done", "3.5", "1.5", "0.5", "resampled"],
+        ["c", "done", "3.5", "1.5", "0.500", "resampled"],
     ]
     assert err == "3 cases: 2 segmented, 1 failed; 1 with warnings\n"
 

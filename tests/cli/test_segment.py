@@ -201,7 +201,7 @@ def test_a_folder_as_output_gets_a_file_named_after_the_case(capsys: Captured) -
     assert main(["segment", *image_options(), *WEIGHTS, "-o", "results", "--no-sidecar"]) == 0
     assert main(["segment", *image_options(), *WEIGHTS, "-o", "results", "--no-sidecar", "--case", "P 01"]) == 0
     assert capsys.readouterr().out == "results/golden.nii.gz\nresults/P 01.nii.gz\n"
-    assert sorted(path.name for path in Path("results").iterdir()) == ["P 01.nii.gz", "golden.nii.gz"]
+    assert sorted(path.name for path in Path("results").iterdir()) == ["P 01.nii.gz", "golden.nii.gz", "summary.csv"]
 
 
 def _changed(folder: Path, modality: Modality, change: object) -> dict[Modality, Path]:

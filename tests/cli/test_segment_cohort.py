@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -94,9 +95,9 @@ def objects(lines: str) -> dict[str, dict[str, Any]]:
     return by_case
 
 
-def summary(name: str = "summary.csv") -> dict[str, dict[str, str]]:
-    """The rows of a table by case, none of which may come twice."""
-    rows = list(csv.DictReader(Path("out", name).read_text().splitlines()))
+def summary() -> dict[str, dict[str, str]]:
+    """The rows of the table by case, none of which may come twice."""
+    rows = list(csv.DictReader(Path("out/summary.csv").read_text().splitlines()))
     by_case = {row["case"]: row for row in rows}
     assert len(by_case) == len(rows)
     return by_case
@@ -251,8 +252,6 @@ def test_empty_stdin_is_bad_input(monkeypatch: pytest.MonkeyPatch, capsys: Captu
             (["-o", "out", "--shard", shard], "Error: Invalid value for '--shard'")
             for shard in ("", "0/3", "4/3", "1/2/3", "²/3", "1/1000000000")
         ),
-        (["-o", "out", "--device", "cuda:0,cpu"], "Error: Invalid value for '--device'"),
-        (["-o", "out", "--device", "cuda:0,cuda:0"], "Error: Invalid value for '--device'"),
     ],
     ids=str,
 )
@@ -357,10 +356,10 @@ def test_outputs_made_otherwise_fail_and_stay_and_do_not_stop_the_rest(segmented
     out, err = capsys.readouterr()
     assert out.splitlines() == [LABEL_MAPS[0], LABEL_MAPS[2]]
     reason = "was made with other label values; give --overwrite to segment the case again"
-    assert errors(err) == {"case_1": f"out/case_1.nii.gz: {reason}"}
+    assert errors(err) == {"case_1": f"differs: out/case_1.nii.gz: {reason}"}
     assert {case: row["status"] for case, row in summary().items()} == {
         "case_0": "done",
-        "case_1": "left out",
+        "case_1": "differs",
         "case_2": "done",
     }
     assert before.items() <= contents(Path("out")).items()
@@ -368,21 +367,66 @@ def test_outputs_made_otherwise_fail_and_stay_and_do_not_stop_the_rest(segmented
     assert np.array_equal(np.where(older == 4, 3, older), newer)
 
 
-@pytest.mark.parametrize("shard", [[], ["--shard", "1/1"]])
-def test_a_refused_case_keeps_in_the_table_what_is_known_of_its_label_map(
-    shard: list[str], cohort: Path, capsys: Captured
+def test_a_case_that_differs_is_called_so_everywhere_and_keeps_what_is_known_of_its_label_map(
+    cohort: Path, capsys: Captured
 ) -> None:
-    assert segment(cohort, "-o", "out", "--quiet", *shard) == 0
-    name = "summary-1-of-1.csv" if shard else "summary.csv"
-    before = summary(name)
-    assert segment(cohort, "-o", "out", "--skip-existing", "--labels", "brats2023", *shard) == 1
-    after = summary(name)
-    assert {case: {**row, "status": "done", "error": ""} for case, row in after.items()} == before
-    assert {row["status"] for row in after.values()} == {"left out"}
-    capsys.readouterr()
+    shutil.copytree(cohort, "cohort")
+    assert segment("cohort", "-o", "out", "--quiet") == 0
+    before = summary()
+    Path("cohort/case_2/case_2_t1.nii.gz").unlink()  # cannot be compared
+    said = []
+    for option in (["--dry-run"], []):
+        capsys.readouterr()
+        assert segment("cohort", "-o", "out", "--skip-existing", "--labels", "brats2023", *option) == 1
+        out, err = capsys.readouterr()
+        said.append(sorted(errors(err.replace("would fail", "failed")).items()))
+        table = [line.split() for line in (out if option else err).splitlines() if line.startswith("case_")]
+        assert [(name, status) for name, status, *_ in table] == [(case, "differs") for case in CASES]
+    assert said[0] == said[1]
+    after = summary()
+    assert {case: {**row, "status": "done", "error": "", "time": ""} for case, row in after.items()} == {
+        case: {**row, "time": ""} for case, row in before.items()
+    }
+    assert {row["status"] for row in after.values()} == {"differs"}
+    for option in (["--dry-run"], []):
+        capsys.readouterr()
+        segment("cohort", "-o", "out", "--skip-existing", "--labels", "brats2023", "--json", *option)
+        found = objects(capsys.readouterr().out)
+        assert {(case, document["differs"]) for case, document in found.items()} == {(case, True) for case in CASES}
     assert main(["report", "out", "--json"]) == 0
-    told = objects(capsys.readouterr().out)
-    assert {case: str(row["wt_ml"]) for case, row in told.items()} == {case: row["wt_ml"] for case, row in after.items()}
+    out, err = capsys.readouterr()
+    assert {case: (str(row["wt_ml"]), row["status"]) for case, row in objects(out).items()} == {
+        case: (row["wt_ml"], "differs") for case, row in before.items()
+    }
+    assert "3 cases: 0 segmented, 3 failed" in err
+
+
+def test_the_table_keeps_the_rows_of_all_runs_and_the_report_their_failures(cohort: Path, capsys: Captured) -> None:
+    shutil.copytree(cohort, "cohort")
+    t1 = Path("cohort/case_1/case_1_t1.nii.gz")
+    t1.rename("t1.nii.gz")
+    for source, code in (("cohort/case_0", 0), ("cohort/case_1", 3)):  # one by one, as cases alone
+        assert segment(source, "-o", "out", "--quiet") == code
+    assert {case: row["status"] for case, row in summary().items()} == {"case_0": "done", "case_1": "failed"}
+    assert segment("cohort/case_1", "cohort/case_2", "-o", "out", "--quiet", "--uncertainty") == 1
+    rows = summary()
+    assert {case: row["status"] for case, row in rows.items()} == {"case_0": "done", "case_1": "failed", "case_2": "done"}
+    assert [bool(rows[case]["wt_uncertainty"]) for case in CASES] == [False, False, True]
+    assert all(re.fullmatch(r"20\d\d-\d\d-\d\dT\d\d:\d\d:\d\dZ", row["time"]) for row in rows.values())
+    capsys.readouterr()
+    assert main(["report", "out"]) == 0
+    assert "3 cases: 2 segmented, 1 failed" in capsys.readouterr().err
+    Path("t1.nii.gz").rename(t1)
+    assert segment("cohort/case_1", "-o", "out", "--quiet") == 0
+    assert {row["status"] for row in summary().values()} == {"done"}
+
+
+def test_a_case_alone_does_not_touch_a_table_of_others(cohort: Path, capsys: Captured) -> None:
+    Path("out").mkdir()
+    Path("out/summary.csv").write_text("mine\n")
+    assert segment(cohort / "case_0", "-o", "out", "--overwrite") == 0
+    assert "Warning: out/summary.csv: is not a table that drunet wrote; the case is not entered" in capsys.readouterr().err
+    assert Path("out/summary.csv").read_text() == "mine\n"
 
 
 def test_a_folder_that_cannot_be_made_ends_the_run_before_its_first_case(cohort: Path, capsys: Captured) -> None:
@@ -418,29 +462,27 @@ def with_broken(cohort: Path) -> Path:
     return Path("cohort")
 
 
-def test_every_case_is_in_exactly_one_shard_and_every_shard_has_its_summary(with_broken: Path, capsys: Captured) -> None:
-    parts = {}
+def test_every_case_is_in_exactly_one_shard_and_the_shards_share_a_table(with_broken: Path, capsys: Captured) -> None:
+    parts: dict[int, list[str]] = {}
+    status: dict[str, str] = {}
     for k in (1, 2, 3):
         failed = segment(with_broken, "-o", "out", "--shard", f"{k}/3", "--json", "--quiet")
         found = objects(capsys.readouterr().out)
         assert failed == any("error" in document for document in found.values())
-        rows = summary(f"summary-{k}-of-3.csv")
-        assert {case: row["status"] for case, row in rows.items()} == {
-            case: "failed" if "error" in document else "done" for case, document in found.items()
-        }
+        status |= {case: "failed" if "error" in document else "done" for case, document in found.items()}
+        assert {case: row["status"] for case, row in summary().items()} == status
         parts[k] = sorted(found)
     # Every third by name, also of those that are broken.
     assert parts == {1: ["case_0", "case_3"], 2: ["case_1", "case_4"], 3: ["case_2"]}
     label_maps = [f"case_{n}.nii.gz" for n in (0, 2, 4)]
     assert [name for name in names_in("out") if name.endswith(".nii.gz")] == label_maps
-    assert not Path("out/summary.csv").exists()
 
 
 def test_an_empty_shard_says_so_and_is_no_failure(cohort: Path, capsys: Captured) -> None:
     assert segment(cohort, "-o", "out", "--shard", "4/4") == 0
     assert capsys.readouterr() == ("", "shard 4 of 4 is empty: there are fewer cases than shards\n")
-    assert names_in("out") == ["summary-4-of-4.csv"]
-    assert summary("summary-4-of-4.csv") == {}
+    assert names_in("out") == ["summary.csv"]
+    assert summary() == {}
     assert segment(cohort, "-o", "out", "--shard", "4/4", "--dry-run") == 0
     assert "shard 4 of 4 is empty" in capsys.readouterr().err
 
@@ -449,7 +491,7 @@ def test_a_shard_that_is_resubmitted_keeps_its_share(segmented: Path, cohort: Pa
     outputs(segmented, "case_0")
     assert segment(cohort, "-o", "out", "--shard", "01/2", "--skip-existing", "--quiet") == 0
     assert capsys.readouterr().out.splitlines() == [LABEL_MAPS[0], LABEL_MAPS[2]]
-    assert {case: row["status"] for case, row in summary("summary-1-of-2.csv").items()} == {
+    assert {case: row["status"] for case, row in summary().items()} == {
         "case_0": "left out",
         "case_2": "done",
     }

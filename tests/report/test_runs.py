@@ -2,12 +2,13 @@
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from drunet_cli.errors import CaseError
-from drunet_cli.report.runs import Runs, read_runs
+from drunet_cli.report.runs import Runs, provenance, read_runs
 from drunet_cli.segmentation.outputs import SCHEMA
 from drunet_cli.segmentation.summary import Status, SummaryRow, encode_summary, failed_row, row_of
 from tests.segmentation.small_runs import document_of, write_case, write_outputs
@@ -142,6 +143,21 @@ def test_case_has_failed_where_it_was_not_segmented_later(folder: str, statuses:
     write_case(tmp_path / "one", "a")
     write_summary(tmp_path / folder, failed("a"))
     assert [record.row.status for record in read_runs([tmp_path]).records] == statuses
+
+
+@pytest.mark.parametrize(("time", "status"), [("09:00:00", "differs"), ("10:00:00", "done")])
+def test_case_differs_unless_it_was_segmented_later(time: str, status: str, tmp_path: Path) -> None:
+    document = {**document_of("a"), "time": f"2026-11-28T{time}Z"}
+    write_outputs(tmp_path, document)
+    row = replace(row_of(document, Status.DIFFERS), error="was made otherwise", time="2026-11-28T09:30:00Z")
+    write_summary(tmp_path, row)
+    runs = read_runs([tmp_path])
+    (record,) = runs.records
+    assert (record.row.status, record.row.error, record.needs_a_look) == (
+        (status, "was made otherwise", True) if status == "differs" else (status, "", False)
+    )
+    assert (record.row.volumes_ml["WT"], runs.notices) == (3.5, ())
+    assert provenance(runs.records)
 
 
 def test_latest_of_several_summaries_tells_why_a_case_failed(tmp_path: Path) -> None:

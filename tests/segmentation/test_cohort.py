@@ -1,6 +1,8 @@
 """Many cases at once: each comes to its end once, whatever the others do, and no more of them is held than is needed."""
 
+import os
 import shutil
+import socket
 import threading
 import time
 import weakref
@@ -419,7 +421,9 @@ def test_a_case_that_another_run_is_about_to_publish_is_left_out(
 
     def publish(name: str) -> None:
         if name == "case_1":
-            threading.Timer(STEADY_S, lambda: finished_elsewhere(finished, out, name)).start()
+            out.mkdir(exist_ok=True)
+            shutil.copyfile(finished / "case_1.json", out / "case_1.json")
+            threading.Timer(STEADY_S, lambda: shutil.copyfile(finished / "case_1.nii.gz", out / "case_1.nii.gz")).start()
             raise OutputError(f"{out}/case_1.json: has appeared while drunet was working; nothing was replaced")
 
     during_writing(monkeypatch, publish)
@@ -427,16 +431,86 @@ def test_a_case_that_another_run_is_about_to_publish_is_left_out(
     assert assert_whole(out) == set(NAMES)
 
 
-@pytest.mark.parametrize("settings", [SETTINGS, replace(RESUMED, labels=Labels.BRATS2023)], ids=["unasked", "other labels"])
-def test_outputs_that_appear_meanwhile_are_not_replaced_and_fail_their_case(
-    settings: Settings, cohort: Path, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    "settings", [SETTINGS, RESUMED, replace(SETTINGS, overwrite=True)], ids=["plain", "resumed", "overwrite"]
+)
+@pytest.mark.parametrize("labels", Labels)
+@pytest.mark.parametrize("at", ["case_0", "case_1"], ids=["before", "while it is computed"])
+def test_outputs_that_appear_meanwhile_are_left_out_if_they_are_the_same(
+    at: str, labels: Labels, settings: Settings, cohort: Path, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def meanwhile(name: str) -> None:
-        if name == "case_1":
-            finished_elsewhere(finished, tmp_path / "out", name)
+        if name == at:
+            finished_elsewhere(finished, tmp_path / "out", "case_1")
 
-    outcomes = by_name(Run(cohort, tmp_path / "out", settings, meanwhile=meanwhile).outcomes(monkeypatch))
-    assert isinstance(outcomes["case_1"], OutputError)
-    assert "exists already" in str(outcomes["case_1"])
-    assert sum(isinstance(outcome, CaseResult) for outcome in outcomes.values()) == N_CASES - 1
-    assert (tmp_path / "out/case_1.json").read_bytes() == (finished / "case_1.json").read_bytes()
+    run = Run(cohort, tmp_path / "out", replace(settings, labels=labels), meanwhile=meanwhile)
+    outcomes = by_name(run.outcomes(monkeypatch))
+    is_same = labels is Labels.BRATS2020
+    replaced = settings.overwrite and (at == "case_1" or not is_same)
+    assert left_out(outcomes) == ({"case_1"} if is_same and not replaced else set())
+    assert ("case_1" in run.computed) == (at == "case_1" or replaced)
+    kept = (tmp_path / "out/case_1.json").read_bytes() == (finished / "case_1.json").read_bytes()
+    assert kept != replaced
+    errors = {name: str(outcome) for name, outcome in outcomes.items() if isinstance(outcome, OutputError)}
+    assert errors.keys() == ({"case_1"} if not is_same and not replaced else set())
+    assert all("was made with other label values" in error for error in errors.values())
+
+
+def claimed(out: Path, name: str, *, pid: int) -> Path:
+    """The claim of another process of this host."""
+    out.mkdir(exist_ok=True)
+    claim = out / f".{name}.nii.gz.claim"
+    claim.write_text(f"{socket.gethostname()} {pid}\n")
+    return claim
+
+
+@pytest.mark.parametrize("waits", [False, True], ids=["ends soon", "ends late"])
+@pytest.mark.parametrize("finishes", [True, False], ids=["finishes", "gives up"])
+@pytest.mark.parametrize("settings", [SETTINGS, replace(SETTINGS, overwrite=True)], ids=["plain", "overwrite"])
+def test_a_case_that_another_run_computes_is_left_to_that_run(
+    settings: Settings,
+    finishes: bool,
+    waits: bool,
+    cohort: Path,
+    finished: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    out = tmp_path / "out"
+    claim = claimed(out, "case_1", pid=os.getppid())
+
+    def end() -> None:
+        if finishes:
+            finished_elsewhere(finished, out, "case_1")
+        claim.unlink()
+
+    def meanwhile(name: str) -> None:
+        if name == NAMES[-1]:
+            threading.Timer(3 * STEADY_S, end).start() if waits else end()
+
+    run = Run(cohort, out, settings, meanwhile=meanwhile)
+    outcomes = by_name(run.outcomes(monkeypatch))
+    assert list(outcomes)[-1] == "case_1"
+    assert left_out(outcomes) == ({"case_1"} if finishes else set())
+    assert run.computed == [*(name for name in NAMES if name != "case_1"), *([] if finishes else ["case_1"])]
+    told = f"case_1: process {os.getppid()} on {socket.gethostname()} is segmenting this case; waiting for the end of it"
+    assert run.warnings == ([told] if waits else [])
+    assert assert_whole(out) == set(NAMES)
+
+
+def test_a_case_is_claimed_while_it_is_computed_and_claims_of_killed_runs_count_for_nothing(
+    cohort: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    claims: list[list[str]] = []
+    for name in ("case_1", "case_of_another_run"):
+        claimed(tmp_path / "out", name, pid=999_999_999)
+    run = Run(
+        cohort, tmp_path / "out", device="cpu", meanwhile=lambda _: claims.append([*map(str, claims_in(tmp_path / "out"))])
+    )
+    assert done(run.outcomes(monkeypatch)) == set(NAMES)
+    assert claims == [[f".{name}.nii.gz.claim"] for name in NAMES]
+    assert assert_whole(tmp_path / "out") == set(NAMES)
+
+
+def claims_in(folder: Path) -> list[str]:
+    return [path.name for path in folder.glob(".*.claim")]

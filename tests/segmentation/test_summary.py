@@ -1,39 +1,50 @@
 """The table of a cohort."""
 
+import os
+import subprocess
+import sys
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from drunet_cli.errors import CaseError, OutputError
 from drunet_cli.segmentation.summary import (
     COLUMNS,
+    SUMMARY,
     Status,
     SummaryRow,
     encode_summary,
     encode_table,
+    enter_rows,
     failed_row,
     is_summary,
     read_summary,
     row_of,
-    summary_name,
 )
 from tests.segmentation.small_runs import document_of
 
-HEADER = b"case,status,wt_ml,tc_ml,et_ml,ncr_ml,ed_ml,warnings,weights,weights_sha256,read_s,network_s,device,output,error\n"
+HEADER_0_1_0 = (
+    b"case,status,wt_ml,tc_ml,et_ml,ncr_ml,ed_ml,warnings,weights,weights_sha256,read_s,network_s,device,output,error\n"
+)
+HEADER = HEADER_0_1_0[:-1] + b",wt_uncertainty,tc_uncertainty,et_uncertainty,time\n"
+TIME = "2026-11-28T09:30:00Z"
 FAILED = failed_row("b", CaseError("b: no such file"))
 
 
 def test_table_has_a_row_a_case_in_their_order() -> None:
-    document = {**document_of("c", warnings=["resampled", "thick-slices"]), "output": "out/c.nii.gz"}
+    document = {**document_of("c", warnings=["resampled", "thick-slices"]), "output": "out/c.nii.gz", "time": TIME}
+    document["mean_uncertainty"] = {"WT": 12.5, "TC": 20, "ET": None}
     rows = [row_of(document, Status.DONE), FAILED, row_of({"case": "a"}, Status.LEFT_OUT)]
     sha256 = b"5" * 64
     assert encode_summary(rows) == (
         HEADER
-        + b"a,left out,,,,,,,,,,,,,\n"
-        + b"b,failed,,,,,,,,,,,,,b: no such file\n"
+        + b"a,left out,,,,,,,,,,,,,,,,,\n"
+        + b"b,failed,,,,,,,,,,,,,b: no such file,,,,\n"
         + b"c,done,3.5,1.5,0.5,1.0,2.0,resampled;thick-slices,brats2020,"
         + sha256
-        + b",0.25,1.5,cpu,out/c.nii.gz,\n"
+        + b",0.25,1.5,cpu,out/c.nii.gz,,12.5,20,,2026-11-28T09:30:00Z\n"
     )
 
 
@@ -70,7 +81,7 @@ def test_row_is_read_as_it_was_written(row: SummaryRow, tmp_path: Path) -> None:
     assert read_summary(tmp_path / "summary.csv") == [row]
 
 
-@pytest.mark.parametrize("line", ["a,done", "a,finished,,,,,,,,,,,,,", "a,done,many,,,,,,,,,,,,"])
+@pytest.mark.parametrize("line", ["a,done", f"a,finished{',' * 17}", f"a,done,many{',' * 16}"])
 def test_damaged_row_is_told_by_its_line(line: str, tmp_path: Path) -> None:
     (tmp_path / "summary.csv").write_bytes(HEADER + f"{line}\n".encode())
     with pytest.raises(CaseError, match=r"summary\.csv: line 2 is damaged"):
@@ -87,13 +98,14 @@ def test_summary_is_told_from_other_tables(tmp_path: Path) -> None:
     contents = {
         "ours": encode_summary([FAILED]),
         "empty": encode_summary([]),
+        "earlier": HEADER_0_1_0,
         "report": encode_table([*COLUMNS, "folder"], []),
         "theirs": b"case,dice\n",
         "nothing": b"",
     }
     for name, content in contents.items():
         (tmp_path / name).write_bytes(content)
-    assert [name for name in contents if is_summary(tmp_path / name)] == ["ours", "empty"]
+    assert [name for name in contents if is_summary(tmp_path / name)] == ["ours", "empty", "earlier"]
 
 
 def test_summary_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
@@ -101,6 +113,69 @@ def test_summary_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
         is_summary(tmp_path)
 
 
-@pytest.mark.parametrize(("shard", "name"), [(None, "summary.csv"), ((3, 16), "summary-3-of-16.csv")])
-def test_each_shard_has_a_summary_of_its_own(shard: tuple[int, int] | None, name: str) -> None:
-    assert summary_name(shard) == name
+# One table for a folder
+
+
+def row(case: str, status: Status = Status.DONE, **more: Any) -> SummaryRow:
+    return SummaryRow(case=case, status=status, **{"time": TIME, **more})
+
+
+def test_a_run_replaces_the_rows_of_its_cases_alone(tmp_path: Path) -> None:
+    table = tmp_path / SUMMARY
+    enter_rows(table, [row("b"), row("a"), row("c", Status.FAILED, error="no T1")])
+    enter_rows(table, [row("b", Status.FAILED, error="one"), row("b", Status.FAILED, error="another"), row("d")])
+    assert [(each.case, each.error) for each in read_summary(table)] == [
+        ("a", ""),
+        ("b", "one"),
+        ("b", "another"),
+        ("c", "no T1"),
+        ("d", ""),
+    ]
+    enter_rows(table, [row("b"), row("c", Status.DIFFERS, error="was made otherwise")])
+    assert [each.status for each in read_summary(table)] == ["done", "done", "differs", "done"]
+    assert [path.name for path in tmp_path.iterdir()] == [SUMMARY]
+
+
+def test_tables_of_0_1_0_are_taken_in(tmp_path: Path) -> None:
+    def write(name: str, *lines: bytes, age_s: int) -> str:
+        (tmp_path / name).write_bytes(HEADER_0_1_0 + b"".join(line + b"\n" for line in lines))
+        os.utime(tmp_path / name, (1_800_000_000 - age_s,) * 2)
+        return f"{datetime.fromtimestamp(1_800_000_000 - age_s, UTC):%Y-%m-%dT%H:%M:%SZ}"
+
+    first = write("summary-1-of-2.csv", b"a,failed,,,,,,,,,,,,,no T1", b"b,done,1.5,,,,,,,,,,,out/b.nii.gz,", age_s=60)
+    second = write("summary-2-of-2.csv", b"a,left out,2.5,,,,,,,,,,,,was made otherwise", age_s=30)
+    (tmp_path / "summary-3-of-2.csv").write_text("somebody's\n")
+    enter_rows(tmp_path / SUMMARY, [row("c")])
+    assert read_summary(tmp_path / SUMMARY) == [
+        row("a", Status.DIFFERS, volumes_ml={"WT": 2.5}, error="was made otherwise", time=second),
+        row("b", volumes_ml={"WT": 1.5}, output="out/b.nii.gz", time=first),
+        row("c"),
+    ]
+    enter_rows(tmp_path / SUMMARY, [row("a")])
+    assert [each.status for each in read_summary(tmp_path / SUMMARY)] == ["done"] * 3
+
+
+@pytest.mark.parametrize("content", [b"mine\n", HEADER + b"a,done\n"], ids=["somebody's", "damaged"])
+def test_a_table_that_cannot_be_kept_is_replaced_only_where_that_is_asked_for(content: bytes, tmp_path: Path) -> None:
+    table = tmp_path / SUMMARY
+    table.write_bytes(content)
+    with pytest.raises(OutputError, match=r"summary\.csv: (exists already and is not drunet's|line 2 is damaged)"):
+        enter_rows(table, [row("b")])
+    assert table.read_bytes() == content
+    enter_rows(table, [row("b")], overwrite=True)
+    assert read_summary(table) == [row("b")]
+
+
+def test_runs_that_end_at_once_lose_no_row(tmp_path: Path) -> None:
+    writers = [start_writer(tmp_path / SUMMARY, n) for n in range(3)]
+    assert [writer.wait(60) for writer in writers] == [0, 0, 0]
+    assert [each.case for each in read_summary(tmp_path / SUMMARY)] == [f"{n}_{k}" for n in range(3) for k in range(10)]
+
+
+def start_writer(table: Path, n: int) -> "subprocess.Popen[bytes]":
+    """A process that enters ten rows, one after the other."""
+    code = (
+        "import sys, pathlib; from drunet_cli.segmentation.summary import SummaryRow, Status, enter_rows\n"
+        f"for k in range(10): enter_rows(pathlib.Path(sys.argv[1]), [SummaryRow(case=f'{n}_{{k}}', status=Status.DONE)])"
+    )
+    return subprocess.Popen([sys.executable, "-c", code, table])
