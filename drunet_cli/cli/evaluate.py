@@ -11,7 +11,6 @@ import typer
 
 from drunet_cli.brats import ReadLabels
 from drunet_cli.cli import options
-from drunet_cli.cli.cases import read_stdin
 from drunet_cli.cli.options import one_of
 from drunet_cli.errors import CaseError, DrunetError, MisuseError, OutputError, one_line, plural
 
@@ -192,6 +191,7 @@ def _check_outputs(csv: Path | None, plot: Path | None, *, overwrite: bool) -> N
 
 
 def _pairing(prediction: str, reference: str | None) -> "Pairing":
+    from drunet_cli.cli.cases import read_stdin
     from drunet_cli.evaluation.pairs import pair_up, parse_table, read_table
 
     if reference is not None:

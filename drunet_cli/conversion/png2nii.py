@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 
@@ -261,7 +261,19 @@ def _warnings(
             f"{settings.folder}: {outside} labelled pixels of {planned.case} lie outside its image, in the padding, and were "
             "dropped"
         )
+    n_labelled, n_beside = np.count_nonzero(class_map), np.count_nonzero((class_map > 0) & (reference.voxels <= 0))
+    if n_beside > max(_STRAY_VOXELS, _STRAY_SHARE * n_labelled):
+        warnings.append(
+            f"{settings.folder}: {n_beside / n_labelled:.1%} of the labelled voxels of {planned.case} lie outside the brain, "
+            f"where {reference.path} is 0; are the slices transposed or mirrored, or those of another case?"
+        )
     return tuple(warnings)
+
+
+# In none of 19 BraTS cases does a label lie where FLAIR is 0. More than a thousandth of the labels does in 15 cases if the slices
+# are transposed, and in 15 if they are mirrored from front to back.
+_STRAY_SHARE: Final = 1e-3
+_STRAY_VOXELS: Final = 10  # drawn by hand across the brain's edge
 
 
 def _holds(path: Path, label_map: LabelMap, reference: Volume) -> bool:

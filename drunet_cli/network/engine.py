@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from enum import StrEnum
-from importlib import metadata, util
+from importlib import util
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeAlias
 
@@ -266,4 +266,6 @@ def _missing_packages() -> list[str]:
 
 def _torch_may_find_gpu() -> bool:
     """Whether `auto` may be a GPU, by the build of PyTorch that is installed and by the driver, without importing PyTorch."""
+    from importlib import metadata  # brings the parser of e-mail
+
     return metadata.version("torch").partition("+")[2] != "cpu" and may_have_gpu()

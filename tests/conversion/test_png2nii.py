@@ -391,6 +391,14 @@ def test_labels_in_the_padding_are_dropped_with_a_warning_and_those_at_the_edge_
     np.testing.assert_array_equal(dataset.labels(), before)
 
 
+def test_labels_outside_the_brain_are_warned_of_as_transposed_slices_put_them_there(dataset: Dataset) -> None:
+    for z in range(SHAPE[2]):
+        rewrite(mask_slice(dataset.root, z), lambda pixels: np.roll(pixels, 2, axis=1))
+    (warning,) = dataset.back().warnings
+    assert "of the labelled voxels of p1 lie outside the brain" in warning
+    assert warning.endswith("is 0; are the slices transposed or mirrored, or those of another case?")
+
+
 # --- the output
 
 
