@@ -270,8 +270,8 @@ def _warnings(
     return tuple(warnings)
 
 
-# In none of 19 BraTS cases does a label lie where FLAIR is 0. More than a thousandth of the labels does in 15 cases if the slices
-# are transposed, and in 15 if they are mirrored from front to back.
+# In none of 19 BraTS cases does a label lie where FLAIR is 0. More than a thousandth of the labels does in 15 cases if the
+# slices are transposed, and in 15 if they are mirrored from front to back.
 _STRAY_SHARE: Final = 1e-3
 _STRAY_VOXELS: Final = 10  # drawn by hand across the brain's edge
 
