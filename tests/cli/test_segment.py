@@ -260,8 +260,8 @@ def test_finer_images_are_resampled_with_a_warning_and_return_on_their_grid(tmp_
 def test_what_cannot_work_ends_in_one_line_and_its_exit_code(
     arguments: list[str], code: int, line: str, capsys: Captured
 ) -> None:
-    options = [*image_options(), *WEIGHTS, "-o", "seg.nii.gz"]
-    assert main(["segment", *options, *arguments]) == code
+    output = [] if "-o" in arguments else ["-o", "seg.nii.gz"]
+    assert main(["segment", *image_options(), *WEIGHTS, *output, *arguments]) == code
     captured = capsys.readouterr()
     assert captured.out == ""
     assert captured.err.startswith(line)

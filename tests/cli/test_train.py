@@ -119,7 +119,8 @@ BEYOND: Final = {
 
 @pytest.mark.parametrize(("option", "value"), BEYOND.items())
 def test_option_beyond_its_range_is_named(option: str, value: str, train: Train) -> None:
-    code, out, error = train("cases", "-o", "run", option, value)
+    output = [] if option == "-o" else ["-o", "run"]
+    code, out, error = train("cases", *output, option, value)
     assert (code, out, error.count("\n")) == (2, "", 1)
     assert f"'{option}'" in error
 
