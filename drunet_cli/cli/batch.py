@@ -22,7 +22,10 @@ _DIFFERS: Final = "differs"  # the outputs of a case are there, and are not know
 
 
 class Batch:
-    """One run over cases. alone: a single case was given, whose failure is the failure of the command."""
+    """One run over cases. alone: a single case was given, whose failure is the failure of the command.
+
+    Where stderr is no terminal, what is told of several cases is a log.
+    """
 
     def __init__(self, screen: Screen, *, n_cases: int, alone: bool, json: bool) -> None:
         self._screen = screen
@@ -33,6 +36,8 @@ class Batch:
         self._advance: Callable[[str], None] = lambda _: None
         self._held: list[str | Mapping[str, Any]] | None = None
         self.n_done = 0
+        if n_cases > 1:
+            screen.keep_log()
 
     @contextmanager
     def bar(self) -> Iterator[None]:
@@ -57,7 +62,7 @@ class Batch:
         for warning in warnings:
             self._screen.warning(f"{document['case']}: {warning}")
         if self._n_cases == 1 or not self._screen.draws:
-            self._screen.note(note)
+            self._screen.note(note, place=self._place())
         if self._json:
             self._print(document)
         elif path is not None:
@@ -72,7 +77,7 @@ class Batch:
         if self._alone:
             raise error
         self._failed.append(name)
-        self._screen.error(_failure_line(name, error, differs=differs), error.details)
+        self._screen.error(_failure_line(name, error, differs=differs), error.details, place=self._place())
         if self._json:
             self._print(_failure_object(name, error, differs=differs))
         self._advance(name)
@@ -89,6 +94,9 @@ class Batch:
             raise typer.Exit(ExitCode.SOME_FAILED)
         if error is not None:
             raise error
+
+    def _place(self) -> str:
+        return f"{self.n_done + len(self._failed)} of {self._n_cases}"
 
     def _advance_by(self, advance: Callable[[str], None]) -> None:
         self._advance = advance

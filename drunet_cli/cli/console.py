@@ -8,6 +8,9 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from shutil import get_terminal_size
+from socket import gethostname
+from time import strftime
 from typing import TYPE_CHECKING, Any, Final
 
 from drunet_cli.brats import REGIONS, volume_digits, volume_in_words
@@ -33,6 +36,7 @@ class Screen:
 
     def __init__(self, *, quiet: bool = False) -> None:
         self.quiet = quiet
+        self._is_log = False
         self._console: Console | None = None
         logging.getLogger("drunet_cli").handlers[:] = [_ToScreen(self)]  # the newest screen tells what is logged
 
@@ -50,9 +54,13 @@ class Screen:
         """Whether there is a terminal for bars: a real one, as FORCE_COLOR asks for colours in logs too."""
         return not self.quiet and sys.stderr.isatty()
 
-    def error(self, message: str, details: tuple[str, ...] = ()) -> None:
-        """Print one line, whatever the message holds, and the details below it as they are."""
-        self._line("Error", "bold red", message)
+    def keep_log(self) -> None:
+        """Begin every further line with time and host, unless stderr is a terminal."""
+        self._is_log = not _stderr_is_terminal()
+
+    def error(self, message: str, details: tuple[str, ...] = (), *, place: str = "") -> None:
+        """Print one line, whatever the message holds, and the details below it as they are. place: see `note`."""
+        self._line("Error", "bold red", message, place)
         for line in details:
             self._print(f"  {line}")
 
@@ -61,10 +69,10 @@ class Screen:
         if not self.quiet:
             self._line("Warning", "yellow", message)
 
-    def note(self, message: str) -> None:
-        """Print one line that a person may like to read."""
+    def note(self, message: str, *, place: str = "") -> None:
+        """Print one line that a person may like to read. place: of this line among many, as 17 of 2000, for a log."""
         if not self.quiet:
-            self._print(message)
+            self._print(self._log_prefix(place) + message)
 
     @contextmanager
     def slices_bar(self, n_cases: int) -> Iterator["SegmentationBar | None"]:
@@ -105,11 +113,17 @@ class Screen:
         if not self.quiet:
             from rich.console import Console
 
-            for line in _rendered(table, Console(stderr=True, **_PLAIN)).splitlines():
-                self._print(line)
+            console = Console(stderr=True, **_PLAIN)
+            # A terminal folds the last column; a log, which has told every failure in full, has one line a row.
+            width = _WIDE if console.is_terminal else get_terminal_size().columns
+            for line in _rendered(table, console).splitlines():
+                self._print(line if len(line) <= width else f"{line[: width - 3]}...")
 
-    def _line(self, label: str, style: str, message: str) -> None:
-        self._print(one_line(message), f"{label}: ", style)
+    def _line(self, label: str, style: str, message: str, place: str = "") -> None:
+        self._print(one_line(message), f"{self._log_prefix(place)}{label}: ", style)
+
+    def _log_prefix(self, place: str) -> str:
+        return log_prefix(place) if self._is_log else ""
 
     def _print(self, text: str, label: str = "", style: str = "") -> None:
         try:
@@ -134,6 +148,11 @@ class _ToScreen(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         """Print the record, unless the command is to be quiet."""
         self._screen.warning(record.getMessage())
+
+
+def log_prefix(place: str) -> str:
+    """What a line of a log begins with: time and host, and its place among many where it has one."""
+    return f"{strftime('%Y-%m-%d %H:%M:%S')} {gethostname()}{place and ', '}{place}: "
 
 
 def _rendered(table: "Table", console: "Console") -> str:

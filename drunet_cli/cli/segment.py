@@ -336,11 +336,13 @@ def _enter(rows: Sequence["SummaryRow"], plan: "RunPlan") -> OutputError | None:
 
 
 def _show_rows(path: Path, rows: Sequence["SummaryRow"], screen: "Screen") -> None:
-    """Show several rows; of very many only those that failed or have warnings. path: the table that has all."""
+    """Show several rows; of very many all that failed, and some that have warnings. path: the table that has all."""
     from drunet_cli.cli.console import cohort_table
 
-    remarkable = [row for row in rows if row.error or row.warnings]
-    shown = sorted(rows if len(rows) <= _MOST_ROWS else remarkable[:_MOST_ROWS], key=lambda row: row.case)
+    failed = [row for row in rows if row.error]
+    warned = [row for row in rows if row.warnings and not row.error]
+    remarkable = [*failed, *warned[: max(0, _MOST_ROWS - len(failed))]]
+    shown = sorted(rows if len(rows) <= _MOST_ROWS else remarkable, key=lambda row: row.case)
     if shown and len(rows) > 1:
         screen.note_table(cohort_table(shown))
     if len(shown) < len(rows):

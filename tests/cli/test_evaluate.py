@@ -4,6 +4,8 @@ import csv
 import io
 import json
 import os
+import re
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -117,6 +119,22 @@ def test_a_grid_that_is_one_by_rounding_is_told_as_a_warning(own: Path, cohort: 
     assert codes == [[], ["grids-rounded"], []]
     message = "out/case_1.nii.gz: prediction and reference differ by up to 0.05 mm at the corners"
     assert [message in line for line in err.splitlines() if "Warning: " in line] == [True]
+
+
+def test_a_log_has_time_host_and_how_far_the_run_is_on_every_line(own: Path, cohort: Path, drunet: Drunet) -> None:
+    damage(own / "case_1.nii.gz")
+    done = drunet("evaluate", own, cohort / "ref", "--jobs", "1")
+    begin = rf"\d{{4}}-\d\d-\d\d \d\d:\d\d:\d\d {re.escape(socket.gethostname())}"
+    told = [re.fullmatch(f"{begin}(, . of 3)?: (.+)", line) for line in done.stderr.splitlines()]
+    assert [(line[1], " ".join(line[2].split()[:2])) for line in told if line] == [
+        (", 1 of 3", "case_0: Dice"),
+        (", 2 of 3", "Error: case_1:"),
+        (", 3 of 3", "case_2: Dice"),
+        (None, "2 cases"),
+        (None, "Error: 1"),
+    ]
+    alone = drunet("evaluate", own / "case_1.nii.gz", *files_of(cohort, 1)[1:])
+    assert alone.stderr.startswith("Error: ")
 
 
 def test_two_files_are_compared_alone_by_their_own_scores(cohort: Path, capsys: Captured) -> None:

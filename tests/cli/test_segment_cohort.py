@@ -256,7 +256,8 @@ def test_empty_stdin_is_bad_input(monkeypatch: pytest.MonkeyPatch, capsys: Captu
     ids=str,
 )
 def test_misuse_is_one_line_and_exit_2(arguments: list[str], line: str, cohort: Path, capsys: Captured) -> None:
-    assert segment(cohort, *arguments) == 2
+    settings = [] if "--device" in arguments else SETTINGS
+    assert main(["segment", str(cohort), *settings, *arguments]) == 2
     captured = capsys.readouterr()
     assert captured.out == ""
     assert captured.err.startswith(line)
@@ -567,8 +568,10 @@ KINDS: Final[dict[str, tuple[Callable[[Path], object], str]]] = {
 
 
 def test_every_good_case_is_done_among_all_kinds_of_broken_ones_which_are_named_with_their_reason(
-    cohort: Path, segmented: Path, capsys: Captured
+    cohort: Path, segmented: Path, capsys: Captured, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("COLUMNS", "70")
+    monkeypatch.setattr("drunet_cli.cli.segment._MOST_ROWS", 2)  # fewer than there are failures, which are all listed
     shutil.copytree(cohort, "cohort")
     for kind, (damage, _) in KINDS.items():
         damage(write_case(Path("cohort", kind), seed=7, labelled=False) / f"{kind}_t2.nii.gz")
@@ -589,6 +592,9 @@ def test_every_good_case_is_done_among_all_kinds_of_broken_ones_which_are_named_
     n_broken = len(KINDS) + 2
     assert err.splitlines()[-1].startswith(f"Error: {n_broken} of {n_broken + N_CASES} cases failed: ")
     assert "Traceback" not in err
+    table = err[err.index("CASE  ") :].splitlines()[:-3]
+    assert [line for line in table[1:] if " failed " in line] == table[1:]
+    assert (len(table), max(map(len, table))) == (1 + n_broken, 70)
     rows = list(csv.DictReader(Path("out/summary.csv").read_text().splitlines()))
     assert len(rows) == n_broken + N_CASES  # twice stands there twice
     assert {row["case"]: row["error"] for row in rows if row["status"] == "failed"}.keys() == expected.keys()
