@@ -124,8 +124,11 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert main(["segment", *image_options(), "-o", str(folder / "p01_seg.nii.gz"), "--no-sidecar", *quiet]) == 0
     assert main(["convert", "nii2png", training, "-o", str(folder / "slices"), "--quiet"]) == 0
     shutil.copytree(folder / "slices" / "masks", folder / "slices" / "predictions")
-    for run in ("run", "fold1", "fold2"):
-        assert main(["export", "--weights", str(GOLDEN_WEIGHTS), "-o", str(folder / run / "best.safetensors"), "--quiet"]) == 0
+    shutil.copytree(folder / "BraTS2021_TrainingData", folder / "TestData")
+    for copy in ("test_results", "cv/out_of_fold"):
+        shutil.copytree(folder / "results", folder / copy)
+    assert main(["export", "--weights", str(GOLDEN_WEIGHTS), "-o", str(folder / "run" / "best.safetensors"), "--quiet"]) == 0
+    (folder / "cv" / "ensemble.json").write_text('{"weights": ["../run/best.safetensors"]}')
     return folder
 
 

@@ -383,11 +383,12 @@ def plan_table(rows: Sequence[tuple[str, ...]], *, seg: bool) -> "Table":
 
 
 def training_plan_table(rows: Sequence[Mapping[str, Any]]) -> "Table":
-    """One row a case of a dry run of a training."""
-    table = _table("CASE", "FOR", "IN STORE", "SLICES", "WITH TUMOUR", numbers_from=3)
+    """One row a case of a dry run of a training: what the case is for, or the fold that holds it out."""
+    place, title = ("fold", "FOLD") if "fold" in rows[0] else ("split", "FOR")
+    table = _table("CASE", title, "IN STORE", "SLICES", "WITH TUMOUR", numbers_from=3)
     for row in rows:
         stored = "yes" if row["in_store"] else "no"
-        table.add_row(one_line(row["case"]), row["split"], stored, str(row["slices"]), str(row["tumour_slices"]))
+        table.add_row(one_line(row["case"]), str(row[place]), stored, str(row["slices"]), str(row["tumour_slices"]))
     return table
 
 

@@ -130,7 +130,7 @@ WeightsOfSegment = Annotated[
         "--weights",
         metavar="NAME_OR_FILE",
         autocompletion=weights_names,
-        help=f"{_WEIGHTS} May be given again: probabilities are then averaged.",
+        help=f"{_WEIGHTS} May be given again, or be the folder of a cross-validation: probabilities are then averaged.",
         show_default=DEFAULT,
         rich_help_panel=NETWORK,
     ),

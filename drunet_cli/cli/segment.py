@@ -15,7 +15,7 @@ from drunet_cli.brats import Labels, Modality
 from drunet_cli.cli import options
 from drunet_cli.errors import DrunetError, MisuseError, OutputError, Terminated, plural
 from drunet_cli.network.engine import EngineName, Precision, WindowMode
-from drunet_cli.weights.registry import DEFAULT
+from drunet_cli.weights.registry import DEFAULT, members_of
 
 if TYPE_CHECKING:
     from drunet_cli.cli.batch import Batch
@@ -136,7 +136,7 @@ def segment(
     screen = Screen(quiet=quiet)
     with _parameters_as_options():
         settings = Settings(
-            weights=tuple(weights or [DEFAULT]),
+            weights=tuple(member for each in weights or [DEFAULT] for member in members_of(each)),
             device=device,
             precision=precision,
             engine=engine,

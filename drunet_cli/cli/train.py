@@ -1,26 +1,26 @@
 """`drunet train`: its options, and how a training is shown."""
 
-import shlex
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from drunet_cli.brats import REGIONS
 from drunet_cli.cli import options
 from drunet_cli.cli.console import Screen
 from drunet_cli.cli.options import weights_names
-from drunet_cli.errors import DrunetError, MisuseError
+from drunet_cli.errors import DrunetError, MisuseError, Terminated, plural
 from drunet_cli.network.engine import Precision
 from drunet_cli.signals import hold_signals
 from drunet_cli.training.recipe import RecipeName, TrainingSettings
 
 if TYPE_CHECKING:
-    from drunet_cli.cli.console import TrainingBar
-    from drunet_cli.training.history import Epoch, TrainingProgress
+    from drunet_cli.cli.training_screen import TrainingScreen
+    from drunet_cli.training.distributed import Team
+    from drunet_cli.training.folds import CrossValidationPlan
     from drunet_cli.training.session import TrainingPlan
     from drunet_cli.weights.checkpoint import Checkpoint
 
@@ -94,10 +94,18 @@ def train(
         _number("Share of the cases held out for validation.", panel=_DATA, min=0, max=1, metavar="F", default="0.2"),
     ] = None,
     folds: Annotated[
-        int | None, _number("Cross-validation: split the cases into K folds.", panel=_DATA, min=2, metavar="K", default=False)
+        int | None,
+        _number(
+            "Cross-validation: deal the cases out to N folds, and hold each out of a training of its own in RUN.",
+            panel=_DATA,
+            min=2,
+            metavar="N",
+            default=False,
+        ),
     ] = None,
     fold: Annotated[
-        int | None, _number("Which of the K folds is held out, from 1.", panel=_DATA, min=1, metavar="k", default=False)
+        int | None,
+        _number("Train this one of the folds, from 1, as in an array of jobs.", panel=_DATA, min=1, metavar="K", default="all"),
     ] = None,
     split: Annotated[
         Path | None,
@@ -155,7 +163,7 @@ def train(
     Ctrl-C and SIGTERM (Slurm) save the state first; --resume goes on from there.
 
     drunet train BraTS2021_TrainingData -o run
-    drunet train BraTS2021_TrainingData -o fold1 --folds 5 --fold 1
+    drunet train BraTS2021_TrainingData -o cv --folds 5
 
     On 4 GPUs of one machine:
     torchrun --nproc-per-node 4 -m drunet_cli train BraTS2021_TrainingData -o run
@@ -164,6 +172,8 @@ def train(
         raise MisuseError("missing -o: name a folder for the run")
     if not cases and not resume:
         raise MisuseError("missing CASES_OR_PNG_DIRS: name folders or tables of cases, or --resume a run")
+    if not cases and folds is not None:
+        raise MisuseError("missing CASES_OR_PNG_DIRS: a cross-validation segments the cases, also with --resume")
     _check_options(
         {"--val-fraction": val_fraction, "--folds": folds, "--split": split},
         folds=folds,
@@ -207,14 +217,18 @@ def train(
         peer_timeout_min=peer_timeout,
         arguments=sys.argv[1:],
     )
-    _run(settings, init=init, screen=screen, json=json)
+    if folds is None:
+        _run(settings, init=init, screen=screen, json=json)
+    else:
+        _cross_validate(settings, init=init, screen=screen, json=json)
 
 
 def _run(settings: TrainingSettings, *, init: str | None, screen: Screen, json: bool) -> None:
     """Train, or print the plan of a dry run. init: weights to begin with, by name or file."""
+    from drunet_cli.cli.training_screen import TrainingScreen, print_plan
     from drunet_cli.training.distributed import Team, own_device, processes_of
     from drunet_cli.training.run_folder import RunFolder
-    from drunet_cli.training.session import agree_on_plan, plan_training, train
+    from drunet_cli.training.session import agree_on_plan, plan_training
 
     processes = processes_of()
     warn = screen.warning
@@ -226,28 +240,110 @@ def _run(settings: TrainingSettings, *, init: str | None, screen: Screen, json: 
     # What can be checked without PyTorch, which takes seconds to import, comes first; images are read last.
     plan = None if processes.several else plan_training(settings)
     device = own_device(processes, settings.device, on_warning=screen.warning)
-    training_screen = _TrainingScreen(screen, json=json)
+    training_screen = TrainingScreen(screen, json=json)
     with Team(processes, device, timeout_min=settings.peer_timeout_min, on_warning=warn) as team:
         with training_screen:
             plan = agree_on_plan(settings, plan, team, device, on_progress=training_screen.show, on_warning=screen.warning)
         if plan is None:  # the first process has failed, and says why
             return
-        if settings.dry_run:
-            if processes.is_first:
-                _print_plan(plan, settings, screen=screen, json=json)
-            return
-        with hold_signals() as should_stop:
-            try:
-                with training_screen:
-                    is_done = train(settings, plan, team, device, on_progress=training_screen.show, should_stop=should_stop)
-            except DrunetError as error:
-                if not (processes.several or should_stop()):
-                    raise
-                # Told here, where signals are held: the one that has come, or that torchrun sends next, would hide the error.
-                screen.error(str(error), error.details)
-                raise typer.Exit(error.exit_code) from error
-            if processes.is_first:
-                _print_end(settings, is_done=is_done, screen=screen, json=json)
+        if not settings.dry_run:
+            _learn(settings, plan, team, training_screen)
+        elif processes.is_first:
+            print_plan(plan, settings, screen=screen, json=json)
+
+
+def _cross_validate(settings: TrainingSettings, *, init: str | None, screen: Screen, json: bool) -> None:
+    """Train the folds that are wanted, segment what they hold out, and score all cases once all folds are done."""
+    from drunet_cli.cli.training_screen import TrainingScreen, print_folds
+    from drunet_cli.training.distributed import Processes, Team, own_device, processes_of
+    from drunet_cli.training.folds import CrossValidation, begin_folds, plan_folds, read_fold_cases, segment_held_out
+    from drunet_cli.training.session import resolve_precision
+
+    if processes_of().several:
+        raise MisuseError("--folds: one process trains a fold; start a job for each --fold, without torchrun")
+    folder = CrossValidation(settings.output)
+    numbers = range(1, (settings.folds or 0) + 1)
+    if init is not None and not (settings.resume and all(folder.run(number).exists for number in numbers)):
+        settings = replace(settings, init=_checkpoint(init, screen, dry_run=settings.dry_run))
+    plan = plan_folds(settings)
+    device = own_device(Processes(), settings.device, on_warning=screen.warning)
+    resolve_precision(settings.precision, device)
+    reading = TrainingScreen(screen, json=json)
+    with reading:
+        plan = read_fold_cases(plan, on_progress=reading.show, on_warning=screen.warning)
+    if settings.dry_run:
+        print_folds(plan, screen=screen, json=json)
+        return
+    begin_folds(settings, plan)
+    with Team(Processes(), device) as team:
+        for fold in plan.wanted:
+            training_screen = TrainingScreen(screen, json=json, fold=fold.number)
+            if fold.is_finished:
+                screen.note(f"fold {fold.number}: is trained, left out")
+            elif not _learn(fold.settings, fold.plan, team, training_screen):
+                return  # the signal that came ends the command here
+            with _naming_resume(screen), training_screen:
+                n_cases = segment_held_out(settings, plan, fold, on_progress=training_screen.show)
+            if n_cases:
+                screen.note(f"fold {fold.number}: {plural(n_cases, 'held-out case')} segmented into {folder.out_of_fold}")
+    with _naming_resume(screen), reading:
+        _score_folds(settings, plan, reading)
+
+
+@contextmanager
+def _naming_resume(screen: Screen) -> Iterator[None]:
+    """Say how to go on where a signal ends what follows a training."""
+    from drunet_cli.cli.training_screen import STOPPED_FOLDS
+
+    try:
+        yield
+    except (KeyboardInterrupt, Terminated):
+        screen.note(STOPPED_FOLDS)
+        raise
+
+
+def _score_folds(settings: TrainingSettings, plan: "CrossValidationPlan", shown: "TrainingScreen") -> None:
+    """Score all cases if all folds are done, in whichever job that was; tell what became of the cross-validation."""
+    from drunet_cli.cli.console import result, result_json, statistics_table
+    from drunet_cli.evaluation.evaluate import SCORES
+    from drunet_cli.training.folds import CrossValidation, score_all, unfinished_folds
+
+    folder, screen = CrossValidation(settings.output), shown.screen
+    if unfinished := unfinished_folds(settings, plan):
+        folds = "fold" if len(unfinished) == 1 else "folds"
+        numbers = ", ".join(map(str, unfinished))
+        screen.note(f"{folds} {numbers}: not done yet; whichever job finishes the last fold scores all cases")
+        return
+    if folder.ensemble.exists():
+        screen.note(f"{folder.scores}: is there already")
+    else:
+        title = f"{plural(len(plan.cases), 'case')}, each segmented by the network that has not seen it"
+        summary = score_all(settings, plan, on_progress=shown.show)
+        shown.stop()
+        screen.note_table(statistics_table(title, summary, SCORES))
+    if shown.json:
+        result_json({"scores": str(folder.scores), "statistics": str(folder.statistics), "ensemble": str(folder.ensemble)})
+    else:
+        result(str(folder.scores))
+
+
+def _learn(settings: TrainingSettings, plan: "TrainingPlan", team: "Team", shown: "TrainingScreen") -> bool:
+    """Train to the end; False where a signal has come, which takes effect after this call has told how to go on."""
+    from drunet_cli.training.session import train
+
+    with hold_signals() as should_stop:
+        try:
+            with shown:
+                is_done = train(settings, plan, team, team.device, on_progress=shown.show, should_stop=should_stop)
+        except DrunetError as error:
+            if not (team.processes.several or should_stop()):
+                raise
+            # Told here, where signals are held: the one that has come, or that torchrun sends next, would hide the error.
+            shown.screen.error(str(error), error.details)
+            raise typer.Exit(error.exit_code) from error
+        if team.processes.is_first:
+            shown.tell_end(settings, is_done=is_done)
+    return is_done
 
 
 def _checkpoint(init: str, screen: Screen, *, dry_run: bool) -> "Checkpoint | None":
@@ -277,135 +373,7 @@ def _check_options(splits: Mapping[str, object], *, folds: int | None, fold: int
         given = [name for name, value in alternatives.items() if value is not None]
         if len(given) > 1:
             raise MisuseError(f"{' and '.join(given)} exclude one another")
-    if (folds is None) != (fold is None):
-        raise MisuseError("--folds and --fold belong together: how many folds, and which of them is held out")
+    if fold is not None and folds is None:
+        raise MisuseError(f"--fold {fold}: of how many? give --folds N too")
     if folds is not None and fold is not None and fold > folds:
         raise MisuseError(f"--fold {fold}: there are {folds} folds, counted from 1")
-
-
-def _print_end(settings: TrainingSettings, *, is_done: bool, screen: Screen, json: bool) -> None:
-    from drunet_cli.cli.console import result, result_json
-    from drunet_cli.training.run_folder import RunFolder
-
-    run = RunFolder(settings.output)
-    if not is_done:
-        words = ["drunet", "train", "--resume", "-o", str(run.root)]
-        words += ["--slices-dir", str(settings.slices)] if settings.slices != run.slices else []
-        screen.note(f"Stopped; the state is saved. To continue: {shlex.join(words)}")
-    elif json:
-        result_json({"best": str(run.best), "last": str(run.last)})
-    else:
-        result(str(run.best))
-        result(str(run.last))
-
-
-def _print_plan(plan: "TrainingPlan", settings: TrainingSettings, *, screen: Screen, json: bool) -> None:
-    """Print on stdout what a dry run has found and what would be done."""
-    from drunet_cli.cli.console import result_json, training_plan_table
-    from drunet_cli.errors import plural
-    from drunet_cli.training.recipe import Length
-
-    split, recipe = plan.split, plan.recipe
-    rows = [
-        {
-            "case": name,
-            "split": "validation" if name in split.validation else "train",
-            "slices": case.n_slices,
-            "tumour_slices": case.n_tumour_slices,
-            "in_store": case.reused,
-        }
-        for name, case in sorted(plan.summaries.items())
-    ]
-    learnt = [case.n_slices for name, case in plan.summaries.items() if name in split.train]
-    length = Length.of(recipe, n_slices=sum(learnt))
-    if json:
-        for row in rows:
-            result_json(row)
-        result_json(
-            {
-                "train": len(split.train),
-                "validation": len(split.validation),
-                "epochs": length.n_epochs,
-                "steps": length.n_steps,
-                "continues": plan.continues,
-                "run": str(settings.output),
-            }
-        )
-        return
-    if rows:
-        screen.table(training_plan_table(rows))
-    does = "would go on with" if plan.continues else "would train"
-    screen.note(
-        f"{does} recipe {recipe.recipe}, base width {recipe.network.base_width}: {plural(length.n_epochs, 'epoch')}, "
-        f"{plural(length.n_steps, 'step')} of {plural(recipe.batches.size, 'slice')}; {plural(len(split.train), 'case')} to "
-        f"learn from, {len(split.validation)} held out"
-    )
-
-
-class _TrainingScreen:
-    """Shows how far a training is: a bar on a terminal, and a line for each epoch; with json, a line on stdout too."""
-
-    def __init__(self, screen: Screen, *, json: bool) -> None:
-        self._screen, self._json = screen, json
-        self._bar: TrainingBar | None = None
-        self._dice = ""
-
-    def __enter__(self) -> None:
-        if self._screen.draws:
-            from drunet_cli.cli.console import TrainingBar
-
-            self._bar = TrainingBar(self._screen)
-
-    def __exit__(self, *_: object) -> None:
-        if self._bar is not None:
-            self._bar.stop()
-            self._bar = None
-
-    def show(self, progress: "TrainingProgress") -> None:
-        """Move the bar; tell of an epoch that has ended."""
-        if progress.epoch is not None:
-            self._tell_epoch(progress.epoch, progress)
-        elif self._bar is not None:
-            loss = "" if progress.loss is None else f"loss {progress.loss:.3f}  "
-            state = f"{loss}{self._dice}{progress.slices_per_s:.1f} slices/s" if progress.slices_per_s else ""
-            self._bar.show(f"{progress.stage} {progress.case}".rstrip(), progress.done, progress.total, state)
-
-    def _tell_epoch(self, epoch: "Epoch", progress: "TrainingProgress") -> None:
-        dice = epoch.dice
-        if dice:
-            self._dice = f"Dice {dice['mean']:.3f}  "
-        scores = "".join(f", {region} {dice[region]:.3f}" for region in REGIONS if dice)
-        best = " (best)" if epoch.is_best and dice else ""
-        left = f", about {duration_in_words(progress.left_s)} left" if progress.left_s else ""
-        speed = f"{epoch.slices_per_s:.1f} slices/s"
-        self._screen.note(f"epoch {epoch.epoch}/{progress.n_epochs}: loss {epoch.loss:.4f}{scores}{best}, {speed}{left}")
-        if self._json:
-            from drunet_cli.cli.console import result_json
-
-            result_json(
-                {
-                    "epoch": epoch.epoch,
-                    "step": epoch.step,
-                    "learning_rate": epoch.learning_rate,
-                    "loss": epoch.loss,
-                    "dice": dice or None,
-                    "cases": {score.case: dict(score.dice) for score in epoch.scores},
-                    "best": epoch.is_best,
-                    "seconds": epoch.seconds,
-                    "slices_per_s": epoch.slices_per_s,
-                    "waiting": epoch.waiting,
-                }
-            )
-
-
-def duration_in_words(seconds: float) -> str:
-    """Say a duration in two units at most: 45 s, 3 min, 2 h 05 min, 3 d 4 h."""
-    minutes = round(seconds / 60)
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    if minutes < 60:
-        return f"{minutes} min"
-    if minutes < 48 * 60:
-        return f"{minutes // 60} h {minutes % 60:02d} min"
-    hours = round(minutes / 60)
-    return f"{hours // 24} d {hours % 24} h"

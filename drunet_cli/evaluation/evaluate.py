@@ -4,7 +4,7 @@ import csv
 import io
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, astuple, dataclass, fields, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Any, Final, TypeVar
@@ -65,9 +65,9 @@ class EvaluationTask:
     """
 
     pair: Pair
-    convention: Convention
-    labels: ReadLabels
-    tolerance_mm: float
+    convention: Convention = Convention.BRATS
+    labels: ReadLabels = ReadLabels.AUTO
+    tolerance_mm: float = 1.0
     uncertainty: bool = False
 
 
@@ -218,6 +218,15 @@ def encode_csv(documents: Iterable[Mapping[str, Any]]) -> bytes:
     writer.writeheader()
     writer.writerows(rows)
     return table.getvalue().encode(errors="surrogateescape")
+
+
+def encode_statistics(summary: Mapping[str, Mapping[str, Statistics]]) -> bytes:
+    """A row a region and score. summary: by region and score, see `summarise`."""
+    table = io.StringIO(newline="")
+    writer = csv.writer(table, lineterminator="\n")
+    writer.writerow(["region", "score", *(item.name for item in fields(Statistics))])
+    writer.writerows([region, score, *astuple(found)] for region, scores in summary.items() for score, found in scores.items())
+    return table.getvalue().encode()
 
 
 def _load(*paths: Path) -> list[Volume]:

@@ -240,7 +240,7 @@ def row_of_failure(name: str, error: DrunetError, files: OutputFiles | None) -> 
     """
     if files is None or files.state() is not OutputState.COMPLETE:
         return failed_row(name, error)
-    known = _whole_document(files) or {}
+    known = whole_document(files) or {}
     row = row_of({**known, "case": name, "output": str(files.label_map)}, Status.DIFFERS)
     return replace(row, error=str(error))
 
@@ -262,7 +262,7 @@ def same_document(case: Case, files: OutputFiles, ensemble: Ensemble) -> dict[st
     return document
 
 
-def _whole_document(files: OutputFiles) -> dict[str, Any] | None:
+def whole_document(files: OutputFiles) -> dict[str, Any] | None:
     """The sidecar's object of a label map that is as it was written, however it was made; None for any other."""
     document = read_sidecar(files.sidecar)
     with suppress(OutputError):

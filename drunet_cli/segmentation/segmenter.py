@@ -20,7 +20,7 @@ from drunet_cli.segmentation.ensemble import Ensemble
 from drunet_cli.segmentation.outputs import OutputFiles, describe
 from drunet_cli.segmentation.settings import Settings
 from drunet_cli.weights.checkpoint import Checkpoint
-from drunet_cli.weights.registry import DEFAULT
+from drunet_cli.weights.registry import DEFAULT, members_of
 
 Image: TypeAlias = str | os.PathLike[str] | npt.NDArray[Any]
 _LOG: Final = logging.getLogger("drunet_cli")
@@ -37,7 +37,7 @@ class Segmenter:
 
     Weights and engines are opened when the first case needs them, and kept. The settings are those of `drunet segment`:
 
-    weights: a registered name, a file, or several of them, whose probabilities are averaged.
+    weights: a registered name, a file, the folder of a cross-validation, or several of them, whose probabilities are averaged.
     device: "auto", "cpu", "cuda", "cuda:1", "mps".
     precision: "auto", "float32", "bfloat16", "float16".
     engine: "auto", "torch", "onnxruntime".
@@ -53,7 +53,8 @@ class Segmenter:
     on_warning: called with what a user should know, by default written to the logger "drunet_cli".
     open_weights: opens a set of weights by name; by default a download is told to that logger too.
 
-    For one thread at a time. Raises MisuseError for settings that exclude one another, ValueError for those that cannot be.
+    For one thread at a time. Raises MisuseError for settings that exclude one another, ValueError for those that cannot be, and
+    WeightsError for a folder that is no finished cross-validation.
     """
 
     def __init__(
@@ -78,8 +79,9 @@ class Segmenter:
         on_warning: Callable[[str], None] = _LOG.warning,
         open_weights: Callable[[str], Checkpoint] = _open_logged,
     ) -> None:
+        given = [weights] if isinstance(weights, str | os.PathLike) else weights
         settings = Settings(
-            weights=tuple(os.fspath(each) for each in ([weights] if isinstance(weights, str | os.PathLike) else weights)),
+            weights=tuple(member for each in given for member in members_of(os.fspath(each))),
             device=device,
             precision=Precision(precision),
             engine=EngineName(engine),

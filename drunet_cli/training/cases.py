@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -91,9 +92,10 @@ class LabelledSlices:
     warnings: tuple[str, ...] = ()
 
 
-def find_training_cases(paths: Sequence[Path], naming: Naming = BUILT_IN) -> FoundCases:
+def find_training_cases(paths: Sequence[Path], naming: Naming = BUILT_IN, *, leave_out: Path | None = None) -> FoundCases:
     """Find cases in folders of PNG slices, case folders, folders of case folders, and tables.
 
+    leave_out: a folder below them that is not entered, such as that of results.
     A folder holds PNG slices when its `images` has slices or its `cases` has descriptions; its NIfTI files are then left alone.
     """
     found: list[TrainingCase] = []
@@ -112,7 +114,7 @@ def find_training_cases(paths: Sequence[Path], naming: Naming = BUILT_IN) -> Fou
             entered.add(identity)
             found += [TrainingCase(name, case) for name, case in dataset.items() if isinstance(case, PngCase)]
             refused += [BrokenCase(name, error) for name, error in dataset.items() if isinstance(error, CaseError)]
-    cohort = find_cases(others, naming)
+    cohort = find_cases(others, naming, leave_out=leave_out)
     found += [TrainingCase(case.name, case) for case in cohort.cases]
     usable, unusable = _sort_out(found, naming)
     refused += [*cohort.broken, *unusable]
@@ -159,31 +161,71 @@ class Split:
         return json.dumps({"train": self.train, "validation": self.validation}, indent=2).encode() + b"\n"
 
 
-def split_by_fraction(names: Sequence[str], fraction: float, *, seed: int) -> Split:
-    """Hold out a share of the cases, drawn by the seed: at least one case unless the share is 0.
+# What stands at the end of the names of several cases of one patient: a visit, or the date of one.
+_DATE: Final = r"(?:19|20)\d\d(?P<sign>[-_.]?)(?:0[1-9]|1[0-2])(?P=sign)(?:0[1-9]|[12]\d|3[01])"
+_VISIT: Final = rf"(?:ses|session|visit|tp|timepoint|day|week|month|year)[-_ ]?\d+|baseline|follow[-_ ]?up[-_ ]?\d*|{_DATE}"
+_IS_VISIT: Final = re.compile(_VISIT, re.IGNORECASE)
+_OF_PATIENT: Final = (
+    re.compile(r"(sub-[A-Za-z0-9]+)_.*"),  # BIDS
+    re.compile(r"(BraTS-[A-Za-z]+-\d+)-\d{3}"),  # BraTS from 2023 on
+    re.compile(rf"(.+?)[-_. ](?:{_VISIT})", re.IGNORECASE),
+)
 
-    Raises MisuseError when no case is left to learn from.
+
+def patients_of(cases: Iterable[TrainingCase], sources: Sequence[Path]) -> dict[str, str]:
+    """Tell which patient each case is of, as far as its name tells: by case; the case's own name where nothing tells.
+
+    Where the whole name is a visit, the patient is the folder above the case's. sources: the folders and tables that were
+    searched, which hold many patients.
     """
-    shuffled = _shuffled(names, seed)
-    n_validation = max(1, round(fraction * len(shuffled))) if fraction > 0 else 0
-    if not shuffled:
+    roots = {*sources, *(source.parent for source in sources if source.is_file())}
+    patients = {}
+    for case in cases:
+        patients[case.name] = patient_of(case.name)
+        if _IS_VISIT.fullmatch(case.name) and not {case.place, case.place.parent} & roots:
+            patients[case.name] = str(case.place.parent)
+    return patients
+
+
+def patient_of(name: str) -> str:
+    """Return the part of a case's name that names the patient: of P01_2019-03-01, P01. The whole name where nothing tells."""
+    return next((found[1] for pattern in _OF_PATIENT if (found := pattern.fullmatch(name))), name)
+
+
+def split_by_fraction(patients: Mapping[str, str], fraction: float, *, seed: int) -> Split:
+    """Hold out a share of the cases, drawn by the seed: at least one case unless the share is 0, and whole patients.
+
+    patients: by case. Raises MisuseError when no case is left to learn from.
+    """
+    if not patients:
         raise MisuseError("there is no case to learn from")
-    if n_validation >= len(shuffled):
+    n_wanted = max(1, round(fraction * len(patients))) if fraction > 0 else 0
+    held_out: list[str] = []
+    for cases in _shuffled(patients, seed):
+        if len(held_out) < n_wanted:
+            held_out += cases
+    if len(held_out) >= len(patients):
         raise MisuseError(
-            f"a held-out share of {fraction:g} leaves none of {len(names)} to learn from; give more cases, or --val-fraction 0"
+            f"a held-out share of {fraction:g} leaves none of {len(patients)} to learn from; give more cases, or "
+            "--val-fraction 0"
         )
-    return _split(shuffled, shuffled[:n_validation])
+    return Split(tuple(sorted(patients.keys() - held_out)), tuple(sorted(held_out)))
 
 
-def split_by_fold(names: Sequence[str], n_folds: int, fold: int, *, seed: int) -> Split:
-    """Hold out one of n_folds folds, counted from 1. The seed draws the folds; their sizes differ by one case at most.
+def draw_folds(patients: Mapping[str, str], n_folds: int, *, seed: int) -> tuple[tuple[str, ...], ...]:
+    """Deal cases out to folds, drawn by the seed; the cases of a patient come into one fold. Nothing else is balanced.
 
-    Raises MisuseError when there are fewer cases than folds.
+    patients: by case. Returns the sorted cases of each fold; where no patient has several, sizes differ by one case at most.
+    Raises MisuseError when there are fewer patients than folds.
     """
-    shuffled = _shuffled(names, seed)
-    if n_folds > len(shuffled):
-        raise MisuseError(f"--folds {n_folds}: there are fewer cases than that ({len(shuffled)})")
-    return _split(shuffled, shuffled[fold - 1 :: n_folds])
+    groups = _shuffled(patients, seed)
+    if n_folds > len(groups):
+        kind, in_cases = ("cases", "") if len(groups) == len(patients) else ("patients", f" in {len(patients)} cases")
+        raise MisuseError(f"--folds {n_folds}: there are fewer {kind} than that ({len(groups)}{in_cases})")
+    folds: list[list[str]] = [[] for _ in range(n_folds)]
+    for cases in sorted(groups, key=len, reverse=True):  # the small ones last, which even the sizes out
+        min(folds, key=len).extend(cases)
+    return tuple(tuple(sorted(cases)) for cases in folds)
 
 
 def read_split(path: Path, names: Sequence[str]) -> Split:
@@ -210,13 +252,13 @@ def read_split(path: Path, names: Sequence[str]) -> Split:
     return Split(tuple(sorted(train)), tuple(sorted(validation)))
 
 
-def _shuffled(names: Sequence[str], seed: int) -> list[str]:
-    ordered = sorted(names)
+def _shuffled(patients: Mapping[str, str], seed: int) -> list[list[str]]:
+    """Return the cases of each patient, in an order that the seed draws, whatever the patients are called."""
+    groups: dict[str, list[str]] = defaultdict(list)
+    for name in sorted(patients):
+        groups[patients[name]].append(name)
+    ordered = list(groups.values())
     return [ordered[index] for index in generator(seed, Stream.SPLIT).permutation(len(ordered))]
-
-
-def _split(names: Sequence[str], validation: Sequence[str]) -> Split:
-    return Split(tuple(sorted(set(names) - set(validation))), tuple(sorted(validation)))
 
 
 def read_labelled_slices(case: TrainingCase) -> LabelledSlices:

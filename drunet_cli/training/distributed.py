@@ -126,7 +126,7 @@ class Team:
         on_warning: Callable[[str], None] = lambda _: None,
     ) -> None:
         self.processes = processes
-        self._device = device
+        self.device = device
         self._timeout = timedelta(minutes=timeout_min)
         self._on_warning = on_warning
         self._control: Any = None  # the gloo group
@@ -153,7 +153,7 @@ class Team:
     def _meet(self) -> None:
         from torch import distributed
 
-        distributed.init_process_group("nccl" if self._device.type == "cuda" else "gloo", timeout=self._timeout)
+        distributed.init_process_group("nccl" if self.device.type == "cuda" else "gloo", timeout=self._timeout)
         self._control = distributed.new_group(backend="gloo", timeout=self._timeout)
 
     def __exit__(self, *_: object) -> None:
@@ -182,7 +182,7 @@ class Team:
             return network
         from torch.nn.parallel import DistributedDataParallel
 
-        devices = [self._device] if self._device.type == "cuda" else None
+        devices = [self.device] if self.device.type == "cuda" else None
         with self.waiting():
             return DistributedDataParallel(network, device_ids=devices)
 

@@ -95,6 +95,8 @@ class Stage(StrEnum):
     READING = "reading cases"
     LEARNING = "training"
     VALIDATING = "validating"
+    SEGMENTING = "segmenting"
+    SCORING = "scoring"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -86,8 +86,6 @@ class Training:
         self._losses = torch.full((), progress.losses, dtype=dtype, device=self.learner.device)
         self._recent_loss = _RecentLoss(self.learner.device)
         self._session_begin = progress.step, time.perf_counter()
-        if progress.history.epochs:  # a run that was killed after its last epoch may not have written these files
-            self._write_history()
         planner = Planner(self.train, recipe.batches, recipe.augmentation, seed=recipe.seed)
         self._feed = Feed(
             planner,
@@ -222,19 +220,15 @@ class Training:
         return True
 
     def _publish(self, epoch: Epoch, weights: State) -> None:
-        """Write the weights, then the state that says that the epoch is done, then the files that are made of the history."""
+        """Write the weights and what is made of the history, and last the state, which says that the epoch is done."""
         metadata = replace(self.metadata, origin=f"{self.metadata.origin}, {epoch.in_words(self.length.n_steps)}")
         if epoch.is_best:
             write_checkpoint(self.run.best, weights, metadata, overwrite=True)
         write_checkpoint(self.run.last, weights, metadata, overwrite=True)
+        write_tables(self.progress.history, self.run.metrics, self.run.cases)
+        draw_curves(self.progress.history, self.run.curves)
         write_state(self.run.state, self.learner, self.progress)
-        self._write_history()
         self._events.add(epoch)
-
-    def _write_history(self) -> None:
-        if self._writes:
-            write_tables(self.progress.history, self.run.metrics, self.run.cases)
-            draw_curves(self.progress.history, self.run.curves)
 
     def _save_state(self) -> None:
         self._note_losses()

@@ -428,9 +428,9 @@ class TrainingSettings:
     fraction: float | None = None
     """Share of the cases to hold out. At most one of fraction, folds and split_file is given; the default is a share of 0.2."""
     folds: int | None = None
-    """Number of folds of a cross-validation."""
+    """Number of folds of a cross-validation, for which `output` is the folder of all."""
     fold: int | None = None
-    """The fold that is held out, counted from 1."""
+    """The one fold to train, counted from 1; None for all."""
     split_file: Path | None = None
     """JSON file that names the cases."""
     init: "Checkpoint | None" = None

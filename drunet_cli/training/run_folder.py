@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 RUN_SCHEMA: Final = "drunet.training/1"
 STATE_SCHEMA: Final = "drunet.training-state/1"
 _STATE_KEY: Final = "drunet"
+FOLDS_FILE: Final = "folds.json"  # of the folder of a cross-validation, in which each fold has a run folder
 _CONFIG_HEAD: Final = "# Every number of this training. To train so again: drunet train CASES -o NEW_RUN --config THIS_FILE\n"
 
 
@@ -63,6 +64,12 @@ class RunFolder:
         self._files = (*self._outputs, self.split, self.document, self.config)
 
     @property
+    def name(self) -> str:
+        """What the weights are called: as the folder; those of a fold as its cross-validation, too."""
+        folder = self.root.absolute()
+        return f"{folder.parent.name}_{folder.name}" if (folder.parent / FOLDS_FILE).is_file() else folder.name
+
+    @property
     def exists(self) -> bool:
         """Whether the folder holds a training."""
         return os.path.lexists(self.config) and not self.is_abandoned
@@ -76,6 +83,18 @@ class RunFolder:
         except OSError:
             return False
         return ours and not any(os.path.lexists(path) for path in self._outputs)
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether the training has come to its end. Raises WeightsError for a damaged state."""
+        if not self.exists:
+            return False
+        try:
+            with safetensors.safe_open(self.state, framework="numpy") as file:
+                document = json.loads((file.metadata() or {})[_STATE_KEY])
+            return any(epoch["step"] == document["n_steps"] for epoch in document["history"])
+        except (OSError, safetensors.SafetensorError, ValueError, TypeError, LookupError) as error:
+            raise WeightsError(f"{self.state}: is damaged, or no state of a training: {error}; begin it anew") from error
 
     def check_writable(self, *, overwrite: bool) -> None:
         """Raise OutputError now for what would stop the writing later."""

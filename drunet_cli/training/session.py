@@ -13,16 +13,18 @@ from drunet_cli.errors import CaseError, DeviceError, DrunetError, MisuseError, 
 from drunet_cli.jobs import run_tasks
 from drunet_cli.network.engine import Precision
 from drunet_cli.training.cases import (
+    FoundCases,
     Split,
     TrainingCase,
     find_training_cases,
+    patient_of,
+    patients_of,
     read_split,
-    split_by_fold,
     split_by_fraction,
 )
 from drunet_cli.training.history import OnProgress, Stage, TrainingProgress, ignore_progress
 from drunet_cli.training.recipe import RECIPES, Length, Recipe, RecipeName, TrainingSettings, changed, differences, read_recipe
-from drunet_cli.training.run_folder import Progress, RunFolder, read_state, write_state
+from drunet_cli.training.run_folder import FOLDS_FILE, Progress, RunFolder, read_state, write_state
 from drunet_cli.training.store import CaseSummary, StoredCase, StoreTask, open_store, prepare_case
 from drunet_cli.weights.checkpoint import Metadata
 
@@ -43,7 +45,8 @@ _PAPER: Final = "DR-Unet104: Colman et al. 2020, arXiv:2011.02840"
 class TrainingPlan:
     """What a session will do.
 
-    cases: to be read into the store; none where a training is resumed from its slices alone.
+    cases: to be read into the store; none where a training is resumed from its slices alone. expected: SHA-256 that the files
+    of a case must have, by case and role.
     continues: whether there is a training to resume. summaries: of the cases that have been read or are in the store, by name.
     notes: what there is to know of the search for cases.
     """
@@ -52,27 +55,37 @@ class TrainingPlan:
     split: Split
     cases: tuple[TrainingCase, ...]
     continues: bool
+    expected: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     summaries: Mapping[str, CaseSummary] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
 
-def plan_training(settings: TrainingSettings) -> TrainingPlan:
+def plan_training(
+    settings: TrainingSettings,
+    *,
+    found: FoundCases | None = None,
+    recipe: Recipe | None = None,
+    split: Split | None = None,
+) -> TrainingPlan:
     """Settle recipe, cases and split. Reads no image and writes nothing.
 
+    found, recipe, split: given for a fold of a cross-validation, which settles them for all of its folds.
     Raises MisuseError, CaseError, OutputError and WeightsError.
     """
     run = RunFolder(settings.output)
     continues = settings.resume and run.exists
-    recipe = _recipe(settings, run, continues=continues)
-    split = None
+    recipe = recipe or settle_recipe(settings, run, continues=continues)
     if continues:
-        stored, split = run.read()
+        stored, stored_split = run.read()
         if changes := differences(stored, recipe):
             raise MisuseError(
                 f"{run.config}: the training to resume has {'; '.join(changes)}; leave these options as they were, or "
                 "begin another run, with --init of this one's weights"
             )
-        _check_same_split(settings, run, split, seed=recipe.seed)
+        asked = split or _split_asked_for(settings, [*stored_split.train, *stored_split.validation], seed=recipe.seed)
+        if asked not in (None, stored_split):
+            raise MisuseError(f"{run.split}: the training to resume was split otherwise; leave out the options of the split")
+        split = stored_split
         if not settings.sources:
             stored_cases = open_store(settings.slices, [*split.train, *split.validation])
             summaries = {case.name: case.summary() for case in stored_cases}
@@ -82,19 +95,28 @@ def plan_training(settings: TrainingSettings) -> TrainingPlan:
             raise OutputError(
                 f"{run.root}: holds a training already; --resume continues it, --overwrite begins anew in its place"
             )
+        if (run.root / FOLDS_FILE).exists():
+            raise OutputError(f"{run.root}: holds a cross-validation; give --folds to go on with it, or name another folder")
         run.check_writable(overwrite=settings.overwrite or run.is_abandoned)
         if not settings.sources:
             raise MisuseError(f"{run.root}: there is no training to resume; name the cases to learn from")
-    found = find_training_cases(settings.sources, settings.naming)
-    if found.refused:
-        raise _refusal([(case.name, case.error) for case in found.refused], n_cases=len(found.cases) + len(found.refused))
+    found = found or find_usable_cases(settings)
     if split is None:
-        split = _new_split(settings, [case.name for case in found.cases], seed=recipe.seed)
+        split = _new_split(settings, patients_of(found.cases, settings.sources), seed=recipe.seed)
     wanted = {*split.train, *split.validation}
     if missing := sorted(wanted - {case.name for case in found.cases}):
         raise CaseError(f"{run.split}: the training to resume has {missing[0]}, which is not among the cases given")
     cases = tuple(case for case in found.cases if case.name in wanted)
-    return TrainingPlan(recipe=recipe, split=split, cases=cases, continues=continues, notes=found.notes)
+    expected = run.cases_of_last_session() if continues else {}
+    return TrainingPlan(recipe=recipe, split=split, cases=cases, continues=continues, expected=expected, notes=found.notes)
+
+
+def find_usable_cases(settings: TrainingSettings) -> FoundCases:
+    """Find the cases to learn from. Raises CaseError where one of them cannot be learnt from."""
+    found = find_training_cases(settings.sources, settings.naming, leave_out=settings.output)
+    if found.refused:
+        raise _refusal([(case.name, case.error) for case in found.refused], n_cases=len(found.cases) + len(found.refused))
+    return found
 
 
 def agree_on_plan(
@@ -131,7 +153,7 @@ def agree_on_plan(
         with suppress(DeviceError):  # the first error says more than the loss of another process
             team.broadcast(None)
         raise
-    team.broadcast(replace(plan, cases=(), summaries={}))
+    team.broadcast(replace(plan, cases=(), expected={}, summaries={}))
     return plan
 
 
@@ -152,9 +174,8 @@ def read_cases(
     """
     if not plan.cases:
         return plan
-    expected = RunFolder(settings.output).cases_of_last_session() if plan.continues else {}
     tasks = [
-        StoreTask(case=case, folder=settings.slices, write=not settings.dry_run, expected=expected.get(case.name))
+        StoreTask(case=case, folder=settings.slices, write=not settings.dry_run, expected=plan.expected.get(case.name))
         for case in plan.cases
     ]
     summaries: dict[str, CaseSummary] = {}
@@ -272,8 +293,8 @@ def _refusal(refused: Sequence[tuple[str, DrunetError]], *, n_cases: int) -> Dru
     )
 
 
-def _recipe(settings: TrainingSettings, run: RunFolder, *, continues: bool) -> Recipe:
-    """Raises CaseError, MisuseError, WeightsError."""
+def settle_recipe(settings: TrainingSettings, run: RunFolder, *, continues: bool) -> Recipe:
+    """Return the numbers to train with, those of the run where it continues. Raises CaseError, MisuseError, WeightsError."""
     asked = settings.recipe
     if settings.config is not None:
         recipe, source = read_recipe(settings.config, otherwise=asked or RecipeName.MODERN), f"{settings.config} is of"
@@ -298,21 +319,19 @@ def _recipe(settings: TrainingSettings, run: RunFolder, *, continues: bool) -> R
     return replace(recipe, network=replace(recipe.network, base_width=init.base_width, bn_epsilon=init.bn_epsilon))
 
 
-def _new_split(settings: TrainingSettings, names: Sequence[str], *, seed: int) -> Split:
+def _new_split(settings: TrainingSettings, patients: Mapping[str, str], *, seed: int) -> Split:
+    """patients: by case."""
     if settings.split_file is not None:
-        return read_split(settings.split_file, names)
-    if settings.folds is not None and settings.fold is not None:
-        return split_by_fold(names, settings.folds, settings.fold, seed=seed)
-    return split_by_fraction(names, _DEFAULT_FRACTION if settings.fraction is None else settings.fraction, seed=seed)
+        return read_split(settings.split_file, list(patients))
+    return split_by_fraction(patients, _DEFAULT_FRACTION if settings.fraction is None else settings.fraction, seed=seed)
 
 
-def _check_same_split(settings: TrainingSettings, run: RunFolder, split: Split, *, seed: int) -> None:
-    """Raise MisuseError where options ask for another split than that of the training to resume."""
-    if (settings.split_file, settings.folds, settings.fraction) == (None, None, None):
-        return
+def _split_asked_for(settings: TrainingSettings, names: Sequence[str], *, seed: int) -> Split | None:
+    """Return the split of these cases that options ask for; None without such options."""
+    if (settings.split_file, settings.fraction) == (None, None):
+        return None
     # A split by a file leaves cases out, and the names that are left cannot show that; a split of all cases can be repeated.
-    if _new_split(settings, [*split.train, *split.validation], seed=seed) != split:
-        raise MisuseError(f"{run.split}: the training to resume was split otherwise; leave out the options of the split")
+    return _new_split(settings, {name: patient_of(name) for name in names}, seed=seed)
 
 
 def _learner(
@@ -342,7 +361,7 @@ def _metadata(run: RunFolder, recipe: Recipe, split: Split) -> Metadata:
     if init is not None:
         origin += f", from {init['name']} (SHA-256 {init['sha256']})"
     return Metadata(
-        name=run.root.absolute().name,
+        name=run.name,
         base_width=recipe.network.base_width,
         bn_epsilon=recipe.network.bn_epsilon,
         dropout=recipe.network.dropout,

@@ -4,6 +4,7 @@ Bundled weights are in the package; a file of such a name in the cache is never 
 `weights/NAME.safetensors`.
 """
 
+import json
 import os
 import re
 import stat
@@ -13,7 +14,7 @@ from pathlib import Path
 from typing import Final
 
 import drunet_cli
-from drunet_cli.errors import WeightsError
+from drunet_cli.errors import WeightsError, join_some
 
 DEFAULT: Final = "brats2020"
 COMPACT: Final = "compact"
@@ -29,6 +30,7 @@ BRATS2021: Final = (
 )
 _PACKAGED: Final = Path(drunet_cli.__file__).parent / "weights"
 SUFFIX: Final = ".safetensors"
+ENSEMBLE_FILE: Final = "ensemble.json"  # in a folder of several weights, which it lists
 NO_CACHE: Final = "there is no home folder for the cache of weights; set DRUNET_CACHE_DIR to a folder"
 _FILE_SUFFIXES: Final = (".h5", ".hdf5", SUFFIX)
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
@@ -170,9 +172,37 @@ def cached_names() -> list[str]:
     return sorted(name for name in names if name not in BUNDLED)
 
 
+def known_names() -> set[str]:
+    """Names of all weights that can be used or fetched."""
+    return {*ENTRIES, *BUNDLED, *(cached_names() if has_cache() else ())}
+
+
 def is_file_name(weights: str) -> bool:
     """Whether these words name a file, and not weights in the registry or the cache."""
     return weights.lower().endswith(_FILE_SUFFIXES) or os.sep in weights
+
+
+def members_of(weights: str) -> tuple[str, ...]:
+    """Return the files of a folder that lists several weights, such as that of a cross-validation; of other words, these alone.
+
+    Raises WeightsError for a list that is damaged, and for a cross-validation that is not finished.
+    """
+    folder = Path(weights)
+    path = folder / ENSEMBLE_FILE
+    if not os.path.isdir(weights) or weights in known_names():  # noqa: PTH112  # unlike Path.is_dir it raises for no name
+        return (weights,)
+    try:
+        files = json.loads(path.read_text(encoding="utf-8"))["weights"]
+        if not files or not all(isinstance(file, str) for file in files):
+            raise ValueError("lists no weights")
+    except FileNotFoundError as error:
+        raise WeightsError(
+            f"{weights}: is a folder without {ENSEMBLE_FILE}, which a cross-validation writes when all folds are done; give a "
+            "weights file, such as best.safetensors of a training"
+        ) from error
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise WeightsError(f"{path}: cannot be read, or is damaged: {error}; name the weights one by one") from error
+    return tuple(str(folder / file) for file in files)
 
 
 def check_available(weights: str) -> None:
@@ -203,6 +233,9 @@ def check_file(path: Path) -> None:
     except FileNotFoundError as error:
         raise WeightsError(f"{path}: no such weights file") from error
     except IsADirectoryError as error:
+        if (path / ENSEMBLE_FILE).exists():
+            files = join_some(members_of(str(path)))
+            raise WeightsError(f"{path}: is a folder of several weights; give one of them: {files}") from error
         raise WeightsError(
             f"{path}: is a folder; give the weights file in it, such as best.safetensors of a training"
         ) from error
@@ -213,7 +246,9 @@ def check_file(path: Path) -> None:
 def find_entry(name: str) -> Entry:
     """The registry's entry of weights to be fetched. Raises WeightsError that lists the names there are."""
     if name not in ENTRIES:
-        known = ", ".join(sorted({*ENTRIES, *BUNDLED, *cached_names()}))
+        if os.path.isdir(name):  # noqa: PTH112
+            check_file(Path(name))
+        known = ", ".join(sorted(known_names()))
         raise WeightsError(f"weights {name!r} are not known; known: {known}, or give a .h5 or .safetensors file")
     return ENTRIES[name]
 

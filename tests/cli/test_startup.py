@@ -56,7 +56,7 @@ def test_help_and_misuse_import_nothing_that_reads_files(tmp_path: Path) -> None
     lines = """
         no-such-command|--no-such-option|segment|segment --t1 t1.nii.gz -o seg.nii.gz|segment cases -o out --device tpu
         segment cases -o out --precision int8|segment cases -o out --batch-size 0|train cases|train cases -o run --epochs 0
-        train cases -o run --folds 5|convert nii2png -o out|convert nii2png cases -o out --jobs 0|convert png2nii slices -o out
+        train cases -o run --fold 5|convert nii2png -o out|convert nii2png cases -o out --jobs 0|convert png2nii slices -o out
         convert png2nii slices --like cases|export|export -o network.pt|export -o network.onnx --head sigmoid
         export -o network.h5 --precision float16|demo --write-cases 1 --device cpu|weights import|guide no-such-topic
     """

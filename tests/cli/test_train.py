@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from drunet_cli.cli.app import main
-from drunet_cli.cli.train import duration_in_words
+from drunet_cli.cli.training_screen import duration_in_words
 from tests.conversion.small_cases import SHAPE, brain_in, files_in, labels_in, save, small_case
 from tests.support import GOLDEN_WEIGHTS, Drunet, stdin_of
 
@@ -69,7 +69,6 @@ def held_out(documents: Documents) -> set[str]:
 # Misuse
 
 
-BELONG_TOGETHER: Final = "--folds and --fold belong together: how many folds, and which of them is held out"
 MISUSE: Final = {
     "no RUN": ("cases", "missing -o: name a folder for the run"),
     "no cases": ("-o run", "missing CASES_OR_PNG_DIRS: name folders or tables of cases, or --resume a run"),
@@ -84,8 +83,11 @@ MISUSE: Final = {
         "cases -o run --val-fraction 0 --folds 3 --fold 1 --split split.json",
         "--val-fraction and --folds and --split exclude one another",
     ),
-    "folds without fold": ("cases -o run --folds 3", BELONG_TOGETHER),
-    "fold without folds": ("cases -o run --fold 1", BELONG_TOGETHER),
+    "fold without folds": ("cases -o run --fold 1", "--fold 1: of how many? give --folds N too"),
+    "folds without cases": (
+        "-o run --folds 3 --resume",
+        "missing CASES_OR_PNG_DIRS: a cross-validation segments the cases, also with --resume",
+    ),
     "fold beyond folds": ("cases -o run --folds 3 --fold 4", "--fold 4: there are 3 folds, counted from 1"),
 }
 
@@ -152,6 +154,13 @@ def test_refusal_has_its_exit_code_and_comes_before_anything_is_written(
     assert (found, out) == (code, ""), error
     assert error.startswith(f"Error: {message}")
     assert not (tmp_path / "run").exists()
+
+
+def test_cross_validation_by_several_processes_is_refused(train: Train, cohort: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "h", "MASTER_PORT": "1"}.items():
+        monkeypatch.setenv(name, value)
+    message = "Error: --folds: one process trains a fold; start a job for each --fold, without torchrun\n"
+    assert train(cohort, "-o", "cv", "--folds", "2") == (2, "", message)
 
 
 @pytest.mark.parametrize("words", ["RANK=1", "WORLD_SIZE=2 RANK=x"])
@@ -281,10 +290,8 @@ def test_options_of_length_prevail_over_the_config_and_the_recipe(plan: Callable
     assert [plan("--recipe", recipe)[-1]["epochs"] for recipe in ("modern", "paper")] == [100, 50]
 
 
-def test_split_is_by_share_by_folds_by_seed_or_by_file(plan: Callable[..., Documents], tmp_path: Path) -> None:
+def test_split_is_by_share_by_seed_or_by_file(plan: Callable[..., Documents], tmp_path: Path) -> None:
     assert [len(held_out(plan("--val-fraction", share))) for share in ("0", "0.25", "0.5")] == [0, 1, 2]
-    folds = [held_out(plan("--folds", "3", "--fold", fold)) for fold in "123"]
-    assert (sorted(map(len, folds)), set().union(*folds)) == ([1, 1, 2], set(NAMES))
     assert len({frozenset(held_out(plan("--seed", str(seed)))) for seed in range(6)}) > 1
     (tmp_path / "my.json").write_text('{"train": ["case_3", "case_0"], "validation": ["case_2"]}')
     documents = plan("--split", "my.json")

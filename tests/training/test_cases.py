@@ -4,7 +4,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -26,10 +26,12 @@ from drunet_cli.training.cases import (
     PngCase,
     Split,
     TrainingCase,
+    draw_folds,
     find_training_cases,
+    patient_of,
+    patients_of,
     read_labelled_slices,
     read_split,
-    split_by_fold,
     split_by_fraction,
 )
 from tests.conversion.small_cases import (
@@ -379,42 +381,91 @@ NAMES: Final = [f"BraTS20_Training_{n:03}" for n in range(1, 24)]
 name_lists = st.integers(2, 40).map(lambda n: [f"case_{index}" for index in range(n)])
 
 
+def alone(names: Sequence[str]) -> dict[str, str]:
+    """The patients of cases of which no two are of one patient."""
+    return {name: name for name in names}
+
+
 @given(names=name_lists, fraction=st.floats(0, 0.99), seed=st.integers(0, 2**40))
 def test_share_of_the_cases_is_held_out_and_none_is_learnt_from_too(names: list[str], fraction: float, seed: int) -> None:
     n_held_out = max(1, round(fraction * len(names))) if fraction > 0 else 0
     if n_held_out >= len(names):
         with pytest.raises(MisuseError, match=r"^a held-out share of .* leaves none of .* to learn from; .* --val-fraction 0"):
-            split_by_fraction(names, fraction, seed=seed)
+            split_by_fraction(alone(names), fraction, seed=seed)
         return
-    split = split_by_fraction(names, fraction, seed=seed)
+    split = split_by_fraction(alone(names), fraction, seed=seed)
     assert sorted([*split.train, *split.validation]) == sorted(names)
     assert (list(split.train), list(split.validation)) == (sorted(split.train), sorted(split.validation))
     assert len(split.validation) == n_held_out
-    assert split == split_by_fraction(names[::-1], fraction, seed=seed)  # whatever order they were found in
+    assert split == split_by_fraction(alone(names[::-1]), fraction, seed=seed)  # whatever order they were found in
 
 
 @given(names=name_lists, n_folds=st.integers(2, 10), seed=st.integers(0, 2**40))
 def test_folds_hold_every_case_out_once(names: list[str], n_folds: int, seed: int) -> None:
     if n_folds > len(names):
         with pytest.raises(MisuseError, match=rf"^--folds {n_folds}: there are fewer cases than that \({len(names)}\)$"):
-            split_by_fold(names, n_folds, 1, seed=seed)
+            draw_folds(alone(names), n_folds, seed=seed)
         return
-    folds = [split_by_fold(names, n_folds, fold, seed=seed) for fold in range(1, n_folds + 1)]
-    assert sorted(name for split in folds for name in split.validation) == sorted(names)
-    assert all(sorted([*split.train, *split.validation]) == sorted(names) for split in folds)
-    sizes = {len(split.validation) for split in folds}
+    folds = draw_folds(alone(names), n_folds, seed=seed)
+    assert folds == draw_folds(alone(names[::-1]), n_folds, seed=seed)
+    assert sorted(name for fold in folds for name in fold) == sorted(names)
+    sizes = {len(fold) for fold in folds}
     assert max(sizes) - min(sizes) <= 1
+
+
+@pytest.mark.parametrize(
+    ("name", "patient"),
+    [
+        ("sub-01_ses-pre", "sub-01"),
+        ("BraTS-GLI-00012-001", "BraTS-GLI-00012"),
+        ("P01_2019-03-01", "P01"),
+        ("P01-20190301", "P01"),
+        ("anna.b week-04", "anna.b"),
+        ("P01_Baseline", "P01"),
+        ("P01_followup2", "P01"),
+        *(
+            (name, name)
+            for name in ("BraTS2021_00012", "BraTS20_Training_001", "Brats18_CBICA_AAB_1", "MR_12345678", "20190301")
+        ),
+    ],
+)
+def test_patient_is_the_part_of_the_name_before_a_visit(name: str, patient: str) -> None:
+    assert patient_of(name) == patient
+
+
+def test_folder_above_those_that_are_called_by_their_visits_is_a_patient(tmp_path: Path) -> None:
+    for name in ("P01/20190301", "P01/20200301", "P02/20190401", "20210301"):
+        folder, _, case = f"cohort/{name}".rpartition("/")
+        small_case(tmp_path / folder, name=case)
+    found = find_training_cases([cohort := tmp_path / "cohort"]).cases
+    patients = patients_of(found, [cohort])
+    assert {name: Path(patient).name for name, patient in patients.items()} == {
+        "20190301": "P01",
+        "20200301": "P01",
+        "20190401": "P02",
+        "20210301": "20210301",  # the folder above holds many patients
+    }
+
+
+@given(sizes=st.lists(st.integers(1, 4), min_size=3, max_size=12), seed=st.integers(0, 2**40))
+def test_cases_of_a_patient_stay_together(sizes: list[int], seed: int) -> None:
+    patients = {f"p{n}_visit{k}": f"p{n}" for n, size in enumerate(sizes) for k in range(size)}
+    folds = draw_folds(patients, 3, seed=seed)
+    assert sum(len({patients[name] for name in fold}) for fold in folds) == len(sizes)
+    assert max(map(len, folds)) - min(map(len, folds)) <= max(sizes)
+    split = split_by_fraction(patients, 0.2, seed=seed)
+    assert not {patients[name] for name in split.train} & {patients[name] for name in split.validation}
 
 
 def test_seeds_split_otherwise() -> None:
     # Of 33,649 ways to hold 5 of 23 out, five seeds hit five.
-    assert len({split_by_fraction(NAMES, 0.2, seed=seed) for seed in range(5)}) == 5
-    assert split_by_fold(NAMES, 5, 1, seed=0) != split_by_fold(NAMES, 5, 1, seed=1)
+    assert len({split_by_fraction(alone(NAMES), 0.2, seed=seed) for seed in range(5)}) == 5
+    assert draw_folds(alone(NAMES), 5, seed=0) != draw_folds(alone(NAMES), 5, seed=1)
 
 
 def test_no_case_at_all_is_refused() -> None:
     with pytest.raises(MisuseError, match=r"^there is no case"):
-        split_by_fraction([], 0, seed=0)
+        split_by_fraction({}, 0, seed=0)
 
 
 def write_split(tmp_path: Path, content: str | bytes) -> Path:

@@ -21,7 +21,7 @@ from torch import Tensor
 from drunet_cli.cli.app import main
 from drunet_cli.errors import CaseError, MisuseError, OutputError, WeightsError
 from drunet_cli.network.engine import Precision
-from drunet_cli.training.cases import Split, split_by_fold
+from drunet_cli.training.cases import Split
 from drunet_cli.training.recipe import RECIPES, RecipeName, TrainingSettings, changed, recipe_toml
 from drunet_cli.training.run_folder import RunFolder
 from drunet_cli.training.session import plan_training, read_cases
@@ -273,15 +273,6 @@ def test_training_does_not_go_on_with_another_setting(others: dict[str, Any], me
     with pytest.raises(MisuseError) as refusal:
         plan_training(resuming(half.settings, **others))
     assert message in str(refusal.value)
-
-
-def test_training_goes_on_with_the_options_of_its_own_fold_alone(half: Run) -> None:
-    split = half.plan.split
-    names = [*split.train, *split.validation]
-    [own] = [fold for fold in (1, 2, 3) if split_by_fold(names, 3, fold, seed=0) == split]
-    assert plan_training(resuming(half.settings, folds=3, fold=own)).split == split
-    with pytest.raises(MisuseError, match="was split otherwise"):
-        plan_training(resuming(half.settings, folds=3, fold=own % 3 + 1))
 
 
 def test_training_does_not_go_on_with_a_file_of_other_numbers_or_another_split(half: Run, tmp_path: Path) -> None:

@@ -10,8 +10,9 @@ import pytest
 import safetensors
 
 from drunet_cli.cli.app import main
+from drunet_cli.errors import WeightsError
 from drunet_cli.weights.cache import metadata_of, open_weights
-from drunet_cli.weights.registry import BUNDLED, COMPACT, ENTRIES, NO_CACHE, weights_path
+from drunet_cli.weights.registry import BUNDLED, COMPACT, ENTRIES, NO_CACHE, members_of, weights_path
 from tests.support import GOLDEN_WEIGHTS
 
 MOST_BYTES: Final = 10e6  # the wheel stays below 12 MB
@@ -67,3 +68,21 @@ def test_without_a_home_folder_only_what_needs_the_cache_fails(
     monkeypatch.setenv("DRUNET_CACHE_DIR", "~/cache")
     assert main(["weights", "list"]) == 4
     assert "set DRUNET_CACHE_DIR to a full path" in capsys.readouterr().err
+
+
+def test_folder_that_lists_several_weights_stands_for_them_and_a_known_name_for_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for folder in ("cv", COMPACT, "run"):
+        Path(folder).mkdir()
+    for folder in ("cv", COMPACT):
+        (Path(folder) / "ensemble.json").write_text('{"weights": ["fold_1/last.safetensors", "fold_2/last.safetensors"]}')
+    assert members_of("cv") == ("cv/fold_1/last.safetensors", "cv/fold_2/last.safetensors")
+    assert [members_of(name) for name in (COMPACT, "unknown", "x.h5")] == [(COMPACT,), ("unknown",), ("x.h5",)]
+    with pytest.raises(WeightsError, match=r"^run: is a folder without ensemble\.json, which a cross-validation writes when"):
+        members_of("run")
+    for damaged in ("", "[]", '{"weights": []}', '{"weights": [1]}', "{}"):
+        (tmp_path / "cv" / "ensemble.json").write_text(damaged)
+        with pytest.raises(WeightsError, match=r"^cv/ensemble\.json: cannot be read, or is damaged"):
+            members_of("cv")
