@@ -171,7 +171,7 @@ def volume_in_words(volume_ml: float) -> str:
 
 
 def volume_digits(volume_ml: float) -> str:
-    """A volume, or a difference of two, for people: to a tenth of a mL, and below 1 mL to a cubic millimetre."""
+    """A volume for people: to a tenth of a mL, and below 1 mL to a cubic millimetre."""
     rounded = round(volume_ml, 3)
     return f"{rounded:.3f}" if 0 < abs(rounded) < 1 else f"{rounded:z.1f}"
 

@@ -433,9 +433,9 @@ def scores_table(document: Mapping[str, Any]) -> "Table":
 
 def _fixed(number: float, score: str) -> str:
     """A number as tables show it; a number that rounds to 0 has no sign."""
-    if score.endswith("_ml"):
+    if score.endswith("volume_ml"):
         return volume_digits(number)
-    return f"{number:z.1f}" if score.endswith("_mm") else f"{number:z.3f}"
+    return f"{number:z.1f}" if score.endswith(("_mm", "_ml")) else f"{number:z.3f}"
 
 
 def _table(*columns: str, numbers_from: int | None = None) -> "Table":

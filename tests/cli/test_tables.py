@@ -16,6 +16,7 @@ from drunet_cli.cli.console import (
     fields_table,
     plan_table,
     regions_in_words,
+    scores_table,
     statistics_table,
     worst_table,
 )
@@ -42,7 +43,7 @@ def test_numbers_end_below_one_another_and_names_begin_so() -> None:
 
 
 def test_what_rounds_to_nothing_has_no_sign() -> None:
-    scores = {"volume_error_ml": -0.0004, "dice": -0.0}
+    scores = {"volume_error_ml": -0.04, "dice": -0.0}
     shown = [*lines_of(case_table({"WT": scores}, SCORES))]
     over_cases = {"WT": {name: statistics([number, number], seed=0) for name, number in scores.items()}}
     shown += lines_of(statistics_table("two", over_cases, SCORES))
@@ -55,8 +56,8 @@ def test_volumes_have_the_same_digits_in_tables_and_in_lines() -> None:
     row = SummaryRow(case="a", status=Status.DONE, volumes_ml=volumes)
     assert lines_of(cohort_table([row]))[1].split()[2:] == ["12.3", "0.021", "0.0"]
     assert regions_in_words(volumes) == "WT 12.3 mL, TC 0.021 mL, ET 0.0 mL"
-    table = case_table({"WT": {"volume_error_ml": -0.02}}, SCORES)
-    assert lines_of(table)[1].endswith(" -0.020")
+    scores = {"dice": 1.0, "hd95_mm": 0.0, "volume_ml": 0.0214, "reference_volume_ml": 12.345}
+    assert lines_of(scores_table({"regions": {"WT": scores}}))[1].split() == ["WT", "1.000", "0.0", "0.021", "12.3"]
 
 
 @pytest.mark.parametrize("quiet", [False, True])
