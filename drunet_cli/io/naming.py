@@ -133,6 +133,7 @@ def _modality_of(named: Sequence[str]) -> Modality | None:
 
 _WORD: Final = re.compile(r"[^\W_]+")
 _MPRAGE: Final = re.compile(r"mp[-_. ]?rage", re.IGNORECASE)
+_ACCELERATED: Final = re.compile(r"(?<![^\W_])p[2-4][-_. ]iso", re.IGNORECASE)  # Siemens; p2 alone may be a patient
 _DARK_FLUID: Final = re.compile(r"dark[-_. ]?fluid|(?<![^\W_])da-fl(?![^\W_])", re.IGNORECASE)
 _BASES: Final = {
     word: Modality.T1 if modality is Modality.T1CE else modality
@@ -145,7 +146,7 @@ _GLUED: Final = re.compile(f"(?:{_PARTS})+")
 
 def _known_words(text: str) -> list[tuple[str, str]]:
     """The words of a name in small letters, each after all that stands before it; t2tse is two words, and dark-fluid is one."""
-    text = _DARK_FLUID.sub("darkfluid", _MPRAGE.sub("mprage", text))
+    text = _DARK_FLUID.sub("darkfluid", _MPRAGE.sub("mprage", _ACCELERATED.sub("iso", text)))
     known = []
     for found in _WORD.finditer(text):
         word = found[0].lower()
@@ -171,7 +172,9 @@ def role_by_words(image: str) -> tuple[str, str | None]:
     run: list[tuple[str, str]] = []
     for before, word in reversed(_known_words(stem(Path(image)))):
         is_told = any(later in _BASES for _, later in run)
-        if word in _NEGATIONS or word in ("post", "c"):  # before the modality they may be of the name: patient C, session pre
+        if word.isdecimal():  # of a series or a resolution, behind the modality; nnU-Net's four digits are a channel
+            is_known = not is_told and len(word) != len(CHANNEL_NUMBERS[0])
+        elif word in _NEGATIONS or word in ("post", "c"):  # before the modality they may be of the name: patient C, session pre
             is_known = not is_told or (word in _NEGATIONS and run[0][1] in _AGENT)
         else:
             is_known = word in _BASES or word in _BESIDE

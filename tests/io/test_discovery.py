@@ -165,6 +165,13 @@ CLINICS: Final = {
     "MPRAGE": ("t2darkfluid", "mprage_post", "mprage", "t2tse", "here"),
     "Siemens": ("p_t2_tirm_tra_dark-fluid", "p_t1_mprage_sag_gd", "p_t1_mprage_sag", "p_t2_tse_tra", "p"),
     "SPACE": ("p 7 t2_spc_da-fl_sag_iso", "p 7 t1_spc_ce", "p 7 t1_spc", "p 7 t2spc", "p 7"),
+    "dcm2niix": (
+        "p_t2_tirm_tra_dark-fluid_5",
+        "p_t1_mprage_sag_p2_iso_1.0_KM_9",
+        "p_t1_mprage_sag_p2_iso_1.0_20200101",
+        "p_t2_tse_4",
+        "p",
+    ),
     "GE": ("x_Sag_CUBE_T2_FLAIR", "x_Ax_T1_+C", "x_Ax_T1", "x_Ax_T2_FSE", "x"),
     "Philips": ("3D_FLAIR", "T1W_3D_TFE_KM", "T1_3D_TFE", "T2W_TSE", "here"),
     "German": ("Müller_FLAIR_3D", "Müller_MP-RAGE_mit_KM", "Müller_MPRAGE_ohne_KM", "Müller_T2_TSE", "Müller"),
@@ -189,6 +196,7 @@ def test_names_of_clinics_are_known(tmp_path: Path, kind: str) -> None:
     [
         (["mprage", "t1_tse", "mprage_gd", "t2", "flair"], "mprage.nii.gz and t1_tse.nii.gz for T1; keep one, or choose one by "
          "--pattern t1=GLOB"),
+        (["mprage", "mprage_2", "mprage_gd", "t2", "flair_3"], "has mprage.nii.gz and mprage_2.nii.gz for T1; keep one, or "),
         (["mprage", "mprage_gd", "t2_tse"], "has no FLAIR: looked for NAME_flair.nii.gz, found"),
         (["spc", "mprage_gd", "mprage", "t1_darkfluid"], "has no FLAIR, T2: "),
     ],
