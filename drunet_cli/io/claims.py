@@ -47,13 +47,12 @@ class Claim:
 
 def claim_file(target: Path) -> Claim | None:
     """Claim a file that this process is about to make; None where another process has claimed it. Makes missing folders."""
-    path = _claim_of(target)
+    path = claim_of(target)
     with suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
         for _ in range(2):  # again where the claim that was there counted for nothing
             try:
-                with path.open("xb") as stream:
-                    stream.write(_signature())
+                _make(path)
             except FileExistsError:
                 if claimant(target) is not None:
                     return None
@@ -65,13 +64,18 @@ def claim_file(target: Path) -> Claim | None:
 
 def claimant(target: Path) -> str | None:
     """The process that has claimed a file, in words; None where there is none, or only one that is gone."""
-    path = _claim_of(target)
+    path = claim_of(target)
     if not os.path.lexists(path):
         return None
     host, pid = _read(path)
     if is_abandoned(path, host, pid, after_s=_ABANDONED_AFTER_S):
         return None
     return f"process {pid} on {host}" if host else "another process"
+
+
+def claim_of(target: Path) -> Path:
+    """The path of a file's claim, which a user deletes where a run has died in a way that drunet cannot see."""
+    return target.with_name(f".{target.name}{_SUFFIX}")
 
 
 @contextmanager
@@ -90,12 +94,18 @@ def remove_abandoned_claims(folder: Path) -> None:
     with suppress(OSError):
         for name in os.listdir(folder):  # noqa: PTH208
             target = folder / name.removeprefix(".").removesuffix(_SUFFIX)
-            if name == _claim_of(target).name and claimant(target) is None:
+            if name == claim_of(target).name and claimant(target) is None:
                 _take_away(folder / name)
 
 
-def _claim_of(target: Path) -> Path:
-    return target.with_name(f".{target.name}{_SUFFIX}")
+def _make(path: Path) -> None:
+    with path.open("xb") as stream:
+        try:
+            stream.write(_signature())
+            stream.flush()
+        except OSError:  # a full disk: an unsigned claim would make others wait
+            path.unlink(missing_ok=True)
+            raise
 
 
 def _signature() -> bytes:

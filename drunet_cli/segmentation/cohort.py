@@ -10,7 +10,7 @@ from typing import Any, Final, TypeAlias
 
 from drunet_cli.errors import DeviceError, DrunetError, LostDeviceError, OutputError
 from drunet_cli.io.atomic import remove_stale_in
-from drunet_cli.io.claims import Claim, claim_file, claimant, remove_abandoned_claims
+from drunet_cli.io.claims import Claim, claim_file, claim_of, claimant, remove_abandoned_claims
 from drunet_cli.segmentation import pipeline
 from drunet_cli.segmentation.ensemble import Ensemble
 from drunet_cli.segmentation.outputs import OutputState, describe
@@ -153,7 +153,10 @@ def _wait_for_others(
         for planned, other in claimants:
             if planned.case.name not in told:
                 told.add(planned.case.name)
-                on_warning(f"{planned.case.name}: {other} is segmenting this case; waiting for the end of it")
+                claim = claim_of(planned.files.label_map)
+                on_warning(
+                    f"{planned.case.name}: waiting for {other}, which is segmenting it; if that has died, delete {claim}"
+                )
         time.sleep(_POLL_S)
 
 

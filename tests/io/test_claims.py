@@ -1,10 +1,12 @@
 """Who has claimed a file, and when that counts for nothing."""
 
+import errno
 import os
 import socket
 import time
 from pathlib import Path
 from typing import Final
+from unittest import mock
 
 import pytest
 
@@ -81,3 +83,11 @@ def test_work_goes_on_where_nothing_can_be_claimed(tmp_path: Path) -> None:
     assert claim is not None
     claim.renew()
     claim.release()
+
+
+def test_a_claim_that_cannot_be_signed_is_not_left_for_others_to_wait_for(tmp_path: Path) -> None:
+    with mock.patch.object(claims, "_signature", side_effect=OSError(errno.ENOSPC, "No space left on device")):
+        claim = claim_file(tmp_path / "seg.nii.gz")
+        assert claim is not None
+        assert list(tmp_path.iterdir()) == []
+        claim.release()

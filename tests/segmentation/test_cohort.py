@@ -493,7 +493,8 @@ def test_a_case_that_another_run_computes_is_left_to_that_run(
     assert list(outcomes)[-1] == "case_1"
     assert left_out(outcomes) == ({"case_1"} if finishes else set())
     assert run.computed == [*(name for name in NAMES if name != "case_1"), *([] if finishes else ["case_1"])]
-    told = f"case_1: process {os.getppid()} on {socket.gethostname()} is segmenting this case; waiting for the end of it"
+    other = f"process {os.getppid()} on {socket.gethostname()}"
+    told = f"case_1: waiting for {other}, which is segmenting it; if that has died, delete {claim}"
     assert run.warnings == ([told] if waits else [])
     assert assert_whole(out) == set(NAMES)
 
