@@ -3,7 +3,7 @@
 import itertools
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Final
 
@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from drunet_cli.brats import CHANNELS, Modality, dice_of
 from drunet_cli.errors import CaseError
+from drunet_cli.io.background import background_remarks, why_background_is_unusable
 from drunet_cli.io.geometry import (
     FRAME,
     Geometry,
@@ -205,109 +206,8 @@ def _check_voxels(volume: Volume, modality: Modality) -> None:
     if few.size > 1:
         values = ", ".join(f"{value:g}" for value in few)
         raise CaseError(f"{where}: its voxels above 0 hold only {values}, as a label map does; give the MRI intensity image")
-    if reason := _why_background_is_unusable(voxels):
+    if reason := why_background_is_unusable(voxels):
         raise CaseError(f"{where}: {reason}")
-
-
-# A brain fills a fifth of the BraTS grid and the background the rest. Cropped to its box, a brain still leaves half of the box;
-# no intensity of an MRI fills more than a few hundredths.
-_BACKGROUND_SHARE: Final = 1 / 3
-# Linear interpolation leaves no negative voxel; a few, with whatever values, cost a few voxels of a brain.
-_NEGATIVE_SHARE: Final = 0.05
-# Ringing of splines and Lanczos in real cases, stored as any type, gave 0.001 to 0.003, and in small golden images up to 0.013.
-# The same cases z-scored by mean or median, also before splines, gave 0.23 and more.
-_RINGING_SHARE: Final = 0.07
-
-
-def mend_rounded_zero(volume: Volume) -> Volume:
-    """The volume with a background of 0 where the scaling of its file rounded 0 to another value.
-
-    Scaled integers that span 0 need not hold 0 itself. What 0 became is less than one step of the scaling away from 0, and
-    fills the background.
-    """
-    step, intercept = volume.header.get_slope_inter()
-    if not intercept or volume.header.get_data_dtype().kind == "f" or volume.source is None:
-        return volume
-    if (background := background_value(volume.voxels)) is None:
-        return volume
-    value, _ = background
-    if abs(value) > _ROUNDING_STEPS * abs(step):
-        return volume
-    voxels = np.where(volume.voxels == value, 0, volume.voxels)
-    return replace(volume, voxels=voxels, rounded_zero=value)
-
-
-# Less than 1, so that an integer beside an exact 0 is none. To the nearest integer it is half a step.
-_ROUNDING_STEPS: Final = 0.999
-
-
-def background_value(voxels: npt.NDArray[Any]) -> tuple[float, float] | None:
-    """The value other than 0 that fills more than a third of the voxels, and its share; None where none does."""
-    sample = voxels.reshape(-1)[:: _stride(voxels)]
-    values, counts = np.unique(sample[sample != 0], return_counts=True)
-    if values.size == 0:
-        return None
-    value = values[counts.argmax()]
-    share = int(np.count_nonzero(voxels == value)) / voxels.size
-    return (float(value), share) if share > _BACKGROUND_SHARE else None
-
-
-def _stride(voxels: npt.NDArray[Any]) -> int:
-    return _SAMPLED if voxels.size > _SAMPLED * 100 else 1
-
-
-def _why_background_is_unusable(voxels: npt.NDArray[Any]) -> str | None:
-    """Why an image has no background of 0, and the remedy for this cause; None where it has one, or nearly.
-
-    Three causes are told apart:
-    - One value fills the background. It is the value of more than a third of all voxels.
-    - Splines, sinc, Lanczos and scaled integers leave small negative values around a brain. See `_is_ringing`.
-    - After z-scoring the brain itself is negative. It is whatever is left.
-    """
-    background = background_value(voxels)
-    others = voxels if background is None else voxels[voxels != background[0]]
-    n_negative, is_ringing = _negatives(others)
-    share = n_negative / max(1, int(np.count_nonzero(others)))
-    is_z_scored = share > _NEGATIVE_SHARE and not is_ringing
-    if background is not None:
-        value, filled = background
-        found = f"one value, {value:.6g}, fills {filled:.0%} of the voxels, as a background does that is not 0"
-        if is_z_scored:
-            remedy = f"subtract {value:.6g} from all voxels" if _is_below(others, value) else "give the image as it was before"
-            return f"{found}, and {share:.0%} of the others are negative, as after z-scoring; {remedy}"
-        return f"{found}; set it to 0"
-    if not is_z_scored:
-        return None
-    negative = voxels[voxels < 0]
-    values, counts = np.unique(negative[:: _stride(negative)], return_counts=True)
-    if counts.max() > counts.sum() / 2:
-        value = values[counts.argmax()]
-        return f"one value, {value:.6g}, is that of most negative voxels, as a background outside the scan has; set it to 0"
-    return (
-        f"{share:.0%} of its non-zero voxels are negative, as after z-scoring; the network's normalisation takes "
-        "all those as background: give the image as it was before, or add a constant to the brain and keep the background 0"
-    )
-
-
-def _is_below(others: npt.NDArray[Any], value: float) -> bool:
-    """Whether the other voxels, but for ringing, are above a value."""
-    n_negative, is_ringing = _negatives(others.astype(np.float64) - value)
-    return n_negative == 0 or is_ringing
-
-
-def _negatives(voxels: npt.NDArray[Any]) -> tuple[int, bool]:
-    """How many voxels are negative, and whether they are ringing.
-
-    Ringing is small beside a brain: the negative voxels sum to a small share of the sum of those above 0. Z-scoring makes the
-    two sums equal, whatever the image, since it makes the mean 0. Sums, unlike counts and percentiles, hardly change where
-    a spline leaves values of either sign, down to 1e-40, in all of the background.
-    """
-    if voxels.size == 0 or voxels.min() >= 0:
-        return 0, False
-    negative = voxels[voxels < 0]
-    sum_below = -float(negative.sum(dtype=np.float64))
-    sum_above = float(voxels.sum(dtype=np.float64)) + sum_below
-    return negative.size, sum_below < _RINGING_SHARE * sum_above
 
 
 def _few_values(voxels: npt.NDArray[Any], brain: npt.NDArray[np.bool_]) -> npt.NDArray[np.generic]:
@@ -365,25 +265,11 @@ def _header_warnings(flair: Grid) -> list[CaseWarning]:
 
 def _background_warnings(volumes: Mapping[Modality, Volume]) -> list[CaseWarning]:
     """Images whose background is nearly 0, with the cause."""
-    warnings = []
-    for modality, volume in volumes.items():
-        messages = []
-        if volume.rounded_zero:
-            messages.append(
-                f"the background is {volume.rounded_zero:.3g}, as the scaling of the file rounds 0, and was taken for 0; "
-                "set it to 0 and save the image without scaling, as float or as whole numbers"
-            )
-        n_negative, is_ringing = _negatives(volume.voxels)
-        share = n_negative / max(1, int(np.count_nonzero(volume.voxels)))
-        if is_ringing and share > _NEGATIVE_SHARE:
-            messages.append(
-                f"{share:.0%} of its non-zero voxels are small and negative, as interpolation by splines, sinc or Lanczos "
-                "leaves them around a brain; taken for background, but those above 0 count as brain: set all voxels "
-                "outside the brain to 0, by its mask, or resample linearly"
-            )
-        where = f"{volume.path} ({modality.display})"
-        warnings += [CaseWarning(WarningCode.BACKGROUND_NOT_ZERO, f"{where}: {message}") for message in messages]
-    return warnings
+    return [
+        CaseWarning(WarningCode.BACKGROUND_NOT_ZERO, f"{volume.path} ({modality.display}): {remark}")
+        for modality, volume in volumes.items()
+        for remark in background_remarks(volume)
+    ]
 
 
 def _rounded_grid_warnings(volumes: Mapping[Modality, Grid]) -> list[CaseWarning]:

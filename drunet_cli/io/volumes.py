@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from drunet_cli.brats import CHANNELS, ClassMap, Labels, Modality, ReadLabels, TumourClass, class_indices, label_value
 from drunet_cli.errors import CaseError
+from drunet_cli.io.background import mend_rounded_zero, without_ringing
 from drunet_cli.io.case import Case
 from drunet_cli.io.checks import (
     CaseWarning,
@@ -19,7 +20,6 @@ from drunet_cli.io.checks import (
     check_volumes,
     grid_warnings,
     grids_differ,
-    mend_rounded_zero,
     rounded_grid_warnings,
 )
 from drunet_cli.io.geometry import FRAME, Geometry, at_1_mm, box_of, fit
@@ -31,10 +31,14 @@ from drunet_cli.io.slices import SliceStack, network_slices
 
 @dataclass(frozen=True)
 class CaseImages:
-    """A case that has passed every check. volumes: in the network's channel order."""
+    """A case that has passed every check.
+
+    volumes: in the network's channel order. brain: [I, J, K], where any of them is above 0.
+    """
 
     case: Case
     volumes: Mapping[Modality, Volume]
+    brain: npt.NDArray[np.bool_]
     geometry: Geometry
     warnings: tuple[CaseWarning, ...]
 
@@ -79,8 +83,10 @@ def images_of(arrays: Mapping[Modality, npt.NDArray[Any]], affine: npt.ArrayLike
 
 def _checked(case: Case, volumes: Mapping[Modality, Volume]) -> CaseImages:
     check_volumes(volumes)
-    geometry = fit(brain_mask(volumes), affine=volumes[Modality.FLAIR].affine)
-    return CaseImages(case, volumes, geometry, tuple(case_warnings(volumes, geometry)))
+    volumes = {modality: without_ringing(volume) for modality, volume in volumes.items()}
+    brain = brain_mask(volumes)
+    geometry = fit(brain, affine=volumes[Modality.FLAIR].affine)
+    return CaseImages(case, volumes, brain, geometry, tuple(case_warnings(volumes, geometry)))
 
 
 def class_map_of(volume: Volume, labels: ReadLabels = ReadLabels.AUTO) -> tuple[ClassMap, Labels | None]:

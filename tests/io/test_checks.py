@@ -13,13 +13,13 @@ from scipy import ndimage
 
 from drunet_cli.brats import CHANNELS, Modality
 from drunet_cli.errors import CaseError
+from drunet_cli.io.background import mend_rounded_zero, without_ringing
 from drunet_cli.io.checks import (
     CaseWarning,
     WarningCode,
     brain_mask,
     case_warnings,
     check_volumes,
-    mend_rounded_zero,
     voxel_litres,
 )
 from drunet_cli.io.geometry import fit
@@ -240,6 +240,28 @@ def test_ringing_of_interpolation_is_taken_for_background_with_its_cause(order: 
     found = [warning for warning in warnings_of(volumes) if warning.code is WarningCode.BACKGROUND_NOT_ZERO]
     assert len(found) == (order > 1)
     assert all("small and negative, as interpolation by splines" in warning.message for warning in found)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.int16])
+@pytest.mark.parametrize("order", [3, 5])
+def test_ringing_above_0_is_background_and_the_brain_stays(order: int, dtype: npt.DTypeLike) -> None:
+    brain = ndimage.gaussian_filter(brain_voxels(2, (60, 64, 40)).astype(float), 2) * (brain_voxels(2, (60, 64, 40)) > 0)
+    moved, linear = (ndimage.shift(brain, (0.4, -0.3, 0.2), order=each) for each in (order, 1))
+    before = volume_of(Modality.T2, (np.rint(moved) if dtype is np.int16 else moved).astype(dtype))
+    after = without_ringing(before)
+    np.testing.assert_array_equal(after.voxels, np.where(after.brain, before.voxels, np.minimum(before.voxels, 0)))
+    near_brain = ndimage.binary_dilation(linear > 0, iterations=2)
+    assert np.count_nonzero(before.brain & ~near_brain) > 400
+    assert not (after.brain & ~near_brain).any()
+    assert after.brain[ndimage.binary_erosion(linear > 0)].all()
+
+
+def test_an_image_that_does_not_ring_stays_as_it_is() -> None:
+    linear = volume_of(Modality.T2, ndimage.shift(brain_voxels(2).astype(np.float32), (0.4, -0.3, 0), order=1))
+    few_negative = volume_of(Modality.T2, brain_voxels(2))
+    few_negative.voxels[30, 30, :10] = -1
+    for volume in (linear, few_negative):
+        assert without_ringing(volume) is volume
 
 
 @pytest.mark.parametrize("z_score", [z_scored_brain, z_scored_volume])
