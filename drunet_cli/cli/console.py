@@ -360,14 +360,19 @@ def fields_table(document: Mapping[str, Any]) -> "Table":
 
 
 def cohort_table(rows: Sequence["SummaryRow"]) -> "Table":
-    """One row a case: what became of it, and volumes in mL."""
+    """One row a case: what became of it, (!) where there are warnings, volumes in mL. Below it: what the weights are for."""
+    from drunet_cli.weights.registry import caveat_of
+
     table = _table("CASE", "STATUS", *(f"{region} mL" for region in REGIONS), "NOTES")
     for column in table.columns[2:-1]:
         column.justify = "right"
     for row in rows:
         volumes = (volume_digits(row.volumes_ml[region]) if region in row.volumes_ml else "" for region in REGIONS)
         warnings = [code if n == 1 else f"{n} x {code}" for code, n in Counter(row.warnings).items()]
-        table.add_row(one_line(row.case), row.status, *volumes, one_line(row.error or ", ".join(warnings)))
+        status = f"{row.status} (!)" if row.warnings else str(row.status)
+        table.add_row(one_line(row.case), status, *volumes, one_line(row.error or ", ".join(warnings)))
+    table.caption = caveat_of(sha256 for row in rows for sha256 in row.weights_sha256) or None
+    table.caption_justify, table.caption_style = "left", "bold"
     return table
 
 

@@ -7,6 +7,7 @@ import base64
 import hashlib
 import math
 import os
+from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ from drunet_cli.io.naming import stem
 from drunet_cli.io.png import encode_webp
 from drunet_cli.report.runs import Record, Runs, provenance, told_once
 from drunet_cli.segmentation.summary import VOLUMES, Status
+from drunet_cli.weights.registry import caveat_of
 
 _FILES: Final = files("drunet_cli.report")
 
@@ -110,6 +112,7 @@ def encode_page(runs: Runs, thumbnails: Thumbnails, *, beside: Path) -> bytes:
         n_with_label_map=sum(record.row.status is not Status.FAILED for record in records),
         n_warned=sum(bool(record.row.warnings) for record in records),
         several_folders=len({record.folder for record in records}) > 1,
+        caveats=Counter(filter(None, (caveat_of(record.row.weights_sha256) for record in records))),
         notices=[*runs.notices, *thumbnails.notices],
         histograms=histograms(records),
         volumes=VOLUMES,

@@ -8,7 +8,7 @@ from drunet_cli.host import granted_cpus, limit_openmp_spinning
 from drunet_cli.network.engine import Engine, EngineName, WindowMode, choose_engine, open_engine, settle_device
 from drunet_cli.segmentation.settings import Settings
 from drunet_cli.weights.checkpoint import Checkpoint
-from drunet_cli.weights.registry import check_available
+from drunet_cli.weights.registry import caveat_of, check_available
 
 
 class Ensemble:
@@ -37,8 +37,11 @@ class Ensemble:
 
     @cached_property
     def checkpoints(self) -> tuple[Checkpoint, ...]:
-        """The weights, downloaded if need be. Raises WeightsError."""
-        return tuple(self._open_weights(name) for name in self.settings.weights)
+        """The weights, downloaded if need be; what is to be said of their results is told once. Raises WeightsError."""
+        checkpoints = tuple(self._open_weights(name) for name in self.settings.weights)
+        if caveat := caveat_of([checkpoint.sha256 for checkpoint in checkpoints]):
+            self._on_warning(caveat)
+        return checkpoints
 
     @cached_property
     def engines(self) -> tuple[Engine, ...]:

@@ -31,9 +31,10 @@ from drunet_cli.network.engine import Engine
 from drunet_cli.segmentation.ensemble import Ensemble
 from drunet_cli.segmentation.pipeline import PredictedCase
 from drunet_cli.segmentation.settings import Settings
-from drunet_cli.segmentation.summary import time_now
+from drunet_cli.segmentation.summary import described_weights, time_now
 from drunet_cli.signals import hold_signals
 from drunet_cli.weights.checkpoint import Checkpoint
+from drunet_cli.weights.registry import caveat_of
 
 SCHEMA: Final = "drunet.segmentation/1"
 _LARGEST_SIDECAR_BYTES: Final = 2**20
@@ -231,6 +232,7 @@ def _picture(predicted: PredictedCase, document: Mapping[str, Any]) -> bytes:
         name=predicted.prepared.case.name,
         volumes_ml=document["volumes_ml"],
         warnings=[warning.message for warning in predicted.warnings],
+        caveat=caveat_of([each["sha256"] for each in described_weights(document)]),
     )
 
 

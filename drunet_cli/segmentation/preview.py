@@ -340,6 +340,7 @@ CLASS_COLOURS: Final[Mapping[TumourClass, Colour]] = {
 }
 _REGIONS_BESIDE_CLASSES: Final = ("WT", "TC")  # ET is a class too
 _NO_TUMOUR: Final = "No tumour was found"
+_NO_DEVICE: Final = "Research use only; not a medical device."
 _WORLD_AXES: Final = {Plane.AXIAL: "z", Plane.CORONAL: "y", Plane.SAGITTAL: "x"}
 
 _BLACK: Final = (0, 0, 0)
@@ -380,11 +381,13 @@ def draw_preview(
     name: str,
     volumes_ml: Mapping[str, float],
     warnings: Sequence[str] = (),
+    caveat: str = "",
 ) -> bytes:
     """The picture as a PNG file of 1496 x 1244 pixels. Equal arguments give equal bytes.
 
     flair, t1ce: [I, J, K] in the case's own axes, any type, background 0. class_map: class indices [I, J, K].
     affine: voxel indices to RAS millimetres. volumes_ml: of NCR, ED, ET, WT and TC, as `brats.volumes_ml` gives them.
+    caveat: what is to be said of the weights.
     The same case stored in another orientation gives the same picture.
     """
     cuts = largest_cuts({Modality.FLAIR: flair, Modality.T1CE: t1ce}, class_map, affine=affine)
@@ -398,7 +401,7 @@ def draw_preview(
         words = f"{cut.plane}, {_WORLD_AXES[cut.plane]} = {_whole(cut.position_mm)} mm"
         canvas.text((left + _CELL // 2, _HEADER - 10), words, size=_SMALL, colour=_DIM, anchor="ms")
         _draw_cut(canvas, cut, left, pixels_per_mm)
-    _draw_footer(canvas, volumes_ml, warnings, pixels_per_mm, empty=not class_map.any())
+    _draw_footer(canvas, volumes_ml, warnings, caveat, pixels_per_mm, empty=not class_map.any())
     return canvas.png()
 
 
@@ -437,7 +440,13 @@ def _coloured(greys: Pixels, lines: ClassMap) -> Pixels:
 
 
 def _draw_footer(
-    canvas: Canvas, volumes_ml: Mapping[str, float], warnings: Sequence[str], pixels_per_mm: float, *, empty: bool
+    canvas: Canvas,
+    volumes_ml: Mapping[str, float],
+    warnings: Sequence[str],
+    caveat: str,
+    pixels_per_mm: float,
+    *,
+    empty: bool,
 ) -> None:
     """Legend with volumes, or that there is none; scale, warnings, and how the picture is to be taken."""
     first, second, third, fourth = (_HEADER + _PANELS + line * _LINE for line in range(1, 5))
@@ -459,8 +468,10 @@ def _draw_footer(
         canvas.text((_MARGIN, third), fitted(f"Warning: {warnings[0]}", _SMALL, room) + more, size=_SMALL, colour=_TEXT)
     words = "Radiological view: the patient's left is on the right of axial and coronal cuts."
     canvas.text((_MARGIN, fourth), words, size=_SMALL, colour=_DIM)
-    words = "Research use only; not a medical device."
-    canvas.text((_WIDTH - _MARGIN, fourth), words, size=_SMALL, colour=_DIM, anchor="rs")
+    words, colour = (f"{caveat[:1].upper()}{caveat[1:]}.", _WHITE) if caveat else (_NO_DEVICE, _DIM)
+    canvas.text(
+        (_WIDTH - _MARGIN, fourth), fitted(words, _SMALL, _WIDTH // 2 - _MARGIN), size=_SMALL, colour=colour, anchor="rs"
+    )
 
 
 def _draw_scale(canvas: Canvas, right_end: tuple[int, int], pixels_per_mm: float) -> None:

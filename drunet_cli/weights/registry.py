@@ -8,7 +8,7 @@ import json
 import os
 import re
 import stat
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -83,12 +83,15 @@ ENTRIES: Final[Mapping[str, Entry]] = {
 class Bundled:
     """A set of weights that comes with drunet: nothing is fetched, nothing can be imported under its name.
 
-    summary: the description in a few words. The file's metadata hold the other facts; the origin that they record begins with
-    the description, so that every sidecar tells it.
+    summary: the description in a few words. caveat: what the weights are for, told beside every result. sha256: of the file, by
+    which sidecars and tables name it. The file's metadata hold the other facts; the origin that they record begins with the
+    description, so that every sidecar tells it.
     """
 
     name: str
     summary: str
+    caveat: str
+    sha256: str
     description: str
     licence: str
     citation: str
@@ -99,13 +102,16 @@ class Bundled:
         return _PACKAGED / f"{self.name}{SUFFIX}"
 
 
+_FOR_TRYING: Final = "trying and testing, not for research results"
 BUNDLED: Final[Mapping[str, Bundled]] = {
     COMPACT: Bundled(
         name=COMPACT,
-        summary="small: for trying and testing, not for research results",
+        summary=f"small: for {_FOR_TRYING}",
+        caveat=_FOR_TRYING,
+        sha256="7713f27796cf63987e662c97fdc1b88ee08ba83771cfb8a1eb7cafa58dbaef7a",
         description=(
             "a small DR-Unet104 that comes with drunet, trained on ten cases of BraTS 2021 mixed with synthetic ones: "
-            "for trying and testing, not for research results"
+            f"for {_FOR_TRYING}"
         ),
         licence=(
             "cite the paper and BraTS 2021 (data from TCIA, doi:10.7937/jc8x-9874; "
@@ -114,6 +120,13 @@ BUNDLED: Final[Mapping[str, Bundled]] = {
         citation=f"{PAPER}. Trained on: {BRATS2021}",
     )
 }
+
+
+def caveat_of(sha256s: Iterable[str]) -> str:
+    """What is to be said beside a result of these weights, by the SHA-256 of their files; empty where nothing is."""
+    used = set(sha256s)
+    known = [bundled for bundled in BUNDLED.values() if bundled.sha256 in used]
+    return "; ".join(f"weights {bundled.name}: for {bundled.caveat}" for bundled in known)
 
 
 def cache_folder() -> Path:

@@ -40,7 +40,7 @@ def test_table_is_printed_where_nothing_is_to_be_written(runs: Path, capsys: Cap
         ["CASE", "STATUS", "WT", "mL", "TC", "mL", "ET", "mL", "NOTES"],
         ["a", "done", "3.5", "1.5", "0.500"],
         ["b", "failed", "b:", "no", "such", "file"],
-        ["c", "done", "3.5", "1.5", "0.500", "resampled"],
+        ["c", "done", "(!)", "3.5", "1.5", "0.500", "resampled"],
     ]
     assert err == "3 cases: 2 segmented, 1 failed; 1 with warnings\n"
 

@@ -2,6 +2,7 @@
 
 import io
 import logging
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -22,6 +23,7 @@ from drunet_cli.cli.console import (
 )
 from drunet_cli.evaluation.evaluate import SCORES, statistics
 from drunet_cli.segmentation.summary import Status, SummaryRow
+from drunet_cli.weights.registry import BUNDLED, COMPACT
 
 
 def lines_of(table: Table) -> list[str]:
@@ -82,7 +84,16 @@ def test_fields_without_a_value_are_left_out() -> None:
 
 def test_a_warning_that_a_case_has_twice_is_counted() -> None:
     row = SummaryRow(case="a", status=Status.DONE, warnings=("modality-name", "resampled", "modality-name"))
-    assert lines_of(cohort_table([row]))[1].endswith("  2 x modality-name, resampled")
+    line = lines_of(cohort_table([row]))[1]
+    assert line.startswith("a     done (!)  ")
+    assert line.endswith("  2 x modality-name, resampled")
+
+
+def test_what_the_weights_are_for_stands_once_below_the_cases() -> None:
+    rows = [SummaryRow(case=case, status=Status.DONE, weights_sha256=(BUNDLED[COMPACT].sha256,)) for case in "ab"]
+    below = " ".join(lines_of(cohort_table(rows))[3:])
+    assert below == "weights compact: for trying and testing, not for research results"
+    assert len(lines_of(cohort_table([replace(row, weights_sha256=("5" * 64,)) for row in rows]))) == 3
 
 
 @pytest.mark.parametrize("name", ["[red]case", "a\nb", "a\x1b[31mb"])

@@ -21,6 +21,7 @@ from drunet_cli.io.png import encode_slices
 from drunet_cli.report.page import Thumbnails, encode_page, histograms, read_thumbnails
 from drunet_cli.report.runs import Record, Runs, read_runs
 from drunet_cli.segmentation.summary import Status, SummaryRow, encode_summary, failed_row
+from drunet_cli.weights.registry import BUNDLED, COMPACT
 from tests.segmentation.small_runs import document_of, write_case, write_outputs
 
 VOID: Final = {"meta", "input", "img", "br"}
@@ -108,6 +109,14 @@ def test_failures_come_first_then_warnings_and_every_row_tells_what_became_of_it
     ]
     assert "4 cases: 3 segmented, 1 failed; 1 with warnings." in page.text
     assert sum("data-remarkable" in row for row in page.all("tr")) == 2
+
+
+def test_the_head_says_what_weights_are_for(tmp_path: Path) -> None:
+    document = document_of("a")
+    write_case(tmp_path, "b")
+    assert b'caveat">' not in page_of(tmp_path)
+    write_outputs(tmp_path, {**document, "weights": {**document["weights"], "sha256": BUNDLED[COMPACT].sha256}})
+    assert "Weights compact: for trying and testing, not for research results (1 case)." in read(tmp_path).text
 
 
 def test_columns_sort_by_whole_numbers_not_by_what_is_shown(tmp_path: Path) -> None:

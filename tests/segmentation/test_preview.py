@@ -322,6 +322,17 @@ def test_warnings_are_shown_or_counted(warnings: list[str], expected: str, words
     assert expected in [text for text, _ in words]
 
 
+def test_the_foot_says_what_the_weights_are_for_in_place_of_research_use(words: Words) -> None:
+    image, volumes = brain(24, 24, 24), dict.fromkeys(("NCR", "ED", "ET", "WT", "TC"), 0.0)
+    for caveat, expected in (
+        ("", "Research use only; not a medical device."),
+        ("weights w: for trying", "Weights w: for trying."),
+    ):
+        words.clear()
+        draw_preview(image, image, lesion((24, 24, 24), (3, 3, 3)), affine=RAS, name="case", volumes_ml=volumes, caveat=caveat)
+        assert words[-1][0] == expected
+
+
 @pytest.mark.parametrize("shape", [(24, 24, 24), (900, 30, 30), (30, 30, 1)])
 def test_the_picture_has_one_size_and_nothing_is_cut_off(shape: tuple[int, int, int]) -> None:
     picture = pixels(flat_preview(lesion(shape, (2, 2, 0)), name="W" * 200, warnings=["W" * 300, "another"]))
