@@ -15,6 +15,7 @@ import pytest
 from hypothesis import settings
 
 from drunet_cli.host import disable_onnxruntime_telemetry, limit_openmp_spinning
+from drunet_cli.segmentation import pipeline
 from drunet_cli.weights.cache import open_weights
 from drunet_cli.weights.checkpoint import Checkpoint
 from drunet_cli.weights.registry import DEFAULT, ENTRIES, Entry
@@ -48,6 +49,12 @@ def _own_environment(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pyte
 def golden_is_published(monkeypatch: pytest.MonkeyPatch) -> None:
     """The registry takes the golden weights, of base width 1, for the published ones, which no test has."""
     monkeypatch.setitem(cast(dict[str, Entry], ENTRIES), DEFAULT, replace(ENTRIES[DEFAULT], base_width=1))
+
+
+@pytest.fixture
+def label_maps_unjudged(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No warning about label maps: those of the golden weights, whose numbers are random, cannot be right."""
+    monkeypatch.setattr(pipeline, "label_map_warnings", lambda _: [])
 
 
 @pytest.fixture

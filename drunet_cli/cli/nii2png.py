@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from contextlib import closing
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -179,7 +178,7 @@ def _document(converted: "ConvertedCase") -> dict[str, Any]:
         "slices": len(description.rows),
         "masks": len(description.rows) if description.has_masks else 0,
         "skipped": converted.skipped,
-        "warnings": [asdict(warning) for warning in description.warnings],
+        "warnings": [warning._asdict() for warning in description.warnings],
         "seconds": round(converted.seconds, 3),
     }
 

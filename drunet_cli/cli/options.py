@@ -223,6 +223,15 @@ SkipExisting = Annotated[
         rich_help_panel=OUTPUT,
     ),
 ]
+Strict = Annotated[
+    bool,
+    typer.Option(
+        "--strict",
+        help="Let a case fail, and write nothing of it, when a warning says that its label map is likely wrong, such as "
+        "an image that is not skull-stripped (drunet guide check).",
+        rich_help_panel=OUTPUT,
+    ),
+]
 DryRun = Annotated[
     bool,
     typer.Option(
@@ -303,6 +312,12 @@ DropoutRate = Annotated[
     ),
 ]
 Seed = Annotated[int, typer.Option(min=0, metavar="N", help="Seed of --mc-samples.", rich_help_panel=ANSWER)]
+WithinBrain = Annotated[
+    bool,
+    typer.Option(
+        "--within-brain", help="Remove labels where all four images are background (0 or below).", rich_help_panel=ANSWER
+    ),
+]
 MinVolume = Annotated[
     float,
     typer.Option(

@@ -51,6 +51,7 @@ def segment(
     ] = Labels.BRATS2020,
     skip_existing: options.SkipExisting = False,
     overwrite: options.Overwrite = False,
+    strict: options.Strict = False,
     dry_run: options.DryRun = False,
     no_sidecar: Annotated[
         bool,
@@ -96,6 +97,7 @@ def segment(
     mc_samples: options.McSamples = 0,
     dropout: options.DropoutRate = None,
     seed: options.Seed = 0,
+    within_brain: options.WithinBrain = False,
     min_volume: options.MinVolume = 0.0,
     min_enhancing: options.MinEnhancing = 0.0,
     preview: options.Preview = False,
@@ -148,6 +150,7 @@ def segment(
             mc_samples=mc_samples,
             dropout=dropout,
             seed=seed,
+            within_brain=within_brain,
             min_volume_ml=min_volume,
             min_enhancing_ml=min_enhancing,
             probabilities=probabilities,
@@ -155,6 +158,7 @@ def segment(
             preview=preview,
             sidecar=not no_sidecar,
             labels=labels,
+            strict=strict,
             overwrite=overwrite,
             skip_existing=skip_existing,
         )

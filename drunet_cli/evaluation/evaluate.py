@@ -135,7 +135,7 @@ def evaluate(task: EvaluationTask) -> dict[str, Any]:
         **files,
         "regions": {name: scores[name] for name in REGIONS},
         "classes": {name: scores[name] for name in (TumourClass.NCR.name, TumourClass.ED.name, TumourClass.ET.name)},
-        "warnings": [asdict(warning) for warning in warnings],
+        "warnings": [warning._asdict() for warning in warnings],
     }
 
 

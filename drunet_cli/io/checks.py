@@ -1,11 +1,10 @@
 """Checks of the four images before any heavy work: an error stops the case, a warning goes with its result."""
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -42,15 +41,39 @@ class WarningCode(StrEnum):
     GRIDS_ROUNDED = "grids-rounded"
     SHEARED = "sheared"
     BACKGROUND_NOT_ZERO = "background-not-zero"
+    LABELS_OUTSIDE_BRAIN = "labels-outside-brain"
+    LARGE_TUMOUR = "large-tumour"
+    TUMOUR_AT_EDGE = "tumour-at-edge"
+    MANY_SMALL_PARTS = "many-small-parts"
     EMPTY_RESULT = "empty-result"
 
 
-@dataclass(frozen=True)
-class CaseWarning:
+# Those that say that a label map is likely wrong, and not only how it was made or that the network found nothing.
+SERIOUS: Final = frozenset(
+    {
+        WarningCode.MODALITY_NAME,
+        WarningCode.DIFFERENT_BRAINS,
+        WarningCode.NOT_SKULL_STRIPPED,
+        WarningCode.LABELS_OUTSIDE_BRAIN,
+        WarningCode.LARGE_TUMOUR,
+        WarningCode.TUMOUR_AT_EDGE,
+        WarningCode.MANY_SMALL_PARTS,
+    }
+)
+
+
+class CaseWarning(NamedTuple):
     """Something that does not stop the work, and that whoever uses the result must know."""
 
     code: WarningCode
     message: str
+
+
+def refuse_serious(warnings: Iterable[tuple[str, str]]) -> None:
+    """Raise CaseError where a warning, code and message, is a serious one."""
+    for code, message in warnings:
+        if code in SERIOUS:
+            raise CaseError(f"{message} (strict: the warning {code} is a failure)")
 
 
 def check_volumes(volumes: Mapping[Modality, Volume]) -> None:

@@ -169,7 +169,8 @@ def _read(planned: PlannedCase, ensemble: Ensemble) -> _Read:
             planned, document = look_again(planned, ensemble)
             if document is not None:
                 return planned, CaseResult(document, left_out=True)
-        return planned, pipeline.prepare(planned.case, keep_views=planned.files.settings.preview)
+        settings = planned.files.settings
+        return planned, pipeline.prepare(planned.case, keep_views=settings.preview, strict=settings.strict)
     except DrunetError as error:
         return planned, error
     except MemoryError:

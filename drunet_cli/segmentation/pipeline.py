@@ -10,14 +10,15 @@ import numpy.typing as npt
 
 from drunet_cli.brats import ClassMap, Modality, voxel_counts
 from drunet_cli.io.case import Case
-from drunet_cli.io.checks import CaseWarning, WarningCode, voxel_litres
+from drunet_cli.io.checks import CaseWarning, refuse_serious, voxel_litres
 from drunet_cli.io.geometry import Geometry
 from drunet_cli.io.inputs import InputFile
 from drunet_cli.io.nifti import Header
 from drunet_cli.io.slices import SliceStack
 from drunet_cli.io.volumes import CaseImages, images_of, read_images
 from drunet_cli.segmentation.ensemble import Ensemble
-from drunet_cli.segmentation.predict import Prediction, clean_up, predict
+from drunet_cli.segmentation.label_map import clean_up, label_map_warnings, measure
+from drunet_cli.segmentation.predict import Prediction, predict
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ class PreparedCase:
     """A case that has passed every check, as the network takes it.
 
     header, voxel_ml: of FLAIR, whose geometry the label map gets. inputs: the files by modality; empty for arrays.
-    views: kept for a picture. seconds: how long reading took.
+    brain: [I, J, K], where any of the four images is above 0. views: kept for a picture. seconds: how long reading took.
     """
 
     case: Case
@@ -42,6 +43,7 @@ class PreparedCase:
     voxel_ml: float
     inputs: Mapping[str, InputFile]
     geometry: Geometry
+    brain: npt.NDArray[np.bool_]
     slices: SliceStack
     views: Views | None
     warnings: tuple[CaseWarning, ...]
@@ -71,26 +73,32 @@ class PredictedCase:
         return (*self.prepared.warnings, *self.new_warnings)
 
 
-def prepare(case: Case, *, keep_views: bool = False) -> PreparedCase:
+def prepare(case: Case, *, keep_views: bool = False, strict: bool = False) -> PreparedCase:
     """Read the files of a case, check them, and make the network's slices. keep_views: for a picture.
 
-    Raises CaseError for whatever cannot be segmented.
+    Raises CaseError for whatever cannot be segmented, and, where it is to be strict, for a serious warning.
     """
     begin = time.perf_counter()
     images = read_images(case)
-    return _prepared(images, images.inputs, keep_views=keep_views, begin=begin)
+    return _prepared(images, images.inputs, keep_views=keep_views, strict=strict, begin=begin)
 
 
-def prepare_arrays(arrays: Mapping[Modality, npt.NDArray[Any]], affine: npt.ArrayLike, *, name: str) -> PreparedCase:
+def prepare_arrays(
+    arrays: Mapping[Modality, npt.NDArray[Any]], affine: npt.ArrayLike, *, name: str, strict: bool = False
+) -> PreparedCase:
     """Check four arrays [I, J, K] and make the network's slices. affine: 4 x 4, voxel indices to RAS millimetres.
 
-    Raises CaseError for whatever cannot be segmented.
+    Raises CaseError as `prepare` does.
     """
     begin = time.perf_counter()
-    return _prepared(images_of(arrays, affine, name=name), {}, keep_views=True, begin=begin)
+    return _prepared(images_of(arrays, affine, name=name), {}, keep_views=True, strict=strict, begin=begin)
 
 
-def _prepared(images: CaseImages, inputs: Mapping[str, InputFile], *, keep_views: bool, begin: float) -> PreparedCase:
+def _prepared(
+    images: CaseImages, inputs: Mapping[str, InputFile], *, keep_views: bool, strict: bool, begin: float
+) -> PreparedCase:
+    if strict:
+        refuse_serious(images.warnings)
     reference = images.reference
     flair, t1ce = (images.volumes[modality].voxels for modality in (Modality.FLAIR, Modality.T1CE))
     return PreparedCase(
@@ -99,6 +107,7 @@ def _prepared(images: CaseImages, inputs: Mapping[str, InputFile], *, keep_views
         voxel_ml=voxel_litres(reference.affine) * 1000,
         inputs=inputs,
         geometry=images.geometry,
+        brain=images.brain,
         slices=images.slices(),
         views=Views(flair, t1ce, reference.affine) if keep_views else None,
         warnings=images.warnings,
@@ -111,7 +120,8 @@ def segment(
 ) -> PredictedCase:
     """Predict a prepared case and clean the result up as the ensemble's settings ask.
 
-    on_progress: called with (slices done, slices in all). Raises DeviceError when not even one slice fits.
+    on_progress: called with (slices done, slices in all). Raises DeviceError when not even one slice fits, and, where the
+    settings are strict, CaseError for a label map with a serious warning.
     """
     begin = time.perf_counter()
     settings = ensemble.settings
@@ -125,18 +135,21 @@ def segment(
     )
     cleaned = clean_up(
         prediction.class_map,
+        brain=prepared.brain if settings.within_brain else None,
         min_volume_ml=settings.min_volume_ml,
         min_enhancing_ml=settings.min_enhancing_ml,
         voxel_ml=prepared.voxel_ml,
     )
-    counts = voxel_counts(cleaned.class_map)
-    empty = CaseWarning(WarningCode.EMPTY_RESULT, "no tumour was found: every voxel is labelled background")
+    measures = measure(cleaned.class_map, prepared.brain, prepared.geometry, voxel_ml=prepared.voxel_ml)
+    warnings = label_map_warnings(measures)
+    if settings.strict:
+        refuse_serious(warnings)
     return PredictedCase(
         prepared=prepared,
         prediction=prediction,
         class_map=cleaned.class_map,
-        cleaned=cleaned.changes() if settings.min_volume_ml or settings.min_enhancing_ml else None,
-        counts=counts,
-        new_warnings=(empty,) if counts["WT"] == 0 else (),
+        cleaned=cleaned.changes() if settings.cleans_up else None,
+        counts=voxel_counts(cleaned.class_map),
+        new_warnings=tuple(warnings),
         seconds=time.perf_counter() - begin,
     )

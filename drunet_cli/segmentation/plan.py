@@ -14,7 +14,7 @@ from drunet_cli.brats import REGIONS, describe_labels
 from drunet_cli.errors import CaseError, DrunetError, MisuseError, OutputError, WeightsError, without_remedy
 from drunet_cli.io.atomic import check_writable
 from drunet_cli.io.case import Case
-from drunet_cli.io.checks import CaseWarning
+from drunet_cli.io.checks import CaseWarning, refuse_serious
 from drunet_cli.io.discovery import Cohort
 from drunet_cli.io.inputs import InputFile, changed_files
 from drunet_cli.io.nifti import load_volume
@@ -22,7 +22,15 @@ from drunet_cli.io.volumes import check_headers
 from drunet_cli.segmentation.ensemble import Ensemble
 from drunet_cli.segmentation.outputs import OutputFiles, OutputState, read_sidecar, sha256_of
 from drunet_cli.segmentation.settings import Settings
-from drunet_cli.segmentation.summary import Status, SummaryRow, check_summary, described_weights, failed_row, row_of
+from drunet_cli.segmentation.summary import (
+    Status,
+    SummaryRow,
+    check_summary,
+    described_warnings,
+    described_weights,
+    failed_row,
+    row_of,
+)
 from drunet_cli.weights.cache import metadata_of
 from drunet_cli.weights.checkpoint import Metadata
 from drunet_cli.weights.registry import BUNDLED, Entry, cached_path, find_entry, is_file, is_file_name, weights_path
@@ -192,7 +200,10 @@ def _with_header_checks(planned: PlannedCase) -> PlannedCase:
     if planned.action in (Action.LEAVE_OUT, Action.FAIL):
         return planned
     try:
-        return replace(planned, warnings=check_headers(planned.case))
+        warnings = check_headers(planned.case)
+        if planned.files.settings.strict:
+            refuse_serious(warnings)
+        return replace(planned, warnings=warnings)
     except DrunetError as error:
         return replace(planned, action=Action.FAIL, error=error)
 
@@ -249,7 +260,7 @@ def same_document(case: Case, files: OutputFiles, ensemble: Ensemble) -> dict[st
     """The sidecar's object of a label map that is whole, and was made of this case in this way; None for no label map.
 
     Raises OutputError for a label map that was made of something else or otherwise, or that somebody has changed, and CaseError
-    where an input cannot be read.
+    where an input cannot be read, or where the settings are strict and the label map has a serious warning.
     """
     if not os.path.lexists(files.label_map):
         return None
@@ -259,6 +270,8 @@ def same_document(case: Case, files: OutputFiles, ensemble: Ensemble) -> dict[st
     _check_whole(files.label_map, document)
     if difference := _difference(document, case, ensemble):
         raise OutputError(f"{files.label_map}: was made {difference}; {_REMEDY}")
+    if files.settings.strict:
+        refuse_serious(described_warnings(document))
     return document
 
 
@@ -291,8 +304,8 @@ def _difference(document: Mapping[str, Any], case: Case, ensemble: Ensemble) -> 
         if document["labels"] != describe_labels(ensemble.settings.labels):
             return "with other label values"
         for name, value in ensemble.compared.items():
-            if settings.get(name) != value:
-                return f"with {name} {settings.get(name)}, now {value}"
+            if (before := settings.get(name, _BEFORE.get(name))) != value:
+                return f"with {name} {before}, now {value}"
         _check_told(document)
     except (KeyError, TypeError, AttributeError):
         return "by another version of drunet, which recorded other things"
@@ -301,6 +314,10 @@ def _difference(document: Mapping[str, Any], case: Case, ensemble: Ensemble) -> 
         return "of other images"
     changed = changed_files(inputs, images)
     return f"of another file than {changed[0]} is now" if changed else ""
+
+
+# Settings that version 0.1.0 did not record, as it had them.
+_BEFORE: Final = {"within_brain": False}
 
 
 def _check_told(document: Mapping[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""All slices of a case through the network, the mean of all passes, and the clean-up after."""
+"""All slices of a case through the network, and the mean of all passes."""
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -7,10 +7,9 @@ from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
-from scipy import ndimage
 
 from drunet_cli.brats import N_CLASSES, REGIONS, ClassMap, TumourClass
-from drunet_cli.io.geometry import FRAME, Geometry, box_of
+from drunet_cli.io.geometry import FRAME, Geometry
 from drunet_cli.io.slices import SliceStack
 from drunet_cli.network.engine import WINDOW_REST, WINDOW_STRIDE, Engine, WindowMode
 from drunet_cli.segmentation.settings import Settings
@@ -266,62 +265,3 @@ def entropy(probabilities: FloatArray) -> FloatArray:
 
 def _x_log_x(x: FloatArray) -> FloatArray:
     return np.asarray(x * np.log(np.where(x > 0, x, 1)))
-
-
-_TOUCHING: Final = np.ones((3, 3, 3), dtype=bool)  # 26 neighbours: by a face, an edge or a corner
-
-
-@dataclass(frozen=True)
-class CleanedMap:
-    """Class indices, any shape, and how many components and voxels were removed, and voxels turned from ET to NCR."""
-
-    class_map: ClassMap
-    components_removed: int = 0
-    voxels_removed: int = 0
-    voxels_enhancing_to_ncr: int = 0
-
-    def changes(self) -> dict[str, int]:
-        """The numbers, as the sidecar has them."""
-        return {
-            "components_removed": self.components_removed,
-            "voxels_removed": self.voxels_removed,
-            "voxels_enhancing_to_ncr": self.voxels_enhancing_to_ncr,
-        }
-
-
-def clean_up(class_map: ClassMap, *, min_volume_ml: float, min_enhancing_ml: float, voxel_ml: float) -> CleanedMap:
-    """Remove small components, then turn too little enhancing tumour into NCR; 0 leaves a step out. See Settings.
-
-    class_map: class indices [I, J, K], which stay as they are; the result is a copy where anything changes.
-    """
-    result = CleanedMap(class_map)
-    if min_volume_ml > 0:
-        result = _without_small_components(class_map, min_volume_ml / voxel_ml)
-    if min_enhancing_ml == 0:
-        return result
-    enhancing: npt.NDArray[np.bool_] = result.class_map == TumourClass.ET
-    n_enhancing = int(np.count_nonzero(enhancing))
-    if 0 < n_enhancing < _least_voxels(min_enhancing_ml / voxel_ml):
-        turned = np.where(enhancing, np.uint8(TumourClass.NCR), result.class_map)
-        result = CleanedMap(turned, result.components_removed, result.voxels_removed, n_enhancing)
-    return result
-
-
-def _without_small_components(class_map: ClassMap, n_voxels: float) -> CleanedMap:
-    box = box_of(class_map != TumourClass.BACKGROUND)
-    if box is None:
-        return CleanedMap(class_map)
-    components, n_components = ndimage.label(class_map[box], structure=_TOUCHING)
-    sizes = np.bincount(components.ravel(), minlength=n_components + 1)
-    small = sizes < _least_voxels(n_voxels)
-    small[0] = False
-    if not small.any():
-        return CleanedMap(class_map)
-    kept = class_map.copy()
-    kept[box][small[components]] = TumourClass.BACKGROUND
-    return CleanedMap(kept, int(np.count_nonzero(small)), int(sizes[small].sum()))
-
-
-def _least_voxels(n_voxels: float) -> float:
-    """Undo the rounding of a volume that is a whole number of voxels."""
-    return round(n_voxels) if abs(n_voxels - round(n_voxels)) < 1e-6 * max(1.0, n_voxels) else n_voxels

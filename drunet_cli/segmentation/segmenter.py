@@ -48,8 +48,10 @@ class Segmenter:
     mc_samples: average over so many samples with dropout on, drawn from `seed`. dropout: their rate, by default the one that
     the weights record.
     probabilities, uncertainty: keep these maps too.
+    within_brain: labels where none of the four images is above 0 are removed.
     min_volume_ml: smaller components of the whole tumour are removed. min_enhancing_ml: less enhancing tumour becomes necrotic
     core.
+    strict: raise CaseError for a case with a warning which says that its label map is likely wrong.
     on_warning: called with what a user should know, by default written to the logger "drunet_cli".
     open_weights: opens a set of weights by name; by default a download is told to that logger too.
 
@@ -74,8 +76,10 @@ class Segmenter:
         seed: int = 0,
         probabilities: bool = False,
         uncertainty: bool = False,
+        within_brain: bool = False,
         min_volume_ml: float = 0.0,
         min_enhancing_ml: float = 0.0,
+        strict: bool = False,
         on_warning: Callable[[str], None] = _LOG.warning,
         open_weights: Callable[[str], Checkpoint] = _open_logged,
     ) -> None:
@@ -95,8 +99,10 @@ class Segmenter:
             seed=seed,
             probabilities=probabilities,
             uncertainty=uncertainty,
+            within_brain=within_brain,
             min_volume_ml=min_volume_ml,
             min_enhancing_ml=min_enhancing_ml,
+            strict=strict,
         )
         self._ensemble = Ensemble(settings, on_warning=on_warning, open_weights=open_weights)
 
@@ -123,7 +129,8 @@ class Segmenter:
         TypeError for an image that is neither path nor array.
         """
         labels = Labels(labels)
-        prepared = _prepared({Modality.FLAIR: flair, Modality.T1CE: t1ce, Modality.T1: t1, Modality.T2: t2}, affine, name=name)
+        images = {Modality.FLAIR: flair, Modality.T1CE: t1ce, Modality.T1: t1, Modality.T2: t2}
+        prepared = _prepared(images, affine, name=name, strict=self._ensemble.settings.strict)
         _ = self._ensemble.engines
         predicted = pipeline.segment(prepared, self._ensemble, on_progress=on_progress)
         document = describe(predicted, self._ensemble)
@@ -131,7 +138,9 @@ class Segmenter:
         return SegmentedCase(kept, document, replace(self._ensemble.settings, labels=labels))
 
 
-def _prepared(images: Mapping[Modality, Image], affine: npt.ArrayLike | None, *, name: str | None) -> pipeline.PreparedCase:
+def _prepared(
+    images: Mapping[Modality, Image], affine: npt.ArrayLike | None, *, name: str | None, strict: bool
+) -> pipeline.PreparedCase:
     """Check four files, or four arrays with their affine."""
     for modality, image in images.items():
         if not isinstance(image, str | os.PathLike | np.ndarray):
@@ -144,12 +153,12 @@ def _prepared(images: Mapping[Modality, Image], affine: npt.ArrayLike | None, *,
         if affine is not None:
             raise MisuseError("affine: files have their own; leave it out")
         files = {modality: Path(image) for modality, image in images.items() if not isinstance(image, np.ndarray)}
-        return pipeline.prepare(case_of(files, name=name), keep_views=True)
+        return pipeline.prepare(case_of(files, name=name), keep_views=True, strict=strict)
     if len(arrays) < len(images):
         raise MisuseError("the four images are files or arrays, not some of each")
     if affine is None:
         raise MisuseError("arrays need an affine: 4 x 4, voxel indices to RAS millimetres")
-    return pipeline.prepare_arrays(arrays, affine, name=name or "case")
+    return pipeline.prepare_arrays(arrays, affine, name=name or "case", strict=strict)
 
 
 @dataclass(frozen=True)

@@ -56,6 +56,9 @@ class Settings:
     seed: int = 0
     """Seed of the samples."""
 
+    within_brain: bool = False
+    """Labels where none of the four images is above 0 become background."""
+
     min_volume_ml: float = 0.0
     """Connected components of the whole tumour below this volume become background; 0: none does."""
 
@@ -80,6 +83,9 @@ class Settings:
 
     labels: Labels = Labels.BRATS2020
     """Which label value enhancing tumour gets in files."""
+
+    strict: bool = False
+    """Let a case fail that has a warning which says that its label map is likely wrong."""
 
     overwrite: bool = False
     """Replace outputs that are there."""
@@ -111,6 +117,11 @@ class Settings:
             from drunet_cli.segmentation.preview import check_drawable  # Pillow: not for runs without a picture
 
             check_drawable()
+
+    @property
+    def cleans_up(self) -> bool:
+        """Whether anything is to be changed in the label map that the network gives."""
+        return bool(self.within_brain or self.min_volume_ml or self.min_enhancing_ml)
 
     def window_for(self, weights: Sequence[Metadata]) -> WindowMode:
         """What the network sees of a slice: as asked for, else as the weights were trained.
@@ -146,6 +157,7 @@ class Settings:
             "mc_samples": self.mc_samples,
             "dropout": {"rate": rate, "source": source} if self.mc_samples else None,
             "seed": self.seed if self.mc_samples else None,
+            "within_brain": self.within_brain,
             "min_volume_ml": self.min_volume_ml,
             "min_enhancing_ml": self.min_enhancing_ml,
             "deterministic": self.deterministic,

@@ -142,6 +142,7 @@ def test_deterministic_is_recorded_and_changes_nothing_on_the_cpu(engine: str) -
     assert recorded == [False, True]
 
 
+@pytest.mark.usefixtures("label_maps_unjudged")
 def test_json_and_sidecar_hold_the_same_complete_object(capsys: Captured) -> None:
     assert main(["segment", *image_options(), *WEIGHTS, "-o", "out/seg.nii.gz", "--json"]) == 0
     line = capsys.readouterr().out
@@ -227,6 +228,7 @@ def _scaled(folder: Path, zooms: tuple[float, float, float]) -> dict[Modality, P
     return images
 
 
+@pytest.mark.usefixtures("label_maps_unjudged")
 def test_finer_images_are_resampled_with_a_warning_and_return_on_their_grid(tmp_path: Path, capsys: Captured) -> None:
     images = _scaled(tmp_path, (0.5, 0.5, 1.0))
     assert main(["segment", *image_options(images), *WEIGHTS, "-o", "fine.nii.gz", "--json"]) == 0
@@ -365,6 +367,28 @@ def test_small_enhancing_tumour_becomes_necrosis_and_the_sidecar_says_so() -> No
     assert document["postprocessing"]["voxels_enhancing_to_ncr"] == np.count_nonzero(plain == 4)
     assert document["voxels"]["ET"] == 0
     assert document["settings"]["min_enhancing_ml"] == 1000
+
+
+def test_labels_outside_the_brain_are_removed_and_the_sidecar_says_so() -> None:
+    assert segment(output="plain.nii.gz") == 0
+    assert segment("--within-brain") == 0
+    plain, after = voxels("plain.nii.gz"), voxels("seg.nii.gz")
+    brain = np.any([np.asarray(open_image(path).dataobj) > 0 for path in GOLDEN_IMAGES.values()], axis=0)
+    assert np.array_equal(after, np.where(brain, plain, 0))
+    document = sidecar()
+    assert document["postprocessing"]["voxels_outside_brain_removed"] == np.count_nonzero(plain[~brain]) > 0
+    assert document["settings"]["within_brain"] is True
+    codes = {name: [each["code"] for each in sidecar(f"{name}.json")["warnings"]] for name in ("plain", "seg")}
+    assert "labels-outside-brain" in codes["plain"]
+    assert "labels-outside-brain" not in codes["seg"]
+
+
+def test_a_strict_run_of_one_case_is_bad_input_and_writes_nothing(capsys: Captured) -> None:
+    assert segment("--strict", "--preview") == 3
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "of the tumour (90.1%) lie outside the brain" in line
+    assert line.endswith("(strict: the warning labels-outside-brain is a failure)")
+    assert files() == []
 
 
 @pytest.mark.parametrize(

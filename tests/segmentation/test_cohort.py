@@ -12,9 +12,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
+import numpy as np
 import pytest
 
-from drunet_cli.brats import Labels
+from drunet_cli.brats import Labels, Modality
 from drunet_cli.errors import CaseError, DeviceError, DrunetError, LostDeviceError, OutputError
 from drunet_cli.io.case import Case
 from drunet_cli.io.inputs import file_sha256
@@ -24,7 +25,7 @@ from drunet_cli.segmentation.outputs import OutputFiles, read_sidecar
 from drunet_cli.segmentation.pipeline import PreparedCase
 from drunet_cli.segmentation.plan import PlannedCase
 from drunet_cli.segmentation.settings import Settings
-from tests.cli.small_cohort import contents, spoil, write_cases
+from tests.cli.small_cohort import contents, images, save, spoil, write_cases
 from tests.segmentation.bright_engine import SETTINGS, BrightEnsemble, outcomes_of, plan_of
 
 N_CASES: Final = 6
@@ -150,11 +151,11 @@ class Reading:
         self.prepared: list[weakref.ref[PreparedCase]] = []
         read = pipeline.prepare
 
-        def prepare(case: Case, *, keep_views: bool) -> PreparedCase:
+        def prepare(case: Case, **options: bool) -> PreparedCase:
             self.names.append(case.name)
             if instead and case.name in instead:
                 raise instead[case.name]
-            prepared = read(case, keep_views=keep_views)
+            prepared = read(case, **options)
             self.prepared.append(weakref.ref(prepared))
             return prepared
 
@@ -253,6 +254,29 @@ def test_warnings_name_their_case(own_cohort: Path, tmp_path: Path, monkeypatch:
     run = Run(own_cohort, tmp_path / "out", replace(SETTINGS, min_volume_ml=1000))
     assert done(run.outcomes(monkeypatch)) == set(NAMES)
     assert run.warnings == [f"{name}: no tumour was found: every voxel is labelled background" for name in NAMES]
+
+
+def test_strict_lets_cases_fail_whose_label_map_is_likely_wrong_and_writes_nothing_of_them(
+    own_cohort: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save(np.roll(images(1)[Modality.FLAIR], 3, axis=0), own_cohort / "case_1/case_1_flair.nii.gz")
+    out = tmp_path / "out"
+    assert done(outcomes_of(own_cohort, out)) == set(NAMES)
+    codes = {name: [each["code"] for each in (read_sidecar(out / f"{name}.json") or {})["warnings"]] for name in NAMES}
+    assert (codes["case_0"], codes["case_1"][0]) == (["large-tumour"], "different-brains")
+    wrong = {name for name, found in codes.items() if found}
+    strict = replace(SETTINGS, strict=True)
+    run = Run(own_cohort, tmp_path / "strict", strict)
+    outcomes = by_name(run.outcomes(monkeypatch))
+    assert {name for name, outcome in outcomes.items() if isinstance(outcome, CaseError)} == wrong
+    assert str(outcomes["case_1"]).endswith("(strict: the warning different-brains is a failure)")
+    assert "case_1" not in run.computed
+    assert assert_whole(tmp_path / "strict") == set(NAMES) - wrong
+    before = contents(out)
+    resumed = by_name(outcomes_of(own_cohort, out, replace(strict, skip_existing=True)))
+    assert left_out(resumed) == set(NAMES) - wrong
+    assert all(isinstance(resumed[name], CaseError) for name in wrong)
+    assert contents(out) == before
 
 
 # Bounds
@@ -464,6 +488,7 @@ def claimed(out: Path, name: str, *, pid: int) -> Path:
     return claim
 
 
+@pytest.mark.usefixtures("label_maps_unjudged")
 @pytest.mark.parametrize("waits", [False, True], ids=["ends soon", "ends late"])
 @pytest.mark.parametrize("finishes", [True, False], ids=["finishes", "gives up"])
 @pytest.mark.parametrize("settings", [SETTINGS, replace(SETTINGS, overwrite=True)], ids=["plain", "overwrite"])

@@ -323,6 +323,14 @@ def test_a_label_map_with_any_other_recorded_setting_is_refused(name: str, made:
     made.assert_refused(f"was made with {name} other, now ")
 
 
+def test_a_label_map_of_a_version_that_did_not_know_a_setting_is_the_same_where_that_is_off(made: Made) -> None:
+    document = made.document
+    del document["settings"]["within_brain"]
+    made.record(document)
+    assert made.same() is not None
+    made.assert_refused("was made with within_brain False, now True", replace(SETTINGS, within_brain=True))
+
+
 @pytest.mark.parametrize(
     ("asked", "reason"),
     [

@@ -11,9 +11,7 @@ from drunet_cli.brats import ClassMap, TumourClass
 from drunet_cli.io.geometry import Geometry, fit
 from drunet_cli.network.engine import WindowMode, ignore_progress
 from drunet_cli.segmentation.predict import (
-    CleanedMap,
     Window,
-    clean_up,
     entropy,
     predict,
     region_uncertainty,
@@ -322,83 +320,3 @@ def test_groups_are_of_one_shape_largest_first_and_leave_blank_slices_out() -> N
         ((240, 240), {3: Window()}),
         ((48, 48), {0: Window(128, 176, 128, 176), 2: Window(0, 48, 0, 48)}),
     ]
-
-
-# Cleaning up
-
-
-NCR, ED, ET = TumourClass.NCR, TumourClass.ED, TumourClass.ET
-MICROLITRE = 0.001
-
-
-def _map_of(**parts: tuple[slice, slice, slice]) -> npt.NDArray[np.uint8]:
-    class_map = np.zeros((12, 10, 8), dtype=np.uint8)
-    for name, where in parts.items():
-        class_map[where] = TumourClass[name]
-    return class_map
-
-
-def _cleaned(class_map: ClassMap, *, voxel_ml: float = MICROLITRE, **asked: float) -> CleanedMap:
-    return clean_up(class_map, voxel_ml=voxel_ml, **{"min_volume_ml": 0.0, "min_enhancing_ml": 0.0, **asked})
-
-
-@pytest.fixture
-def two_components() -> npt.NDArray[np.uint8]:
-    """Eight voxels of oedema around a core, and, away from them, three of enhancing tumour."""
-    class_map = _map_of(ED=np.s_[1:3, 1:3, 1:3], ET=np.s_[8:11, 5:6, 5:6])
-    class_map[1, 1, 1] = NCR
-    return class_map
-
-
-def test_components_below_the_volume_become_background(two_components: npt.NDArray[np.uint8]) -> None:
-    before = two_components.copy()
-    done = _cleaned(two_components, min_volume_ml=0.004)
-    assert np.array_equal(done.class_map, np.where(before == ET, 0, before))
-    assert done.changes() == {"components_removed": 1, "voxels_removed": 3, "voxels_enhancing_to_ncr": 0}
-    assert np.array_equal(two_components, before)
-
-
-@pytest.mark.parametrize(("min_volume_ml", "n_left"), [(0.003, 11), (0.0030001, 8), (0.008, 8), (0.0081, 0)])
-def test_a_component_of_just_the_volume_stays(two_components: npt.NDArray[np.uint8], min_volume_ml: float, n_left: int) -> None:
-    done = _cleaned(two_components, min_volume_ml=min_volume_ml)
-    assert np.count_nonzero(done.class_map) == n_left
-
-
-def test_a_component_is_of_the_whole_tumour_and_not_of_a_class() -> None:
-    class_map = _map_of(ED=np.s_[1:4, 1:4, 1:4])
-    class_map[2, 2, 2] = ET  # one voxel, within 27
-    done = _cleaned(class_map, min_volume_ml=0.020)
-    assert np.array_equal(done.class_map, class_map)
-    assert done.components_removed == 0  # the background, none of which lies in the box of this tumour, is no component
-
-
-def test_voxels_that_touch_at_a_corner_are_one_component() -> None:
-    class_map = np.zeros((6, 6, 6), dtype=np.uint8)
-    class_map[1, 1, 1] = class_map[2, 2, 2] = class_map[3, 3, 3] = ED
-    class_map[5, 5, 1] = ED
-    done = _cleaned(class_map, min_volume_ml=0.003)
-    assert np.argwhere(done.class_map).tolist() == [[1, 1, 1], [2, 2, 2], [3, 3, 3]]
-
-
-@pytest.mark.parametrize(("min_enhancing_ml", "becomes"), [(0.003, ET), (0.0031, NCR), (5.0, NCR)])
-def test_less_enhancing_tumour_than_asked_for_becomes_necrosis(
-    two_components: npt.NDArray[np.uint8], min_enhancing_ml: float, becomes: TumourClass
-) -> None:
-    done = _cleaned(two_components, min_enhancing_ml=min_enhancing_ml)
-    assert np.array_equal(done.class_map, np.where(two_components == ET, becomes, two_components))
-    assert done.voxels_enhancing_to_ncr == (3 if becomes is NCR else 0)
-
-
-def test_enhancing_tumour_is_counted_after_small_components_are_gone() -> None:
-    class_map = _map_of(ED=np.s_[1:4, 1:4, 1:4], ET=np.s_[8:11, 5:6, 5:6])
-    class_map[2, 2, 2] = ET
-    done = _cleaned(class_map, min_volume_ml=0.010, min_enhancing_ml=0.002)
-    assert done.class_map[2, 2, 2] == NCR
-    assert done.changes() == {"components_removed": 1, "voxels_removed": 3, "voxels_enhancing_to_ncr": 1}
-
-
-def test_volumes_are_millilitres_whatever_the_voxel() -> None:
-    class_map = _map_of(ED=np.s_[1:3, 1:3, 1:3])
-    halved = _cleaned(class_map, min_volume_ml=0.03, voxel_ml=0.004)  # 8 voxels of 4 microlitres
-    assert np.count_nonzero(halved.class_map) == 8
-    assert not _cleaned(class_map, min_volume_ml=0.033, voxel_ml=0.004).class_map.any()

@@ -5,8 +5,9 @@ import logging
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -16,11 +17,13 @@ import drunet_cli
 from drunet_cli import SegmentedCase, Segmenter
 from drunet_cli.cli.app import main
 from drunet_cli.errors import CaseError, DeviceError, MisuseError, OutputError
+from drunet_cli.io.inputs import file_sha256
+from drunet_cli.weights.registry import BUNDLED, COMPACT, Bundled
 from tests.support import GOLDEN_IMAGES, GOLDEN_WEIGHTS, image_options, open_image
 
 FILES: Final[dict[str, Any]] = {str(modality): path for modality, path in GOLDEN_IMAGES.items()}
 # The same for every run and machine, so left out where two runs are compared.
-NOT_COMPARED: Final = ("seconds", "output", "output_sha256", "labels", "files", "inputs")
+NOT_COMPARED: Final = ("seconds", "time", "output", "output_sha256", "labels", "files", "inputs")
 
 
 @pytest.fixture(scope="module")
@@ -209,6 +212,21 @@ def test_a_download_is_told_to_the_logger(
     with caplog.at_level(logging.WARNING, logger="drunet_cli"):
         assert Segmenter(device="cpu", threads=1).segment(**FILES).document["weights"]["base_width"] == 1
     assert f"from {GOLDEN_WEIGHTS.as_uri()}" in caplog.text
+
+
+def test_what_weights_are_for_is_told_once_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    golden = replace(BUNDLED[COMPACT], name="w", sha256=file_sha256(GOLDEN_WEIGHTS))
+    monkeypatch.setitem(cast(dict[str, Bundled], BUNDLED), "w", golden)
+    told: list[str] = []
+    segmenter = Segmenter(GOLDEN_WEIGHTS, device="cpu", threads=1, on_warning=told.append)
+    for _ in range(2):
+        segmenter.segment(**FILES)
+    assert told == ["weights w: for trying and testing, not for research results"]
+
+
+def test_a_strict_segmenter_raises_what_the_command_line_prints() -> None:
+    with pytest.raises(CaseError, match="strict: the warning labels-outside-brain is a failure"):
+        Segmenter(GOLDEN_WEIGHTS, device="cpu", threads=1, strict=True).segment(**FILES)
 
 
 def test_the_package_offers_its_names_without_loading_what_they_need() -> None:

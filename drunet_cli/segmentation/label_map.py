@@ -1,0 +1,192 @@
+"""The label map after the network: cleaned up as it was asked for, and compared with what tumours look like."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+from scipy import ndimage
+
+from drunet_cli.brats import ClassMap, TumourClass, volume_in_words
+from drunet_cli.errors import join_some
+from drunet_cli.io.checks import CaseWarning, WarningCode
+from drunet_cli.io.geometry import FRAME, AxisFit, Box, Geometry, box_of
+
+_Mask = npt.NDArray[np.bool_]
+
+_TOUCHING: Final = np.ones((3, 3, 3), dtype=bool)  # 26 neighbours: by a face, an edge or a corner
+
+
+@dataclass(frozen=True)
+class CleanedMap:
+    """Class indices, any shape, and how much was changed.
+
+    voxels_outside_brain: those that were removed there. components_removed, voxels_removed: small parts of the whole tumour.
+    """
+
+    class_map: ClassMap
+    components_removed: int = 0
+    voxels_removed: int = 0
+    voxels_enhancing_to_ncr: int = 0
+    voxels_outside_brain: int = 0
+
+    def changes(self) -> dict[str, int]:
+        """The numbers, as the sidecar has them."""
+        return {
+            "voxels_outside_brain_removed": self.voxels_outside_brain,
+            "components_removed": self.components_removed,
+            "voxels_removed": self.voxels_removed,
+            "voxels_enhancing_to_ncr": self.voxels_enhancing_to_ncr,
+        }
+
+
+def clean_up(
+    class_map: ClassMap, *, brain: _Mask | None = None, min_volume_ml: float, min_enhancing_ml: float, voxel_ml: float
+) -> CleanedMap:
+    """Remove labels outside the brain, then small components, then turn too little enhancing tumour into NCR. See Settings.
+
+    class_map: class indices [I, J, K], which stay as they are; the result is a copy where anything changes.
+    brain: [I, J, K]; None keeps labels anywhere. A volume of 0 leaves its step out.
+    """
+    n_outside = 0
+    if brain is not None and (n_outside := int(np.count_nonzero(class_map[~brain]))):
+        class_map = np.where(brain, class_map, np.uint8(TumourClass.BACKGROUND))
+    kept, n_components, n_voxels = class_map, 0, 0
+    if min_volume_ml > 0:
+        kept, n_components, n_voxels = _without_small_components(class_map, min_volume_ml / voxel_ml)
+    enhancing = kept == TumourClass.ET
+    n_enhancing = int(np.count_nonzero(enhancing))
+    if 0 < n_enhancing < _least_voxels(min_enhancing_ml / voxel_ml):
+        kept = np.where(enhancing, np.uint8(TumourClass.NCR), kept)
+    else:
+        n_enhancing = 0
+    return CleanedMap(kept, n_components, n_voxels, n_enhancing, n_outside)
+
+
+def _without_small_components(class_map: ClassMap, n_voxels: float) -> tuple[ClassMap, int, int]:
+    """The map, and how many components and voxels it has lost."""
+    box = box_of(class_map != TumourClass.BACKGROUND)
+    if box is None:
+        return class_map, 0, 0
+    components, sizes = _components(class_map, box)
+    small = sizes < _least_voxels(n_voxels)
+    small[0] = False
+    if not small.any():
+        return class_map, 0, 0
+    kept = class_map.copy()
+    kept[box][small[components]] = TumourClass.BACKGROUND
+    return kept, int(np.count_nonzero(small)), int(sizes[small].sum())
+
+
+def _components(class_map: ClassMap, box: Box) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int64]]:
+    """Connected parts of the whole tumour in its box, numbered from 1, and the voxels of each number; of 0, the background."""
+    components, n_components = ndimage.label(class_map[box], structure=_TOUCHING)
+    return components, np.bincount(components.ravel(), minlength=n_components + 1)
+
+
+def _least_voxels(n_voxels: float) -> float:
+    """Undo the rounding of a volume that is a whole number of voxels."""
+    return round(n_voxels) if abs(n_voxels - round(n_voxels)) < 1e-6 * max(1.0, n_voxels) else n_voxels
+
+
+# What no tumour looks like. tests/benchmarks/label_maps.py measured the references of 19 BraTS cases, and the label maps that
+# compact gave for them; drunet guide check has the figures in a table.
+# References: none; compact: 1.504, 0.161, 0.003, 0.001 and 15 times 0.
+_OUTSIDE_ML: Final = 0.5
+# References: 1.7 to 16.2 %; compact: 1.3 to 15.8 %.
+_LARGEST_SHARE: Final = 1 / 3
+# References and compact: 0, on the sides of the volume and on those of the box around the brain.
+_EDGE_MM2: Final = 10.0
+# References: up to 20; compact: up to 59.
+_MOST_SMALL_PARTS: Final = 100
+_SMALL_PART_ML: Final = 0.1
+
+
+@dataclass(frozen=True)
+class Measures:
+    """What tells a label map that cannot be right.
+
+    tumour_ml: the whole tumour; outside_ml: what of this lies where no image is above 0. brain_share: tumour as a share of the
+    brain. edges_mm2: area of tumour on each side of what the network sees. n_small_parts: connected parts below 0.1 mL.
+    """
+
+    tumour_ml: float
+    outside_ml: float
+    brain_share: float
+    edges_mm2: Mapping[str, float]
+    n_small_parts: int
+
+
+def measure(class_map: ClassMap, brain: _Mask, geometry: Geometry, *, voxel_ml: float) -> Measures | None:
+    """Measure a label map; None where it is empty.
+
+    class_map: class indices [I, J, K]. brain: [I, J, K], where any image is above 0.
+    """
+    tumour = class_map != TumourClass.BACKGROUND
+    box = box_of(tumour)
+    if box is None:
+        return None
+    n_tumour = int(np.count_nonzero(tumour[box]))
+    _, sizes = _components(class_map, box)
+    return Measures(
+        tumour_ml=n_tumour * voxel_ml,
+        outside_ml=int(np.count_nonzero(tumour[box] & ~brain[box])) * voxel_ml,
+        brain_share=n_tumour / max(1, int(np.count_nonzero(brain))),
+        edges_mm2=_edges_mm2(geometry.turned(tumour), geometry, voxel_ml),
+        n_small_parts=int(np.count_nonzero(sizes[1:] * voxel_ml < _SMALL_PART_ML)),
+    )
+
+
+def label_map_warnings(measures: Measures | None) -> list[CaseWarning]:
+    """The warnings about a label map that cannot be right, or, for None, shows nothing."""
+    if measures is None:
+        return [CaseWarning(WarningCode.EMPTY_RESULT, "no tumour was found: every voxel is labelled background")]
+    warnings = []
+    if measures.outside_ml > _OUTSIDE_ML:
+        share = measures.outside_ml / measures.tumour_ml
+        message = (
+            f"{volume_in_words(measures.outside_ml)} of the tumour ({share:.1%}) lie outside the brain, where none "
+            "of the four images is above 0; look at the label map, or have these labels removed (--within-brain)"
+        )
+        warnings.append(CaseWarning(WarningCode.LABELS_OUTSIDE_BRAIN, message))
+    if measures.brain_share > _LARGEST_SHARE:
+        message = (
+            f"the whole tumour, {volume_in_words(measures.tumour_ml)}, is as large as {measures.brain_share:.0%} of the brain, "
+            "twice the largest tumour that drunet was tried on, or more; look at the label map and the images"
+        )
+        warnings.append(CaseWarning(WarningCode.LARGE_TUMOUR, message))
+    if sides := [side for side, mm2 in measures.edges_mm2.items() if mm2 > _EDGE_MM2]:
+        message = (
+            f"the tumour reaches the edge of what the network sees of the images ({join_some(sides, most=len(sides))}); tumour "
+            "beyond that is missing from label map and volumes"
+        )
+        warnings.append(CaseWarning(WarningCode.TUMOUR_AT_EDGE, message))
+    if measures.n_small_parts > _MOST_SMALL_PARTS:
+        message = (
+            f"the tumour has {measures.n_small_parts} parts below {_SMALL_PART_ML:g} mL, as noise gives them; look at the "
+            "label map and the images"
+        )
+        warnings.append(CaseWarning(WarningCode.MANY_SMALL_PARTS, message))
+    return warnings
+
+
+def _edges_mm2(tumour: _Mask, geometry: Geometry, voxel_ml: float) -> dict[str, float]:
+    """Area of tumour on each side of the volume, or of the frame where that is smaller. tumour: [X, Y, Z]."""
+    (right, left), (front, back) = _seen(geometry.x), _seen(geometry.y)
+    planes = {
+        "right": (tumour[right], geometry.x.spacing_mm),
+        "left": (tumour[left], geometry.x.spacing_mm),
+        "front": (tumour[:, front], geometry.y.spacing_mm),
+        "back": (tumour[:, back], geometry.y.spacing_mm),
+        "lowest slice": (tumour[:, :, 0], geometry.slice_spacing_mm),
+        "highest slice": (tumour[:, :, -1], geometry.slice_spacing_mm),
+    }
+    return {side: int(np.count_nonzero(plane)) * voxel_ml * 1000 / depth_mm for side, (plane, depth_mm) in planes.items()}
+
+
+def _seen(axis: AxisFit) -> tuple[int, int]:
+    """The first and the last voxel of an axis whose centres lie in the frame."""
+    first = int(np.ceil(axis.start_mm / axis.spacing_mm - 0.5))
+    last = int(np.floor((axis.start_mm + FRAME) / axis.spacing_mm - 0.5))
+    return max(0, first), min(axis.size - 1, last)
