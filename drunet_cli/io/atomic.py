@@ -42,8 +42,8 @@ def write_atomically(target: Path, *, overwrite: bool) -> Iterator[BinaryIO]:
             with hold_signals():  # the file is closed by now: Windows renames no open one
                 _publish(temporary, target, overwrite=overwrite)
         finally:
-            temporary.unlink(missing_ok=True)
             _being_written.discard(temporary.name)
+            temporary.unlink(missing_ok=True)
 
 
 def write_file_atomically(target: Path, content: bytes) -> None:
@@ -142,9 +142,8 @@ def _temporary(target: Path) -> Path:
 def _remove_if_abandoned(path: Path, *, writer: str) -> None:
     """writer: host and process id, as they stand in the name."""
     host, _, pid = writer.rpartition(".")
-    if (
-        host and pid.isdecimal() and is_abandoned(path, host, int(pid), after_s=_ABANDONED_AFTER_S)
-    ):  # else the file is none of drunet's
+    is_ours = bool(host) and pid.isdecimal()
+    if is_ours and is_abandoned(path, host, int(pid), after_s=_ABANDONED_AFTER_S):
         with suppress(OSError):  # another user's, in a folder such as /tmp
             path.unlink()
 
