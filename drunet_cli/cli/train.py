@@ -161,6 +161,9 @@ def train(
     Dice on the cases held out. RUN also gets last.safetensors, metrics.csv,
     curves.png, config.toml with all settings, and what --resume needs.
     Ctrl-C and SIGTERM (Slurm) save the state first; --resume goes on from there.
+    With --folds RUN holds a run for each fold, the label map of each case by the
+    fold that held it out, and their scores; drunet segment --weights RUN averages
+    the folds.
 
     drunet train BraTS2021_TrainingData -o run
     drunet train BraTS2021_TrainingData -o cv --folds 5

@@ -12,6 +12,7 @@ import pytest
 from drunet_cli.cli.app import main
 from drunet_cli.errors import Terminated
 from drunet_cli.segmentation.outputs import read_sidecar
+from drunet_cli.training import loop
 from drunet_cli.training.loop import Training
 from drunet_cli.training.recipe import Recipe, changed, recipe_toml
 from drunet_cli.training.run_folder import RunFolder
@@ -52,6 +53,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "config.toml").write_text(recipe_toml(changed(Recipe(), merge(SMALL, ONE_STEP), where="")))
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
+        patch.setattr(loop, "draw_curves", lambda *_: False)
         assert command("--fold", "2", "--quiet") == 0
         assert not list(folder.glob("cv/*.csv"))
         assert command("--fold", "1", "--quiet") == 0
@@ -132,6 +134,7 @@ def test_dry_run_says_what_each_fold_would_do_and_writes_nothing(train: Train) -
     assert files_in(Path()) == before
 
 
+@pytest.mark.slow
 def test_fold_that_is_lost_is_trained_again_and_scored_with_the_others(train: Train, finished: Path) -> None:
     shutil.rmtree("cv/fold_2")
     sidecar = Path("cv/out_of_fold/b.json")  # as if the lost weights had been others
@@ -188,8 +191,12 @@ def remove_case() -> None:
 
 
 def change_labels() -> None:
-    shutil.rmtree("cv/fold_2")
+    lose_fold()
     small_case(Path("cases"), name="b", seed=7)
+
+
+def lose_fold() -> None:
+    shutil.rmtree("cv/fold_2")
 
 
 REFUSED: Final[dict[str, tuple[Callable[[], object], str, int, str]]] = {
@@ -199,6 +206,12 @@ REFUSED: Final[dict[str, tuple[Callable[[], object], str, int, str]]] = {
     "another number": (int, "--resume --folds 3", 2, "--folds 3: there are fewer patients than that (2 in 3 cases)"),
     "another seed": (int, "--resume --seed 1 --fold 1", 3, "has other cases in its folds (its seed is 0, now 1)"),
     "another recipe": (int, "--overwrite --fold 1 --steps 2", 2, "cv/fold_2/config.toml: this fold has length.steps: 1, not 2"),
+    "weights to begin with": (
+        lose_fold,
+        "--resume --init cv/fold_1/last.safetensors",
+        2,
+        "cv/fold_1: this fold began with new weights; leave --init out",
+    ),
     "neither": (int, "", 6, "cv/fold_1: holds a training already; --resume continues it, --overwrite"),
 }
 
