@@ -166,7 +166,7 @@ def plan_folds(settings: TrainingSettings) -> CrossValidationPlan:
     found = find_usable_cases(settings)
     cases = _images_of(found)
     folds = Folds(recipe.seed, draw_folds(patients_of(found.cases, settings.sources), settings.folds, seed=recipe.seed))
-    is_new = folder.read() is None or _begins_anew(settings)
+    is_new = _begins_anew(settings) or folder.read() is None
     if is_new:
         folder.check_writable(overwrite=settings.overwrite)
     else:
@@ -239,7 +239,7 @@ def begin_folds(settings: TrainingSettings, plan: CrossValidationPlan) -> None:
                 _remove(files.sidecar)
     if not all(fold.is_finished for fold in plan.wanted):
         folder.remove_results()
-    if folder.read() is None or _begins_anew(settings):
+    if _begins_anew(settings) or folder.read() is None:
         try:
             _write(folder.folds, plan.folds.as_json(), overwrite=_begins_anew(settings))
         except OutputError:

@@ -247,6 +247,8 @@ def test_overwriting_all_folds_leaves_nothing_of_the_earlier_ones(train: Train, 
 
     shutil.rmtree("cases/b")
     small_case(Path("cases"), name="c", seed=7)
+    Path("cv/folds.json").write_text("{")
+    assert train("--resume")[0] == 3  # the damaged file is named; overwriting begins anew
     monkeypatch.setattr(Training, "run_to_end", stop)
     code, _, error = train("--overwrite")
     assert (code, error.splitlines()[-1]) == (130, STOPPED)
