@@ -163,17 +163,18 @@ def segment(
             skip_existing=skip_existing,
         )
         ensemble = Ensemble(settings, on_warning=screen.warning, open_weights=opener(screen))
-        if cases:
-            cohort = cohort_of(cases, patterns=pattern or (), channels=channels, leave_out=output)
-        else:
-            cohort = Cohort((case_of_files(given, name=case),), (), alone=True)
-        share = None if shard is None else options.parsed_shard(shard)
-        if share is not None:
-            cohort = share_of(cohort, share)
-        if names_a_file(output) and not cohort.alone:
-            raise MisuseError(f"-o {output}: is one file; name a folder, which gets a label map of each case")
-        names = [each.name for each in cohort.cases] + [each.name for each in cohort.broken if not each.is_source]
-        label_maps = {name: label_map_path(output, name) for name in names}
+    if cases:
+        cohort = cohort_of(cases, patterns=pattern or (), channels=channels, leave_out=output)
+    else:
+        cohort = Cohort((case_of_files(given, name=case),), (), alone=True)
+    share = None if shard is None else options.parsed_shard(shard)
+    if share is not None:
+        cohort = share_of(cohort, share)
+    if names_a_file(output) and not cohort.alone:
+        raise MisuseError(f"-o {output}: is one file; name a folder, which gets a label map of each case")
+    names = [each.name for each in cohort.cases] + [each.name for each in cohort.broken if not each.is_source]
+    label_maps = {name: label_map_path(output, name) for name in names}
+    with _parameters_as_options():
         plan = plan_run(cohort, ensemble, label_maps, summary=None if names_a_file(output) else output / SUMMARY)
         for note in cohort.notes:
             screen.warning(note)

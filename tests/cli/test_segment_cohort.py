@@ -242,7 +242,10 @@ def test_empty_stdin_is_bad_input(monkeypatch: pytest.MonkeyPatch, capsys: Captu
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
-        (["-o", "seg.nii.gz"], "Error: -o seg.nii.gz: is one file; name a folder, which gets a label map of each case"),
+        *(
+            (["-o", name], f"Error: -o {name}: is one file; name a folder, which gets a label map of each case")
+            for name in ("seg.nii.gz", "seed=3.nii.gz")  # the name of a parameter is no option here
+        ),
         (["-o", "out", "--dry-run", "--shard", "2"], "Error: Invalid value for '--shard': '2' is not K/N"),
         ([], "Error: missing -o"),
         (["-o", "out", "--skip-existing", "--overwrite"], "Error: --skip-existing and --overwrite exclude one another"),
