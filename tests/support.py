@@ -73,3 +73,14 @@ def wait_until(happened: Callable[[], bool], what: str = "nothing has happened",
     while not happened():
         assert time.monotonic() < end, what
         time.sleep(0.002)
+
+
+def voxels_of(path: Path | str) -> npt.NDArray[Any]:
+    """The voxels of a NIfTI image, in the type of the file."""
+    return np.asarray(open_image(path).dataobj)
+
+
+def touch(path: Path) -> None:
+    """Another time of change, the same content."""
+    stamp = path.stat()
+    os.utime(path, ns=(stamp.st_atime_ns, stamp.st_mtime_ns + 10**9))

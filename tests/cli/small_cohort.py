@@ -1,14 +1,16 @@
 """Small cases to convert: an ellipsoid for a brain, boxes for a tumour, stored along any axes, named as any data set names."""
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import nibabel as nib
 import numpy as np
 import numpy.typing as npt
 
 from drunet_cli.brats import CHANNELS, Modality
+from tests.support import open_image
 
 SHAPE: Final = (24, 20, 6)  # in LPS, as BraTS stores its images
 N_SLICES: Final = SHAPE[2]
@@ -92,3 +94,16 @@ def spoil(folder: Path) -> Path:
 def contents(folder: Path) -> Mapping[str, bytes]:
     """Every file below a folder, by its path in it."""
     return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def shift(path: Path) -> None:
+    """Move an image by 5 mm."""
+    image = open_image(path)
+    affine = image.affine.copy()
+    affine[0, 3] += 5
+    nib.Nifti1Image(np.asarray(image.dataobj), affine).to_filename(path)
+
+
+def objects(lines: str) -> list[dict[str, Any]]:
+    """JSON Lines by case."""
+    return sorted((json.loads(line) for line in lines.splitlines()), key=lambda document: str(document["case"]))

@@ -1,13 +1,12 @@
 """`drunet convert` from the command line: what it prints and where, its exit codes, and that its options arrive."""
 
-import json
 import os
 import shlex
 import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 import pytest
@@ -15,8 +14,10 @@ import pytest
 from drunet_cli.brats import CHANNELS
 from drunet_cli.cli.app import main
 from drunet_cli.errors import OutputError
-from tests.cli.small_cohort import NAMES_NNUNET, contents, segmentation, spoil, write_case, write_cases
+from tests.cli.small_cohort import NAMES_NNUNET, contents, objects, segmentation, spoil, write_case, write_cases
 from tests.support import Drunet, image_options, open_image, stdin_of
+
+pytestmark = pytest.mark.usefixtures("in_tmp_path")
 
 N_CASES: Final = 3
 CASES: Final = [f"case_{n}" for n in range(N_CASES)]
@@ -38,11 +39,6 @@ def converted(cohort: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     slices = tmp_path_factory.mktemp("converted") / "slices"
     assert main(["convert", "nii2png", str(cohort), "-o", str(slices), "--jobs", "1", "--quiet"]) == 0
     return slices
-
-
-@pytest.fixture(autouse=True)
-def in_tmp_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
 
 
 @pytest.fixture
@@ -67,11 +63,6 @@ def nii2png(*arguments: str | Path) -> int:
 
 def png2nii(*arguments: str | Path) -> int:
     return main(["convert", "png2nii", *map(str, arguments), "--jobs", "1"])
-
-
-def objects(lines: str) -> list[dict[str, Any]]:
-    """JSON Lines by case."""
-    return sorted((json.loads(line) for line in lines.splitlines()), key=lambda document: str(document["case"]))
 
 
 def stamps(folder: Path) -> dict[Path, int]:

@@ -2,14 +2,13 @@
 
 import csv
 import io
-import json
 import os
 import re
 import socket
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import nibabel as nib
 import numpy as np
@@ -17,8 +16,10 @@ import pytest
 from PIL import Image
 
 from drunet_cli.cli.app import main
-from tests.cli.small_cohort import SHAPE, save, segmentation, write_cases
+from tests.cli.small_cohort import SHAPE, objects, save, segmentation, write_cases
 from tests.support import Drunet, open_image
+
+pytestmark = pytest.mark.usefixtures("in_tmp_path")
 
 N_CASES: Final = 3
 CASES: Final = [f"case_{n}" for n in range(N_CASES)]
@@ -43,11 +44,6 @@ def cohort(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(autouse=True)
-def in_tmp_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-
-
 @pytest.fixture
 def folders(cohort: Path) -> tuple[Path, Path]:
     """Predictions and references: the two arguments."""
@@ -69,11 +65,6 @@ def evaluate(*arguments: str | Path, jobs: int = 1) -> int:
 
 def files_of(cohort: Path, n: int) -> tuple[Path, Path]:
     return cohort / "out" / f"case_{n}.nii.gz", cohort / "ref" / f"case_{n}" / f"case_{n}_seg.nii.gz"
-
-
-def objects(lines: str) -> list[dict[str, Any]]:
-    """JSON Lines by case."""
-    return sorted((json.loads(line) for line in lines.splitlines()), key=lambda document: str(document["case"]))
 
 
 def rows(path: str) -> list[dict[str, str]]:

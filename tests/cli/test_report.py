@@ -16,12 +16,9 @@ from drunet_cli.segmentation.summary import COLUMNS, Status, encode_summary, fai
 from tests.segmentation.small_runs import write_case
 from tests.support import GOLDEN_WEIGHTS, image_options
 
+pytestmark = pytest.mark.usefixtures("in_tmp_path")
+
 Captured = pytest.CaptureFixture[str]
-
-
-@pytest.fixture(autouse=True)
-def in_tmp_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
 
 
 @pytest.fixture

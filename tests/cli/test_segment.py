@@ -21,24 +21,17 @@ from drunet_cli.weights.cache import open_weights
 from drunet_cli.weights.checkpoint import write_checkpoint
 from drunet_cli.weights.keras import read_keras_h5
 from tests.cli.small_cohort import write_cases
-from tests.support import GOLDEN, GOLDEN_IMAGES, GOLDEN_LABELS, GOLDEN_WEIGHTS, Drunet, image_options, open_image
+from tests.support import GOLDEN, GOLDEN_IMAGES, GOLDEN_LABELS, GOLDEN_WEIGHTS, Drunet, image_options, open_image, voxels_of
+
+pytestmark = pytest.mark.usefixtures("in_tmp_path")
 
 WEIGHTS = ["--weights", str(GOLDEN_WEIGHTS)]
 UNCERTAINTY = ["seg_unc_whole.nii.gz", "seg_unc_core.nii.gz", "seg_unc_enhance.nii.gz"]
 Captured = pytest.CaptureFixture[str]
 
 
-@pytest.fixture(autouse=True)
-def _in_tmp_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-
-
 def segment(*options: str, output: str = "seg.nii.gz", weights: list[str] = WEIGHTS) -> int:
     return main(["segment", *image_options(), *weights, "-o", output, "--quiet", *options])
-
-
-def voxels(path: str) -> npt.NDArray[Any]:
-    return np.asarray(open_image(path).dataobj)
 
 
 def sidecar(path: str = "seg.json") -> dict[str, Any]:
@@ -58,10 +51,6 @@ def other_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("weights") / "other.safetensors"
     write_checkpoint(path, state, checkpoint.metadata, overwrite=False)
     return path
-
-
-def _labels(path: Path | str) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
-    return np.asarray(open_image(path).dataobj)
 
 
 def _reoriented(folder: Path, axcodes: str) -> dict[Modality, Path]:
@@ -99,7 +88,7 @@ def test_labels_equal_those_of_the_published_scripts(
 ) -> None:
     result = drunet("segment", *image_options(), *WEIGHTS, "-o", "seg.nii.gz", "--threads", threads, "--engine", engine)
     assert (result.returncode, result.stdout) == (0, "seg.nii.gz\n"), result.stderr
-    ours, published = _labels(tmp_path / "seg.nii.gz"), _labels(GOLDEN_LABELS)
+    ours, published = voxels_of(tmp_path / "seg.nii.gz"), voxels_of(GOLDEN_LABELS)
     assert clear.mean() > 0.99
     assert np.array_equal(ours[clear], published[clear])
 
@@ -149,7 +138,7 @@ def test_json_and_sidecar_hold_the_same_complete_object(capsys: Captured) -> Non
     assert line.count("\n") == 1
     document = json.loads(line)
     assert document == json.loads(Path("out/seg.json").read_text())
-    labels = _labels("out/seg.nii.gz")
+    labels = voxels_of("out/seg.nii.gz")
     expected = {"NCR": labels == 1, "ED": labels == 2, "ET": labels == 4, "WT": labels > 0, "TC": (labels == 1) | (labels == 4)}
     assert document["voxels"] == {name: int(where.sum()) for name, where in expected.items()}
     assert document["volumes_ml"] == {name: count / 1000 for name, count in document["voxels"].items()}  # 1 mm3 voxels
@@ -184,9 +173,9 @@ def test_weights_are_run_as_they_were_trained_unless_asked_otherwise(trained_on_
     assert _window_of(*trained_on_windows, "-o", "trained.nii.gz", capsys=capsys) == "auto"
     assert _window_of(*WEIGHTS, "-o", "auto.nii.gz", "--window", "auto", capsys=capsys) == "auto"
     assert _window_of(*trained_on_windows, "-o", "asked.nii.gz", "--window", "full", capsys=capsys) == "full"
-    assert np.array_equal(_labels("trained.nii.gz"), _labels("auto.nii.gz"))
-    assert np.array_equal(_labels("asked.nii.gz"), _labels("full.nii.gz"))
-    assert not np.array_equal(_labels("auto.nii.gz"), _labels("full.nii.gz"))
+    assert np.array_equal(voxels_of("trained.nii.gz"), voxels_of("auto.nii.gz"))
+    assert np.array_equal(voxels_of("asked.nii.gz"), voxels_of("full.nii.gz"))
+    assert not np.array_equal(voxels_of("auto.nii.gz"), voxels_of("full.nii.gz"))
 
 
 @pytest.mark.parametrize("window", ["full", "auto"])
@@ -195,7 +184,7 @@ def test_engines_agree(window: str) -> None:
         options = [*WEIGHTS, "-o", f"{engine}.nii.gz", "--engine", engine, "--window", window]
         assert main(["segment", *image_options(), *options]) == 0
     # Beyond that, two classes of equal logits but for float32 rounding.
-    assert (_labels("torch.nii.gz") == _labels("onnxruntime.nii.gz")).mean() >= 0.9999
+    assert (voxels_of("torch.nii.gz") == voxels_of("onnxruntime.nii.gz")).mean() >= 0.9999
 
 
 def test_a_folder_as_output_gets_a_file_named_after_the_case(capsys: Captured) -> None:
@@ -235,7 +224,7 @@ def test_finer_images_are_resampled_with_a_warning_and_return_on_their_grid(tmp_
     captured = capsys.readouterr()
     assert "Warning: in-plane spacing is 0.5 x 0.5 mm, not 1 mm" in captured.err
     assert [warning["code"] for warning in json.loads(captured.out)["warnings"]] == ["resampled"]
-    fine, published = _labels("fine.nii.gz"), _labels(GOLDEN_LABELS)
+    fine, published = voxels_of("fine.nii.gz"), voxels_of(GOLDEN_LABELS)
     assert fine.shape == (480, 480, 5)
     # Each 1 mm pixel is 2 x 2 of these, which interpolation may give to a neighbour at the borders of classes; the golden
     # network is random, so its label map is nearly all borders. 85 % were seen to agree; a frame off by one pixel gives 60 %.
@@ -326,7 +315,7 @@ def test_probabilities_are_those_that_the_labels_follow() -> None:
     best = np.sort(probabilities, axis=3)
     clear = best[..., 3] - best[..., 2] > 2e-3
     assert clear.mean() > 0.9
-    assert np.array_equal(np.array([0, 1, 2, 4])[probabilities.argmax(axis=3)][clear], voxels("seg.nii.gz")[clear])
+    assert np.array_equal(np.array([0, 1, 2, 4])[probabilities.argmax(axis=3)][clear], voxels_of("seg.nii.gz")[clear])
     assert sidecar()["files"] == {"seg_probabilities.nii.gz": file_sha256(Path("seg_probabilities.nii.gz"))}
 
 
@@ -337,7 +326,7 @@ def test_uncertainty_is_written_under_the_names_of_brats_2020_and_can_be_scored(
         image = open_image(name)
         assert image.get_data_dtype() == np.uint8
         assert 0 < np.asarray(image.dataobj).max() <= 100
-    assert 0 < voxels("seg_entropy.nii.gz").max() <= np.log(4) + 1e-6
+    assert 0 < voxels_of("seg_entropy.nii.gz").max() <= np.log(4) + 1e-6
     assert {"mc_samples": 2, "dropout": {"rate": 0.2, "source": "given"}, "seed": 3}.items() <= sidecar()["settings"].items()
     capsys.readouterr()
     shutil.copy("seg.nii.gz", "truth.nii.gz")
@@ -353,15 +342,15 @@ def test_flips_and_several_weights_are_recorded_and_change_the_answer(other_weig
     assert sidecar("flips.json")["settings"]["tta"] == "flips"
     assert [each["name"] for each in sidecar("both.json")["weights"]] == ["keras_base1", "keras_base1"]
     assert len({each["sha256"] for each in sidecar("both.json")["weights"]}) == 2
-    plain = voxels("plain.nii.gz")
-    assert (voxels("flips.nii.gz") != plain).any()
-    assert (voxels("both.nii.gz") != plain).any()
+    plain = voxels_of("plain.nii.gz")
+    assert (voxels_of("flips.nii.gz") != plain).any()
+    assert (voxels_of("both.nii.gz") != plain).any()
 
 
 def test_small_enhancing_tumour_becomes_necrosis_and_the_sidecar_says_so() -> None:
     assert segment(output="plain.nii.gz") == 0
     assert segment("--min-enhancing", "1000") == 0
-    plain, after = voxels("plain.nii.gz"), voxels("seg.nii.gz")
+    plain, after = voxels_of("plain.nii.gz"), voxels_of("seg.nii.gz")
     assert np.array_equal(after, np.where(plain == 4, 1, plain))
     document = sidecar()
     assert document["postprocessing"]["voxels_enhancing_to_ncr"] == np.count_nonzero(plain == 4)
@@ -372,7 +361,7 @@ def test_small_enhancing_tumour_becomes_necrosis_and_the_sidecar_says_so() -> No
 def test_labels_outside_the_brain_are_removed_and_the_sidecar_says_so() -> None:
     assert segment(output="plain.nii.gz") == 0
     assert segment("--within-brain") == 0
-    plain, after = voxels("plain.nii.gz"), voxels("seg.nii.gz")
+    plain, after = voxels_of("plain.nii.gz"), voxels_of("seg.nii.gz")
     brain = np.any([np.asarray(open_image(path).dataobj) > 0 for path in GOLDEN_IMAGES.values()], axis=0)
     assert np.array_equal(after, np.where(brain, plain, 0))
     document = sidecar()

@@ -25,6 +25,7 @@ from tests.cli.small_cohort import (
     SHAPE,
     contents,
     save,
+    shift,
     spoil,
     write_case,
     write_cases,
@@ -549,13 +550,6 @@ def saved(voxels: Any, path: Path) -> None:
     nib.Nifti1Image(np.asarray(voxels, dtype=np.float32), open_image(path).affine).to_filename(path)
 
 
-def shifted(path: Path) -> None:
-    image = open_image(path)
-    affine = image.affine.copy()
-    affine[0, 3] += 5
-    nib.Nifti1Image(np.asarray(image.dataobj), affine).to_filename(path)
-
-
 def piped(path: Path) -> None:
     path.unlink()
     os.mkfifo(path)
@@ -565,7 +559,7 @@ def piped(path: Path) -> None:
 KINDS: Final[dict[str, tuple[Callable[[Path], object], str]]] = {
     "missing": (Path.unlink, "has no T2: looked for"),
     "truncated": (lambda path: path.write_bytes(path.read_bytes()[:200]), "is truncated"),
-    "another place": (shifted, "T2 not on the grid of FLAIR"),
+    "another place": (shift, "T2 not on the grid of FLAIR"),
     "all zero": (lambda path: saved(np.zeros(SHAPE), path), "no voxel is above 0"),
     "pipe": (piped, "is not a regular file"),
     "same image twice": (lambda path: shutil.copyfile(str(path).replace("_t2", "_t1"), path), "has the same voxels as"),

@@ -13,7 +13,7 @@ import pytest
 
 from drunet_cli.cli.app import main
 from drunet_cli.weights.registry import DEFAULT, ENTRIES
-from tests.cli.small_cohort import write_case, write_cases
+from tests.cli.small_cohort import shift, write_case, write_cases
 from tests.support import GOLDEN_WEIGHTS, open_image
 
 Captured = pytest.CaptureFixture[str]
@@ -34,13 +34,6 @@ def cohort(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def segment(*arguments: str | Path, weights: str | Path = GOLDEN_WEIGHTS) -> int:
     return main(["segment", "--weights", str(weights), *SETTINGS, "-o", "out", *map(str, arguments)])
-
-
-def shifted(path: Path) -> None:
-    image = open_image(path)
-    affine = image.affine.copy()
-    affine[0, 3] += 5
-    nib.Nifti1Image(np.asarray(image.dataobj), affine).to_filename(path)
 
 
 def four_dimensional(path: Path) -> None:
@@ -80,7 +73,7 @@ def test_folders_that_hold_no_case_have_rows_and_are_counted(capsys: Captured) -
 
 
 IN_HEADERS: Final[dict[str, Callable[[Path], object]]] = {
-    "another place": shifted,
+    "another place": shift,
     "4D": four_dimensional,
     "too long": plain_and_too_long,
     "missing": Path.unlink,
@@ -138,7 +131,7 @@ def test_a_case_alone_ends_the_dry_run_as_it_would_the_run(kind: str, capsys: Ca
 def test_json_tells_warnings_by_code_and_failures_as_the_run_does(capsys: Captured) -> None:
     for path in Path("cases/case_0").glob("*.nii.gz"):
         coarse(path)
-    shifted(Path("cases/case_1/case_1_t1.nii.gz"))
+    shift(Path("cases/case_1/case_1_t1.nii.gz"))
     assert segment("cases", "--dry-run", "--json") == 1
     good, bad = (json.loads(line) for line in capsys.readouterr().out.splitlines())
     assert [warning["code"] for warning in good["warnings"]] == ["resampled", "thick-slices"]

@@ -45,7 +45,7 @@ from tests.conversion.small_cases import (
     saved_case,
     small_case,
 )
-from tests.support import open_image
+from tests.support import voxels_of
 
 FRAME: Final = (240, 240)
 BRATS_SHAPE: Final = (*FRAME, 4)
@@ -68,7 +68,7 @@ class Dataset:
         return convert_back(self.root, self.reference, self.output, **options)
 
     def labels(self) -> npt.NDArray[np.uint8]:
-        return labels_at(self.output)
+        return voxels_of(self.output)
 
 
 @pytest.fixture
@@ -76,10 +76,6 @@ def dataset(tmp_path: Path) -> Dataset:
     case = small_case(tmp_path)
     convert(case, tmp_path / "out")
     return Dataset(case, tmp_path / "out", tmp_path / "back.nii")
-
-
-def labels_at(path: Path) -> npt.NDArray[np.uint8]:
-    return np.asarray(open_image(path).dataobj)
 
 
 def refusal(folder: Path, reference: Path, output: Path, **options: Any) -> str:
@@ -167,7 +163,7 @@ def test_slices_come_in_the_order_of_their_numbers_padded_or_not_and_without_tho
     for z in range(3, 8):
         mask_slice(tmp_path / "out", z).rename(tmp_path / "out" / "masks" / f"{NAME}_slice_{z:03}.png")
     convert_back(tmp_path / "out", case.images[Modality.FLAIR], tmp_path / "back.nii")
-    np.testing.assert_array_equal(labels_at(tmp_path / "back.nii"), labels_in(brain_in(shape)))
+    np.testing.assert_array_equal(voxels_of(tmp_path / "back.nii"), labels_in(brain_in(shape)))
 
 
 def test_slices_that_skip_blank_left_out_may_be_missing_or_drawn_in(tmp_path: Path) -> None:
@@ -177,7 +173,7 @@ def test_slices_that_skip_blank_left_out_may_be_missing_or_drawn_in(tmp_path: Pa
     pixels[110 + 3, 109 + 4] = 1  # where SHAPE begins on the frame, see test_nii2png
     save_pixels(mask_slice(tmp_path / "out", 0), pixels)
     convert_back(tmp_path / "out", case.images[Modality.FLAIR], tmp_path / "back.nii")
-    assert np.argwhere(labels_at(tmp_path / "back.nii")[..., 0] == 1).tolist() == [[3, 4]]
+    assert np.argwhere(voxels_of(tmp_path / "back.nii")[..., 0] == 1).tolist() == [[3, 4]]
     mask_slice(tmp_path / "out", 1).unlink()
     message = refusal(tmp_path / "out", case.images[Modality.FLAIR], tmp_path / "second.nii")
     assert "slice 1 of p1 is missing" in message
@@ -253,7 +249,7 @@ def test_published_predictions_on_the_brats_grid_are_read_without_a_description(
     published_slices(tmp_path / "predicted", classes, padding=padding)
     reference = save(tmp_path / "flair.nii", images_in(brain_in(BRATS_SHAPE))[Modality.FLAIR])
     document = convert_back(tmp_path / "predicted", reference, tmp_path / "back.nii").document
-    np.testing.assert_array_equal(labels_at(tmp_path / "back.nii"), np.where(classes == 3, 4, classes))
+    np.testing.assert_array_equal(voxels_of(tmp_path / "back.nii"), np.where(classes == 3, 4, classes))
     assert (document["labels"]["convention"], document["description"]) == ("brats2020", None)
 
 

@@ -55,7 +55,7 @@ def assert_comes_back(case: Case, tmp_path: Path, *, skip_blank: bool = False, s
     reference = case.images[Modality.FLAIR]
     convert(case, tmp_path / "out", skip_blank=skip_blank)
     result = convert_back(tmp_path / "out", reference, tmp_path / f"back{suffix}", case=case.name)
-    assert not result.warnings
+    assert [each for each in result.warnings if "lie outside the brain" not in each] == []  # some cases have such labels
     back, like, given = (open_image(path) for path in (tmp_path / f"back{suffix}", reference, case.segmentation or reference))
     assert back.get_data_dtype() == np.uint8
     np.testing.assert_array_equal(np.asarray(back.dataobj), np.asarray(given.dataobj))

@@ -23,7 +23,7 @@ from drunet_cli.segmentation.plan import RunPlan, missing_weights, same_document
 from drunet_cli.segmentation.settings import Settings
 from tests.cli.small_cohort import contents, write_case, write_cases
 from tests.segmentation.bright_engine import CHECKPOINT, SETTINGS, BrightEnsemble, outcomes_of, plan_of
-from tests.support import GOLDEN_WEIGHTS, open_image
+from tests.support import GOLDEN_WEIGHTS, open_image, touch
 
 FOREIGN_JSON: Final = ["{}", "[]", "null", "1", '"text"', "{", "", '{"schema": "other/1"}', '{"schema": 1}', "[" * 100_000]
 WITH_FILES: Final = replace(SETTINGS, probabilities=True)
@@ -84,12 +84,6 @@ def made(template: Path, tmp_path: Path) -> Made:
     sidecar = tmp_path / "out/p1.json"
     sidecar.write_text(sidecar.read_text().replace(str(template), str(tmp_path)))
     return Made(find_cases([tmp_path / "p1"]).cases[0], tmp_path / "out")
-
-
-def touch(path: Path) -> None:
-    """Another time of change, the same content."""
-    stamp = path.stat()
-    os.utime(path, ns=(stamp.st_atime_ns, stamp.st_mtime_ns + 10**9))
 
 
 def change(path: Path) -> None:

@@ -47,7 +47,7 @@ from tests.conversion.small_cases import (
     small_case,
 )
 from tests.io.test_geometry import stored_otherwise
-from tests.support import GOLDEN_IMAGES, GOLDEN_LABELS, open_image, unprivileged
+from tests.support import GOLDEN_IMAGES, GOLDEN_LABELS, open_image, touch, unprivileged
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -75,12 +75,6 @@ def stored(path: Path, folder: Path) -> StoredCase:
 
 def file_of(folder: Path, name: str = NAME) -> Path:
     return folder / f"{name}.safetensors"
-
-
-def touch(path: Path) -> None:
-    """Another time of change, the same content."""
-    stamp = path.stat()
-    os.utime(path, ns=(stamp.st_atime_ns, stamp.st_mtime_ns + 10**9))
 
 
 def replaced_by_junk(path: Path) -> None:
