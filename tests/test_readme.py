@@ -36,7 +36,7 @@ NAMES_OF_THE_TABLE: Final = {Modality.FLAIR: "dark", Modality.T1CE: "gd", Modali
 # What a shell or a scheduler would put there, and where an absolute folder lies here.
 PLACEHOLDERS: Final = {
     "$SLURM_ARRAY_TASK_ID": "1",
-    "K/4": "1/4",
+    "{}/4": "1/4",
     "/data/BraTS2021": "BraTS2021_TrainingData",
     "--folds 5": "--folds 2",  # as many as there are cases here
 }

@@ -122,6 +122,8 @@ def segment(
     one_case = any(value is not None for value in (*given.values(), case))
     if output is None:
         raise MisuseError("missing -o: name the label map to write, or a folder for it")
+    if not (cases or one_case):
+        raise MisuseError("missing CASES: name folders or tables of cases, or give --t1 --t1ce --t2 --flair")
     if one_case and (cases or pattern or channels or shard):
         exclude = "exclude one another"
         raise MisuseError(f"CASES (--pattern, --channels, --shard) and --t1 --t1ce --t2 --flair --case {exclude}")

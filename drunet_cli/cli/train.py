@@ -309,7 +309,7 @@ def _score_folds(settings: TrainingSettings, plan: "CrossValidationPlan", shown:
     """Score all cases if all folds are done, in whichever job that was; tell what became of the cross-validation."""
     from drunet_cli.cli.console import result, result_json, statistics_table
     from drunet_cli.evaluation.evaluate import SCORES
-    from drunet_cli.training.folds import CrossValidation, score_all, unfinished_folds
+    from drunet_cli.training.folds import CrossValidation, score_all, unfinished_folds, write_ensemble
 
     folder, screen = CrossValidation(settings.output), shown.screen
     if unfinished := unfinished_folds(settings, plan):
@@ -317,9 +317,12 @@ def _score_folds(settings: TrainingSettings, plan: "CrossValidationPlan", shown:
         numbers = ", ".join(map(str, unfinished))
         screen.note(f"{folds} {numbers}: not done yet; whichever job finishes the last fold scores all cases")
         return
-    if folder.ensemble.exists():
+    if not folder.ensemble.exists():
+        write_ensemble(settings, plan)
+    if folder.scores.exists():
         screen.note(f"{folder.scores}: is there already")
     else:
+        screen.note(f"Scoring {plural(len(plan.cases), 'case')}; the ensemble can be used already")
         title = f"{plural(len(plan.cases), 'case')}, each segmented by the network that has not seen it"
         summary = score_all(settings, plan, on_progress=shown.show)
         shown.stop()

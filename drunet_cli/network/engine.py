@@ -200,6 +200,12 @@ def open_engine(
     Runtime cannot be imported, or computes another network than model.py holds.
     """
 
+    if checkpoint.metadata.network not in ("", changed_network()):
+        on_warning(
+            f"weights {checkpoint.metadata.name}: were trained with a network/model.py that somebody had changed, and not with "
+            "the one that computes now; unless both compute the same, the labels mean nothing"
+        )
+
     def on_halved(batch_size: int) -> None:
         on_warning(f"memory on {device} did not suffice: now {batch_size} slices at once")
 
@@ -234,13 +240,18 @@ def open_engine(
 
 
 @functools.cache
+def changed_network() -> str:
+    """The fingerprint of model.py and the table of its layers; empty where the tests have proved that they compute the same."""
+    try:
+        found = fingerprint(Path(__file__).with_name("model.py").read_bytes())
+    except OSError:  # an installation without sources, which nobody changes
+        return ""
+    return "" if found == PROVED_FINGERPRINT else found
+
+
 def is_proved() -> bool:
     """Whether model.py and the table of its layers are those that the tests have proved to compute the same."""
-    try:
-        source = Path(__file__).with_name("model.py").read_bytes()
-    except OSError:  # an installation without sources, which nobody changes
-        return True
-    return fingerprint(source) == PROVED_FINGERPRINT
+    return not changed_network()
 
 
 def _check_same_network(logits: Callable[[Images], Images], checkpoint: Checkpoint) -> None:

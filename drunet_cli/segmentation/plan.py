@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
-from drunet_cli.brats import REGIONS, describe_labels
+from drunet_cli.brats import REGIONS, Modality, describe_labels
 from drunet_cli.errors import CaseError, DrunetError, MisuseError, OutputError, WeightsError, without_remedy
 from drunet_cli.io.atomic import check_writable
 from drunet_cli.io.case import Case
@@ -268,7 +268,7 @@ def same_document(case: Case, files: OutputFiles, ensemble: Ensemble) -> dict[st
     if document is None:
         raise _undescribed(files.label_map)
     _check_whole(files.label_map, document)
-    if difference := _difference(document, case, ensemble):
+    if difference := _difference(document, case, files, ensemble):
         raise OutputError(f"{files.label_map}: was made {difference}; {_REMEDY}")
     if files.settings.strict:
         refuse_serious(described_warnings(document))
@@ -294,8 +294,8 @@ def _check_whole(label_map: Path, document: Mapping[str, Any]) -> None:
     raise OutputError(f"{label_map}: has been changed since drunet wrote it; {_REMEDY}")
 
 
-def _difference(document: Mapping[str, Any], case: Case, ensemble: Ensemble) -> str:
-    """What differs, in words that follow "was made"; empty where nothing does."""
+def _difference(document: Mapping[str, Any], case: Case, files: OutputFiles, ensemble: Ensemble) -> str:
+    """What differs, in words that follow "was made"; empty where nothing does. Raises OutputError for a label map of others."""
     try:
         weights, settings = described_weights({"weights": document["weights"]}), document["settings"]
         inputs = {name: InputFile(**entry) for name, entry in document["inputs"].items()}
@@ -313,6 +313,11 @@ def _difference(document: Mapping[str, Any], case: Case, ensemble: Ensemble) -> 
     if inputs.keys() != images.keys():
         return "of other images"
     changed = changed_files(inputs, images)
+    if len(changed) == len(images) and not any(inputs[name].path == str(path) for name, path in images.items()):
+        raise OutputError(
+            f"{files.label_map}: is the label map of other images, {inputs[Modality.FLAIR].path} and so on; name another OUT, "
+            "or name the case by its files"
+        )
     return f"of another file than {changed[0]} is now" if changed else ""
 
 

@@ -4,9 +4,9 @@ CV/folds.json      the held-out cases of each fold, written before the first ste
 CV/fold_1/, ...    an ordinary training for each fold
 CV/slices/         the cases as slices, for all folds, unless --slices-dir names another folder
 CV/out_of_fold/    the label map of each case, by the last weights of the fold that held the case out
+CV/ensemble.json   the last weights of all folds, for `segment --weights CV`; written when all folds are done
 CV/statistics.csv  one row for each region and score over all cases: mean, its interval, and more
-CV/scores.csv      one row for each case and region, as `drunet evaluate --csv` writes
-CV/ensemble.json   the last weights of all folds, for `segment --weights CV`; written last, when everything else is there
+CV/scores.csv      one row for each case and region, as `drunet evaluate --csv` writes; written last
 
 The last weights are scored and not the best ones: the best epoch is chosen by the held-out cases, whose scores would then be
 too good. Jobs that train different folds may run at the same time. Whichever finds all folds done writes the scores; where
@@ -34,6 +34,7 @@ from drunet_cli.io.atomic import check_writable, write_atomically
 from drunet_cli.io.case import Case
 from drunet_cli.io.discovery import Cohort
 from drunet_cli.jobs import run_tasks
+from drunet_cli.network.engine import EngineName, is_proved
 from drunet_cli.segmentation.cohort import segment_cases
 from drunet_cli.segmentation.ensemble import Ensemble
 from drunet_cli.segmentation.outputs import OutputFiles, read_sidecar
@@ -260,6 +261,7 @@ def segment_held_out(
         Settings(
             weights=(str(folder.run(fold.number).last),),
             device=settings.device,
+            engine=EngineName.AUTO if is_proved() else EngineName.TORCH,  # a changed network is model.py's alone
             threads=settings.threads,
             deterministic=settings.deterministic,
             overwrite=True,
@@ -326,10 +328,17 @@ def _is_done(folder: CrossValidation, number: int, split: Split, held_out: Seque
     return True
 
 
+def write_ensemble(settings: TrainingSettings, plan: CrossValidationPlan) -> None:
+    """List the weights of all folds, which are done, for `segment --weights`. Raises OutputError."""
+    folder = CrossValidation(settings.output)
+    weights = [folder.run(number).last.relative_to(folder.root).as_posix() for number in range(1, len(plan.folds.held_out) + 1)]
+    _write(folder.ensemble, json.dumps({"schema": ENSEMBLE_SCHEMA, "weights": weights}, indent=2).encode() + b"\n")
+
+
 def score_all(
     settings: TrainingSettings, plan: CrossValidationPlan, *, on_progress: OnProgress = ignore_progress
 ) -> Mapping[str, Mapping[str, Statistics]]:
-    """Score the label maps of all cases as `drunet evaluate` does, and write the tables and the list of the ensemble.
+    """Score the label maps of all cases as `drunet evaluate` does, and write the tables.
 
     Returns statistics by region and score. Raises CaseError and OutputError.
     """
@@ -347,11 +356,8 @@ def score_all(
             on_progress(TrainingProgress(stage=Stage.SCORING, done=len(documents), total=len(tasks)))
     documents.sort(key=lambda document: str(document["case"]))
     summary = summarise(documents, seed=_SEED)
-    weights = [folder.run(number).last.relative_to(folder.root).as_posix() for number in range(1, len(plan.folds.held_out) + 1)]
-    ensemble = {"schema": ENSEMBLE_SCHEMA, "weights": weights}
     _write(folder.statistics, encode_statistics(summary))
     _write(folder.scores, encode_csv(documents))
-    _write(folder.ensemble, json.dumps(ensemble, indent=2).encode() + b"\n")
     return summary
 
 

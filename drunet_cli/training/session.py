@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from drunet_cli.errors import CaseError, DeviceError, DrunetError, MisuseError, OutputError, WeightsError
 from drunet_cli.jobs import run_tasks
-from drunet_cli.network.engine import Precision
+from drunet_cli.network.engine import Precision, changed_network
 from drunet_cli.training.cases import (
     FoundCases,
     Split,
@@ -369,6 +369,7 @@ def _metadata(run: RunFolder, recipe: Recipe, split: Split) -> Metadata:
         origin=origin,
         licence=init["licence"] if init is not None else "",
         citation=_PAPER,
+        network=changed_network(),
     )
 
 

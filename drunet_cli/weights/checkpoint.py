@@ -36,6 +36,7 @@ class Metadata:
     dropout: the rate they were trained with, None where it is not known.
     window: "auto" where they were trained on windows of the frame and are run on windows, "full" where they were not.
     origin: where the source file came from (URL or file name), or how it was trained; source_sha256: of that file.
+    network: fingerprint of the network that was trained, if somebody had changed it; else empty.
     """
 
     name: str
@@ -47,6 +48,7 @@ class Metadata:
     source_sha256: str = ""
     licence: str = ""
     citation: str = ""
+    network: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,6 +84,8 @@ def write_checkpoint(path: Path, state: State, metadata: Metadata, *, overwrite:
 def encode_checkpoint(state: Mapping[str, npt.NDArray[np.float32] | npt.NDArray[np.float16]], metadata: Metadata) -> bytes:
     """Make the bytes of a checkpoint's file."""
     document = {"format": _FORMAT, "channels": list(CHANNELS), **asdict(metadata)}
+    if not metadata.network:  # as version 0.1.0 wrote it
+        del document["network"]
     return safetensors.numpy.save(dict(state), {_METADATA_KEY: json.dumps(document, sort_keys=True)})
 
 
@@ -148,7 +152,7 @@ def _metadata(document: dict[str, Any]) -> Metadata:
         raise ValueError(f"dropout {dropout!r}")
     if metadata.window not in ("full", "auto"):
         raise ValueError(f"window {metadata.window!r}")
-    texts = (metadata.name, metadata.origin, metadata.source_sha256, metadata.licence, metadata.citation)
+    texts = (metadata.name, metadata.origin, metadata.source_sha256, metadata.licence, metadata.citation, metadata.network)
     if not all(type(text) is str for text in texts):
         raise ValueError("a text that is none")
     return metadata

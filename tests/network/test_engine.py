@@ -4,6 +4,7 @@ import ctypes
 import os
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from importlib import metadata, util
 from pathlib import Path
 from typing import Any, Final
@@ -17,7 +18,16 @@ from drunet_cli.errors import MisuseError
 from drunet_cli.host import may_have_gpu
 from drunet_cli.network import engine as engine_module
 from drunet_cli.network import torch_engine
-from drunet_cli.network.engine import Engine, EngineName, Format, Precision, check_onnx, choose_engine, is_proved, open_engine
+from drunet_cli.network.engine import (
+    Engine,
+    EngineName,
+    Format,
+    Precision,
+    changed_network,
+    check_onnx,
+    choose_engine,
+    open_engine,
+)
 from drunet_cli.network.export import Variant, export
 from drunet_cli.network.torch_engine import TorchEngine
 from drunet_cli.weights.checkpoint import Checkpoint
@@ -162,10 +172,27 @@ def test_onnx_runtimes_telemetry_is_off_before_it_is_imported(
 @pytest.fixture
 def unproved(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(engine_module, "PROVED_FINGERPRINT", "of another pair")
-    is_proved.cache_clear()
+    changed_network.cache_clear()
     yield
     monkeypatch.undo()
-    is_proved.cache_clear()
+    changed_network.cache_clear()
+
+
+def test_weights_that_a_changed_network_has_learnt_are_told_of(checkpoint: Checkpoint) -> None:
+    learnt = replace(checkpoint, metadata=replace(checkpoint.metadata, network="0" * 64))
+    warnings: list[str] = []
+    for weights in (checkpoint, learnt):
+        open_engine(
+            *(TORCH, weights),
+            device="cpu",
+            precision=Precision.AUTO,
+            batch_size=None,
+            threads=1,
+            on_warning=warnings.append,
+        )
+    assert [warning.partition(", and")[0] for warning in warnings] == [
+        f"weights {checkpoint.metadata.name}: were trained with a network/model.py that somebody had changed"
+    ]
 
 
 @pytest.mark.usefixtures("unproved")

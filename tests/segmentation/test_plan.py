@@ -345,6 +345,16 @@ def test_a_label_map_made_otherwise_is_refused_with_what_differs(asked: dict[str
     made.assert_refused(f"was made {reason}", settings)
 
 
+def test_a_label_map_of_other_images_is_never_advised_to_be_overwritten(made: Made, tmp_path: Path) -> None:
+    other = find_cases([write_case(tmp_path / "other", seed=7, name="p1")]).cases[0]
+    with pytest.raises(OutputError) as caught:
+        made.same(case=other)
+    assert str(caught.value) == (
+        f"{made.label_map}: is the label map of other images, {made.case.images[Modality.FLAIR]} and so on; name another OUT, "
+        "or name the case by its files"
+    )
+
+
 def test_a_label_map_of_other_weights_is_refused(made: Made) -> None:
     document = made.document
     document["weights"]["sha256"] = "0" * 64
