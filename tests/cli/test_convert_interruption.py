@@ -84,7 +84,10 @@ def assert_none_left(processes: Sequence[psutil.Process]) -> None:
 def assert_next_run_completes(drunet: Drunet, folder: Path, whole: WholeRun) -> None:
     """And what stands under a final name before it is whole; the table tells no more than there was when it was written."""
     for name, content in contents(folder / "out").items():
-        assert name.endswith((".tmp", ".part")) or content == whole.files[name], name
+        if name == "slices.csv":
+            assert set(content.splitlines()) <= set(whole.files[name].splitlines())
+        else:
+            assert name.endswith((".tmp", ".part")) or content == whole.files[name], name
     done = drunet("convert", *whole.words, *JOBS, "--skip-existing")
     assert done.returncode == 0, done.stderr
     assert contents(folder / "out") == whole.files

@@ -440,7 +440,8 @@ def test_training_that_a_signal_ends_goes_on_by_the_command_that_it_names(
         words = shlex.split(done.stderr.splitlines()[-1].removeprefix("Stopped; the state is saved. To continue: "))
         assert words == ["drunet", "train", "--resume", "-o", "my run"]
     assert step_of(folder) == (2 if number == signal.SIGKILL else 3)  # the step in which the signal came is finished
-    again = [sys.executable, "-m", "drunet_cli", *words[1:], "--device", "cpu", "--threads", "1"]
+    on_cpu = [] if number == signal.SIGKILL else ["--device", "cpu", "--threads", "1"]
+    again = [sys.executable, "-m", "drunet_cli", *words[1:], *on_cpu]
     assert subprocess.run(again, capture_output=True, cwd=tmp_path, timeout=240, check=False).returncode == 0
     assert_same_result(folder, whole.folder)
 
