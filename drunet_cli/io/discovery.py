@@ -76,7 +76,7 @@ def find_cases(sources: Sequence[Path], naming: Naming = BUILT_IN, *, leave_out:
             sorted((case for case in named if isinstance(case, BrokenCase)), key=lambda case: (case.name, str(case.error)))
         ),
         alone=len(sources) == len(items) == 1 and items[0].folder == sources[0],
-        notes=(*_notes_on(passed_over.values()), *renamings, *_note_on_unmatched(unmatched)),
+        notes=(*_notes_on(passed_over.values()), *renamings, *_note_on_unmatched(unmatched), *_note_on_left_aside(items)),
         passed_over=tuple(passed_over.values()),
     )
 
@@ -99,6 +99,13 @@ def _note_on_unmatched(folders: Sequence[Path | None]) -> Iterator[str]:
     if folders:
         named = join_some(folders, most=_MOST_FOLDERS)
         yield f"no --pattern matches a file in {plural(len(folders), 'folder')}, read by the built-in names: {named}"
+
+
+def _note_on_left_aside(found: Iterable["_Found"]) -> Iterator[str]:
+    """The note on images that may be the ones that are wanted: t2tse beside t2."""
+    if paths := [path for item in found if isinstance(item.case, Case) for path in item.left_aside]:
+        named = join_some(paths, most=_MOST_FOLDERS)
+        yield f"{plural(len(paths), 'image')} left aside, since others have plainer names: {named}; --pattern t2=GLOB chooses"
 
 
 def _told_apart_by_name(found: Iterable["_Found"]) -> tuple[list[Case | BrokenCase], list[str]]:
@@ -157,7 +164,8 @@ class _Found:
     """A case and its place. key: equal when the same is found again.
 
     folder: that its files lie in, if it was found in one, below source. is_named_by_files: and not by this folder.
-    is_beside_patterns: there are patterns, and none matches in the folder.
+    is_beside_patterns: there are patterns, and none matches in the folder. left_aside: other images in the folder whose names
+    say a modality too, but less plainly.
     """
 
     case: Case | BrokenCase
@@ -167,6 +175,7 @@ class _Found:
     source: Path | None = None
     is_named_by_files: bool = False
     is_beside_patterns: bool = False
+    left_aside: tuple[Path, ...] = ()
 
 
 # nnU-Net's label maps are not taken as references: their class numbers are those of dataset.json, and in its BraTS sets 1 is
@@ -224,6 +233,7 @@ class _Search:
                     source,
                     is_named_by_files=group.is_named_by_files,
                     is_beside_patterns=bool(self._naming.patterns) and not group.is_by_pattern,
+                    left_aside=() if len(groups) > 1 or group.is_by_pattern else group.left_aside(),
                 )
         if is_empty:
             files = self._naming.expected(CHANNELS) + ", or NAME_0000.nii.gz to NAME_0003.nii.gz"
@@ -268,6 +278,10 @@ class _Group:
     others: Sequence[str]
     is_named_by_files: bool
     is_by_pattern: bool
+
+    def left_aside(self) -> tuple[Path, ...]:
+        """The further images whose names say a modality."""
+        return tuple(self.folder / name for name in self.others if role_by_words(name)[1] in CHANNELS)
 
 
 _Files: TypeAlias = Mapping[str, Sequence[Path]]

@@ -423,6 +423,14 @@ def test_folders_with_nifti_but_no_case_beside_cases_are_told_too(tmp_path: Path
     assert [case.name for case in cohort.broken] == ["p3"]
 
 
+def test_images_that_less_plainly_named_ones_might_replace_are_told(tmp_path: Path) -> None:
+    tree(tmp_path, *images("p1/"), "p1/t2tse.nii.gz", "p1/brainmask.nii.gz", *images("p2/p2_"), "p2/p2_mprage_post.nii.gz")
+    cohort = find_cases([tmp_path])
+    named = f"{tmp_path}/p1/t2tse.nii.gz, {tmp_path}/p2/p2_mprage_post.nii.gz"
+    assert cohort.notes == (f"2 images left aside, since others have plainer names: {named}; --pattern t2=GLOB chooses",)
+    assert [case.images[Modality.T2].name for case in cohort.cases] == ["t2.nii.gz", "p2_t2.nii.gz"]
+
+
 def test_ordinary_side_folders_of_a_data_set_are_not_told(tmp_path: Path) -> None:
     for case in ("p1", "p2"):
         tree(tmp_path / case, *images(f"nifti/{case}_"), "dicom/IM1.dcm", "nifti/empty/", "derived/mask.nii.gz")
