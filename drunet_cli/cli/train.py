@@ -231,7 +231,7 @@ def _run(settings: TrainingSettings, *, init: str | None, screen: Screen, json: 
     from drunet_cli.cli.training_screen import TrainingScreen, print_plan
     from drunet_cli.training.distributed import Team, own_device, processes_of
     from drunet_cli.training.run_folder import RunFolder
-    from drunet_cli.training.session import agree_on_plan, plan_training
+    from drunet_cli.training.session import plan_training, read_together
 
     processes = processes_of()
     warn = screen.warning
@@ -246,7 +246,7 @@ def _run(settings: TrainingSettings, *, init: str | None, screen: Screen, json: 
     training_screen = TrainingScreen(screen, json=json)
     with Team(processes, device, timeout_min=settings.peer_timeout_min, on_warning=warn) as team:
         with training_screen:
-            plan = agree_on_plan(settings, plan, team, device, on_progress=training_screen.show, on_warning=screen.warning)
+            plan = read_together(settings, plan, team, device, on_progress=training_screen.show, on_warning=screen.warning)
         if plan is None:  # the first process has failed, and says why
             return
         if not settings.dry_run:

@@ -1,7 +1,7 @@
 """One session of a training, from settings to weights: find cases, split, store, and learn.
 
 `plan_training` finds and splits the cases before PyTorch is imported, so that mistakes are told within a second;
-`agree_on_plan` reads the cases into the store; `train` learns from them.
+`read_together` reads the cases into the store; `train` learns from them.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -119,7 +119,7 @@ def find_usable_cases(settings: TrainingSettings) -> FoundCases:
     return found
 
 
-def agree_on_plan(
+def read_together(
     settings: TrainingSettings,
     plan: TrainingPlan | None,
     team: "Team",
