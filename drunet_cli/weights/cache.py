@@ -28,7 +28,7 @@ from drunet_cli.weights.checkpoint import (
     weights_sha256,
     write_checkpoint,
 )
-from drunet_cli.weights.download import ByteProgress, Note, fetch, shown_url
+from drunet_cli.weights.download import ByteProgress, Note, discard_part, fetch, shown_url
 from drunet_cli.weights.registry import (
     BUNDLED,
     DEFAULT,
@@ -307,11 +307,13 @@ def _download(entry: Entry, target: Path, on_progress: ByteProgress, on_note: No
         _fetch(entry, url, part, on_progress, on_note)
         try:
             _import_part(entry, part, url, target, on_note)
-        finally:
-            part.unlink()  # also where it is complete and wrong: there is nothing to resume
+        except WeightsError:
+            discard_part(part)  # complete and wrong: there is nothing to resume
+            raise
+        discard_part(part)
     finally:
         if not locked:
-            part.unlink(missing_ok=True)
+            discard_part(part)
     for left in source.parent.glob(f".{source.name}.*.part*"):  # what other hosts began is of no more use
         with suppress(OSError):
             if time.time() - left.stat().st_mtime > _ABANDONED_AFTER_S:

@@ -81,7 +81,6 @@ def fetch(
 
         with requests.Session() as session:
             _Download(session, url, part, shown, on_progress, patience).complete(on_note)
-        _origin_of(part).unlink(missing_ok=True)
     else:
         meant = f"; for this file write file://{shown}" if shown.startswith("/") else ""
         raise WeightsError(f"{shown}: not a URL of a kind that can be fetched (http, https, file){meant}")
@@ -90,6 +89,12 @@ def fetch(
 def shown_url(url: str) -> str:
     """A URL without user and password, which are nobody else's business, for messages and records."""
     return one_line(re.sub(r"//[^/?#]*@", "//", url))
+
+
+def discard_part(part: Path) -> None:
+    """Remove a part that is used, or of no use."""
+    part.unlink(missing_ok=True)
+    _origin_of(part).unlink(missing_ok=True)
 
 
 def _origin_of(part: Path) -> Path:
