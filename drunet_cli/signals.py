@@ -1,7 +1,10 @@
 """Ctrl-C and SIGTERM: they end a run as exceptions do, so that every `finally` runs and nothing is left behind."""
 
+import _thread
 import signal
+import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -9,18 +12,43 @@ from typing import Final
 
 from drunet_cli.errors import Terminated
 
-_NUMBERS: Final = (signal.SIGINT, signal.SIGTERM)
+_RAISED: Final[dict[signal.Signals, type[BaseException]]] = {signal.SIGINT: KeyboardInterrupt, signal.SIGTERM: Terminated}
+_NUMBERS: Final = tuple(_RAISED)
+
+# How long after a signal whose exception was lost it comes again: well after Python has left the place where it was lost.
+_AGAIN_AFTER_S: Final = 0.01
 
 
 @contextmanager
 def signals_raised() -> Iterator[None]:
-    """Let Ctrl-C raise KeyboardInterrupt and SIGTERM raise Terminated while the block runs."""
+    """Let Ctrl-C raise KeyboardInterrupt and SIGTERM raise Terminated while the block runs.
+
+    Python drops exceptions in finalizers and in callbacks of weak references, and prints them only, so that a signal that
+    comes there would be lost: such a signal comes again a moment later.
+    """
 
     def raise_at_once(number: int, _frame: FrameType | None) -> None:
-        raise Terminated if number == signal.SIGTERM else KeyboardInterrupt
+        raise _RAISED[signal.Signals(number)]
 
-    with _handled_by(raise_at_once):
-        yield
+    def send_again(dropped: "sys.UnraisableHookArgs") -> None:
+        lost = [number for number, raised in _RAISED.items() if dropped.exc_type is raised]
+        for number in lost:  # threading.Thread takes locks, which whatever is being finalized may hold
+            _thread.start_new_thread(_come_again, (number,))
+        if not lost:
+            hook_before(dropped)
+
+    hook_before = sys.unraisablehook
+    try:
+        sys.unraisablehook = send_again
+        with _handled_by(raise_at_once):
+            yield
+    finally:
+        sys.unraisablehook = hook_before
+
+
+def _come_again(number: signal.Signals) -> None:
+    time.sleep(_AGAIN_AFTER_S)
+    _thread.interrupt_main(number)
 
 
 @contextmanager

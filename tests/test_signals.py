@@ -1,7 +1,10 @@
 """Ctrl-C and SIGTERM as exceptions, held back where work ends at a place of its own choice."""
 
 import signal
+import sys
 import threading
+import time
+import weakref
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -23,6 +26,44 @@ def _raised() -> Iterator[None]:
 def test_signal_is_raised_where_the_program_is(number: int, expected: type[BaseException]) -> None:
     with pytest.raises(expected):
         signal.raise_signal(number)
+
+
+class Finalized:
+    """Something that is finalized while a signal comes."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+    def __del__(self) -> None:
+        signal.raise_signal(self.number)
+
+
+@both
+@pytest.mark.parametrize("place", ["finalizer", "callback of a weak reference"])
+def test_signal_is_raised_where_python_drops_exceptions(number: int, expected: type[BaseException], place: str) -> None:
+    if place == "finalizer":
+        dropped: list[object] = [Finalized(number)]
+    else:
+        dropped = [threading.Thread()]
+        reference = weakref.ref(dropped[0], lambda _: signal.raise_signal(number))
+        assert reference() is not None
+    with pytest.raises(expected):
+        drop_and_wait(dropped)
+
+
+def drop_and_wait(dropped: list[object]) -> None:
+    dropped.clear()
+    until = time.monotonic() + 10
+    while time.monotonic() < until:
+        pass
+
+
+def test_other_exceptions_that_python_drops_are_told_as_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[type[BaseException]] = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda dropped: told.append(dropped.exc_type))
+    with signals_raised():
+        [Finalized(10_000)].clear()  # there is no such signal
+    assert told == [OSError]
 
 
 @both
