@@ -12,6 +12,9 @@ from drunet_cli.io.naming import is_nifti
 
 Identity: TypeAlias = tuple[int, int]
 
+_BIDS_DESCRIPTION: Final = "dataset_description.json"
+_BESIDE_BIDS: Final = ("derivatives", "sourcedata")
+
 
 @dataclass(frozen=True)
 class Folder:
@@ -27,7 +30,8 @@ def folders_from(
 ) -> Iterator[Folder | tuple[Path, OSError]]:
     """The folders from top down in sorted order; for one that refuses, its path and why.
 
-    left_out: a folder that is not entered. names_left_out: no folder of these names, below top, is entered.
+    left_out: a folder that is not entered. names_left_out: no folder of these names, below top, is entered. The derivatives and
+    the source data of a BIDS data set are not entered either: they hold the same patients again.
     """
     entered: set[Identity] = set() if left_out is None else {left_out}
     waiting = [top]
@@ -45,7 +49,9 @@ def folders_from(
             continue
         names = sorted(is_folder)
         yield Folder(path, identity, [name for name in names if not is_folder[name]])
-        waiting += [path / name for name in reversed(names) if is_folder[name] and name not in names_left_out]
+        beside = _BESIDE_BIDS if _BIDS_DESCRIPTION in is_folder else ()
+        folders = [name for name in reversed(names) if is_folder[name] and name not in names_left_out and name not in beside]
+        waiting += [path / name for name in folders]
 
 
 def identity_of(status: os.stat_result) -> Identity:

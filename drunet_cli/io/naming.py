@@ -167,8 +167,10 @@ def role_by_last_word(image: str) -> tuple[str, str | None]:
 def role_by_words(image: str) -> tuple[str, str | None]:
     """The same by all known words at the end of the name, as in p1_t1_mprage_sag_post; else as `role_by_last_word` has it.
 
-    An MPRAGE without another word is taken for T1.
+    An MPRAGE without another word is taken for T1. A name that follows BIDS is read as BIDS has it.
     """
+    if (by_bids := _role_in_bids(image)) is not None:
+        return by_bids
     run: list[tuple[str, str]] = []
     for before, word in reversed(_known_words(stem(Path(image)))):
         is_told = any(later in _BASES for _, later in run)
@@ -190,6 +192,24 @@ def role_by_words(image: str) -> tuple[str, str | None]:
     else:
         modality = None
     return role_by_last_word(image) if modality is None else (run[0][0].strip(_SEPARATORS), modality)
+
+
+_BIDS: Final = re.compile(r"(sub-[^\W_]+(?:_ses-[^\W_]+)?)((?:_[a-zA-Z]+-[^\W_]+)*)_(T1w|T2w|FLAIR)")
+
+
+def _role_in_bids(image: str) -> tuple[str, Modality] | None:
+    """Subject and session of a name that follows BIDS, as the case's name, and the modality; None for other names.
+
+    A T1w is T1ce by its entity ce, or by a word for a contrast agent in another one (acq-post), and else T1.
+    """
+    found = _BIDS.fullmatch(stem(Path(image)))
+    if found is None:
+        return None
+    case, entities, suffix = found.groups()
+    if suffix != "T1w":
+        return case, WORDS[suffix.lower()]
+    named = [word for _, word in _known_words(entities)]
+    return case, _modality_of([*named, "t1w"]) or (Modality.T1CE if "post" in named else Modality.T1)
 
 
 def parse_patterns(options: Iterable[str]) -> dict[str, str]:

@@ -127,6 +127,22 @@ FOUND: Final[dict[str, tuple[Sequence[str], list[str], Naming]]] = {
         ["p7", "p8", "sub-1"],
         Naming({"flair": "*FL*", "t1ce": "*post*", "t1": "*pre*", "t2": "*T2*", "seg": "*truth*"}),
     ),
+    "BIDS": (
+        ["dataset_description.json", "participants.tsv", "README",
+         *images("sub-01/anat/sub-01_", ("FLAIR", "ce-gadolinium_T1w", "T1w", "T2w")),
+         *images("sub-02/ses-1/anat/sub-02_ses-1_", ("acq-3D_FLAIR", "acq-mprage_ce-Gd_T1w", "acq-mprage_T1w", "acq-tse_T2w")),
+         *images("sub-02/ses-2/anat/sub-02_ses-2_", ("run-1_FLAIR", "acq-post_T1w", "acq-pre_T1w", "T2w", "PDw", "inplaneT2")),
+         "sub-02/ses-2/dwi/sub-02_ses-2_dwi.nii.gz", *images("derivatives/prep/sub-01/anat/sub-01_space-x_", BRATS_2021),
+         *images("sourcedata/sub-01/")],
+        ["sub-01", "sub-02_ses-1", "sub-02_ses-2"],
+        PLAIN,
+    ),
+    "derivatives of no BIDS data set": (images("derivatives/a_"), ["a"], PLAIN),
+    "one run of several": (
+        images("sub-1/ses-a/anat/sub-1_ses-a_", ("FLAIR", "ce-gd_T1w", "run-1_T1w", "run-2_T1w", "T2w")),
+        ["sub-1_ses-a"],
+        Naming({"t1": "*run-2_T1w*"}),
+    ),
 }  # fmt: skip
 
 
@@ -287,6 +303,12 @@ BROKEN: Final[dict[str, tuple[Sequence[str], str, Naming]]] = {
         [f"p/a{n:03}_t1.nii.gz" for n in range(1000)],
         "p: p has a000_t1.nii.gz and a001_t1.nii.gz and 998 more for T1; keep one, or narrow --pattern t1=*_t1.nii.gz",
         Naming({"t1": "*_t1.nii.gz"}),
+    ),
+    "two runs": (
+        images("sub-1/anat/sub-1_", ["FLAIR", "ce-gd_T1w", "T1w", "run-1_T2w", "run-2_T2w"]),
+        "sub-1/anat: sub-1 has sub-1_run-1_T2w.nii.gz and sub-1_run-2_T2w.nii.gz for T2; keep one, or choose one by --pattern "
+        "t2=GLOB",
+        PLAIN,
     ),
     "a pattern that none has": (
         images("a_", ["FL", "t1ce", "t1", "t2"]),
