@@ -21,7 +21,7 @@ MODULES: Final = sorted(path.relative_to(PACKAGE).as_posix() for path in PACKAGE
 ROOMS: Final = (
     {"brats", "errors", "host", "jobs", "signals"},
     {"io"},
-    {"phantom", "conversion", "evaluation"},
+    {"phantom", "conversion", "evaluation", "prepare"},
     {"weights"},
     {"network"},
     {"segmentation"},
@@ -46,6 +46,8 @@ HOMES: Final = {
     "platformdirs": re.compile(r"weights/registry\.py"),
     "nibabel": re.compile(r"io/\w+\.py|segmentation/outputs\.py"),
     "isal": re.compile(r"io/nifti\.py"),
+    "pydicom": re.compile(r"prepare/dicom\.py"),
+    "dcm2niix": re.compile(r"prepare/dicom\.py"),
     "PIL": re.compile(r"io/png\.py|segmentation/preview\.py"),
     "jinja2": re.compile(r"report/\w+\.py"),
     "matplotlib": re.compile(r"evaluation/plots\.py|training/history\.py"),
