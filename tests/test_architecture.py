@@ -49,7 +49,7 @@ HOMES: Final = {
     "pydicom": re.compile(r"prepare/dicom\.py"),
     "dcm2niix": re.compile(r"prepare/dicom\.py"),
     "PIL": re.compile(r"io/png\.py|segmentation/preview\.py"),
-    "jinja2": re.compile(r"report/\w+\.py"),
+    "jinja2": re.compile(r"io/html\.py"),
     "matplotlib": re.compile(r"evaluation/plots\.py|training/history\.py"),
     "tensorboard": re.compile(r"training/history\.py"),
     "rich": re.compile(r"cli/console\.py"),

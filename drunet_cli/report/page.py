@@ -4,31 +4,26 @@ The page is `page.html.j2` with `page.css` and `page.js` in it; this module give
 """
 
 import base64
-import hashlib
 import math
 import os
 from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from importlib.resources import files
 from pathlib import Path
 from typing import Final
 from urllib.parse import quote
 
-import jinja2
 import numpy as np
 
-import drunet_cli
-from drunet_cli.brats import REGION_NAMES, REGIONS, volume_digits
-from drunet_cli.errors import CaseError, one_line
+from drunet_cli.brats import REGION_NAMES, REGIONS
+from drunet_cli.errors import CaseError
+from drunet_cli.io.html import render_page
 from drunet_cli.io.naming import stem
 from drunet_cli.io.png import encode_webp
 from drunet_cli.report.runs import Record, Runs, provenance, told_once
 from drunet_cli.segmentation.summary import VOLUMES, Status
 from drunet_cli.weights.registry import caveat_of
-
-_FILES: Final = files("drunet_cli.report")
 
 # Pixels. A preview 1496 pixels wide takes about 460 kB; as WebP 50 kB when wide and 15 kB when narrow (synthetic cases). A page
 # of 200 cases thus has some 13 MB and can be sent by mail; one of 1251, as BraTS 2021 has, 25 MB.
@@ -97,15 +92,11 @@ def encode_page(runs: Runs, thumbnails: Thumbnails, *, beside: Path) -> bytes:
 
     Cases that failed come first, then those with warnings.
     """
-    style, script = (_FILES.joinpath(name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
     records = sorted(runs.records, key=lambda record: (not record.row.has_failed, not record.needs_a_look))
     n_failed = sum(record.row.has_failed for record in records)
-    page = _template().render(
-        style=style,
-        script=script,
-        style_digest=_digest(style),
-        script_digest=_digest(script),
-        version=drunet_cli.__version__,
+    return render_page(
+        "drunet_cli.report",
+        "page",
         records=records,
         n_segmented=len(records) - n_failed,
         n_failed=n_failed,
@@ -120,26 +111,6 @@ def encode_page(runs: Runs, thumbnails: Thumbnails, *, beside: Path) -> bytes:
         link_to=lambda path: quote(os.fsencode(os.path.relpath(path, beside))),
         facts=provenance(records),
     )
-    return page.encode()
-
-
-def _template() -> jinja2.Template:
-    environment = jinja2.Environment(
-        autoescape=True, finalize=_folded, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
-    )
-    environment.filters["millilitres"] = volume_digits
-    environment.filters["fixed"] = lambda number: f"{number:.1f}"
-    return environment.from_string(_FILES.joinpath("page.html.j2").read_text(encoding="utf-8"))
-
-
-def _folded(value: object) -> object:
-    """A value as one line: names of files may hold anything. Text that is HTML already stays as it is."""
-    return value if hasattr(value, "__html__") else one_line(str(value))
-
-
-def _digest(source: str) -> str:
-    """How the page's security policy names the one script, or style, that it allows."""
-    return f"sha256-{base64.b64encode(hashlib.sha256(source.encode()).digest()).decode()}"
 
 
 def histograms(records: Sequence[Record]) -> list[Histogram]:
