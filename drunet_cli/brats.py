@@ -22,6 +22,9 @@ else:  # a class, which other modules may join with | in their signatures
     ClassMap = LabelMap = Any
 
 
+Colour: TypeAlias = tuple[int, int, int]  # red, green and blue, 0 to 255
+
+
 class Modality(StrEnum):
     """One of the four images of a case. Their order here is the network's channel order: it may not change."""
 
@@ -60,6 +63,13 @@ CLASS_NAMES: Final = {
     TumourClass.NCR: "necrotic core",
     TumourClass.ED: "oedema",
     TumourClass.ET: "enhancing tumour",
+}
+# Three of the eight colours of Okabe and Ito, that every kind of colour vision tells from each other and from grey;
+# tests/segmentation/test_preview.py computes how well.
+CLASS_COLOURS: Final[Mapping[TumourClass, Colour]] = {
+    TumourClass.NCR: (0xD5, 0x5E, 0x00),
+    TumourClass.ED: (0x56, 0xB4, 0xE9),
+    TumourClass.ET: (0xF0, 0xE4, 0x42),
 }
 UNCERTAINTY_MAPS: Final = {"WT": "_unc_whole", "TC": "_unc_core", "ET": "_unc_enhance"}  # as BraTS 2020 names the files
 REGION_NAMES: Final = {"WT": "whole tumour", "TC": "tumour core", "ET": CLASS_NAMES[TumourClass.ET]}

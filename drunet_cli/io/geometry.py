@@ -232,6 +232,33 @@ def laid_out(shape: tuple[int, ...], affine: npt.NDArray[np.float64], x: AxisFit
     return replace(geometry, slice_spacing_mm=spacing_mm(affine)[geometry.stored_axis_of_slices])
 
 
+@dataclass(frozen=True)
+class Turn:
+    """From stored axes I, J, K to X, Y, Z, for pictures: every voxel as stored, no frame. affine: of the turned volume.
+
+    axes: which stored axis lies behind X, Y and Z. flips: for each, 1 or -1, whether that runs the same way.
+    """
+
+    axes: tuple[int, ...]
+    flips: tuple[int, ...]
+    affine: npt.NDArray[np.float64]
+
+    @classmethod
+    def of(cls, affine: npt.NDArray[np.float64], shape: tuple[int, ...]) -> "Turn":
+        """shape: I, J, K."""
+        orientation = orientation_to_network(affine).astype(int)
+        axes = np.argsort(orientation[:, 0])
+        flips = orientation[axes, 1]
+        turned = affine.copy()
+        turned[:, :3] = affine[:, axes] * flips
+        turned[:, 3] += affine[:, axes] @ np.where(flips < 0, np.array(shape)[axes] - 1, 0)
+        return cls(tuple(axes.tolist()), tuple(flips.tolist()), turned)
+
+    def turned(self, voxels: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """The voxels along X, Y and Z, as a view of the same memory."""
+        return voxels.transpose(self.axes)[tuple(slice(None, None, flip) for flip in self.flips)]
+
+
 def box_of(mask: npt.NDArray[np.bool_]) -> Box | None:
     """The smallest box [a, b, c] of a mask that holds all of it; None where the mask is empty."""
     planes = [np.flatnonzero(mask.any(axis=tuple({0, 1, 2} - {axis}))) for axis in range(3)]

@@ -7,16 +7,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import cache
-from typing import Any, Final, TypeAlias
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont, features
 from scipy import ndimage
 
-from drunet_cli.brats import CLASS_NAMES, REGION_NAMES, ClassMap, Modality, TumourClass, volume_in_words
+from drunet_cli.brats import CLASS_COLOURS, CLASS_NAMES, REGION_NAMES, ClassMap, Colour, Modality, TumourClass, volume_in_words
 from drunet_cli.errors import MisuseError
-from drunet_cli.io.geometry import Box, box_of, orientation_to_network, spacing_mm
+from drunet_cli.io.geometry import Box, Turn, box_of, spacing_mm
 
 Greys = npt.NDArray[np.uint8]
 Voxels = npt.NDArray[Any]
@@ -73,11 +73,11 @@ def largest_cuts(images: Mapping[Modality, Voxels], class_map: ClassMap, *, affi
     images: each [I, J, K], background 0. class_map: [I, J, K]. affine: voxel indices to RAS millimetres; an oblique one goes to
     the nearest axes. Where several planes hold equally many, the middle one is taken.
     """
-    turn = _Turn.of(affine, class_map.shape)
+    turn = Turn.of(affine, class_map.shape)
     turned = {modality: turn.turned(voxels) for modality, voxels in images.items()}
     classes = turn.turned(class_map)
-    box = _box_of_all([*turned.values(), classes])
-    windows = {modality: _window(voxels[box]) for modality, voxels in turned.items()}
+    box = box_of_all([*turned.values(), classes])
+    windows = {modality: grey_window(voxels[box]) for modality, voxels in turned.items()}
     tumour = classes[box] > 0
     of_tumour = box_of(tumour)
 
@@ -93,34 +93,7 @@ def largest_cuts(images: Mapping[Modality, Voxels], class_map: ClassMap, *, affi
     return cut(Plane.AXIAL, 2), cut(Plane.CORONAL, 1), cut(Plane.SAGITTAL, 0)
 
 
-@dataclass(frozen=True)
-class _Turn:
-    """From stored axes I, J, K to X, Y, Z. affine: of the turned volume.
-
-    axes: which stored axis lies behind X, Y and Z. flips: for each, 1 or -1, whether that runs the same way.
-    """
-
-    axes: tuple[int, ...]
-    flips: tuple[int, ...]
-    affine: Affine
-
-    @classmethod
-    def of(cls, affine: Affine, shape: tuple[int, ...]) -> "_Turn":
-        """shape: I, J, K."""
-        orientation = orientation_to_network(affine).astype(int)
-        axes = np.argsort(orientation[:, 0])
-        flips = orientation[axes, 1]
-        turned = affine.copy()
-        turned[:, :3] = affine[:, axes] * flips
-        turned[:, 3] += affine[:, axes] @ np.where(flips < 0, np.array(shape)[axes] - 1, 0)
-        return cls(tuple(axes.tolist()), tuple(flips.tolist()), turned)
-
-    def turned(self, voxels: Voxels) -> Voxels:
-        """The voxels along the picture's axes, as a view of the same memory."""
-        return voxels.transpose(self.axes)[tuple(slice(None, None, flip) for flip in self.flips)]
-
-
-def _box_of_all(volumes: Sequence[Voxels]) -> Box:
+def box_of_all(volumes: Sequence[Voxels]) -> Box:
     """The box of whatever is above 0 in any; the whole of them where nothing is."""
     whole = (slice(0, volumes[0].shape[0]), slice(0, volumes[0].shape[1]), slice(0, volumes[0].shape[2]))
     mask = np.asarray(volumes[0] > 0)
@@ -150,7 +123,7 @@ def _seen(section: Voxels, plane: Plane) -> Voxels:
     return section.T if plane is Plane.AXIAL else section.T[::-1]
 
 
-def _window(voxels: Voxels) -> tuple[float, float]:
+def grey_window(voxels: Voxels) -> tuple[float, float]:
     """The intensities that become black and white: percentiles of the brain, which is whatever is above 0.
 
     A brain of one intensity becomes grey.
@@ -242,7 +215,6 @@ def _fits(box: tuple[slice, slice], side: int) -> bool:
     return all(extent.stop - extent.start <= side for extent in box)
 
 
-Colour: TypeAlias = tuple[int, int, int]
 Pixels = npt.NDArray[np.uint8]
 
 _ELLIPSIS: Final = "..."
@@ -331,13 +303,6 @@ def _font(size: int) -> ImageFont.FreeTypeFont:
     return font
 
 
-# Three of the eight colours of Okabe and Ito, that every kind of colour vision tells from each other and from grey;
-# tests/segmentation/test_preview.py computes how well.
-CLASS_COLOURS: Final[Mapping[TumourClass, Colour]] = {
-    TumourClass.NCR: (0xD5, 0x5E, 0x00),
-    TumourClass.ED: (0x56, 0xB4, 0xE9),
-    TumourClass.ET: (0xF0, 0xE4, 0x42),
-}
 _REGIONS_BESIDE_CLASSES: Final = ("WT", "TC")  # ET is a class too
 _NO_TUMOUR: Final = "No tumour was found"
 _NO_DEVICE: Final = "Research use only; not a medical device."

@@ -12,10 +12,9 @@ from nibabel.orientations import apply_orientation, axcodes2ornt, inv_ornt_aff, 
 from PIL import Image, features
 from scipy.spatial.transform import Rotation
 
-from drunet_cli.brats import ClassMap, Modality, TumourClass, volumes_ml, voxel_counts
+from drunet_cli.brats import CLASS_COLOURS, ClassMap, Modality, TumourClass, volumes_ml, voxel_counts
 from drunet_cli.errors import MisuseError
 from drunet_cli.segmentation.preview import (
-    CLASS_COLOURS,
     Canvas,
     Cut,
     Plane,
