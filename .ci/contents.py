@@ -13,7 +13,13 @@ from typing import Final
 
 LARGEST_WHEEL: Final = 12_000_000  # bytes; the weights are most of it
 WEIGHTS: Final = "drunet_cli/weights/compact.safetensors"
-NEEDED: Final = ("drunet_cli/py.typed", "drunet_cli/guide/first-case.md", "drunet_cli/report/page.html.j2", WEIGHTS)
+NEEDED: Final = (
+    "drunet_cli/py.typed",
+    "drunet_cli/guide/first-case.md",
+    "drunet_cli/report/page.html.j2",
+    "drunet_cli/segmentation/viewer.js",
+    WEIGHTS,
+)
 LICENCES: Final = ("LICENSE", "drunet_cli/weights/NOTICE")
 DATA: Final = {".css", ".j2", ".js"}  # besides Python, the weights and the guide: no images, no cases
 GUIDE: Final = "drunet_cli/guide/*.md"

@@ -13,7 +13,7 @@ from drunet_cli.errors import MisuseError
 PAGES: Final = Path(drunet_cli.__file__).parent / "guide"
 # In the order in which people need them. A tuple, so that Tab opens no file.
 TOPICS: Final = (
-    *("install", "first-case", "images", "many-cases", "check", "outputs", "weights", "averaging", "evaluate"),
+    *("install", "first-case", "images", "many-cases", "check", "viewer", "outputs", "weights", "averaging", "evaluate"),
     *("clusters", "containers", "speed", "exit-codes", "troubleshooting"),
     *("python", "slices", "train", "export", "accuracy", "fidelity", "network"),
 )
@@ -23,6 +23,9 @@ _OTHER_WORDS: Final = {
     "report": "check",
     "convert": "slices",
     "demo": "install",
+    "browser": "viewer",
+    "itk-snap": "viewer",
+    "slicer": "viewer",
     "raw-scans": "images",
     "dicom": "images",
     "cohort": "many-cases",

@@ -342,6 +342,15 @@ Preview = Annotated[
         "--preview", help="NAME_preview.png: three cuts through the tumour, with outlines and volumes.", rich_help_panel=FILES
     ),
 ]
+Viewer = Annotated[
+    bool,
+    typer.Option(
+        "--viewer",
+        help="NAME_view.html: a page for the browser that shows all slices in three planes, with the labels; it needs no "
+        "other file and no network, and has at most 6 MB.",
+        rich_help_panel=FILES,
+    ),
+]
 Probabilities = Annotated[
     bool,
     typer.Option(

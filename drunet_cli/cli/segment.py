@@ -101,6 +101,7 @@ def segment(
     min_volume: options.MinVolume = 0.0,
     min_enhancing: options.MinEnhancing = 0.0,
     preview: options.Preview = False,
+    viewer: options.Viewer = False,
     probabilities: options.Probabilities = False,
     uncertainty: options.Uncertainty = False,
 ) -> None:
@@ -158,6 +159,7 @@ def segment(
             probabilities=probabilities,
             uncertainty=uncertainty,
             preview=preview,
+            viewer=viewer,
             sidecar=not no_sidecar,
             labels=labels,
             strict=strict,

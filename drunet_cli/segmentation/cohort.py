@@ -22,7 +22,7 @@ _CPUS_A_READER: Final = 4  # a case's four files are inflated at once
 _WRITERS: Final = 2
 _PUBLISHED_WITHIN_S: Final = 2.0  # by another run that has begun to publish its files of a case
 _POLL_S: Final = 0.5  # while another run computes a case
-_OUTPUT_SUFFIXES: Final = (".nii.gz", ".json", ".png", ".csv", ".claim")
+_OUTPUT_SUFFIXES: Final = (".nii.gz", ".json", ".png", ".html", ".csv", ".claim")
 
 
 @dataclass(frozen=True)
@@ -170,7 +170,7 @@ def _read(planned: PlannedCase, ensemble: Ensemble) -> _Read:
             if document is not None:
                 return planned, CaseResult(document, left_out=True)
         settings = planned.files.settings
-        return planned, pipeline.prepare(planned.case, keep_views=settings.preview, strict=settings.strict)
+        return planned, pipeline.prepare(planned.case, shown=settings.shown, strict=settings.strict)
     except DrunetError as error:
         return planned, error
     except MemoryError:

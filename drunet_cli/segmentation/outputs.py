@@ -1,4 +1,4 @@
-"""The files of a segmented case: the label map, its sidecar, and the maps and the picture beside them.
+"""The files of a segmented case: the label map, its sidecar, and the maps and the pictures beside them.
 
 The label map is published last: where it is, everything beside it is. A sidecar without its label map is what a killed run has
 left, counts as nothing, and is replaced together with the files that it names.
@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 import drunet_cli
-from drunet_cli.brats import REGIONS, UNCERTAINTY_MAPS, ClassMap, describe_labels, label_values, volumes_ml
+from drunet_cli.brats import REGIONS, UNCERTAINTY_MAPS, ClassMap, Labels, Modality, describe_labels, label_values, volumes_ml
 from drunet_cli.errors import OutputError
 from drunet_cli.io.atomic import check_writable, is_same_file, remove_stale, write_atomically
 from drunet_cli.io.geometry import Geometry
@@ -37,6 +37,7 @@ from drunet_cli.weights.checkpoint import Checkpoint
 from drunet_cli.weights.registry import caveat_of
 
 SCHEMA: Final = "drunet.segmentation/1"
+VIEW_ENDING: Final = "_view.html"
 _LARGEST_SIDECAR_BYTES: Final = 2**20
 
 
@@ -63,9 +64,10 @@ class OutputFiles:
 
     @property
     def extras(self) -> list[Path]:
-        """The picture and the maps that are to be written beside the label map."""
+        """The pictures and the maps that are to be written beside the label map."""
         return [
             *([self._preview] if self.settings.preview else []),
+            *([self._view] if self.settings.viewer else []),
             *([self._map("_probabilities")] if self.settings.probabilities else []),
             *(map(self._map, (*UNCERTAINTY_MAPS.values(), "_entropy")) if self.settings.uncertainty else []),
         ]
@@ -78,6 +80,10 @@ class OutputFiles:
     @property
     def _preview(self) -> Path:
         return self._beside("_preview.png")
+
+    @property
+    def _view(self) -> Path:
+        return self._beside(VIEW_ENDING)
 
     def _map(self, ending: str) -> Path:
         """A NIfTI file of the label map's kind: seg.nii.gz has seg_entropy.nii.gz."""
@@ -203,6 +209,8 @@ class OutputFiles:
         prediction, header = predicted.prediction, predicted.prepared.header
         if self.settings.preview:
             yield self._preview, _picture(predicted, document)
+        if self.settings.viewer:
+            yield self._view, _page(predicted, document, self.settings.labels)
         if prediction.probabilities is not None:
             yield self._map("_probabilities"), encode_map(prediction.probabilities, header, compress=self._compress)
         if prediction.uncertainty is not None and prediction.entropy is not None:
@@ -223,16 +231,33 @@ def _picture(predicted: PredictedCase, document: Mapping[str, Any]) -> bytes:
     from drunet_cli.segmentation.preview import draw_preview  # Pillow's fonts: not for runs without a picture
 
     views = predicted.prepared.views
-    assert views is not None, "a case is prepared for the picture that is asked for"
+    assert views is not None, "a case is prepared for the pictures that are asked for"
     return draw_preview(
-        views.flair,
-        views.t1ce,
+        views.images[Modality.FLAIR],
+        views.images[Modality.T1CE],
         predicted.class_map,
         affine=views.affine,
         name=predicted.prepared.case.name,
         volumes_ml=document["volumes_ml"],
         warnings=[warning.message for warning in predicted.warnings],
         caveat=caveat_of([each["sha256"] for each in described_weights(document)]),
+    )
+
+
+def _page(predicted: PredictedCase, document: Mapping[str, Any], labels: Labels) -> bytes:
+    from drunet_cli.segmentation.viewer import Labelled, encode_viewer
+
+    views = predicted.prepared.views
+    assert views is not None, "a case is prepared for the pictures that are asked for"
+    weights = described_weights(document)
+    return encode_viewer(
+        views.images,
+        Labelled(predicted.class_map, labels),
+        affine=views.affine,
+        name=predicted.prepared.case.name,
+        weights=[str(each["name"]) for each in weights],
+        warnings=[warning.code for warning in predicted.warnings],
+        caveat=caveat_of([each["sha256"] for each in weights]),
     )
 
 

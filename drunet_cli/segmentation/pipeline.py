@@ -1,14 +1,14 @@
 """One case on its way: four files or arrays, checked and sliced, predicted, and cleaned up."""
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from drunet_cli.brats import ClassMap, Modality, voxel_counts
+from drunet_cli.brats import CHANNELS, ClassMap, Modality, voxel_counts
 from drunet_cli.io.case import Case
 from drunet_cli.io.checks import CaseWarning, refuse_serious, voxel_litres
 from drunet_cli.io.geometry import Geometry
@@ -23,10 +23,9 @@ from drunet_cli.segmentation.predict import Prediction, predict
 
 @dataclass(frozen=True)
 class Views:
-    """What a picture shows under the labels: voxels [I, J, K] as stored, and the affine of FLAIR."""
+    """What pictures show under the labels: voxels [I, J, K] of images as stored, and the affine of FLAIR."""
 
-    flair: npt.NDArray[Any]
-    t1ce: npt.NDArray[Any]
+    images: Mapping[Modality, npt.NDArray[Any]]
     affine: npt.NDArray[np.float64]
 
 
@@ -35,7 +34,7 @@ class PreparedCase:
     """A case that has passed every check, as the network takes it.
 
     header, voxel_ml: of FLAIR, whose geometry the label map gets. inputs: the files by modality; empty for arrays.
-    brain: [I, J, K], where any of the four images is above 0. views: kept for a picture. seconds: how long reading took.
+    brain: [I, J, K], where any of the four images is above 0. views: kept for pictures. seconds: how long reading took.
     """
 
     case: Case
@@ -73,14 +72,14 @@ class PredictedCase:
         return (*self.prepared.warnings, *self.new_warnings)
 
 
-def prepare(case: Case, *, keep_views: bool = False, strict: bool = False) -> PreparedCase:
-    """Read the files of a case, check them, and make the network's slices. keep_views: for a picture.
+def prepare(case: Case, *, shown: Collection[Modality] = (), strict: bool = False) -> PreparedCase:
+    """Read the files of a case, check them, and make the network's slices. shown: the images that are kept for pictures.
 
     Raises CaseError for whatever cannot be segmented, and, where it is to be strict, for a serious warning.
     """
     begin = time.perf_counter()
     images = read_images(case)
-    return _prepared(images, images.inputs, keep_views=keep_views, strict=strict, begin=begin)
+    return _prepared(images, images.inputs, shown=shown, strict=strict, begin=begin)
 
 
 def prepare_arrays(
@@ -91,16 +90,16 @@ def prepare_arrays(
     Raises CaseError as `prepare` does.
     """
     begin = time.perf_counter()
-    return _prepared(images_of(arrays, affine, name=name), {}, keep_views=True, strict=strict, begin=begin)
+    return _prepared(images_of(arrays, affine, name=name), {}, shown=CHANNELS, strict=strict, begin=begin)
 
 
 def _prepared(
-    images: CaseImages, inputs: Mapping[str, InputFile], *, keep_views: bool, strict: bool, begin: float
+    images: CaseImages, inputs: Mapping[str, InputFile], *, shown: Collection[Modality], strict: bool, begin: float
 ) -> PreparedCase:
     if strict:
         refuse_serious(images.warnings)
     reference = images.reference
-    flair, t1ce = (images.volumes[modality].voxels for modality in (Modality.FLAIR, Modality.T1CE))
+    views = {modality: images.volumes[modality].voxels for modality in shown}
     return PreparedCase(
         case=images.case,
         header=reference.header,
@@ -109,7 +108,7 @@ def _prepared(
         geometry=images.geometry,
         brain=images.brain,
         slices=images.slices(),
-        views=Views(flair, t1ce, reference.affine) if keep_views else None,
+        views=Views(views, reference.affine) if views else None,
         warnings=images.warnings,
         seconds=time.perf_counter() - begin,
     )

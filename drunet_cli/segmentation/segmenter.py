@@ -10,7 +10,7 @@ from typing import Any, Final, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from drunet_cli.brats import Labels, Modality, label_values
+from drunet_cli.brats import CHANNELS, Labels, Modality, label_values
 from drunet_cli.errors import MisuseError
 from drunet_cli.io.case import case_of
 from drunet_cli.io.naming import is_nifti, stem
@@ -153,7 +153,7 @@ def _prepared(
         if affine is not None:
             raise MisuseError("affine: files have their own; leave it out")
         files = {modality: Path(image) for modality, image in images.items() if not isinstance(image, np.ndarray)}
-        return pipeline.prepare(case_of(files, name=name), keep_views=True, strict=strict)
+        return pipeline.prepare(case_of(files, name=name), shown=CHANNELS, strict=strict)
     if len(arrays) < len(images):
         raise MisuseError("the four images are files or arrays, not some of each")
     if affine is None:
@@ -186,7 +186,7 @@ class SegmentedCase:
     def affine(self) -> npt.NDArray[np.float64]:
         """4 x 4, voxel indices to RAS millimetres."""
         views = self._predicted.prepared.views
-        assert views is not None, "every case is prepared for a picture"
+        assert views is not None, "every case is prepared for pictures"
         return views.affine
 
     @property
@@ -211,9 +211,17 @@ class SegmentedCase:
         return None if found is None else dict(found)
 
     def save(
-        self, path: str | os.PathLike[str], *, overwrite: bool = False, sidecar: bool = True, preview: bool = False
+        self,
+        path: str | os.PathLike[str],
+        *,
+        overwrite: bool = False,
+        sidecar: bool = True,
+        preview: bool = False,
+        viewer: bool = False,
     ) -> None:
-        """Write the label map as NIfTI, .nii or .nii.gz; beside it the sidecar, the maps that were asked for, and a picture.
+        """Write the label map as NIfTI, .nii or .nii.gz; beside it the sidecar, the maps that were asked for, and pictures.
+
+        preview: NAME_preview.png. viewer: NAME_view.html, a page that shows all slices in a browser.
 
         Raises OutputError where something is there and is not to be overwritten, or where it cannot be written, and MisuseError
         for another format.
@@ -221,7 +229,7 @@ class SegmentedCase:
         path = Path(path)
         if not (is_nifti(path.name) and stem(path)):
             raise MisuseError(f"{path}: drunet writes NAME.nii.gz or NAME.nii")
-        files = OutputFiles(path, replace(self._settings, overwrite=overwrite, sidecar=sidecar, preview=preview))
+        files = OutputFiles(path, replace(self._settings, overwrite=overwrite, sidecar=sidecar, preview=preview, viewer=viewer))
         prepared = self._predicted.prepared
         files.check(prepared.case.files.values() if prepared.inputs else ())
         files.write(self._predicted, self.document)

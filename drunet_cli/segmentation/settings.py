@@ -5,12 +5,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from drunet_cli.brats import Labels
+from drunet_cli.brats import CHANNELS, Labels, Modality
 from drunet_cli.errors import MisuseError
 from drunet_cli.host import check_device_name
 from drunet_cli.network.engine import EngineName, Precision, WindowMode
 from drunet_cli.weights.checkpoint import Metadata
 from drunet_cli.weights.registry import DEFAULT
+
+PREVIEWED: Final = (Modality.FLAIR, Modality.T1CE)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,6 +80,9 @@ class Settings:
     preview: bool = False
     """Draw a picture beside the label map."""
 
+    viewer: bool = False
+    """Write a page beside the label map that shows the case in a browser."""
+
     sidecar: bool = True
     """Write the JSON file beside the label map, which says what it was made of."""
 
@@ -117,6 +122,11 @@ class Settings:
             from drunet_cli.segmentation.preview import check_drawable  # Pillow: not for runs without a picture
 
             check_drawable()
+
+    @property
+    def shown(self) -> tuple[Modality, ...]:
+        """The images that the files beside the label map show."""
+        return CHANNELS if self.viewer else PREVIEWED if self.preview else ()
 
     @property
     def cleans_up(self) -> bool:

@@ -151,7 +151,7 @@ class Reading:
         self.prepared: list[weakref.ref[PreparedCase]] = []
         read = pipeline.prepare
 
-        def prepare(case: Case, **options: bool) -> PreparedCase:
+        def prepare(case: Case, **options: Any) -> PreparedCase:
             self.names.append(case.name)
             if instead and case.name in instead:
                 raise instead[case.name]

@@ -229,10 +229,13 @@ def test_an_output_is_never_an_input(case: Path, tmp_path: Path) -> None:
 
 
 def test_names_follow_the_label_map() -> None:
-    files = OutputFiles(Path("a/seg.v2.nii"), replace(SETTINGS, preview=True, probabilities=True, uncertainty=True))
+    files = OutputFiles(
+        Path("a/seg.v2.nii"), replace(SETTINGS, preview=True, viewer=True, probabilities=True, uncertainty=True)
+    )
     assert files.sidecar == Path("a/seg.v2.json")
     assert [path.name for path in files.extras] == [
         "seg.v2_preview.png",
+        "seg.v2_view.html",
         "seg.v2_probabilities.nii",
         *(f"seg.v2_{name}.nii" for name in ("unc_whole", "unc_core", "unc_enhance", "entropy")),
     ]

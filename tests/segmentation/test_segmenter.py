@@ -48,16 +48,28 @@ def affine() -> npt.NDArray[np.float64]:
 
 def test_a_case_comes_out_as_from_the_command_line(result: SegmentedCase, tmp_path: Path) -> None:
     ours, theirs = tmp_path / "ours.nii.gz", tmp_path / "theirs.nii.gz"
-    command = ["segment", *image_options(), "--weights", str(GOLDEN_WEIGHTS), "--device", "cpu", "--threads", "1", "--preview"]
+    command = [
+        "segment",
+        *image_options(),
+        "--weights",
+        str(GOLDEN_WEIGHTS),
+        "--device",
+        "cpu",
+        "--threads",
+        "1",
+        "--preview",
+        "--viewer",
+    ]
     assert main([*command, "-o", str(theirs), "--quiet"]) == 0
-    result.save(ours, preview=True)
+    result.save(ours, preview=True, viewer=True)
     assert ours.read_bytes() == theirs.read_bytes()
     sidecars = [json.loads(path.with_name(f"{path.name[:-7]}.json").read_text()) for path in (ours, theirs)]
     assert sidecars[0]["inputs"] == sidecars[1]["inputs"]
     one, other = ({key: value for key, value in each.items() if key not in NOT_COMPARED} for each in sidecars)
     assert one == other
-    pictures = [path.with_name(f"{path.name[:-7]}_preview.png").read_bytes() for path in (ours, theirs)]
-    assert pictures[0] == pictures[1]
+    for ending in ("_preview.png", "_view.html"):
+        pictures = [path.with_name(f"{path.name[:-7]}{ending}").read_bytes() for path in (ours, theirs)]
+        assert pictures[0] == pictures[1]
 
 
 def test_what_a_case_holds_is_what_its_file_holds(result: SegmentedCase, tmp_path: Path) -> None:

@@ -118,6 +118,7 @@ CHANGES: Final[dict[str, tuple[dict[str, Any], bool]]] = {
     "probabilities": ({"probabilities": True}, False),
     "uncertainty": ({"uncertainty": True}, False),
     "preview": ({"preview": True}, False),
+    "viewer": ({"viewer": True}, False),
     "strict": ({"strict": True}, False),
     "overwrite": ({"overwrite": True}, False),
     "skip_existing": ({"skip_existing": True}, False),
