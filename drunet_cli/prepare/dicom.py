@@ -5,6 +5,7 @@ module: no name, number or date, and no file's name. A series is named by the pa
 folder holds several: `study:4`.
 """
 
+import hashlib
 import logging
 import os
 import re
@@ -24,10 +25,10 @@ import numpy as np
 
 from drunet_cli.brats import CHANNELS, Modality
 from drunet_cli.errors import CaseError, MisuseError, one_line, plural
-from drunet_cli.io.atomic import write_file_atomically
 from drunet_cli.io.folders import Folder, folders_from
+from drunet_cli.io.inputs import InputFile, file_sha256
 from drunet_cli.io.naming import modality_in_name
-from drunet_cli.io.nifti import encode_map, load_volume
+from drunet_cli.io.nifti import Volume, load_volume, volume_of
 
 Triple: TypeAlias = tuple[float, ...]
 
@@ -86,32 +87,56 @@ def scans_of_study(folder: Path) -> dict[Modality, Path]:
     return {modality: folder.with_name(f"{folder.name}:{found[0].number}") for modality, found in candidates.items()}
 
 
-def nifti_of(scan: Path, into: Path) -> Path:
-    """Convert a series to an uncompressed NIfTI file in a new folder below `into`; its header holds no text and no date.
+def studies_in(folder: Path) -> list[Path]:
+    """The folders of studies in a folder: for each the highest that holds no other study; `folder` itself for a single one.
+
+    One header a folder is read. Raises CaseError as `series_in` does.
+    """
+    holders: dict[Path, set[str]] = defaultdict(set)
+    lowest: list[Path] = []
+    for path in _dicom_files(folder):
+        if path.parent not in holders and (image := _read_or_none(path)) is not None:
+            lowest.append(path.parent)
+            for place in (path.parent, *path.parent.parents):
+                holders[place].add(image.study)
+                if place == folder:
+                    break
+    found: dict[Path, None] = {}
+    for place in lowest:
+        while place != folder and len(holders[place.parent]) == 1:
+            place = place.parent
+        found[place] = None
+    return [*found]
+
+
+def load_series(scan: Path) -> Volume:
+    """Read a series, converted by dcm2niix, as a volume whose path and header tell nothing but the series' number.
 
     scan: a folder that holds one series with a stack of slices, or FOLDER:NUMBER, which names one of several.
     Raises CaseError where that is not so, or dcm2niix cannot convert it; MisuseError where a program is not installed.
     """
     series = _chosen(scan)
-    place = Path(tempfile.mkdtemp(prefix="series-", dir=into))
-    staged, converted = place / "dicom", place / "converted"
-    staged.mkdir()
-    converted.mkdir()
-    for n, file in enumerate(series.files):  # by neutral names, and without the other series of the folder
-        (staged / f"{n}.dcm").symlink_to(file.absolute())
-    images = _convert(scan, staged, converted)
-    try:
-        volume = load_volume(images[0])
-    except CaseError as error:  # it names a temporary file
-        reason = str(error).removeprefix(f"{images[0]}: ").partition(";")[0]
-        raise CaseError(f"{scan}: as NIfTI it {reason}; {_ANOTHER}") from error
-    target = place / "scan.nii"
-    voxels = volume.voxels.astype(np.float32) if volume.voxels.dtype == np.float64 else volume.voxels
-    # dcm2niix writes the time of day and the comments on the patient into the header; these stay behind.
-    write_file_atomically(target, encode_map(voxels, volume.header, compress=False))
-    shutil.rmtree(staged)
-    shutil.rmtree(converted)
-    return target
+    source = _source_of(series)
+    with tempfile.TemporaryDirectory(prefix="drunet-dicom-") as place:
+        staged, converted = Path(place) / "dicom", Path(place) / "converted"
+        staged.mkdir()
+        converted.mkdir()
+        for n, file in enumerate(series.files):  # by neutral names, and without the other series of the folder
+            (staged / f"{n}.dcm").symlink_to(file.absolute())
+        image = _convert(scan, staged, converted)
+        try:
+            found = load_volume(image)
+        except CaseError as error:  # it names a temporary file
+            reason = str(error).removeprefix(f"{image}: ").partition(";")[0]
+            raise CaseError(f"{scan}: as NIfTI it {reason}; {_ANOTHER}") from error
+    voxels = found.voxels.astype(np.float32) if found.voxels.dtype == np.float64 else found.voxels
+    # A new header: dcm2niix writes the time of day and the comments on the patient into its own.
+    return replace(volume_of(voxels, found.affine, name=source.path), source=source)
+
+
+def source_of(scan: Path) -> InputFile:
+    """What the files of a series are now, as one input; its path is the series' number alone. Raises CaseError."""
+    return _source_of(_chosen(scan))
 
 
 def names_patient(text: str, folder: Path) -> bool:
@@ -124,6 +149,19 @@ def names_patient(text: str, folder: Path) -> bool:
 
 _HOW_TO_NAME: Final = "name each by --t1 FOLDER:NUMBER and so on, with numbers of the table"
 _ANOTHER: Final = "give another series, or NIfTI"
+
+
+def _source_of(series: Series) -> InputFile:
+    name = f"DICOM series {series.number}"
+    digest = hashlib.sha256()
+    try:
+        status = [file.stat() for file in series.files]
+        for file in series.files:
+            digest.update(bytes.fromhex(file_sha256(file)))
+    except OSError as error:
+        raise CaseError(f"{name}: a file in it cannot be read: {error.strerror}") from error
+    n_bytes, latest = sum(each.st_size for each in status), max(each.st_mtime_ns for each in status)
+    return InputFile(name, n_bytes, latest, digest.hexdigest())
 
 
 def _parted(scan: Path) -> tuple[Path, str | None]:
@@ -278,6 +316,13 @@ def _dicom_files(folder: Path) -> Iterator[Path]:
 
 class _Damaged(Exception):  # noqa: N818  # never leaves this module
     """A file that begins as DICOM does, and cannot be read on."""
+
+
+def _read_or_none(path: Path) -> _Image | None:
+    try:
+        return _read(path)
+    except _Damaged:
+        return None
 
 
 def _read(path: Path) -> _Image | None:
@@ -556,7 +601,7 @@ def _program() -> str:
         raise MisuseError("DICOM needs dcm2niix, which is not installed; run: pip install pydicom dcm2niix") from error
 
 
-def _convert(scan: Path, staged: Path, converted: Path) -> list[Path]:
+def _convert(scan: Path, staged: Path, converted: Path) -> Path:
     """Have dcm2niix convert what lies in `staged`; exactly one image. Its output is read for causes, and never shown."""
     program = _program()
     command = [program, *_OPTIONS, "-o", str(converted), str(staged)]
@@ -575,4 +620,4 @@ def _convert(scan: Path, staged: Path, converted: Path) -> list[Path]:
         raise CaseError(
             f"{scan}: dcm2niix makes {len(images)} images of it, not one: its slices do not belong together; {_ANOTHER}"
         )
-    return images
+    return images[0]

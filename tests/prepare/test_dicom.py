@@ -11,11 +11,10 @@ import pytest
 from pydicom import dcmread
 from pydicom.uid import DeflatedExplicitVRLittleEndian, RLELossless
 
-from drunet_cli.brats import CHANNELS, Modality
+from drunet_cli.brats import Modality
 from drunet_cli.errors import CaseError, DrunetError, ExitCode
-from drunet_cli.io.nifti import load_volume
 from drunet_cli.prepare import dicom
-from drunet_cli.prepare.dicom import is_dicom, names_patient, nifti_of, scans_of_study, series_in
+from drunet_cli.prepare.dicom import is_dicom, load_series, names_patient, scans_of_study, series_in, source_of, studies_in
 from tests.prepare.dicom_files import (
     FLAIR,
     SECRETS,
@@ -31,9 +30,9 @@ from tests.prepare.dicom_files import (
 )
 
 
-def refusal(scan: Path, into: Path) -> DrunetError:
+def refusal(scan: Path) -> DrunetError:
     with pytest.raises(DrunetError) as caught:
-        nifti_of(scan, into)
+        load_series(scan)
     assert not told_secrets("\n".join([str(caught.value), *caught.value.details]))
     return caught.value
 
@@ -51,7 +50,7 @@ def test_a_series_becomes_the_image_that_was_scanned(write: Callable[..., Path] 
             header = dcmread(path)
             header.compress(RLELossless)
             header.save_as(path)
-    volume = load_volume(nifti_of(folder, tmp_path))
+    volume = load_series(folder)
     np.testing.assert_array_equal(volume.voxels, voxels_of_series()[:, ::-1, :])  # dcm2niix turns rows from back to front
     assert volume.axcodes == "LAS"
     assert volume.spacing_mm == pytest.approx(SPACING_MM)
@@ -59,16 +58,22 @@ def test_a_series_becomes_the_image_that_was_scanned(write: Callable[..., Path] 
     assert volume.affine @ [0, SHAPE[1] - 1, 0, 1] == pytest.approx([8, 10, 0, 1])
 
 
-def test_nothing_that_names_the_patient_is_left_in_the_image_or_in_names(tmp_path: Path) -> None:
-    study = write_study(tmp_path / "in")
-    out = tmp_path / "out"
-    out.mkdir()
+def test_nothing_that_names_the_patient_is_left(tmp_path: Path) -> None:
+    study = write_study(tmp_path / "Mustermann")
     for scan in scans_of_study(study).values():
-        assert not told_secrets(str(nifti_of(scan, out).relative_to(tmp_path)))
-    left = [path for path in out.rglob("*") if path.is_file()]
-    assert len(left) == len(CHANNELS)
-    assert not any(told_secrets(path.read_bytes()[:352]) for path in left)
+        volume = load_series(scan)
+        assert not told_secrets(f"{volume.path} {volume.source}")
+        assert not told_secrets(volume.header.binaryblock)
+        assert volume.source == source_of(scan)
     assert not told_secrets(repr(series_in(study)))
+
+
+def test_studies_are_the_highest_folders_that_hold_no_other(tmp_path: Path) -> None:
+    for path, study in {"p1/MR/a": "1", "p1/MR/b": "1", "p2/before": "2", "p2/after/a": "3"}.items():
+        write_series(tmp_path / path, {**T1, "StudyInstanceUID": f"1.2.{study}"}, n_slices=2)
+    assert studies_in(tmp_path) == [tmp_path / name for name in ("p1", "p2/after", "p2/before")]
+    assert studies_in(tmp_path / "p1") == [tmp_path / "p1"]
+    assert studies_in(tmp_path / "p1" / "MR" / "a") == [tmp_path / "p1" / "MR" / "a"]
 
 
 def test_the_four_scans_of_a_study_are_recognised(tmp_path: Path) -> None:
@@ -98,7 +103,7 @@ def test_a_study_that_leaves_a_choice_is_refused_with_a_table(tmp_path: Path) ->
     assert [" ".join(row[-2:]) for row in table[1:]] == ["a localiser", "- T1", "- ?", "- T2", "yes T1ce", "yes T1ce"]
     assert not told_secrets("\n".join(caught.value.details))
     assert max(map(len, caught.value.details)) < 80
-    assert load_volume(nifti_of(study.with_name("study:4b"), tmp_path)).shape == SHAPE
+    assert load_series(study.with_name("study:4b")).shape == SHAPE
 
 
 @pytest.mark.parametrize(
@@ -152,7 +157,7 @@ FLAWS: Final[dict[str, tuple[Mapping[str, Any], str]]] = {
 def test_what_is_no_scan_is_refused_in_one_line(fault: str, tmp_path: Path) -> None:
     how, expected = FLAWS[fault]
     folder = write_series(tmp_path / "scan", **{"tags": T2, **how})
-    error = refusal(folder, tmp_path)
+    error = refusal(folder)
     assert error.exit_code == ExitCode.BAD_INPUT
     assert str(error).startswith(f"{folder}: ")
     assert expected in str(error)
@@ -169,7 +174,7 @@ def test_a_damaged_file_fails_its_folder(n_bytes: int, expected: str, tmp_path: 
     folder = write_series(tmp_path / "scan")
     last = max(folder.iterdir())
     last.write_bytes(last.read_bytes()[:n_bytes])
-    assert expected in str(refusal(folder, tmp_path))
+    assert expected in str(refusal(folder))
 
 
 @pytest.mark.parametrize(
@@ -185,7 +190,7 @@ def test_a_damaged_file_fails_its_folder(n_bytes: int, expected: str, tmp_path: 
 def test_a_name_that_stands_for_no_scan_is_refused(name: str, expected: str, tmp_path: Path) -> None:
     write_study(tmp_path / "study")
     (tmp_path / "empty").mkdir()
-    error = refusal(tmp_path / name, tmp_path)
+    error = refusal(tmp_path / name)
     assert expected in str(error)
     assert bool(error.details) == ("table" in expected or "name the one" in expected)
 
@@ -194,7 +199,7 @@ def test_a_folder_with_a_colon_in_its_name_is_that_folder(tmp_path: Path) -> Non
     write_study(tmp_path / "p")
     folder = write_series(tmp_path / "p:4", T1)
     assert [series.number for series in series_in(folder)] == ["3"]
-    assert load_volume(nifti_of(folder, tmp_path)).shape == SHAPE
+    assert load_series(folder).shape == SHAPE
 
 
 def test_dicom_is_told_by_content(tmp_path: Path) -> None:
@@ -247,7 +252,7 @@ def test_a_program_that_fails_is_one_line(
     program = tmp_path / "absent" if script is None else stand_in(tmp_path, script)
     monkeypatch.setattr(dcm2niix, "bin", str(program))
     monkeypatch.setattr(dicom, "_PATIENCE_S", 1)
-    error = refusal(write_series(tmp_path / "scan"), tmp_path)
+    error = refusal(write_series(tmp_path / "scan"))
     assert expected in str(error)
     assert error.exit_code == code
 
@@ -257,8 +262,8 @@ def test_without_its_package_a_program_on_the_path_is_taken(tmp_path: Path, monk
     monkeypatch.setitem(__import__("sys").modules, "dcm2niix", None)
     folder = write_series(tmp_path / "scan")
     monkeypatch.setenv("PATH", str(tmp_path / "nowhere"))
-    error = refusal(folder, tmp_path)
+    error = refusal(folder)
     assert "not installed; run: pip install" in str(error)
     assert error.exit_code == ExitCode.MISUSE
     monkeypatch.setenv("PATH", f"{program.parent}:/bin:/usr/bin")
-    assert load_volume(nifti_of(folder, tmp_path)).shape == SHAPE
+    assert load_series(folder).shape == SHAPE
