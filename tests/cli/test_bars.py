@@ -27,13 +27,13 @@ HIDE_CURSOR: Final = "\x1b[?25l"
 SHOW_CURSOR: Final = "\x1b[?25h"
 ERASE_LINE: Final = "\x1b[2K"
 _SEQUENCE: Final = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
-WEIGHTS: Final = ("--weights", str(GOLDEN_WEIGHTS), "--device", "cpu", "--threads", "1")
+SETTINGS: Final = ("--device", "cpu", "--threads", "1")
 TRAINING: Final = """
 [network]
 base_width = 1
 [length]
 epochs = 1
-steps_per_epoch = 3
+steps_per_epoch = 2
 [batches]
 size = 2
 windows = [[48, 48]]
@@ -107,8 +107,10 @@ def assert_left_clean(run: OnTerminal) -> None:
     assert "━" not in after
 
 
-def test_the_bar_of_a_case_counts_its_slices(tmp_path: Path) -> None:
-    with on_terminal(tmp_path, "segment", *image_options(), "-o", "seg.nii.gz", *WEIGHTS) as run:
+def test_the_bar_of_a_case_counts_its_slices(golden_safetensors: Path, tmp_path: Path) -> None:
+    with on_terminal(
+        tmp_path, "segment", *image_options(), "-o", "seg.nii.gz", "--weights", golden_safetensors, *SETTINGS
+    ) as run:
         pass
     assert run.process.returncode == 0, run.terminal
     assert run.stdout == "seg.nii.gz\n"
@@ -116,9 +118,9 @@ def test_the_bar_of_a_case_counts_its_slices(tmp_path: Path) -> None:
     assert_left_clean(run)
 
 
-def test_the_bar_of_a_cohort_counts_cases(tmp_path: Path) -> None:
+def test_the_bar_of_a_cohort_counts_cases(golden_safetensors: Path, tmp_path: Path) -> None:
     write_cases(tmp_path / "cases", 3)
-    with on_terminal(tmp_path, "segment", "cases", "-o", "out", *WEIGHTS) as run:
+    with on_terminal(tmp_path, "segment", "cases", "-o", "out", "--weights", golden_safetensors, *SETTINGS) as run:
         pass
     assert run.process.returncode == 0, run.terminal
     assert sorted(run.stdout.split()) == [f"out/case_{n}.nii.gz" for n in range(3)]
@@ -136,7 +138,7 @@ def test_the_bar_of_a_training_shows_what_it_is_at(tmp_path: Path) -> None:
         pass
     assert run.process.returncode == 0, run.terminal
     assert re.search(r"reading cases ━+ \d/3", run.words), run.words
-    assert re.search(r"training ━+ \d/3 ", run.words), run.words
+    assert re.search(r"training ━+ \d/2 ", run.words), run.words
     assert re.search(r"validating case_\d ━+", run.words), run.words
     assert_left_clean(run)
 
@@ -153,9 +155,9 @@ def test_the_bar_of_a_download_counts_bytes_and_goes_away_with_its_error(tmp_pat
     assert_left_clean(run)
 
 
-def test_an_interrupted_run_gives_the_terminal_back(tmp_path: Path) -> None:
+def test_an_interrupted_run_gives_the_terminal_back(golden_safetensors: Path, tmp_path: Path) -> None:
     write_cases(tmp_path / "cases", 40)
-    with on_terminal(tmp_path, "segment", "cases", "-o", "out", *WEIGHTS) as run:
+    with on_terminal(tmp_path, "segment", "cases", "-o", "out", "--weights", golden_safetensors, *SETTINGS) as run:
         run.wait_for_bar()
         run.process.send_signal(signal.SIGINT)
     assert run.process.returncode == 130, run.terminal
@@ -186,10 +188,19 @@ def test_an_interrupt_while_a_bar_is_drawn_waits_until_it_can_be_taken_away(monk
 
 
 @pytest.mark.parametrize("environment", [{"TERM": "dumb"}, {}], ids=["dumb terminal", "--quiet"])
-def test_no_bar_where_none_can_or_may_be(tmp_path: Path, environment: Mapping[str, str]) -> None:
+def test_no_bar_where_none_can_or_may_be(environment: Mapping[str, str], golden_safetensors: Path, tmp_path: Path) -> None:
     quiet = [] if environment else ["--quiet"]
     with on_terminal(
-        tmp_path, "segment", *image_options(), "-o", "seg.nii.gz", *WEIGHTS, *quiet, environment=environment
+        tmp_path,
+        "segment",
+        *image_options(),
+        "-o",
+        "seg.nii.gz",
+        "--weights",
+        golden_safetensors,
+        *SETTINGS,
+        *quiet,
+        environment=environment,
     ) as run:
         pass
     assert run.process.returncode == 0, run.terminal

@@ -4,13 +4,15 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
 import pytest
 
+from drunet_cli.cli.app import main
 from tests.cli.test_startup import HEAVY
-from tests.support import Drunet
 
 PROGRAM: Final = f"""
 import sys
@@ -27,10 +29,20 @@ def asked(line: str) -> dict[str, str]:
     return {"COMP_WORDS": line, "COMP_CWORD": str(line.count(" ")), "_DRUNET_COMPLETE": "complete_bash"}
 
 
-def offered(drunet: Drunet, line: str) -> list[str]:
-    done = drunet(environment=asked(line))
-    assert done.stderr == ""
-    return done.stdout.split()
+@pytest.fixture
+def offered(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[[str], list[str]]:
+    """Ask in this process."""
+
+    def ask(line: str) -> list[str]:
+        for name, value in asked(line).items():
+            monkeypatch.setenv(name, value)
+        with suppress(SystemExit):
+            main([])
+        out, err = capsys.readouterr()
+        assert err == ""
+        return out.split()
+
+    return ask
 
 
 def cache_weights(name: str) -> None:
@@ -39,11 +51,14 @@ def cache_weights(name: str) -> None:
     (folder / f"{name}.safetensors").touch()
 
 
-def test_weights_are_offered_by_the_names_of_the_list(drunet: Drunet) -> None:
+def test_weights_are_offered_by_the_names_of_the_list(
+    offered: Callable[[str], list[str]], capsys: pytest.CaptureFixture[str]
+) -> None:
     cache_weights("mine")
-    listed = [json.loads(row)["name"] for row in drunet("weights", "list", "--json").stdout.splitlines()]
+    assert main(["weights", "list", "--json"]) == 0
+    listed = [json.loads(row)["name"] for row in capsys.readouterr().out.splitlines()]
     assert {"brats2020", "mine"} <= set(listed)
-    assert offered(drunet, "drunet segment --weights ") == listed
+    assert offered("drunet segment --weights ") == listed
 
 
 @pytest.mark.parametrize(
@@ -56,9 +71,9 @@ def test_weights_are_offered_by_the_names_of_the_list(drunet: Drunet) -> None:
         "drunet weights path m",
     ],
 )
-def test_weights_are_offered_wherever_they_are_named(line: str, drunet: Drunet) -> None:
+def test_weights_are_offered_wherever_they_are_named(line: str, offered: Callable[[str], list[str]]) -> None:
     cache_weights("mine")
-    assert offered(drunet, line) == ["mine"]
+    assert offered(line) == ["mine"]
 
 
 @pytest.mark.parametrize(
@@ -74,13 +89,15 @@ def test_weights_are_offered_wherever_they_are_named(line: str, drunet: Drunet) 
         ("drunet segment -output x --engine t", ["torch"]),  # its mistake is told when it runs
     ],
 )
-def test_words_that_begin_so_are_offered(line: str, words: list[str], drunet: Drunet) -> None:
-    assert offered(drunet, line) == words
+def test_words_that_begin_so_are_offered(line: str, words: list[str], offered: Callable[[str], list[str]]) -> None:
+    assert offered(line) == words
 
 
-def test_cache_that_cannot_be_found_leaves_the_known_names(drunet: Drunet, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cache_that_cannot_be_found_leaves_the_known_names(
+    offered: Callable[[str], list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("DRUNET_CACHE_DIR", "~no-such-user/cache")
-    assert "brats2020" in offered(drunet, "drunet segment --weights ")
+    assert "brats2020" in offered("drunet segment --weights ")
 
 
 def test_completion_imports_nothing_heavy(tmp_path: Path) -> None:
@@ -92,7 +109,11 @@ def test_completion_imports_nothing_heavy(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
-def test_script_for_a_shell_asks_drunet(shell: str, drunet: Drunet) -> None:
-    done = drunet(environment={"_DRUNET_COMPLETE": f"source_{shell}"})
-    assert (done.returncode, done.stderr) == (0, "")
-    assert f"_DRUNET_COMPLETE=complete_{shell}" in done.stdout
+def test_script_for_a_shell_asks_drunet(
+    shell: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("_DRUNET_COMPLETE", f"source_{shell}")
+    with suppress(SystemExit):
+        main([])
+    out, err = capsys.readouterr()
+    assert (f"_DRUNET_COMPLETE=complete_{shell}" in out, err) == (True, "")

@@ -1,6 +1,5 @@
 """`drunet demo`. One demo is run, as a process of its own that may not touch a network, and looked at by all tests."""
 
-import functools
 import json
 import os
 import re
@@ -15,7 +14,6 @@ from typing import Any, Final
 import numpy as np
 import pytest
 
-from drunet_cli import host
 from drunet_cli.brats import REGIONS, class_indices
 from drunet_cli.cli.app import main
 from drunet_cli.io.discovery import find_cases
@@ -25,7 +23,6 @@ from drunet_cli.phantom import scanner
 from drunet_cli.weights.registry import COMPACT
 from tests.support import image_options
 
-SMALL: Final = (48, 56, 32)  # a synthetic case is made in a tenth of a second
 ROLES: Final = ("flair", "seg", "t1", "t1ce", "t2")
 # Whole tumour, prediction against truth, on a case that the weights never saw; the issue asks for it.
 LEAST_DICE: Final = 0.6
@@ -68,13 +65,6 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Demo:
     )
     assert done.returncode == 0, done.stderr
     return Demo(json.loads(done.stdout), done.stderr, folder, home)
-
-
-@pytest.fixture
-def small_cases(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Small synthetic cases, made in this process."""
-    monkeypatch.setattr(scanner, "make_phantom", functools.partial(scanner.make_phantom, shape=SMALL))
-    monkeypatch.setattr(host, "granted_cpus", lambda: 1)
 
 
 def files_in(folder: Path) -> list[str]:
@@ -150,7 +140,7 @@ def test_nothing_is_begun_where_an_output_exists(
     assert kept.read_bytes() == b"mine"
 
 
-@pytest.mark.usefixtures("small_cases")
+@pytest.mark.usefixtures("small_phantoms")
 def test_the_table_has_a_row_for_each_region(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """And --overwrite replaces what is there."""
     (tmp_path / "phantom_1.nii.gz").touch()
@@ -160,10 +150,10 @@ def test_the_table_has_a_row_for_each_region(tmp_path: Path, capsys: pytest.Capt
     assert header.split() == ["REGION", "DICE", "HD95", "mm", "VOLUME", "mL", "REFERENCE", "mL"]
     assert [re.fullmatch(r"(WT|TC|ET)( +[\d.]+){4}", row)[1] for row in rows] == list(REGIONS)  # type: ignore[index]
     assert captured.err == ""
-    assert class_indices(np.asarray(load_volume(tmp_path / "phantom_1.nii.gz").voxels)).shape == SMALL
+    assert class_indices(np.asarray(load_volume(tmp_path / "phantom_1.nii.gz").voxels)).shape == (48, 56, 32)
 
 
-@pytest.mark.usefixtures("small_cases")
+@pytest.mark.usefixtures("small_phantoms")
 @pytest.mark.parametrize("function", ["segmentation.pipeline.segment", "phantom.scanner.encode_label_map"])
 def test_a_demo_that_fails_leaves_nothing_that_stops_the_next(
     function: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -177,7 +167,7 @@ def test_a_demo_that_fails_leaves_nothing_that_stops_the_next(
     assert files_in(tmp_path) == []
 
 
-@pytest.mark.usefixtures("small_cases")
+@pytest.mark.usefixtures("small_phantoms")
 def test_written_cases_are_as_many_as_asked_for_and_differ(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["demo", "--write-cases", "3", "--seed", "5", "-o", str(tmp_path / "cases"), "--quiet"]) == 0
     folders = [tmp_path / "cases" / f"phantom_{seed}" for seed in (5, 6, 7)]
@@ -190,7 +180,7 @@ def test_written_cases_are_as_many_as_asked_for_and_differ(tmp_path: Path, capsy
     assert all(class_map_of(load_volume(case.files["seg"]))[0].any() for case in found.cases)
 
 
-@pytest.mark.usefixtures("small_cases")
+@pytest.mark.usefixtures("small_phantoms")
 def test_written_cases_are_told_as_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["demo", "--write-cases", "1", "--json", "--quiet", "-o", str(tmp_path)]) == 0
     document = json.loads(capsys.readouterr().out)
@@ -198,7 +188,7 @@ def test_written_cases_are_told_as_json(tmp_path: Path, capsys: pytest.CaptureFi
     assert sorted(str(Path(file).relative_to(tmp_path)) for file in document["files"].values()) == files_of("phantom_0")
 
 
-@pytest.mark.usefixtures("small_cases")
+@pytest.mark.usefixtures("small_phantoms")
 def test_no_case_is_written_where_one_of_them_exists(tmp_path: Path) -> None:
     kept = tmp_path / files_of("phantom_1")[0]
     kept.parent.mkdir()

@@ -21,7 +21,7 @@ from drunet_cli.weights.cache import open_weights
 from drunet_cli.weights.checkpoint import write_checkpoint
 from drunet_cli.weights.keras import read_keras_h5
 from tests.cli.small_cohort import write_cases
-from tests.support import GOLDEN, GOLDEN_IMAGES, GOLDEN_LABELS, GOLDEN_WEIGHTS, Drunet, image_options, open_image, voxels_of
+from tests.support import GOLDEN, GOLDEN_IMAGES, GOLDEN_LABELS, GOLDEN_WEIGHTS, image_options, open_image, voxels_of
 
 pytestmark = pytest.mark.usefixtures("in_tmp_path")
 
@@ -84,11 +84,11 @@ def clear() -> npt.NDArray[np.bool_]:
 @pytest.mark.parametrize("engine", ["torch", "onnxruntime"])
 @pytest.mark.parametrize("threads", ["1", "2"])
 def test_labels_equal_those_of_the_published_scripts(
-    clear: npt.NDArray[np.bool_], threads: str, engine: str, drunet: Drunet, tmp_path: Path
+    clear: npt.NDArray[np.bool_], threads: str, engine: str, capsys: Captured
 ) -> None:
-    result = drunet("segment", *image_options(), *WEIGHTS, "-o", "seg.nii.gz", "--threads", threads, "--engine", engine)
-    assert (result.returncode, result.stdout) == (0, "seg.nii.gz\n"), result.stderr
-    ours, published = voxels_of(tmp_path / "seg.nii.gz"), voxels_of(GOLDEN_LABELS)
+    assert segment("--threads", threads, "--engine", engine) == 0
+    assert capsys.readouterr() == ("seg.nii.gz\n", "")
+    ours, published = voxels_of("seg.nii.gz"), voxels_of(GOLDEN_LABELS)
     assert clear.mean() > 0.99
     assert np.array_equal(ours[clear], published[clear])
 

@@ -16,8 +16,6 @@ import pytest
 from drunet_cli.brats import CHANNELS
 from drunet_cli.cli.app import main
 from drunet_cli.io.inputs import file_sha256
-from drunet_cli.weights.cache import open_weights
-from drunet_cli.weights.checkpoint import write_checkpoint
 from tests.cli.small_cohort import (
     NAMES_2021,
     NAMES_2023,
@@ -30,7 +28,7 @@ from tests.cli.small_cohort import (
     write_case,
     write_cases,
 )
-from tests.support import GOLDEN_WEIGHTS, open_image, stdin_of
+from tests.support import open_image, stdin_of
 
 N_CASES: Final = 3
 CASES: Final = [f"case_{n}" for n in range(N_CASES)]
@@ -50,26 +48,18 @@ def cohort(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The golden weights in drunet's own format, which opens ten times as fast."""
-    golden, path = open_weights(str(GOLDEN_WEIGHTS)), tmp_path_factory.mktemp("weights") / "weights.safetensors"
-    write_checkpoint(path, golden.state, golden.metadata, overwrite=False)
-    return path
-
-
-@pytest.fixture(scope="module")
-def segmented(cohort: Path, weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def segmented(cohort: Path, golden_safetensors: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What is written of them, which no test changes."""
     out = tmp_path_factory.mktemp("segmented") / "out"
-    assert main(["segment", str(cohort), "-o", str(out), "--weights", str(weights), *SETTINGS, "--quiet"]) == 0
+    assert main(["segment", str(cohort), "-o", str(out), "--weights", str(golden_safetensors), *SETTINGS, "--quiet"]) == 0
     return out
 
 
 @pytest.fixture(autouse=True)
-def in_an_empty_folder(weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def in_an_empty_folder(golden_safetensors: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
-    Path(WEIGHTS).hardlink_to(weights)
+    Path(WEIGHTS).hardlink_to(golden_safetensors)
 
 
 def segment(*arguments: str | Path) -> int:

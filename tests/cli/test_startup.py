@@ -97,7 +97,8 @@ def test_refused_images_weights_and_outputs_import_nothing_heavy(tmp_path: Path,
 )
 def test_a_run_imports_what_its_engine_needs_alone(engine: str, packages: set[str], tmp_path: Path) -> None:
     """And is seen to: else the tests above could not fail."""
-    words = ("segment", *image_options(), "-o", "seg.nii.gz", *WEIGHTS, "--engine", engine)
+    case = write_case(tmp_path / "case")
+    words = ("segment", case, "-o", "seg.nii.gz", *WEIGHTS, "--engine", engine, "--window", "auto", "--threads", "1")
     code, heavy = outcome(*words, folder=tmp_path)
     assert (code, set(heavy)) == (0, packages)
 
