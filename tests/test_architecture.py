@@ -46,7 +46,7 @@ HOMES: Final = {
     "platformdirs": re.compile(r"weights/registry\.py"),
     "nibabel": re.compile(r"io/\w+\.py|segmentation/outputs\.py"),
     "isal": re.compile(r"io/nifti\.py"),
-    "pydicom": re.compile(r"prepare/dicom\.py"),
+    "pydicom": re.compile(r"prepare/series\.py"),
     "dcm2niix": re.compile(r"prepare/dicom\.py"),
     "PIL": re.compile(r"io/png\.py|segmentation/preview\.py"),
     "jinja2": re.compile(r"io/html\.py"),

@@ -25,7 +25,7 @@ PATIENT: Final[Mapping[str, str]] = {
     "ImageComments": "Erika at 56",
 }
 SECRETS: Final = ("mustermann", "erika", "hosp4711", "19640812", "acc99821", "20210317", "101114")
-STUDY: Final = generate_uid(entropy_srcs=["study"])
+
 T1: Final[Mapping[str, Any]] = {"SeriesNumber": 3, "SeriesDescription": "AX T1", "EchoTime": 9, "RepetitionTime": 550}
 T1CE: Final[Mapping[str, Any]] = {**T1, "SeriesNumber": 7, "ContrastBolusAgent": "Gadovist 7.5 ml"}
 T2: Final[Mapping[str, Any]] = {"SeriesNumber": 4, "SeriesDescription": "T2 TSE", "EchoTime": 96, "RepetitionTime": 4800}
@@ -103,13 +103,18 @@ def write_enhanced(folder: Path, tags: Mapping[str, Any] = T1) -> Path:
     return folder
 
 
+def number_of_study(folder: Path) -> dict[str, str]:
+    """The tag that tells the study of a folder."""
+    return {"StudyInstanceUID": generate_uid(entropy_srcs=[str(folder)])}
+
+
 def write_study(folder: Path) -> Path:
-    """The four scans that a case needs, and what else a study holds."""
+    """The four scans that a case needs, and what else a study holds. Its number is told by the folder's path."""
+    study = number_of_study(folder)
     for name, tags in {"Erika_a": T1, "b": T2, "c": FLAIR, "d": T1CE}.items():
-        write_series(folder / name, tags)
-    write_series(
-        folder / "scout", {"SeriesNumber": 1, "SeriesDescription": "loc", "ImageType": ["ORIGINAL", "PRIMARY", "LOCALIZER"]}
-    )
+        write_series(folder / name, {**tags, **study})
+    localiser = {"SeriesNumber": 1, "SeriesDescription": "loc", "ImageType": ["ORIGINAL", "PRIMARY", "LOCALIZER"]}
+    write_series(folder / "scout", {**localiser, **study}, n_slices=3)
     return folder
 
 
@@ -126,7 +131,7 @@ def _header(series: str, syntax: UID) -> Dataset:
             {
                 "Modality": "MR",
                 "Manufacturer": "SIEMENS",
-                "StudyInstanceUID": STUDY,
+                "StudyInstanceUID": "1.2.3",
                 "SeriesInstanceUID": series,
                 "ImageType": ["ORIGINAL", "PRIMARY", "M", "ND"],
                 "ScanningSequence": "SE",

@@ -14,7 +14,7 @@ from pydicom.uid import DeflatedExplicitVRLittleEndian, RLELossless
 from drunet_cli.brats import Modality
 from drunet_cli.errors import CaseError, DrunetError, ExitCode
 from drunet_cli.prepare import dicom
-from drunet_cli.prepare.dicom import is_dicom, load_series, names_patient, scans_of_study, series_in, source_of, studies_in
+from drunet_cli.prepare.dicom import folder_of, load_series, names_patient, scans_of_study, series_in, source_of, studies_in
 from tests.prepare.dicom_files import (
     FLAIR,
     SECRETS,
@@ -23,6 +23,7 @@ from tests.prepare.dicom_files import (
     T1,
     T1CE,
     T2,
+    number_of_study,
     voxels_of_series,
     write_enhanced,
     write_series,
@@ -88,8 +89,9 @@ def test_the_four_scans_of_a_study_are_recognised(tmp_path: Path) -> None:
 
 def test_a_study_that_leaves_a_choice_is_refused_with_a_table(tmp_path: Path) -> None:
     study = write_study(tmp_path / "study")
-    write_series(study / "e", {**T1CE, "SeriesNumber": 8, "SeriesDescription": "COR T1 of Mustermann"})
-    write_series(study / "f", {**T2, "SeriesDescription": "PD", "EchoTime": 20})  # also number 4, as the first echo
+    number = number_of_study(study)
+    write_series(study / "e", {**T1CE, **number, "SeriesNumber": 8, "SeriesDescription": "COR T1 of Mustermann"})
+    write_series(study / "f", {**T2, **number, "SeriesDescription": "PD", "EchoTime": 20})  # also number 4, as the first echo
     for path in (study / "c").iterdir():
         path.unlink()
     with pytest.raises(CaseError) as caught:
@@ -207,7 +209,8 @@ def test_dicom_is_told_by_content(tmp_path: Path) -> None:
         (tmp_path / folder / "below").mkdir(parents=True)
     (tmp_path / "others" / "below" / "1.dcm").write_bytes(b"no DICOM" * 40)
     write_series(tmp_path / "scan" / "below")
-    assert [is_dicom(tmp_path / name) for name in ("scan", "others", "absent")] == [True, False, False]
+    assert folder_of(tmp_path / "scan") == folder_of(tmp_path / "scan:3") == tmp_path / "scan"
+    assert [folder_of(tmp_path / name) for name in ("others", "absent", "others:3")] == [None] * 3
 
 
 @pytest.mark.parametrize(
