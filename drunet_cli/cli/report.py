@@ -11,6 +11,7 @@ from drunet_cli.errors import MisuseError, OutputError, plural
 
 if TYPE_CHECKING:
     from drunet_cli.cli.console import Screen
+    from drunet_cli.report.case_pages import CaseFiles
     from drunet_cli.report.runs import Record, Runs
 
 
@@ -47,6 +48,27 @@ def report(
             rich_help_panel=options.OUTPUT,
         ),
     ] = None,
+    viewer: Annotated[
+        bool,
+        typer.Option(
+            "--viewer",
+            help="A page for each case too, in a folder beside FILE.html and linked from its rows: all slices with their "
+            "labels, at most 6 MB a case. The images must be where they were when they were segmented.",
+            rich_help_panel=options.OUTPUT,
+        ),
+    ] = False,
+    reference: Annotated[
+        Path | None,
+        typer.Option(
+            "--reference",
+            parser=options.path,
+            metavar="REF",
+            help="Reference label maps that --viewer shows beside the predicted ones, with Dice: a folder, as for evaluate, or "
+            "the file of one case.",
+            show_default=False,
+            rich_help_panel=options.OUTPUT,
+        ),
+    ] = None,
     overwrite: options.Overwrite = False,
     json: options.Json = False,
     quiet: options.Quiet = False,
@@ -56,9 +78,10 @@ def report(
     Volumes (mL), warnings and provenance come from the sidecars, the .json beside
     each label map; failed cases from summary.csv. A label map that was
     changed since is reported. Previews are shown where segment --preview drew
-    them. Without -o and --csv a table is printed.
+    them. Without -o and --csv a table is printed. --viewer adds a page a case.
 
     drunet report results -o report.html
+    drunet report results -o report.html --viewer
     """
     if "" in runs:
         raise MisuseError("OUT_DIRS: an empty path; an unset variable?")
@@ -66,6 +89,11 @@ def report(
         raise MisuseError(f"-o {output}: name a .html file, or give --csv for a table")
     if csv is not None and csv.suffix.lower() in (".html", ".htm", ".json"):
         raise MisuseError(f"--csv {csv}: name a .csv file")
+
+    if viewer and output is None:
+        raise MisuseError("--viewer: its pages lie beside the report; name this by -o FILE.html")
+    if reference is not None and not viewer:
+        raise MisuseError("--reference: is for --viewer; drunet evaluate compares without it")
 
     from drunet_cli.cli.console import Screen, cohort_table, result, result_json
     from drunet_cli.io.atomic import check_writable, write_atomically
@@ -87,7 +115,8 @@ def report(
             # The last column tells this table from a run's summary, should it lie in the folder of one.
             stream.write(encode_table([*COLUMNS, "folder"], rows))
     if output is not None:
-        _write_page(found, output, screen, overwrite=overwrite)
+        viewers = _viewers(found, output, screen, reference, overwrite=overwrite) if viewer else None
+        _write_page(found, output, screen, viewers, overwrite=overwrite)
     if json:
         for row in rows:
             result_json(row)
@@ -108,14 +137,33 @@ def _problems(records: Sequence["Record"]) -> Iterator[tuple[str, str]]:
             yield f"{record.row.case}: {record.row.output}", record.problem.removeprefix(f"{record.row.output}: ")
 
 
-def _write_page(runs: "Runs", path: Path, screen: "Screen", *, overwrite: bool) -> None:
+def _viewers(runs: "Runs", path: Path, screen: "Screen", reference: Path | None, *, overwrite: bool) -> "CaseFiles":
+    """Write the pages of the cases, in a folder beside the report."""
+    from drunet_cli.host import granted_cpus
+    from drunet_cli.io.atomic import check_writable
+    from drunet_cli.report.case_pages import NO_FILES, CaseFiles, plan_pages, references_of, write_pages
+
+    pages = plan_pages(runs.records, path.with_name(f"{path.stem}_views"))
+    for page in pages.values():
+        check_writable(page, overwrite=overwrite)
+    references = NO_FILES if reference is None else references_of(runs.records, reference)
+    with screen.case_bar(len(pages)) as advance:
+        written = write_pages(
+            runs.records, pages, references.by_label_map, overwrite=overwrite, n_threads=granted_cpus(), on_done=advance
+        )
+    return CaseFiles(written.by_label_map, (*references.notices, *written.notices))
+
+
+def _write_page(runs: "Runs", path: Path, screen: "Screen", viewers: "CaseFiles | None", *, overwrite: bool) -> None:
     from drunet_cli.host import granted_cpus
     from drunet_cli.io.atomic import write_atomically
+    from drunet_cli.report.case_pages import pages_beside_label_maps
     from drunet_cli.report.page import encode_page, read_thumbnails
 
+    viewers = pages_beside_label_maps(runs.records) if viewers is None else viewers
     with screen.case_bar(len(runs.records)) as advance:
         thumbnails = read_thumbnails(runs.records, n_threads=granted_cpus(), on_done=advance)
-    for notice in thumbnails.notices:
+    for notice in (*viewers.notices, *thumbnails.notices):
         screen.warning(notice)
     with write_atomically(path, overwrite=overwrite) as stream:
-        stream.write(encode_page(runs, thumbnails, beside=path.parent))
+        stream.write(encode_page(runs, thumbnails, beside=path.parent, viewers=viewers))

@@ -52,7 +52,9 @@ function show(link) {
   picture.src = link.querySelector("img").src;
   picture.alt = link.querySelector("img").alt;
   viewer.querySelector("strong").textContent = link.dataset.case;
-  viewer.querySelector("a").href = link.href;
+  viewer.querySelector(".png").href = link.href;
+  viewer.querySelector(".slices").hidden = !link.dataset.viewer;
+  viewer.querySelector(".slices").href = link.dataset.viewer ?? "";
   if (!viewer.open) viewer.showModal();
 }
 

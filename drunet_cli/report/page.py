@@ -21,6 +21,7 @@ from drunet_cli.errors import CaseError
 from drunet_cli.io.html import render_page
 from drunet_cli.io.naming import stem
 from drunet_cli.io.png import encode_webp
+from drunet_cli.report.case_pages import NO_FILES, CaseFiles
 from drunet_cli.report.runs import Record, Runs, provenance, told_once
 from drunet_cli.segmentation.summary import VOLUMES, Status
 from drunet_cli.weights.registry import caveat_of
@@ -87,8 +88,9 @@ class Histogram:
         return self.volumes if len(self.volumes) <= _MOST_MARKED else ()
 
 
-def encode_page(runs: Runs, thumbnails: Thumbnails, *, beside: Path) -> bytes:
-    """The page as UTF-8; equal arguments give equal bytes. beside: the folder the page will lie in, for links to previews.
+def encode_page(runs: Runs, thumbnails: Thumbnails, *, beside: Path, viewers: CaseFiles = NO_FILES) -> bytes:
+    """The page as UTF-8; equal arguments give equal bytes. beside: the folder the page will lie in, for links to previews
+    and to the pages of the viewer.
 
     Cases that failed come first, then those with warnings.
     """
@@ -104,10 +106,11 @@ def encode_page(runs: Runs, thumbnails: Thumbnails, *, beside: Path) -> bytes:
         n_warned=sum(bool(record.row.warnings) for record in records),
         several_folders=len({record.folder for record in records}) > 1,
         caveats=Counter(filter(None, (caveat_of(record.row.weights_sha256) for record in records))),
-        notices=[*runs.notices, *thumbnails.notices],
+        notices=[*runs.notices, *thumbnails.notices, *viewers.notices],
         histograms=histograms(records),
         volumes=VOLUMES,
         thumbnails=thumbnails.by_label_map,
+        viewers=viewers.by_label_map,
         link_to=lambda path: quote(os.fsencode(os.path.relpath(path, beside))),
         facts=provenance(records),
     )

@@ -1,11 +1,8 @@
 """The page that shows a case in a browser: what is in it, and what a real browser makes of it where one is installed."""
 
-import base64
 import io
-import json
 import re
 import shutil
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -20,6 +17,7 @@ from drunet_cli.brats import CHANNELS, CLASS_COLOURS, ClassMap, Labels, Modality
 from drunet_cli.io.geometry import Turn
 from drunet_cli.segmentation import viewer
 from drunet_cli.segmentation.viewer import Labelled, encode_viewer
+from tests.segmentation.viewer_page import read_viewer_page
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
@@ -66,26 +64,11 @@ def page_of(orientation: str = "RAS", *, name: str = "a case", **options: Any) -
     return encode_viewer(images, prediction, **{"affine": affine_of(orientation), "name": name, **options})
 
 
-def read(page: bytes) -> tuple[dict[str, Any], dict[str, npt.NDArray[np.uint8]]]:
-    """The description of a case and its volumes [X, Y, Z], read as the script of the page reads them."""
-    text = page.decode()
-    (described,) = re.findall(r'<script type="application/json" id="case">(.*)</script>', text)
-    info = json.loads(described)
-    volumes = {}
-    for key, packed in re.findall(r'<script type="text/plain" id="volume-(\w+)">(.*)</script>', text):
-        entry = info["modalities"].get(key) or info["labels"][key]
-        flat = np.frombuffer(zlib.decompress(base64.b64decode(packed)), np.uint8).copy()
-        for start in range(entry["stride"]):
-            flat[start :: entry["stride"]] = np.cumsum(flat[start :: entry["stride"]], dtype=np.uint8)
-        volumes[key] = flat.reshape(entry.get("shape", info["shape"]), order="F")
-    return info, volumes
-
-
 @pytest.mark.parametrize("orientation", ORIENTATIONS)
 def test_every_voxel_and_label_comes_back_at_its_place_in_the_file_and_in_the_patient(orientation: str) -> None:
     images, class_map = case()
     affine = affine_of(orientation)
-    info, volumes = read(page_of(orientation))
+    info, volumes = read_viewer_page(page_of(orientation))
     places = np.stack(np.meshgrid(*map(np.arange, info["shape"]), indexing="ij"), axis=-1)  # [X, Y, Z, 3]
     stored = np.stack([first + flip * places[..., axis] for axis, first, flip in info["stored"]], axis=-1)
     in_file = tuple(np.moveaxis(stored, -1, 0))
@@ -112,10 +95,10 @@ def test_a_large_case_has_coarser_images_and_whole_labels(
 ) -> None:
     monkeypatch.setattr(viewer, "LARGEST_BYTES", limit)
     page = page_of()
-    info, volumes = read(page)
+    info, volumes = read_viewer_page(page)
     assert len(page) <= limit
     assert {(entry["levels"], np.prod(entry["step"])) for entry in info["modalities"].values()} == {(levels, steps)}
-    assert ("the images are" in page.decode()) == (levels < 255)
+    assert ("the images have" in page.decode()) == (levels < 255)
     np.testing.assert_array_equal(volumes["prediction"], Turn.of(affine_of("RAS"), SHAPE).turned(case()[1])[2:-2, 2:-2, 2:-2])
 
 
@@ -132,7 +115,7 @@ def test_equal_cases_give_equal_pages_and_the_values_are_those_of_the_files() ->
     reference = Labelled(np.roll(class_map, 1, axis=0), Labels.BRATS2023)
     page = page_of(reference=reference)
     assert page == page_of(reference=reference)
-    info, _ = read(page)
+    info, _ = read_viewer_page(page)
     assert [info["labels"][source]["values"] for source in ("prediction", "reference")] == [[0, 1, 2, 4], [0, 1, 2, 3]]
     both = np.count_nonzero((class_map > 0) & (reference.class_map > 0))
     assert f"{both / np.count_nonzero(class_map):.3f}" in page.decode()  # Dice of equal sizes
@@ -209,7 +192,7 @@ def test_what_is_told_under_the_pointer_is_what_the_files_hold_there(
     reference = Labelled(np.roll(class_map, 2, axis=1), Labels.BRATS2023)
     page = opened(browser, tmp_path / "a.html", page_of(orientation, reference=reference), "#11,17,13")
     names = ["none", "NCR necrotic core", "ED oedema", "ET enhancing tumour"]
-    info, _ = read(page_of(orientation))
+    info, _ = read_viewer_page(page_of(orientation))
     seen = {voxel(page)}
     assert seen == {(11, 17, 13)}
     for plane in ("axial", "coronal", "sagittal"):
