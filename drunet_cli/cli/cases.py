@@ -8,85 +8,35 @@ from typing import Final
 
 from drunet_cli.brats import Modality
 from drunet_cli.errors import CaseError, MisuseError
-from drunet_cli.io.case import HEADER, BrokenCase, Case, SeriesFolder, case_of, no_series, paths_of_list
+from drunet_cli.io.case import BrokenCase, Case, case_of, paths_of_list
 from drunet_cli.io.discovery import Cohort, find_cases
-from drunet_cli.io.naming import Naming, is_nifti, may_name_a_file, parse_channels, parse_patterns, stem, with_a_name
+from drunet_cli.io.naming import Naming, is_nifti, may_name_a_file, parse_channels, parse_patterns, stem
 
 STDIN: Final = "-"
 _OTHER_FORMATS: Final = (".gz", ".mgz", ".mgh", ".mha", ".mhd", ".nrrd", ".img", ".hdr", ".png", ".json", ".h5", ".zip")
 
 
-def case_of_files(
-    given: Mapping[Modality, Path | None], *, name: str | None, segmentation: Path | None = None, dicom: bool = False
-) -> Case:
-    """The case that --t1 --t1ce --t2 --flair (--seg, --case) name. Raises MisuseError, CaseError.
-
-    dicom: the folder of a DICOM series may stand in place of a file.
-    """
+def case_of_files(given: Mapping[Modality, Path | None], *, name: str | None, segmentation: Path | None = None) -> Case:
+    """The case that --t1 --t1ce --t2 --flair (--seg, --case) name. Raises MisuseError, CaseError."""
     images = {modality: path for modality, path in given.items() if path is not None}
     missing = [f"--{modality}" for modality in given if modality not in images]
     if missing:
         raise MisuseError(f"missing {', '.join(missing)}: a case needs all four of --t1 --t1ce --t2 --flair, and -o")
     if name is not None and not (name.strip() and may_name_a_file(name)):
         raise MisuseError(f"--case {name!r}: a case's name is part of a file name")
-    return case_of(images, name=name, segmentation=segmentation, series_folder=_series_folder(dicom=dicom))
+    return case_of(images, name=name, segmentation=segmentation)
 
 
 def cohort_of(
-    sources: Sequence[str],
-    *,
-    patterns: Sequence[str] = (),
-    channels: str | None = None,
-    leave_out: Path | None = None,
-    dicom: bool = False,
+    sources: Sequence[str], *, patterns: Sequence[str] = (), channels: str | None = None, leave_out: Path | None = None
 ) -> Cohort:
     """The cases in folders and tables; `-` stands for a list of such paths on stdin. Raises MisuseError.
 
-    leave_out: the folder of results, which may lie among the cases. dicom: a folder without NIfTI may hold DICOM studies.
+    leave_out: the folder of results, which may lie among the cases.
     """
-    paths = paths_of(sources)
-    naming = naming_of(patterns, channels)
-    cohort = find_cases(paths, naming, leave_out=leave_out, series_folder=_series_folder(dicom=dicom))
-    if dicom:
-        cohort = _with_studies(cohort, paths)
+    cohort = find_cases(paths_of(sources), naming_of(patterns, channels), leave_out=leave_out)
     only_source_fails = len(sources) == len(cohort.broken) == 1 and not cohort.cases
     return replace(cohort, alone=STDIN not in sources and (cohort.alone or only_source_fails))
-
-
-def _series_folder(*, dicom: bool) -> SeriesFolder:
-    if not dicom:
-        return no_series
-    from drunet_cli.prepare.dicom import folder_of
-
-    return folder_of
-
-
-def _with_studies(cohort: Cohort, sources: Sequence[Path]) -> Cohort:
-    """The cohort with the DICOM studies of those sources in which no case was found. A study is named by its folder."""
-    from drunet_cli.prepare.dicom import folder_of, scans_of_study, studies_in
-
-    cases, broken = list(cohort.cases), []
-    folders: list[Path] = []
-    for each in cohort.broken:
-        source = Path(each.name)
-        if not (each.is_source and source in sources and source.is_dir() and folder_of(source)):
-            broken.append(each)
-            continue
-        for folder in studies_in(source):
-            folders.append(folder)
-            name = with_a_name(folder).name
-            try:
-                if any(case.name == name for case in cases):
-                    raise CaseError(f"{folder}: {name} is also the name of another case; name them apart in a table ({HEADER})")
-                cases.append(Case(name, scans_of_study(folder)))
-            except CaseError as error:
-                broken.append(BrokenCase(name, error))
-    return replace(
-        cohort,
-        cases=tuple(sorted(cases, key=lambda case: case.name)),
-        broken=tuple(broken),
-        alone=cohort.alone or (len(sources) == 1 and folders == list(sources)),
-    )
 
 
 def share_of(cohort: Cohort, shard: tuple[int, int]) -> Cohort:

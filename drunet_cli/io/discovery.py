@@ -18,18 +18,7 @@ from typing import Final, TypeAlias
 
 from drunet_cli.brats import CHANNELS, Modality
 from drunet_cli.errors import CaseError, join_some, plural
-from drunet_cli.io.case import (
-    HEADER,
-    BrokenCase,
-    Case,
-    SeriesFolder,
-    case_of,
-    is_table,
-    no_series,
-    place_of,
-    read_table,
-    why_unreadable,
-)
+from drunet_cli.io.case import HEADER, BrokenCase, Case, case_of, is_table, place_of, read_table, why_unreadable
 from drunet_cli.io.folders import Folder, FoldersWithoutCases, Identity, PassedOver, folders_from, identity_of, shorten
 from drunet_cli.io.naming import (
     BUILT_IN,
@@ -63,20 +52,13 @@ class Cohort:
     passed_over: tuple[PassedOver, ...] = ()
 
 
-def find_cases(
-    sources: Sequence[Path],
-    naming: Naming = BUILT_IN,
-    *,
-    leave_out: Path | None = None,
-    series_folder: SeriesFolder = no_series,
-) -> Cohort:
+def find_cases(sources: Sequence[Path], naming: Naming = BUILT_IN, *, leave_out: Path | None = None) -> Cohort:
     """The cases of case folders, of folders that hold such at any depth, and of tables.
 
-    leave_out: a folder below the sources that is not entered, such as that of results. series_folder: as for `case_of`; it
-    matters in tables.
+    leave_out: a folder below the sources that is not entered, such as that of results.
     Whatever cannot be used is a BrokenCase, also a source that holds no case. What is found twice counts once.
     """
-    search = _Search(naming, _identity(leave_out), series_folder)
+    search = _Search(naming, _identity(leave_out))
     found: dict[Hashable, _Found] = {}
     passed_over: dict[Path, PassedOver] = {}
     for source in sources:
@@ -204,8 +186,8 @@ _LABEL_FOLDERS: Final = ("labelsTr", "labelsTs")
 class _Search:
     """The search of one source after the other. left_out: a folder that is not entered."""
 
-    def __init__(self, naming: Naming, left_out: Identity | None, series_folder: SeriesFolder) -> None:
-        self._naming, self._left_out, self._series_folder = naming, left_out, series_folder
+    def __init__(self, naming: Naming, left_out: Identity | None) -> None:
+        self._naming, self._left_out = naming, left_out
         self._channels_in = functools.cache(lambda folder: naming.channels or described_channels(folder))
 
     def source(self, source: Path) -> Iterator[_Found | PassedOver]:
@@ -219,7 +201,7 @@ class _Search:
         if stat.S_ISDIR(status.st_mode):
             yield from self._folder(source, None if self._left_out == identity_of(status) else self._left_out)
         elif stat.S_ISREG(status.st_mode) and is_table(source):
-            yield from _cases_of_table(source, identity_of(status), self._series_folder)
+            yield from _cases_of_table(source, identity_of(status))
         else:
             folders = "give the folder of a case or of many, or the images of one by --t1 --t1ce --t2 --flair"
             yield _unusable(source, f"is neither a folder nor a table (.csv, .tsv); {folders}")
@@ -265,9 +247,9 @@ class _Search:
             return BrokenCase(group.name, refusal)
 
 
-def _cases_of_table(table: Path, identity: Identity, series_folder: SeriesFolder) -> Iterator[_Found]:
+def _cases_of_table(table: Path, identity: Identity) -> Iterator[_Found]:
     try:
-        rows = read_table(table, series_folder=series_folder)
+        rows = read_table(table)
     except CaseError as error:
         yield _Found(BrokenCase(str(table), error, is_source=True), str(table), identity)
         return

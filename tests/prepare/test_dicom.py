@@ -14,7 +14,7 @@ from pydicom.uid import DeflatedExplicitVRLittleEndian, RLELossless
 from drunet_cli.brats import Modality
 from drunet_cli.errors import CaseError, DrunetError, ExitCode
 from drunet_cli.prepare import dicom
-from drunet_cli.prepare.dicom import folder_of, load_series, names_patient, scans_of_study, series_in, source_of, studies_in
+from drunet_cli.prepare.dicom import is_dicom, load_series, names_patient, scans_of_study, series_in, source_of, studies_in
 from tests.prepare.dicom_files import (
     FLAIR,
     SECRETS,
@@ -209,8 +209,8 @@ def test_dicom_is_told_by_content(tmp_path: Path) -> None:
         (tmp_path / folder / "below").mkdir(parents=True)
     (tmp_path / "others" / "below" / "1.dcm").write_bytes(b"no DICOM" * 40)
     write_series(tmp_path / "scan" / "below")
-    assert folder_of(tmp_path / "scan") == folder_of(tmp_path / "scan:3") == tmp_path / "scan"
-    assert [folder_of(tmp_path / name) for name in ("others", "absent", "others:3")] == [None] * 3
+    paths = ("scan", "scan:3", "others", "absent", "others:3")
+    assert [is_dicom(tmp_path / name) for name in paths] == [True, True, False, False, False]
 
 
 @pytest.mark.parametrize(
