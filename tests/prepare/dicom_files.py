@@ -53,18 +53,47 @@ def write_series(
     syntax: UID = ExplicitVRLittleEndian,
 ) -> Path:
     """A series of axial slices, a file each. leave_out: slices that are not written. per_slice: tags of some slices."""
+    affine = np.diag([-SPACING_MM[0], -SPACING_MM[1], SPACING_MM[2], 1.0])
+    affine[:3, 3] = 8, 10, 0
+    voxels = voxels_of_series()[:, :, np.arange(n_slices) % SHAPE[2]]
+    return write_volume(folder, tags, voxels, affine, leave_out=leave_out, per_slice=per_slice, syntax=syntax)
+
+
+def write_volume(
+    folder: Path,
+    tags: Mapping[str, Any],
+    voxels: Any,
+    affine: Any,
+    *,
+    leave_out: tuple[int, ...] = (),
+    per_slice: Mapping[int, Mapping[str, Any]] | None = None,
+    syntax: UID = ExplicitVRLittleEndian,
+) -> Path:
+    """A series of these voxels [column, row, slice], which are cast to uint16. affine: to RAS mm."""
     folder.mkdir(parents=True, exist_ok=True)
-    series, voxels = generate_uid(), voxels_of_series()
+    series = generate_uid()
+    in_lps = np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine
+    sizes = np.linalg.norm(in_lps[:3, :3], axis=0)
+    directions = in_lps[:3, :3] / sizes
+    columns, rows, n_slices = voxels.shape
     for z in range(n_slices):
         if z not in leave_out:
             header = _header(series, syntax)
             header.InstanceNumber = z + 1
-            header.ImagePositionPatient = [-8, -10, SPACING_MM[2] * z]
-            pixels = voxels[:, :, z % SHAPE[2]].T.tobytes()
+            header.Rows, header.Columns = rows, columns
+            header.PixelSpacing, header.SliceThickness = _decimal(sizes[1::-1]), _decimal(sizes[2:])[0]
+            header.ImageOrientationPatient = _decimal(directions[:, :2].T)
+            header.ImagePositionPatient = _decimal(in_lps[:3, 2] * z + in_lps[:3, 3])
+            pixels = voxels[:, :, z].T.astype("<u2").tobytes()
             header.PixelData = encapsulate([pixels]) if syntax.is_encapsulated else pixels
             header.update(_tags({**tags, **(per_slice or {}).get(z, {})}))
             header.save_as(folder / f"Mustermann_{tags.get('SeriesNumber', 0)}_{z:03}.dcm", enforce_file_format=True)
     return folder
+
+
+def _decimal(values: Any) -> list[float]:
+    """As numbers of at most 16 characters, which DICOM asks for."""
+    return [float(f"{value:.8g}") for value in np.ravel(values)]
 
 
 def write_enhanced(folder: Path, tags: Mapping[str, Any] = T1) -> Path:

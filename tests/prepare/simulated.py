@@ -120,11 +120,11 @@ def _in_skull(
     brain = brain[box]
     depth = ndimage.distance_transform_edt(~brain, sampling=sizes)
     rng = np.random.default_rng(seed)
-    texture = ndimage.gaussian_filter(rng.standard_normal(brain.shape, dtype=np.float32), _TEXTURE_MM / np.array(sizes))
-    texture = 1 + 0.15 * texture / texture.std()
     heads = {}
     for number, modality in enumerate(CHANNELS):
         voxels = padded[modality][box].astype(np.float32)
+        texture = ndimage.gaussian_filter(rng.standard_normal(brain.shape, dtype=np.float32), _TEXTURE_MM / np.array(sizes))
+        texture = 1 + 0.15 * texture / texture.std()  # of each modality its own: registration may not rest on it
         median, begin = float(np.median(voxels[brain])), 0.0
         for thickness, intensities in _LAYERS:
             layer = (depth > begin) & (depth <= begin + thickness)
