@@ -34,7 +34,8 @@ const unpacking = {};
 async function inflated(key) {
   const element = one(`#volume-${key}`);
   const text = atob(element.textContent);
-  const deflated = Uint8Array.from(text, (letter) => letter.charCodeAt(0));
+  const deflated = new Uint8Array(text.length);
+  for (let index = 0; index < text.length; index++) deflated[index] = text.charCodeAt(index);
   element.remove(); // the text is not needed again
   const stream = new Blob([deflated]).stream().pipeThrough(new DecompressionStream("deflate"));
   return new Uint8Array(await new Response(stream).arrayBuffer());
