@@ -73,7 +73,7 @@ def is_left_out(line: str) -> bool:
 
 def command_in(line: str) -> str | None:
     """What follows drunet in a line, without what runs it, such as srun or xargs; None where nothing does."""
-    found = re.search(rf"(?:^|[ /])(?:drunet|-m drunet_cli) ((?:{NAMES}) ?.*?)(?: &)?$", line)
+    found = re.search(rf"(?:^|[ /])(?:drunet|-m drunet_cli) ((?:{NAMES}) ?.*?)(?: &| > \S+)?$", line)
     return found[1] if found else None
 
 

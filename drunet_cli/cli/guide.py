@@ -49,13 +49,20 @@ def guide(
     A terminal shows a page in the pager of the variable PAGER, which is less in
     most places: type q to leave it. A pipe or a file gets plain Markdown.
 
+    labels_itksnap.txt and labels_slicer.ctbl are no topics, but files that give
+    other viewers the names and colours of the labels.
+
     drunet guide
     drunet guide first-case
+    drunet guide labels_itksnap.txt > labels_itksnap.txt
     """
-    from drunet_cli.cli.console import Screen, show_markdown, topics_table
+    from drunet_cli.cli.console import Screen, result, show_markdown, topics_table
+    from drunet_cli.segmentation.colour_tables import ITKSNAP, SLICER, colour_table
 
     if topic is None:
         Screen().table(topics_table([(name, summary_of(name)) for name in TOPICS]))
+    elif topic in (ITKSNAP, SLICER):
+        result(colour_table(topic).removesuffix("\n"))
     else:
         show_markdown(page_of(topic))
 

@@ -334,10 +334,13 @@ def _case_note(document: Mapping[str, Any], *, left_out: bool, seconds: float) -
 
 def _enter(rows: Sequence["SummaryRow"], plan: "RunPlan") -> OutputError | None:
     """Enter the rows of a run into the table; return the error of a table that cannot be written, which undoes no case."""
+    from drunet_cli.segmentation.colour_tables import write_colour_tables
     from drunet_cli.segmentation.summary import enter_rows
 
     assert plan.summary is not None, "the run has a table"
     try:
+        if not (plan.cohort.alone or all(row.has_failed for row in rows)):
+            write_colour_tables(plan.summary.parent)
         enter_rows(plan.summary, rows, overwrite=plan.settings.overwrite and not plan.cohort.alone)
     except OutputError as error:
         return error

@@ -22,7 +22,7 @@ _CPUS_A_READER: Final = 4  # a case's four files are inflated at once
 _WRITERS: Final = 2
 _PUBLISHED_WITHIN_S: Final = 2.0  # by another run that has begun to publish its files of a case
 _POLL_S: Final = 0.5  # while another run computes a case
-_OUTPUT_SUFFIXES: Final = (".nii.gz", ".json", ".png", ".html", ".csv", ".claim")
+_OUTPUT_SUFFIXES: Final = (".nii.gz", ".json", ".png", ".html", ".txt", ".ctbl", ".csv", ".claim")
 
 
 @dataclass(frozen=True)

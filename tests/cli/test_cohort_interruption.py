@@ -17,7 +17,8 @@ from tests.support import GOLDEN_WEIGHTS, Drunet
 
 N_CASES: Final = 6
 CASES: Final = [f"case_{n}" for n in range(N_CASES)]
-OUTPUTS: Final = sorted([*(f"{case}{suffix}" for case in CASES for suffix in (".json", ".nii.gz")), "summary.csv"])
+LABEL_FILES: Final = [f"{case}{suffix}" for case in CASES for suffix in (".json", ".nii.gz")]
+OUTPUTS: Final = sorted([*LABEL_FILES, "labels_itksnap.txt", "labels_slicer.ctbl", "summary.csv"])
 SETTINGS: Final = ("--weights", str(GOLDEN_WEIGHTS), "--device", "cpu", "--threads", "1")
 N_DISTURBED: Final = 9
 SIGNALS: Final = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)

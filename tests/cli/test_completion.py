@@ -12,6 +12,7 @@ from typing import Final
 import pytest
 
 from drunet_cli.cli.app import main
+from drunet_cli.cli.guide import TOPICS
 from tests.cli.test_startup import HEAVY
 
 PROGRAM: Final = f"""
@@ -86,6 +87,7 @@ def test_weights_are_offered_wherever_they_are_named(line: str, offered: Callabl
         ("drunet evaluate --convention l", ["lesionwise"]),
         ("drunet segment --labels brats2023 --window f", ["full"]),
         ("drunet segment --outp", ["--output"]),
+        ("drunet guide e", [topic for topic in TOPICS if topic.startswith("e")]),
         ("drunet segment -output x --engine t", ["torch"]),  # its mistake is told when it runs
     ],
 )

@@ -7,8 +7,6 @@ import pytest
 
 from drunet_cli.cli.app import main
 from drunet_cli.cli.guide import PAGES, TOPICS, summary_of
-from tests.cli.test_completion import offered
-from tests.support import Drunet
 
 
 def test_every_page_of_the_guide_is_a_topic() -> None:
@@ -36,6 +34,29 @@ def test_a_pipe_gets_the_markdown_of_a_page(capsys: pytest.CaptureFixture[str]) 
     assert capsys.readouterr() == ((PAGES / "first-case.md").read_text(), "")
 
 
+def test_names_and_colours_of_labels_are_printed_as_other_viewers_read_them(capsys: pytest.CaptureFixture[str]) -> None:
+    colours = {1: (0xD5, 0x5E, 0x00), 2: (0x56, 0xB4, 0xE9), 3: (0xF0, 0xE4, 0x42), 4: (0xF0, 0xE4, 0x42)}  # as in previews
+    assert main(["guide", "labels_itksnap.txt"]) == 0
+    rows = [line for line in capsys.readouterr().out.splitlines() if not line.startswith("#")]
+    assert [line.split('"')[1] for line in rows] == [
+        "Clear Label",
+        "NCR necrotic core",
+        "ED oedema",
+        *["ET enhancing tumour"] * 2,
+    ]
+    assert [tuple(map(int, line.split()[:7])) for line in rows[1:]] == [
+        (value, *rgb, 1, 1, 1) for value, rgb in colours.items()
+    ]
+    assert main(["guide", "labels_slicer.ctbl"]) == 0
+    header, _, background, *lines = capsys.readouterr().out.splitlines()
+    assert header.startswith("# Color table file ")
+    assert background == "0 Background 0 0 0 0"
+    assert [line.split()[1] for line in lines] == ["NCR_necrotic_core", "ED_oedema", *["ET_enhancing_tumour"] * 2]
+    assert [tuple(map(int, (line.split()[0], *line.split()[2:]))) for line in lines] == [
+        (value, *rgb, 255) for value, rgb in colours.items()
+    ]
+
+
 @pytest.mark.parametrize(
     ("topic", "offer"),
     [
@@ -50,10 +71,6 @@ def test_a_wrong_topic_is_misuse_and_names_those_like_it(topic: str, offer: str,
     assert main(["guide", topic]) == 2
     out, err = capsys.readouterr()
     assert (out, err) == ("", f"Error: {topic!r} is not a topic of the guide; {offer}\n")
-
-
-def test_tab_offers_the_topics(drunet: Drunet) -> None:
-    assert offered(drunet, "drunet guide e") == [topic for topic in TOPICS if topic.startswith("e")]
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="has no pseudo-terminal")

@@ -34,6 +34,7 @@ N_CASES: Final = 3
 CASES: Final = [f"case_{n}" for n in range(N_CASES)]
 LABEL_MAPS: Final = [f"out/{case}.nii.gz" for case in CASES]
 OUTPUTS: Final = sorted(f"{case}{suffix}" for case in CASES for suffix in (".json", ".nii.gz"))
+TABLES: Final = ["labels_itksnap.txt", "labels_slicer.ctbl", "summary.csv"]
 # Windows, since they are fast; how the network sees the slices is no matter here.
 SETTINGS: Final = ("--window", "auto", "--device", "cpu", "--threads", "1")
 WEIGHTS: Final = "../weights.safetensors"
@@ -104,7 +105,7 @@ def errors(lines: str) -> dict[str, str]:
 
 
 def test_every_case_gets_a_label_map_and_a_sidecar(cohort: Path, segmented: Path) -> None:
-    assert names_in(segmented) == sorted([*OUTPUTS, "summary.csv"])
+    assert names_in(segmented) == sorted([*OUTPUTS, *TABLES])
     for case in CASES:
         label_map = open_image(segmented / f"{case}.nii.gz")
         assert label_map.shape == SHAPE
@@ -311,14 +312,15 @@ def test_a_summary_of_others_is_not_replaced(option: list[str], cohort: Path, ca
     assert contents(Path("out")) == {"summary.csv": b"mine\n"}
 
 
-def test_overwrite_replaces_everything(segmented: Path, cohort: Path) -> None:
+def test_overwrite_replaces_everything_but_the_colours(segmented: Path, cohort: Path) -> None:
     Path("out").mkdir()
-    for name in [*OUTPUTS, "summary.csv"]:
+    for name in [*OUTPUTS, *TABLES]:
         Path("out", name).write_text("earlier")
     assert segment(cohort, "-o", "out", "--overwrite", "--quiet") == 0
-    assert names_in("out") == sorted([*OUTPUTS, "summary.csv"])
+    assert names_in("out") == sorted([*OUTPUTS, *TABLES])
     for case in CASES:
         assert Path(f"out/{case}.nii.gz").read_bytes() == (segmented / f"{case}.nii.gz").read_bytes()
+    assert [Path("out", name).read_text() == "earlier" for name in TABLES] == [True, True, False]  # colours may be somebody's
 
 
 # Again
@@ -442,7 +444,7 @@ def test_what_killed_runs_have_left_is_removed(segmented: Path, cohort: Path) ->
         Path(f"out/.{name}.{host}.999999999.tmp").write_text("{")
     Path("out/.mine.tmp").write_text("")
     assert segment(cohort, "-o", "out", "--skip-existing", "--quiet") == 0
-    assert names_in("out") == [".mine.tmp", *OUTPUTS, "summary.csv"]
+    assert names_in("out") == [".mine.tmp", *OUTPUTS, *TABLES]
 
 
 # Shards
@@ -587,7 +589,7 @@ def test_every_good_case_is_done_among_all_kinds_of_broken_ones_which_are_named_
     rows = list(csv.DictReader(Path("out/summary.csv").read_text().splitlines()))
     assert len(rows) == n_broken + N_CASES  # twice stands there twice
     assert {row["case"]: row["error"] for row in rows if row["status"] == "failed"}.keys() == expected.keys()
-    assert names_in("out") == sorted([*OUTPUTS, "summary.csv"])
+    assert names_in("out") == sorted([*OUTPUTS, *TABLES])
 
 
 @pytest.mark.parametrize("shard", [[], ["--shard", "1/2"]])
