@@ -39,7 +39,7 @@ def test_logits_equal_keras_on_the_golden_slice(checkpoint: Checkpoint) -> None:
 def test_answers_are_pytorchs_however_the_work_is_shared(
     checkpoint: Checkpoint, slices: Slices, threads: int, batch_size: int | None, at_once: int
 ) -> None:
-    window = np.ascontiguousarray(slices[:, 32:144, 64:240])  # another legal size than the whole frame
+    window = np.ascontiguousarray(slices[:, :80])  # not square
     engine = OnnxEngine(checkpoint, threads=threads, batch_size=batch_size)
     assert engine.batch_size == at_once
     expected = TorchEngine(checkpoint, device=torch.device("cpu")).probabilities(window)

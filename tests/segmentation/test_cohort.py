@@ -27,6 +27,7 @@ from drunet_cli.segmentation.plan import PlannedCase
 from drunet_cli.segmentation.settings import Settings
 from tests.cli.small_cohort import contents, images, save, spoil, write_cases
 from tests.segmentation.bright_engine import SETTINGS, BrightEnsemble, outcomes_of, plan_of
+from tests.support import wait_until
 
 N_CASES: Final = 6
 NAMES: Final = [f"case_{n}" for n in range(N_CASES)]
@@ -125,13 +126,6 @@ def assert_whole(out: Path) -> set[str]:
         assert document is not None
         assert document["output_sha256"] == file_sha256(out / f"{name}.nii.gz")
     return names
-
-
-def wait_until(condition: Callable[[], bool]) -> None:
-    limit = time.monotonic() + PATIENCE_S
-    while not condition():
-        assert time.monotonic() < limit
-        time.sleep(0.001)
 
 
 def waiting(event: threading.Event) -> Callable[..., None]:

@@ -56,6 +56,17 @@ def train(cases: Path, tmp_path: Path, no_curves: None) -> Callable[..., RunFold
     return run
 
 
+@pytest.fixture
+def quick_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A step changes one number alone, in no time; its loss is its number."""
+
+    def step(self: Learner, pixels: Tensor, plan: BatchPlan) -> Tensor:
+        self.averages["head.bias"] += 1
+        return torch.tensor(float(plan.step))
+
+    monkeypatch.setattr(Learner, "step", step)
+
+
 def script_dice(monkeypatch: pytest.MonkeyPatch, *scores: Sequence[float]) -> list[WindowMode]:
     """Let the epochs have these Dice of WT, TC and ET; the list gets the windows that held-out cases were to be run with."""
     left, windows = iter(scores), []
@@ -130,6 +141,7 @@ BEST: Final[dict[str, tuple[Sequence[Sequence[float]], list[str]]]] = {
 }
 
 
+@pytest.mark.usefixtures("quick_steps")
 @pytest.mark.parametrize(("scores", "best"), BEST.values(), ids=BEST)
 def test_best_checkpoint_is_that_of_the_best_epoch(
     scores: Sequence[Sequence[float]],
@@ -148,12 +160,14 @@ def test_best_checkpoint_is_that_of_the_best_epoch(
     assert folder.last.read_bytes() == kept[2]
 
 
+@pytest.mark.usefixtures("quick_steps")
 def test_without_held_out_cases_the_last_epoch_is_the_best(train: Callable[..., RunFolder]) -> None:
     folder = train({"length": {"steps_per_epoch": 1}}, fraction=0)
     assert folder.best.read_bytes() == folder.last.read_bytes()
     assert [row["dice_mean"] for row in rows_of(folder.metrics)] == ["", ""]
 
 
+@pytest.mark.usefixtures("quick_steps")
 def test_held_out_cases_are_scored_as_often_as_asked_and_after_the_last_epoch_which_may_be_short(
     train: Callable[..., RunFolder],
 ) -> None:
@@ -162,10 +176,10 @@ def test_held_out_cases_are_scored_as_often_as_asked_and_after_the_last_epoch_wh
     assert [(row["step"], row["dice_mean"] != "") for row in rows] == [("2", False), ("4", True), ("5", True)]
 
 
+@pytest.mark.usefixtures("quick_steps")
 def test_epoch_is_all_slices_where_its_length_is_not_given_and_its_loss_the_mean_over_its_steps(
-    train: Callable[..., RunFolder], monkeypatch: pytest.MonkeyPatch
+    train: Callable[..., RunFolder],
 ) -> None:
-    monkeypatch.setattr(Learner, "step", lambda self, pixels, plan: torch.tensor(float(plan.step)))
     folder = train({"length": {"epochs": 2, "steps_per_epoch": 0}})
     n_steps = 2 * SHAPE[2] // 2  # two cases, batches of two
     mean = (n_steps - 1) / 2
@@ -186,6 +200,7 @@ def test_same_seed_gives_the_same_bits_and_another_seed_others(
     assert not torch.equal(tensors_of(other.last)["head.weight"], tensors_of(whole.folder.last)["head.weight"])
 
 
+@pytest.mark.usefixtures("quick_steps")
 def test_progress_is_told_step_by_step_and_epoch_by_epoch(train: Callable[..., RunFolder]) -> None:
     follower = Follower()
     train(None, follower)

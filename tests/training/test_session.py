@@ -91,25 +91,18 @@ def test_resume_begins_where_there_is_nothing(cases: Path, tmp_path: Path) -> No
     assert run_training(small_settings(tmp_path / "run", cases, ONE_STEP, resume=True)).is_done
 
 
-def test_training_goes_on_without_its_cases_in_a_folder_that_has_moved(whole: Run, own_cases: Path, tmp_path: Path) -> None:
-    place = tmp_path / "here" / "run"
-    settings = small_settings(place, own_cases, slices=place / "slices")
-    stop_training(settings, 3)
-    moved = Path(shutil.move(place, tmp_path / "moved"))
-    shutil.rmtree(own_cases)
-    (tmp_path / "run").mkdir()
-    shutil.move(moved, tmp_path / "run" / "run")  # the name of the folder is the name of the weights
-    there = tmp_path / "run" / "run"
-    assert_same_result(continue_training(settings, output=there, slices=there / "slices"), whole.folder)
+def test_training_goes_on_without_its_cases_in_a_folder_that_has_moved(whole: Run, half: Run, tmp_path: Path) -> None:
+    there = Path(shutil.copytree(half.folder.root, tmp_path / "run"))  # its name is the name of the weights
+    slices = Path(shutil.copytree(half.settings.slices, there / "slices"))
+    assert_same_result(continue_training(half.settings, output=there, slices=slices), whole.folder)
 
 
 def test_training_goes_on_with_its_options_given_again_lost_slices_and_a_new_case(
-    whole: Run, own_cases: Path, tmp_path: Path
+    whole: Run, half: Run, own_cases: Path, tmp_path: Path
 ) -> None:
-    settings = small_settings(tmp_path / "run", own_cases)
-    folder = stop_training(settings, 3).folder
+    folder = RunFolder(Path(shutil.copytree(half.folder.root, tmp_path / "run")))
+    settings = small_settings(folder.root, own_cases)
     config = Path(shutil.copyfile(folder.config, tmp_path / "again.toml"))
-    shutil.rmtree(settings.slices)
     small_case(own_cases, name="case_new", seed=9)
     again = replace(settings, resume=True, config=config, split_file=folder.split, recipe=RecipeName.MODERN)
     assert_same_result(run_training(again).folder, whole.folder)
