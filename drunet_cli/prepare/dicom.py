@@ -59,25 +59,27 @@ def scans_of_study(folder: Path) -> dict[Modality, Path]:
 
 
 def studies_in(folder: Path) -> list[Path]:
-    """The folders of studies in a folder: for each the highest that holds no other study; `folder` itself for a single one.
+    """The folders of studies in a folder: for each the highest below it that holds no other study, as a patient's folder is.
 
-    One header a folder is read. Raises CaseError as `series_in` does.
+    That is `folder` itself where series of one study lie in it side by side. One header a folder is read. Raises CaseError for
+    a folder that cannot be read, MisuseError where pydicom is not installed.
     """
     holders: dict[Path, set[str]] = defaultdict(set)
-    lowest: list[Path] = []
+    series: dict[str, list[Path]] = defaultdict(list)
     for path in _dicom_files(folder):
         if path.parent not in holders and (study := study_of(path)) is not None:
-            lowest.append(path.parent)
+            series[study].append(path.parent)
             for place in (path.parent, *path.parent.parents):
                 holders[place].add(study)
                 if place == folder:
                     break
     found: dict[Path, None] = {}
-    for place in lowest:
-        while place != folder and len(holders[place.parent]) == 1:
+    for places in series.values():
+        place = Path(os.path.commonpath(places))
+        while place != folder and place.parent != folder and len(holders[place.parent]) == 1:
             place = place.parent
         found[place] = None
-    return [*found]
+    return sorted(found)
 
 
 def load_series(scan: Path) -> Volume:

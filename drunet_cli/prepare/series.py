@@ -282,38 +282,11 @@ _GAP: Final = 1.5  # of the usual distance between slices: the next slice but on
 _SAME_PLACE_MM: Final = 0.01
 _NOT_ANATOMY: Final = frozenset(
     (
-        *(
-            "dwi",
-            "adc",
-            "eadc",
-            "dti",
-            "diffusion",
-            "apparent",
-            "exponential",
-            "trace",
-            "tracew",
-            "tensor",
-            "fa",
-            "ep2d",
-            "epi",
-        ),
-        *("perf", "perfusion", "dsc", "dce", "pwi", "cbf", "cbv", "rcbv", "mtt", "ttp", "asl", "swi", "swan", "bold", "fmri"),
-        *(
-            "mra",
-            "mrv",
-            "tof",
-            "angio",
-            "spectro",
-            "csi",
-            "ciss",
-            "fiesta",
-            "map",
-            "mapping",
-            "fieldmap",
-            "b1",
-            "asset",
-        ),
-        *("calibration", "mip", "minip", "subtraction", "sub", "localizer", "localiser", "scout", "survey", "loc"),
+        *("dwi", "adc", "eadc", "dti", "diffusion", "apparent", "exponential", "trace", "tracew", "tensor", "fa"),
+        *("ep2d", "epi", "perf", "perfusion", "dsc", "dce", "pwi", "cbf", "cbv", "rcbv", "mtt", "ttp", "asl"),
+        *("swi", "swan", "bold", "fmri", "mra", "mrv", "tof", "angio", "spectro", "csi", "ciss", "fiesta"),
+        *("map", "mapping", "fieldmap", "b1", "asset", "calibration", "mip", "minip", "subtraction", "sub"),
+        *("localizer", "localiser", "scout", "survey", "loc"),
     )
 )
 _DERIVED: Final = frozenset(("PROJECTION IMAGE", "MIP", "MNIP", "MINIP", "SUBTRACT", "SUBTRACTION"))

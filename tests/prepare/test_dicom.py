@@ -73,8 +73,9 @@ def test_studies_are_the_highest_folders_that_hold_no_other(tmp_path: Path) -> N
     for path, study in {"p1/MR/a": "1", "p1/MR/b": "1", "p2/before": "2", "p2/after/a": "3"}.items():
         write_series(tmp_path / path, {**T1, "StudyInstanceUID": f"1.2.{study}"}, n_slices=2)
     assert studies_in(tmp_path) == [tmp_path / name for name in ("p1", "p2/after", "p2/before")]
-    assert studies_in(tmp_path / "p1") == [tmp_path / "p1"]
-    assert studies_in(tmp_path / "p1" / "MR" / "a") == [tmp_path / "p1" / "MR" / "a"]
+    assert studies_in(tmp_path / "p1") == [tmp_path / "p1" / "MR"]
+    for one_study in ("p1/MR", "p1/MR/a"):
+        assert studies_in(tmp_path / one_study) == [tmp_path / one_study]
 
 
 def test_the_four_scans_of_a_study_are_recognised(tmp_path: Path) -> None:
