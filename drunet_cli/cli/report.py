@@ -48,6 +48,18 @@ def report(
             rich_help_panel=options.OUTPUT,
         ),
     ] = None,
+    xlsx: Annotated[
+        Path | None,
+        typer.Option(
+            "--xlsx",
+            parser=options.path,
+            metavar="FILE",
+            help="The same table for Excel and LibreOffice, where a CSV file loses its decimal points if the computer writes "
+            "them as commas.",
+            show_default=False,
+            rich_help_panel=options.OUTPUT,
+        ),
+    ] = None,
     viewer: Annotated[
         bool,
         typer.Option(
@@ -78,7 +90,8 @@ def report(
     Volumes (mL), warnings and provenance come from the sidecars, the .json beside
     each label map; failed cases from summary.csv. A label map that was
     changed since is reported. Previews are shown where segment --preview drew
-    them. Without -o and --csv a table is printed. --viewer adds a page a case.
+    them. Without -o, --csv and --xlsx a table is printed.
+    --viewer adds a page a case.
 
     drunet report results -o report.html
     drunet report results -o report.html --viewer
@@ -89,7 +102,8 @@ def report(
         raise MisuseError(f"-o {output}: name a .html file, or give --csv for a table")
     if csv is not None and csv.suffix.lower() in (".html", ".htm", ".json"):
         raise MisuseError(f"--csv {csv}: name a .csv file")
-
+    if xlsx is not None and xlsx.suffix.lower() != ".xlsx":
+        raise MisuseError(f"--xlsx {xlsx}: name a .xlsx file")
     if viewer and output is None:
         raise MisuseError("--viewer: its pages lie beside the report; name this by -o FILE.html")
     if reference is not None and not viewer:
@@ -98,9 +112,9 @@ def report(
     from drunet_cli.cli.console import Screen, cohort_table, result, result_json
     from drunet_cli.io.atomic import check_writable, write_atomically
     from drunet_cli.report.runs import read_runs, told_once
-    from drunet_cli.segmentation.summary import COLUMNS, columns_of, encode_table, is_summary
+    from drunet_cli.segmentation.summary import COLUMNS, columns_of, encode_table, encode_workbook, is_summary
 
-    written = [path for path in (csv, output) if path is not None]
+    written = [path for path in (csv, xlsx, output) if path is not None]
     for path in reversed(written):
         check_writable(path, overwrite=overwrite)
     if csv is not None and csv.exists() and is_summary(csv):
@@ -110,10 +124,11 @@ def report(
     for notice in (*told_once(_problems(found.records)), *found.notices):
         screen.warning(notice)
     rows = [{**columns_of(record.row), "folder": str(record.folder)} for record in found.records]
-    if csv is not None:
-        with write_atomically(csv, overwrite=overwrite) as stream:
-            # The last column tells this table from a run's summary, should it lie in the folder of one.
-            stream.write(encode_table([*COLUMNS, "folder"], rows))
+    for table, encode in ((csv, encode_table), (xlsx, encode_workbook)):
+        if table is not None:
+            with write_atomically(table, overwrite=overwrite) as stream:
+                # The last column tells a table from a run's summary, should it lie in the folder of one.
+                stream.write(encode([*COLUMNS, "folder"], rows))
     if output is not None:
         viewers = _viewers(found, output, screen, reference, overwrite=overwrite) if viewer else None
         _write_page(found, output, screen, viewers, overwrite=overwrite)

@@ -64,13 +64,13 @@ def test_json_gives_an_object_a_case_and_the_table_among_runs_is_no_summary(runs
     assert documents[1]["error"] == "b: no such file"
 
 
-@pytest.mark.parametrize(("option", "name"), [("--csv", "cases.csv"), ("-o", "report.html")])
+@pytest.mark.parametrize(("option", "name"), [("--csv", "cases.csv"), ("--xlsx", "cases.xlsx"), ("-o", "report.html")])
 def test_file_that_exists_is_replaced_only_when_asked(option: str, name: str, runs: Path, capsys: Captured) -> None:
     Path(name).write_text("mine")
     assert main(["report", "absent", option, name]) == 6  # before anything is read
     assert (Path(name).read_text(), f"{name}: exists already" in capsys.readouterr().err) == ("mine", True)
     assert main(["report", str(runs), option, name, "--overwrite"]) == 0
-    assert Path(name).read_text() != "mine"
+    assert Path(name).read_bytes() != b"mine"
 
 
 def test_summary_of_a_run_is_never_replaced(runs: Path, capsys: Captured) -> None:
@@ -89,7 +89,9 @@ def test_folder_without_a_sidecar_is_named(runs: Path, capsys: Captured) -> None
     assert not Path("report.html").exists()
 
 
-@pytest.mark.parametrize("arguments", [["-o", "report.txt"], ["--csv", "report.html"], [""], ["--csv", ""]])
+@pytest.mark.parametrize(
+    "arguments", [["-o", "report.txt"], ["--csv", "report.html"], ["--xlsx", "cases.csv"], [""], ["--csv", ""]]
+)
 def test_what_makes_no_sense_is_refused(arguments: list[str], runs: Path) -> None:
     assert main(["report", str(runs), *arguments]) == 2
 

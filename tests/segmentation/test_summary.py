@@ -1,11 +1,14 @@
 """The table of a cohort."""
 
+import io
 import os
 import subprocess
 import sys
+import zipfile
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 
@@ -17,6 +20,7 @@ from drunet_cli.segmentation.summary import (
     SummaryRow,
     encode_summary,
     encode_table,
+    encode_workbook,
     enter_rows,
     failed_row,
     is_summary,
@@ -79,6 +83,28 @@ def test_bytes_of_a_name_that_is_no_text_are_kept(tmp_path: Path) -> None:
 def test_row_is_read_as_it_was_written(row: SummaryRow, tmp_path: Path) -> None:
     (tmp_path / "summary.csv").write_bytes(encode_summary([row]))
     assert read_summary(tmp_path / "summary.csv") == [row]
+
+
+def test_a_workbook_has_numbers_as_numbers_and_any_text_as_text() -> None:
+    rows = [
+        {"case": "=1+1 <&> caf\udce9", "wt_ml": 257.528, "warnings": ["a", "b"], "et_ml": None},
+        {"case": "2026-11-29", "wt_ml": 0.0, "warnings": [], "et_ml": 1e-05},
+    ]
+    content = encode_workbook(["case", "wt_ml", "warnings", "et_ml"], rows)
+    assert content == encode_workbook(["case", "wt_ml", "warnings", "et_ml"], rows)
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        assert archive.testzip() is None
+        parts = {name: ElementTree.fromstring(archive.read(name)) for name in archive.namelist()}
+    space = "{http://schemas.openxmlformats.org/spreadsheetml/2006/main}"
+    cells = [
+        [(cell.get("t"), "".join(cell.itertext())) for cell in row.iter(f"{space}c")]
+        for row in parts["xl/sheet1.xml"].iter(f"{space}row")
+    ]
+    assert cells == [
+        [("inlineStr", name) for name in ("case", "wt_ml", "warnings", "et_ml")],
+        [("inlineStr", "=1+1 <&> caf"), (None, "257.528"), ("inlineStr", "a;b"), (None, "")],
+        [("inlineStr", "2026-11-29"), (None, "0.0"), (None, ""), (None, "1e-05")],
+    ]
 
 
 @pytest.mark.parametrize("line", ["a,done", f"a,finished{',' * 17}", f"a,done,many{',' * 16}"])
