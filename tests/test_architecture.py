@@ -33,7 +33,7 @@ TORCH: Final = re.compile(r"network/(model|torch_engine)\.py|training/(augmentat
 # Where each third-party package is at home; a package that is not named here may be imported anywhere, as numpy.
 HOMES: Final = {
     "torch": re.compile(
-        rf"{TORCH.pattern}|network/(engine|export)\.py|segmentation/\w+\.py|training/(batches|distributed|history|run_folder|session)\.py"
+        rf"{TORCH.pattern}|prepare/brain\.py|network/(engine|export)\.py|segmentation/\w+\.py|training/(batches|distributed|history|run_folder|session)\.py"
     ),
     "onnx": re.compile(r"network/(onnx_engine|export)\.py"),
     "onnxruntime": re.compile(r"network/(onnx_engine|export)\.py"),
@@ -44,11 +44,13 @@ HOMES: Final = {
     "h5py": re.compile(r"weights/keras\.py"),
     "safetensors": re.compile(r"weights/checkpoint\.py|training/(store|run_folder)\.py|network/export\.py"),
     "platformdirs": re.compile(r"weights/registry\.py"),
-    "nibabel": re.compile(r"io/\w+\.py|segmentation/outputs\.py"),
+    "nibabel": re.compile(r"io/\w+\.py|prepare/(brain|prepared_case)\.py|segmentation/outputs\.py"),
     "isal": re.compile(r"io/nifti\.py"),
     "pydicom": re.compile(r"prepare/series\.py"),
     "dcm2niix": re.compile(r"prepare/dicom\.py"),
-    "PIL": re.compile(r"io/png\.py|segmentation/preview\.py"),
+    "SimpleITK": re.compile(r"prepare/registration\.py"),
+    "deepbet": re.compile(r"prepare/brain\.py"),
+    "PIL": re.compile(r"io/(canvas|png)\.py"),
     "jinja2": re.compile(r"io/html\.py"),
     "matplotlib": re.compile(r"evaluation/plots\.py|training/history\.py"),
     "tensorboard": re.compile(r"training/history\.py"),
@@ -57,7 +59,11 @@ HOMES: Final = {
     "click": re.compile(r"(?!)"),  # Typer brings its own
 }
 BY_TORCH: Final = {"tensorboard"}  # torch.utils.tensorboard imports it for us
-DISTRIBUTIONS: Final = {"PIL": "pillow", "google": "protobuf"}  # where a package is installed by another name than its own
+DISTRIBUTIONS: Final = {
+    "PIL": "pillow",
+    "SimpleITK": "simpleitk",
+    "google": "protobuf",
+}  # where a package is installed by another name than its own
 # Calls that Windows lacks: a module that uses one asks for it first.
 POSIX_ONLY: Final = {
     "os": {

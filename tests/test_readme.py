@@ -38,6 +38,8 @@ PLACEHOLDERS: Final = {
     "$SLURM_ARRAY_TASK_ID": "1",
     "{}/4": "1/4",
     "/data/BraTS2021": "BraTS2021_TrainingData",
+    "segment prepared": "segment BraTS2021_TrainingData",
+    "prepare patients": "prepare BraTS2021_TrainingData",
     "--folds 5": "--folds 2",  # as many as there are cases here
 }
 # Lines of shell that no test runs, and why.
@@ -160,6 +162,8 @@ def test_a_command_of_the_documents_or_of_the_help_runs(command: str, capsys: py
     if words[0] == "train":  # training takes hours
         words += ["--dry-run", "--batch-size", "2"]
     if words[0] == "segment" and command not in OF_THE_README:  # what each option does is tried in tests/cli and others
+        words.append("--dry-run")
+    if words[0] == "prepare":  # takes a head of full size; tests/prepare tries it
         words.append("--dry-run")
     if words[0] in ("convert", "evaluate", "train"):  # in this process
         words += ["--jobs", "1"]

@@ -11,7 +11,7 @@ from typing import Annotated, Final
 import typer
 
 import drunet_cli
-from drunet_cli.cli import demo, evaluate, export, guide, nii2png, png2nii, report, segment, train, weights
+from drunet_cli.cli import demo, evaluate, export, guide, nii2png, png2nii, prepare, report, segment, train, weights
 from drunet_cli.cli.console import Screen, give_up_stdout, reason_of_lost_stdout
 from drunet_cli.cli.options import Command, Group
 from drunet_cli.errors import DeviceError, DrunetError, ExitCode, MisuseError, OutputError, Terminated
@@ -45,7 +45,7 @@ convert = typer.Typer(no_args_is_help=True, help=_CONVERT)
 _add(convert, nii2png.nii2png, png2nii.png2nii)
 for _command in weights.app.registered_commands:
     _command.cls = Command
-_add(app, segment.segment, train.train, export.export, evaluate.evaluate, report.report)
+_add(app, segment.segment, prepare.prepare, train.train, export.export, evaluate.evaluate, report.report)
 app.add_typer(convert, name="convert", cls=Group)
 app.add_typer(weights.app, name="weights", cls=Group)
 _add(app, demo.demo, guide.guide)

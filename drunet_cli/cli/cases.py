@@ -1,6 +1,7 @@
 """The cases that a command line names: four files, folders, tables, or a list on stdin."""
 
 import sys
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -18,13 +19,27 @@ _OTHER_FORMATS: Final = (".gz", ".mgz", ".mgh", ".mha", ".mhd", ".nrrd", ".img",
 
 def case_of_files(given: Mapping[Modality, Path | None], *, name: str | None, segmentation: Path | None = None) -> Case:
     """The case that --t1 --t1ce --t2 --flair (--seg, --case) name. Raises MisuseError, CaseError."""
+    return case_of(_images_of(given, name=name), name=name, segmentation=segmentation)
+
+
+def raw_case_of(given: Mapping[Modality, Path | None], *, name: str | None) -> Case:
+    """The same of raw scans, each of which may be a DICOM series. Raises MisuseError, CaseError."""
+    from drunet_cli.prepare.scans import case_of_scans  # scipy: for this alone
+
+    return case_of_scans(_images_of(given, name=name), name=name)
+
+
+def _images_of(given: Mapping[Modality, Path | None], *, name: str | None) -> dict[Modality, Path]:
     images = {modality: path for modality, path in given.items() if path is not None}
     missing = [f"--{modality}" for modality in given if modality not in images]
     if missing:
-        raise MisuseError(f"missing {', '.join(missing)}: a case needs all four of --t1 --t1ce --t2 --flair, and -o")
+        raise MisuseError(
+            f"missing {', '.join(missing)}: a case needs all four of --t1 --t1ce --t2 --flair, and -o; the network cannot do "
+            "without any of the four"
+        )
     if name is not None and not (name.strip() and may_name_a_file(name)):
         raise MisuseError(f"--case {name!r}: a case's name is part of a file name")
-    return case_of(images, name=name, segmentation=segmentation)
+    return images
 
 
 def cohort_of(
@@ -37,6 +52,35 @@ def cohort_of(
     cohort = find_cases(paths_of(sources), naming_of(patterns, channels), leave_out=leave_out)
     only_source_fails = len(sources) == len(cohort.broken) == 1 and not cohort.cases
     return replace(cohort, alone=STDIN not in sources and (cohort.alone or only_source_fails))
+
+
+def raw_cohort_of(
+    sources: Sequence[str], *, patterns: Sequence[str] = (), channels: str | None = None, leave_out: Path | None = None
+) -> Cohort:
+    """The same of raw scans: a folder that holds no case of NIfTI files may hold DICOM studies."""
+    cohort = cohort_of(sources, patterns=patterns, channels=channels, leave_out=leave_out)
+    empty = [item for item in cohort.broken if item.is_source and Path(item.name).is_dir()]
+    if not empty:
+        return cohort
+    from drunet_cli.prepare.dicom import is_dicom
+    from drunet_cli.prepare.scans import cases_of_studies
+
+    studies = {item.name: cases_of_studies(Path(item.name)) for item in empty if is_dicom(Path(item.name))}
+    found = [case for several in studies.values() for case in several]
+    names = Counter([case.name for case in (*cohort.cases, *found)])
+    cases = [case for case in found if isinstance(case, Case) and names[case.name] == 1]
+    broken = [case for case in found if isinstance(case, BrokenCase)]
+    broken += [
+        BrokenCase(case.name, CaseError(f"{case.name}: is the name of several cases; prepare them one by one, with --case"))
+        for case in found
+        if isinstance(case, Case) and names[case.name] > 1
+    ]
+    return replace(
+        cohort,
+        cases=tuple(sorted((*cohort.cases, *cases), key=lambda case: case.name)),
+        broken=(*(item for item in cohort.broken if item.name not in studies), *broken),
+        alone=len(sources) == len(found) == 1,
+    )
 
 
 def share_of(cohort: Cohort, shard: tuple[int, int]) -> Cohort:

@@ -13,8 +13,8 @@ from drunet_cli.errors import MisuseError
 PAGES: Final = Path(drunet_cli.__file__).parent / "guide"
 # In the order in which people need them. A tuple, so that Tab opens no file.
 TOPICS: Final = (
-    *("install", "first-case", "images", "many-cases", "check", "viewer", "outputs", "weights", "averaging", "evaluate"),
-    *("clusters", "containers", "speed", "exit-codes", "troubleshooting"),
+    *("install", "first-case", "images", "prepare", "many-cases", "check", "viewer", "outputs", "weights", "averaging"),
+    *("evaluate", "clusters", "containers", "speed", "exit-codes", "troubleshooting"),
     *("python", "slices", "train", "export", "accuracy", "fidelity", "network"),
 )
 # For whoever types the name of a command, or another word for what a page is about.
@@ -26,8 +26,10 @@ _OTHER_WORDS: Final = {
     "browser": "viewer",
     "itk-snap": "viewer",
     "slicer": "viewer",
-    "raw-scans": "images",
-    "dicom": "images",
+    "raw-scans": "prepare",
+    "dicom": "prepare",
+    "registration": "prepare",
+    "skull-stripping": "prepare",
     "cohort": "many-cases",
     "slurm": "clusters",
     "docker": "containers",

@@ -16,6 +16,7 @@ from typing import Annotated, Any, Final
 import typer
 from typer.core import TyperArgument, TyperCommand, TyperGroup, TyperOption
 
+from drunet_cli.brats import Modality
 from drunet_cli.errors import MisuseError, WeightsError
 from drunet_cli.host import check_device_name
 from drunet_cli.weights.registry import BUNDLED, DEFAULT, ENTRIES, cached_names
@@ -266,6 +267,42 @@ def check_exclusive(*, skip_existing: bool, overwrite: bool) -> None:
     """Raise MisuseError where both are given."""
     if skip_existing and overwrite:
         raise MisuseError("--skip-existing and --overwrite exclude one another")
+
+
+PREPARATION: Final = "Preparation of raw scans"
+_BRAIN_WORDS: Final = one_of(("auto", "deepbet", "hd-bet", "synthstrip", "none"))
+
+Brain = Annotated[
+    str,
+    typer.Option(
+        "--brain",
+        metavar="METHOD_OR_FILE",
+        autocompletion=_BRAIN_WORDS,
+        help="How the brain is found: deepbet; hd-bet or synthstrip, programs that you have installed; none, everything above "
+        "0; or a mask on the grid of any of the four scans. auto takes the background of scans that are stripped already, "
+        "with a GPU hd-bet or synthstrip if there, else deepbet.",
+        rich_help_panel=PREPARATION,
+    ),
+]
+Atlas = Annotated[
+    str,
+    typer.Option(
+        "--atlas",
+        metavar="drunet|none|FILE",
+        help="What the brain is laid on: a mean of BraTS cases, which is part of drunet; nothing, which keeps the axes of the "
+        "reference; or a skull-stripped image.",
+        rich_help_panel=PREPARATION,
+    ),
+]
+Reference = Annotated[
+    Modality,
+    typer.Option(
+        "--reference",
+        metavar="MODALITY",
+        help="The scan that the others are registered to: the sharpest.",
+        rich_help_panel=PREPARATION,
+    ),
+]
 
 
 ANSWER: Final = "Averaging and cleaning up"

@@ -8,6 +8,7 @@ from typing import Any, Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+from nibabel.orientations import apply_orientation
 
 from drunet_cli.brats import CHANNELS, Modality, dice_of
 from drunet_cli.errors import CaseError
@@ -46,6 +47,11 @@ class WarningCode(StrEnum):
     TUMOUR_AT_EDGE = "tumour-at-edge"
     MANY_SMALL_PARTS = "many-small-parts"
     EMPTY_RESULT = "empty-result"
+    DOUBTFUL_REGISTRATION = "doubtful-registration"
+    DOUBTFUL_BRAIN = "doubtful-brain"
+    BRAIN_AT_BORDER = "brain-at-border"
+    PARTIAL_COVERAGE = "partial-coverage"
+    ONE_GRID_MOVED = "one-grid-moved"
 
 
 # Those that say that a label map is likely wrong, and not only how it was made or that the network found nothing.
@@ -58,6 +64,8 @@ SERIOUS: Final = frozenset(
         WarningCode.LARGE_TUMOUR,
         WarningCode.TUMOUR_AT_EDGE,
         WarningCode.MANY_SMALL_PARTS,
+        WarningCode.DOUBTFUL_REGISTRATION,
+        WarningCode.DOUBTFUL_BRAIN,
     }
 )
 
@@ -80,7 +88,7 @@ def check_volumes(volumes: Mapping[Modality, Volume]) -> None:
     """Raise CaseError for images that cannot be segmented: other grids, bad voxels, one image twice, z-scored images."""
     check_grids(volumes)
     with ThreadPoolExecutor(len(CHANNELS)) as threads:  # numpy computes outside the interpreter's lock
-        list(threads.map(lambda modality: _check_voxels(volumes[modality], modality), CHANNELS))
+        list(threads.map(lambda modality: check_voxels(volumes[modality], modality), CHANNELS))
     for one, other in itertools.combinations(CHANNELS, 2):
         if _same_voxels(volumes[one].voxels, volumes[other].voxels):
             raise CaseError(
@@ -105,7 +113,7 @@ def case_warnings(volumes: Mapping[Modality, Volume], geometry: Geometry) -> lis
         *_rounded_grid_warnings(volumes),
         *_modality_name_warnings(volumes),
         *_background_warnings(volumes),
-        *(_stripping_warnings(volumes, geometry) or _different_brain_warnings(volumes)),
+        *(_stripping_warnings(volumes) or _different_brain_warnings(volumes)),
         *_resampling_warnings(geometry.x.spacing_mm, geometry.y.spacing_mm),
         *_extent_warnings(geometry),
         *_thickness_warnings(geometry.slice_spacing_mm),
@@ -215,7 +223,8 @@ _FEW_VALUES: Final = 8
 _SAMPLED: Final = 997  # every so many voxels; a prime, so that no axis is met in step
 
 
-def _check_voxels(volume: Volume, modality: Modality) -> None:
+def check_voxels(volume: Volume, modality: Modality) -> None:
+    """Raise CaseError for voxels that are those of no MRI, or have no background of 0."""
     where = f"{volume.path} ({modality.display})"
     voxels, brain = volume.voxels.T, volume.brain.T  # in the order in which they lie in memory
     if voxels.dtype.kind == "f" and (bad := voxels.size - int(np.count_nonzero(np.isfinite(voxels)))):
@@ -359,11 +368,11 @@ def _different_brain_warnings(volumes: Mapping[Modality, Volume]) -> list[CaseWa
     return warnings
 
 
-def _stripping_warnings(volumes: Mapping[Modality, Volume], geometry: Geometry) -> list[CaseWarning]:
+def _stripping_warnings(volumes: Mapping[Modality, Volume]) -> list[CaseWarning]:
     """The first image that shows more than a brain; one suffices to make the labels worthless."""
     for modality in CHANNELS:
         volume = volumes[modality]
-        if (reason := _looks_unstripped(volume.brain, geometry, voxel_litres(volume.affine))) is not None:
+        if (reason := why_unstripped(volume.brain, volume.affine)) is not None:
             message = (
                 f"{volume.path}: {modality.display} does not look skull-stripped: {reason}; strip all four images first, "
                 "with a background of exactly 0, or the labels mean nothing"
@@ -372,14 +381,15 @@ def _stripping_warnings(volumes: Mapping[Modality, Volume], geometry: Geometry) 
     return []
 
 
-def _looks_unstripped(brain: npt.NDArray[np.bool_], geometry: Geometry, litres_per_voxel: float) -> str | None:
+def why_unstripped(brain: npt.NDArray[np.bool_], affine: npt.NDArray[np.float64]) -> str | None:
+    """Why the voxels above 0, [I, J, K], are more than a brain; None where they may be one."""
     n_brain = int(np.count_nonzero(brain))
-    litres = n_brain * litres_per_voxel
+    litres = n_brain * voxel_litres(affine)
     if litres > _LARGEST_BRAIN_LITRES:
         return f"its non-zero voxels fill {litres:.1f} litres, more than any brain"
     if n_brain > _FILLED_SHARE * brain.size:
         return f"{n_brain / brain.size:.0%} of its voxels are not 0"
-    turned = geometry.turned(brain)
+    turned = np.asarray(apply_orientation(brain, orientation_to_network(affine)))
     border = np.concatenate([turned[[0, -1]].ravel(), turned[:, [0, -1]].ravel()])
     if border.mean() > _BORDER_SHARE:
         return f"{border.mean():.0%} of the voxels on the sides of the volume are not 0"

@@ -4,6 +4,7 @@ A file that comes in is taken as hostile: every size that its header claims is c
 and all of its bytes are read, so that the check sum of a compressed file is verified.
 """
 
+import base64
 import gzip
 import hashlib
 import io
@@ -159,6 +160,23 @@ def new_header(shape: tuple[int, ...], dtype: npt.DTypeLike, affine: npt.NDArray
     return header
 
 
+def stored_header(header: Header) -> str:
+    """The header of an image as text, so that a label map can be laid on the image's grid without the image."""
+    return base64.b64encode(_without_text(header).binaryblock).decode()
+
+
+def header_of(stored: str, *, name: str) -> Header:
+    """The header that `stored_header` gave. name: stands for the path in messages. Raises CaseError for anything else."""
+    try:
+        content = base64.b64decode(stored, validate=True)
+    except ValueError as error:
+        raise CaseError(f"{name}: holds a header that is none") from error
+    with _refuse_in_one_line(Path(name)):
+        header = _parse_header(content, Path(name))
+        _checked_affine(header, _checked_shape(header, Path(name)), Path(name))
+        return header
+
+
 _GZIP_LEVEL: Final = 6
 _FIELDS_OF_THE_IMAGE: Final = (
     *("cal_min", "cal_max", "slice_start", "slice_end", "slice_code", "slice_duration", "toffset"),
@@ -181,7 +199,7 @@ def encode_map(values: npt.NDArray[Any], like: Header, *, compress: bool) -> byt
     """
     if values.dtype == np.float16:
         values = values.astype(np.float32)
-    header = like.as_byteswapped("<") if like.endianness != "<" else like.copy()
+    header = _without_text(like)
     header.set_data_dtype(values.dtype)
     header["dim"] = [values.ndim, *values.shape, *[1] * (_MOST_AXES - values.ndim)]
     if values.ndim > len("IJK"):
@@ -190,14 +208,20 @@ def encode_map(values: npt.NDArray[Any], like: Header, *, compress: bool) -> byt
     header["scl_slope"], header["scl_inter"] = 1, 0
     for name in _FIELDS_OF_THE_IMAGE:
         header[name] = 0
-    for name, (dtype, *_) in header.template_dtype.fields.items():
-        if dtype.kind == "S" and name != "magic":  # any text may name the patient, db_name of old files above all
-            header[name] = b""
     stream = io.BytesIO()
     header.write_to(stream)
     stream.write(b"\0" * (header.single_vox_offset - stream.tell()))  # four bytes: no extension follows
     content = stream.getvalue() + values.tobytes(order="F")
     return gzip.compress(content, _GZIP_LEVEL, mtime=0) if compress else content
+
+
+def _without_text(like: Header) -> Header:
+    """A little-endian copy of a header without any text: it may name the patient, db_name of old files above all."""
+    header: Header = like.as_byteswapped("<") if like.endianness != "<" else like.copy()
+    for name, (dtype, *_) in (header.template_dtype.fields or {}).items():
+        if dtype.kind == "S" and name != "magic":
+            header[name] = b""
+    return header
 
 
 _GZIP_SIGNATURE: Final = b"\x1f\x8b"

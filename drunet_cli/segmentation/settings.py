@@ -119,7 +119,7 @@ class Settings:
         if self.skip_existing and not self.sidecar:
             raise MisuseError("skip_existing=True needs the sidecars; leave sidecar=False out")
         if self.preview:
-            from drunet_cli.segmentation.preview import check_drawable  # Pillow: not for runs without a picture
+            from drunet_cli.io.canvas import check_drawable  # Pillow: not for runs without a picture
 
             check_drawable()
 

@@ -63,7 +63,7 @@ def test_names_and_colours_of_labels_are_printed_as_other_viewers_read_them(caps
         ("wieghts", "near it: weights"),
         ("Cluster", "near it: clusters"),
         ("segment", "near it: first-case"),
-        ("raw-scans", "near it: images"),
+        ("raw-scans", "near it: prepare"),
         ("?", f"the topics: {', '.join(TOPICS)}"),
     ],
 )

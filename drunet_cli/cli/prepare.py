@@ -1,0 +1,229 @@
+"""`drunet prepare`."""
+
+from collections.abc import Sequence
+from contextlib import closing
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from drunet_cli.brats import Modality
+from drunet_cli.cli import options
+from drunet_cli.errors import DrunetError, MisuseError, OutputError, join_some, plural
+
+if TYPE_CHECKING:
+    from drunet_cli.cli.batch import Batch
+    from drunet_cli.cli.console import Screen
+    from drunet_cli.io.case import Case
+    from drunet_cli.prepare.preparation import PreparationSettings
+    from drunet_cli.prepare.prepared_case import PlannedPreparation, PreparedResult
+
+
+def prepare(
+    cases: options.Cases = None,
+    *,
+    t1: Annotated[Path | None, options.modality("T1", required=False)] = None,
+    t1ce: Annotated[Path | None, options.modality("T1 with contrast agent (T1ce, T1Gd)", required=False)] = None,
+    t2: Annotated[Path | None, options.modality("T2", required=False)] = None,
+    flair: Annotated[Path | None, options.modality("T2-FLAIR", required=False)] = None,
+    case: options.CaseName = None,
+    pattern: options.Pattern = None,
+    channels: options.Channels = None,
+    shard: options.Shard = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output",
+            "-o",
+            parser=options.path,
+            metavar="DIR",
+            help="Folder that gets a folder of each case. Required.",
+            show_default=False,
+            rich_help_panel=options.OUTPUT,
+        ),
+    ] = None,
+    preview: Annotated[
+        bool,
+        typer.Option(
+            "--preview",
+            help="CASE_preview.png: the four images with the outline of the brain.",
+            rich_help_panel=options.OUTPUT,
+        ),
+    ] = False,
+    skip_existing: options.SkipExisting = False,
+    overwrite: options.Overwrite = False,
+    strict: Annotated[
+        bool,
+        typer.Option(
+            "--strict",
+            help="Let a case fail, and write nothing of it, when a registration or the brain is likely wrong.",
+            rich_help_panel=options.OUTPUT,
+        ),
+    ] = False,
+    dry_run: options.DryRun = False,
+    json: options.Json = False,
+    quiet: options.Quiet = False,
+    jobs: Annotated[
+        int,
+        typer.Option(
+            min=1,
+            max=1024,
+            metavar="N",
+            help="Cases worked on at once, each by a process that takes up to 3 GB; the CPUs are divided among them.",
+            rich_help_panel=options.OUTPUT,
+        ),
+    ] = 1,
+    brain: options.Brain = "auto",
+    atlas: options.Atlas = "drunet",
+    reference: options.Reference = Modality.T1CE,
+    threads: options.Threads = None,
+) -> None:
+    """Prepare raw scans: registered, skull-stripped, on the BraTS grid.
+
+    The four scans of a patient may each have its own grid, slices of any
+    thickness, and a skull. T1, T2 and FLAIR are registered to T1ce, the brain is
+    found in T1, T1ce's brain is laid on a template, all rigidly; then each scan
+    is interpolated once. DIR/CASE gets CASE_t1.nii.gz and so on, the mask
+    CASE_brain.nii.gz, and CASE.json with transforms, warnings and provenance,
+    whose path is printed on stdout. drunet segment DIR takes it from there.
+
+    Needs the extra: pip install 'drunet-cli[prepare]'
+
+    drunet prepare --t1 t1.nii --t1ce t1c.nii --t2 t2.nii --flair f.nii -o out
+    drunet prepare patients -o prepared --preview --skip-existing
+    """
+    given = {Modality.FLAIR: flair, Modality.T1CE: t1ce, Modality.T1: t1, Modality.T2: t2}
+    one_case = any(value is not None for value in (*given.values(), case))
+    if output is None:
+        raise MisuseError("missing -o: name a folder for the prepared cases")
+    if not cases and not one_case:
+        raise MisuseError("missing CASES: name folders or tables of cases, or give --t1 --t1ce --t2 --flair")
+    if one_case and (cases or pattern or channels or shard):
+        exclude = "exclude one another"
+        raise MisuseError(f"CASES (--pattern, --channels, --shard) and --t1 --t1ce --t2 --flair --case {exclude}")
+    options.check_exclusive(skip_existing=skip_existing, overwrite=overwrite)
+
+    from drunet_cli.cli.batch import Batch, PlanRow, print_plan
+    from drunet_cli.cli.cases import raw_case_of, raw_cohort_of, share_of
+    from drunet_cli.cli.console import Screen
+    from drunet_cli.host import granted_cpus
+    from drunet_cli.io.discovery import Cohort
+    from drunet_cli.prepare.preparation import PreparationSettings, check_extra
+    from drunet_cli.prepare.prepared_case import plan_preparations
+
+    if cases:
+        cohort = raw_cohort_of(cases, patterns=pattern or (), channels=channels, leave_out=output)
+    else:
+        cohort = Cohort((raw_case_of(given, name=case),), (), alone=True)
+    if shard is not None:
+        cohort = share_of(cohort, options.parsed_shard(shard))
+    screen = Screen(quiet=quiet)
+    for note in cohort.notes:
+        screen.warning(note)
+    n_jobs = min(jobs, max(1, len(cohort.cases)))
+    settings = PreparationSettings(
+        folder=output,
+        reference=reference,
+        brain=brain,
+        atlas=atlas,
+        preview=preview,
+        strict=strict,
+        overwrite=overwrite,
+        skip_existing=skip_existing,
+        threads=max(1, (threads or granted_cpus()) // n_jobs),
+    )
+    check_files(settings, n_cases=len(cohort.cases))
+    planned = plan_preparations(cohort.cases, settings)
+    stop = stop_of(planned)
+    if dry_run:
+        rows = [PlanRow(each.case, each.state, each.action) for each in planned]
+        print_plan(rows, cohort, seg=False, json=json, quiet=quiet, stop=stop)
+        return
+    if stop is not None:
+        raise stop
+    check_extra(settings)
+    batch = Batch(screen, n_cases=len(planned) + len(cohort.broken), alone=cohort.alone, json=json)
+    for broken in cohort.broken:
+        batch.failed(broken.name, broken.error)
+    n_left_out = sum(result.left_out for result in prepare_all(planned, settings, batch, screen, n_jobs=n_jobs).values())
+    left_out = f"; {n_left_out} {'was' if n_left_out == 1 else 'were'} complete and left out" if n_left_out else ""
+    batch.finish(f"{plural(batch.n_done, 'case')} in {output}{left_out}")
+
+
+def check_files(settings: "PreparationSettings", *, n_cases: int) -> None:
+    """Raise MisuseError for a mask or an atlas that is neither a known word nor a file, and for one mask of several cases."""
+    from drunet_cli.prepare.brain import BrainMethod
+    from drunet_cli.prepare.grid import NO_ATLAS, OWN_ATLAS
+
+    for option, value, words in (
+        ("--brain", settings.brain, [*BrainMethod]),
+        ("--atlas", settings.atlas, [OWN_ATLAS, NO_ATLAS]),
+    ):
+        if value not in words and not Path(value).is_file():
+            raise MisuseError(f"{option} {value}: is none of {', '.join(words)}, and no file of this name is there")
+    if settings.method is None and n_cases > 1:
+        raise MisuseError(
+            f"--brain {settings.brain}: a mask is that of one case, and there are {n_cases}; prepare them one by one"
+        )
+
+
+def stop_of(planned: Sequence["PlannedPreparation"]) -> DrunetError | None:
+    """What would end the run before its first case."""
+    from drunet_cli.prepare.prepared_case import check_preparations
+
+    try:
+        check_preparations(planned)
+    except OutputError as error:
+        return error
+    return None
+
+
+def prepare_all(
+    planned: Sequence["PlannedPreparation"], settings: "PreparationSettings", batch: "Batch", screen: "Screen", *, n_jobs: int
+) -> "dict[str, PreparedResult]":
+    """Prepare and report every case; those that succeeded, by name. Cases that other runs have claimed come last."""
+    from drunet_cli.jobs import run_tasks
+    from drunet_cli.prepare.prepared_case import prepare_case, who_works_on
+
+    done: dict[str, PreparedResult] = {}
+    waiting = list(planned)
+    with batch.bar():
+        for wait in (False, True):
+            turn, waiting = waiting, []
+            for each in turn if wait else ():
+                screen.warning(who_works_on(each))
+            work = partial(prepare_case, settings=settings, wait=wait)
+            with closing(run_tasks(work, turn, n_processes=n_jobs)) as outcomes:
+                for each, outcome in outcomes:
+                    if isinstance(outcome, DrunetError):
+                        batch.failed(each.case.name, outcome)
+                    elif outcome is None:
+                        waiting.append(each)
+                    else:
+                        done[each.case.name] = outcome
+                        _tell(each.case, outcome, str(each.files.record), batch)
+    return done
+
+
+def _tell(case: "Case", result: "PreparedResult", record: str, batch: "Batch") -> None:
+    document = {**result.document, "case": case.name}
+    batch.done(
+        record,
+        {**document, "left_out": True} if result.left_out else document,
+        note=_note(document, left_out=result.left_out),
+        warnings=[] if result.left_out else [warning["message"] for warning in document["warnings"]],
+    )
+
+
+def _note(document: dict[str, Any], *, left_out: bool) -> str:
+    """One case in one line."""
+    if left_out:
+        return f"{document['case']}: complete, left out"
+    how = f"{document['seconds']:.1f} s"
+    if document["untouched"]:
+        return f"{document['case']}: prepared already (BraTS grid, stripped), its voxels were not touched ({how})"
+    moves = [f"{Modality(name).display} {moved['mm']:.1f} mm" for name, moved in document["moved"].items() if moved["mm"]]
+    moved = f"moved {join_some(moves)}" if moves else "no scan had to be moved"
+    brain = document["brain"]
+    return f"{document['case']}: {moved}; brain {brain['volume_ml'] / 1000:.2f} litres by {brain['method']} ({how})"

@@ -1,0 +1,297 @@
+"""One case from raw scans to images on the BraTS grid.
+
+The scans are registered to the reference, T1ce as a rule; the brain is found; the reference's brain is laid on the atlas; each
+scan is interpolated once, from its own voxels to the grid, and everything outside the brain becomes 0.
+"""
+
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from importlib.metadata import version
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from drunet_cli.brats import CHANNELS, Modality
+from drunet_cli.errors import CaseError, MisuseError
+from drunet_cli.io.case import Case
+from drunet_cli.io.checks import CaseWarning, WarningCode, refuse_serious, voxel_litres
+from drunet_cli.prepare.brain import (
+    LITRES,
+    OWN_BACKGROUND,
+    Brain,
+    BrainMethod,
+    Mask,
+    chosen_method,
+    find_brain,
+    read_mask,
+    stripped_brain,
+)
+from drunet_cli.prepare.grid import (
+    BRATS_AFFINE,
+    BRATS_SHAPE,
+    NO_ATLAS,
+    OWN_ATLAS,
+    as_stored,
+    is_brats_grid,
+    load_atlas,
+    own_axes,
+)
+from drunet_cli.prepare.registration import Affine, Isotropic, resampled
+from drunet_cli.prepare.scans import (
+    Registration,
+    Scans,
+    Similarity,
+    name_warnings,
+    read_scans,
+    register_all,
+    registration_warnings,
+    similarities,
+)
+
+_INSIDE: Final = 0.5
+_MOST_LOST: Final = 0.01  # of the brain that may lie outside the grid before a word is said
+_LEAST_COVERED: Final = 0.97  # of the brain by every scan
+
+
+@dataclass(frozen=True, kw_only=True)
+class PreparationSettings:
+    """What is asked of a preparation: built once, written into the record, and compared when a run resumes."""
+
+    folder: Path
+    """Folder that gets a folder of each case."""
+
+    reference: Modality = Modality.T1CE
+    """The scan that the others are registered to."""
+
+    brain: str = BrainMethod.AUTO
+    """How the brain is found: a word of `BrainMethod`, or the path of a mask."""
+
+    atlas: str = OWN_ATLAS
+    """What the brain is laid on: the package's template, "none", or the path of a skull-stripped image."""
+
+    preview: bool = False
+    """Draw a picture of each case."""
+
+    strict: bool = False
+    """Let a case fail that has a warning which says that its images are likely wrong."""
+
+    overwrite: bool = False
+    """Replace outputs that are there."""
+
+    skip_existing: bool = False
+    """Leave out cases whose outputs are complete and were made of the same files in the same way."""
+
+    threads: int = 1
+    """Threads that work on one case."""
+
+    @property
+    def method(self) -> BrainMethod | None:
+        """How the brain is found; None for a mask in a file."""
+        return BrainMethod(self.brain) if self.brain in [*BrainMethod] else None
+
+    def recorded(self) -> dict[str, str]:
+        """What may change a voxel."""
+        return {"reference": self.reference.value, "brain": self.brain, "atlas": self.atlas}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preparation:
+    """A prepared case.
+
+    images, brain: on the BraTS grid. heads: the images before anything outside the brain was set to 0; for a picture, else
+    empty. transforms: take positions in each scan to positions on the grid. method: what found the brain. untouched: the scans
+    were prepared already, and their voxels are as they were.
+    """
+
+    case: Case
+    scans: Scans
+    images: Mapping[Modality, npt.NDArray[Any]]
+    heads: Mapping[Modality, npt.NDArray[Any]]
+    brain: Mask
+    transforms: Mapping[Modality, Affine]
+    registrations: Mapping[Modality, Registration]
+    similarity: Mapping[Modality, Similarity]
+    method: str
+    atlas: str
+    atlas_sha256: str | None
+    tools: Mapping[str, str]
+    warnings: tuple[CaseWarning, ...]
+    untouched: bool
+    seconds: float
+
+    @property
+    def brain_ml(self) -> float:
+        """Volume of the brain on the grid."""
+        return int(np.count_nonzero(self.brain)) * voxel_litres(BRATS_AFFINE) * 1000
+
+
+def check_extra(settings: PreparationSettings) -> None:
+    """Raise MisuseError where something of the extra is not installed. Imports none of it."""
+    needed = ["SimpleITK"]
+    if settings.method is BrainMethod.DEEPBET or settings.method is BrainMethod.AUTO:
+        needed.append("deepbet")
+    if missing := [name for name in needed if find_spec(name) is None]:
+        raise MisuseError(f"{' and '.join(missing)} not installed, which prepare raw scans: pip install 'drunet-cli[prepare]'")
+    if settings.method is not None:
+        chosen_method(settings.method, stripped=True)
+
+
+def prepare_scans(case: Case, settings: PreparationSettings) -> Preparation:
+    """Read a case's raw scans and bring them to the BraTS grid.
+
+    Raises CaseError for scans that cannot be prepared, and, where it is to be strict, for a serious warning; DeviceError and
+    MisuseError as the methods for brains do.
+    """
+    begin = time.perf_counter()
+    scans = read_scans(case)
+    warnings = name_warnings(scans)
+    if _is_prepared(scans, settings):
+        return _untouched(case, scans, warnings, settings, begin=begin)
+    with ThreadPoolExecutor(settings.threads) as threads:
+        list(threads.map(lambda scan: scan.coarse, scans.values()))
+    registrations = register_all(scans, settings.reference, threads=settings.threads)
+    brains = _brains(scans, settings)
+    grid = scans[settings.reference].coarse
+    to_reference = {modality: registration.transform for modality, registration in registrations.items()}
+    coarse_brain = _brain_at(brains, to_reference, grid.affine, grid.voxels.shape)
+    if not coarse_brain.any():
+        raise CaseError(f"{case.name}: the brain mask does not meet {settings.reference.display}; look at both")
+    stripped = Isotropic(np.where(coarse_brain, grid.voxels, 0), grid.origin_mm, grid.size_mm)
+    to_grid, atlas_sha256 = _place(stripped, scans, settings)
+    transforms = {modality: to_grid @ to_reference[modality] for modality in scans}
+    brain = _brain_at(brains, transforms, BRATS_AFFINE, BRATS_SHAPE)
+    with ThreadPoolExecutor(settings.threads) as threads:
+        values = threads.map(
+            lambda modality: scans[modality].on_grid(BRATS_AFFINE, BRATS_SHAPE, transforms[modality]), CHANNELS
+        )
+        heads = dict(zip(CHANNELS, values, strict=True))
+    images = {
+        modality: as_stored(np.where(brain, heads[modality], np.float32(0)), scans[modality].volume.voxels)
+        for modality in CHANNELS
+    }
+    similar = similarities(scans, settings.reference, registrations, coarse_brain)
+    method = brains[next(iter(brains))].method
+    warnings += registration_warnings(scans, registrations, similar, settings.reference)
+    coarse_litres = int(np.count_nonzero(coarse_brain)) * voxel_litres(grid.affine)
+    warnings += _brain_warnings(case, brains, coarse_litres, brain)
+    warnings += _coverage_warnings(scans, images, brain)
+    if settings.strict:
+        refuse_serious(warnings)
+    return Preparation(
+        case=case,
+        scans=scans,
+        images=images,
+        heads=heads if settings.preview else {},
+        brain=brain,
+        transforms=transforms,
+        registrations=registrations,
+        similarity=similar,
+        method=method,
+        atlas=settings.atlas,
+        atlas_sha256=atlas_sha256,
+        tools={"SimpleITK": version("SimpleITK"), **brains[next(iter(brains))].tools},
+        warnings=tuple(warnings),
+        untouched=False,
+        seconds=time.perf_counter() - begin,
+    )
+
+
+def _is_prepared(scans: Scans, settings: PreparationSettings) -> bool:
+    """Whether the scans are stripped, and on the BraTS grid."""
+    asked = settings.method is BrainMethod.AUTO and settings.atlas == OWN_ATLAS
+    return asked and all(scan.is_stripped and is_brats_grid(scan.volume) for scan in scans.values())
+
+
+def _untouched(
+    case: Case, scans: Scans, warnings: Sequence[CaseWarning], settings: PreparationSettings, *, begin: float
+) -> Preparation:
+    brain = stripped_brain([scan.own_brain for scan in scans.values()])
+    images = {modality: scans[modality].volume.voxels for modality in CHANNELS}
+    stays = Registration(np.eye(4), 0.0, 0.0)
+    return Preparation(
+        case=case,
+        scans=scans,
+        images=images,
+        heads=images if settings.preview else {},
+        brain=brain,
+        transforms={modality: np.eye(4) for modality in scans},
+        registrations=dict.fromkeys(scans, stays),
+        similarity={},
+        method=OWN_BACKGROUND,
+        atlas=NO_ATLAS,
+        atlas_sha256=None,
+        tools={},
+        warnings=tuple(warnings),
+        untouched=True,
+        seconds=time.perf_counter() - begin,
+    )
+
+
+def _brains(scans: Scans, settings: PreparationSettings) -> dict[Modality, Brain]:
+    """The brain, by the scan in whose positions the mask lies; of stripped scans the brain of each."""
+    if settings.method is None:
+        order = list(scans)
+        found, place = read_mask(Path(settings.brain), [scans[modality].volume for modality in order])
+        return {order[place]: found}
+    method = chosen_method(settings.method, stripped=all(scan.is_stripped for scan in scans.values()))
+    if method == OWN_BACKGROUND:
+        return {modality: Brain(scan.own_brain, scan.volume.affine, method, {}) for modality, scan in scans.items()}
+    return {Modality.T1: find_brain(scans[Modality.T1].volume, method, threads=settings.threads)}
+
+
+def _brain_at(
+    brains: Mapping[Modality, Brain], transforms: Mapping[Modality, Affine], target: Affine, shape: tuple[int, ...]
+) -> Mask:
+    """The brain on another grid. transforms: take positions in each scan to positions on the grid."""
+    shares = [
+        resampled(brain.mask.view(np.uint8), brain.affine, target, shape, transform=transforms[modality])
+        for modality, brain in brains.items()
+    ]
+    return stripped_brain(shares) if len(shares) > 1 else np.asarray(shares[0] >= _INSIDE)
+
+
+def _place(stripped: Isotropic, scans: Scans, settings: PreparationSettings) -> tuple[Affine, str | None]:
+    """The transform from the reference to the grid, and the SHA-256 of the atlas."""
+    if settings.atlas == NO_ATLAS:
+        return own_axes(scans[settings.reference].volume.affine, stripped.centre_mm), None
+    atlas = load_atlas(settings.atlas)
+    return atlas.place(stripped), atlas.sha256
+
+
+def _brain_warnings(case: Case, brains: Mapping[Modality, Brain], litres: float, on_grid: Mask) -> list[CaseWarning]:
+    """Brains that are none, or that are cut off. litres: of the brain before it was laid on the grid."""
+    warnings = []
+    least, most = LITRES
+    look = "look at the picture that --preview writes, and give a mask by --brain FILE if it is wrong"
+    if not least <= litres <= most:
+        message = f"{case.name}: the brain has {litres:.2f} litres, and brains have {least} to {most}; {look}"
+        warnings.append(CaseWarning(WarningCode.DOUBTFUL_BRAIN, message))
+    if any(brain.cut_off for brain in brains.values()):
+        names = ", ".join(modality.display for modality, brain in brains.items() if brain.cut_off)
+        message = f"{case.name}: the brain reaches the border of the scan ({names}), and part of it may be cut off; {look}"
+        warnings.append(CaseWarning(WarningCode.BRAIN_AT_BORDER, message))
+    lost = 1 - int(np.count_nonzero(on_grid)) * voxel_litres(BRATS_AFFINE) / litres
+    if lost > _MOST_LOST:
+        message = f"{case.name}: {lost:.0%} of the brain lie outside the BraTS grid of 240 x 240 x 155 mm and are lost"
+        warnings.append(CaseWarning(WarningCode.BRAIN_OUTSIDE_FRAME, message))
+    return warnings
+
+
+def _coverage_warnings(scans: Scans, images: Mapping[Modality, npt.NDArray[Any]], brain: Mask) -> list[CaseWarning]:
+    """Scans that do not show all of the brain."""
+    warnings = []
+    n_brain = max(1, int(np.count_nonzero(brain)))
+    for modality, voxels in images.items():
+        covered = int(np.count_nonzero(voxels[brain] > 0)) / n_brain
+        if covered < _LEAST_COVERED:
+            message = (
+                f"{scans[modality].volume.path}: {modality.display} shows {covered:.0%} of the brain only; the network sees "
+                "nothing where one image is 0"
+            )
+            warnings.append(CaseWarning(WarningCode.PARTIAL_COVERAGE, message))
+    return warnings

@@ -1,0 +1,345 @@
+"""The files of a prepared case, the plan of a run, and the carrying out. The record, CASE.json, is published last.
+
+Where the record is, everything beside it is. A case whose files are being published bears a mark, `.unfinished`, so that what a
+killed run has left is drunet's to replace, and nothing else is.
+"""
+
+import hashlib
+import json
+import os
+import platform
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Any, Final
+
+import nibabel as nib
+import numpy as np
+import numpy.typing as npt
+import scipy
+
+import drunet_cli
+from drunet_cli.brats import CHANNELS, Modality
+from drunet_cli.errors import OutputError
+from drunet_cli.io.atomic import check_writable, create_folder, is_same_file, remove_stale, write_atomically
+from drunet_cli.io.case import Case
+from drunet_cli.io.checks import refuse_serious
+from drunet_cli.io.claims import Claim, claim_file, claim_of, claimant, remove_abandoned_claims
+from drunet_cli.io.inputs import InputFile, file_sha256
+from drunet_cli.io.nifti import encode_map, stored_header
+from drunet_cli.prepare.grid import brats_header
+from drunet_cli.prepare.preparation import Preparation, PreparationSettings, prepare_scans
+from drunet_cli.prepare.scans import changed_scans
+from drunet_cli.signals import hold_signals
+
+SCHEMA: Final = "drunet.preparation/1"
+_CONVENTION: Final = "a transform takes positions in a scan to the BraTS grid; in mm along R, A and S, as NIfTI has them"
+_REMEDY: Final = "give --overwrite to prepare the case again"
+_LARGEST_RECORD_BYTES: Final = 2**20
+_POLL_S: Final = 0.5
+
+
+class PreparationState(StrEnum):
+    """What there is of a case before a run."""
+
+    NEW = "new"
+    COMPLETE = "prepared"
+    UNFINISHED = "unfinished"  # a run was killed: these files are drunet's to replace
+    FOREIGN = "foreign file"  # not described by drunet: never replaced unasked
+
+
+class PreparationAction(StrEnum):
+    """What a run does with a case."""
+
+    PREPARE = "prepare"
+    PREPARE_AGAIN = "prepare again"
+    VERIFY = "verify and leave out"
+    REFUSE = "refuse"
+
+
+@dataclass(frozen=True)
+class PreparedFiles:
+    """Where the files of one case are. root: the folder that has a folder of each case."""
+
+    root: Path
+    name: str
+
+    @property
+    def folder(self) -> Path:
+        """The folder of the case."""
+        return self.root / self.name
+
+    @property
+    def record(self) -> Path:
+        """What was done, in JSON."""
+        return self.folder / f"{self.name}.json"
+
+    @property
+    def brain(self) -> Path:
+        """The brain mask."""
+        return self.folder / f"{self.name}_brain.nii.gz"
+
+    @property
+    def picture(self) -> Path:
+        """The four images with the outline of the brain."""
+        return self.folder / f"{self.name}_preview.png"
+
+    @property
+    def mark(self) -> Path:
+        """An empty file that stands while files are being published."""
+        return self.folder / ".unfinished"
+
+    def image(self, modality: Modality) -> Path:
+        """An image on the BraTS grid."""
+        return self.folder / f"{self.name}_{modality}.nii.gz"
+
+    @property
+    def images(self) -> dict[Modality, Path]:
+        """The four images."""
+        return {modality: self.image(modality) for modality in CHANNELS}
+
+    @property
+    def paths(self) -> list[Path]:
+        """Every file that may be written."""
+        return [self.record, *self.images.values(), self.brain, self.picture]
+
+    def state(self) -> PreparationState:
+        """What there is of these files."""
+        if read_record(self.record) is not None:
+            return PreparationState.COMPLETE
+        if os.path.lexists(self.mark):
+            return PreparationState.UNFINISHED
+        return PreparationState.FOREIGN if any(map(os.path.lexists, self.paths)) else PreparationState.NEW
+
+
+@dataclass(frozen=True)
+class PlannedPreparation:
+    """A case, what is there of it, and what will be done."""
+
+    case: Case
+    files: PreparedFiles
+    state: PreparationState
+    action: PreparationAction
+
+
+@dataclass(frozen=True)
+class PreparedResult:
+    """A case whose files are complete. document: the object of the record. left_out: the files were complete before."""
+
+    document: dict[str, Any]
+    left_out: bool = False
+
+
+def plan_preparations(cases: Sequence[Case], settings: PreparationSettings) -> list[PlannedPreparation]:
+    """Decide what will be done with every case. Nothing is written, and no scan is read."""
+    planned = []
+    for case in cases:
+        files = PreparedFiles(settings.folder, case.name)
+        state = files.state()
+        if state in (PreparationState.NEW, PreparationState.UNFINISHED):
+            action = PreparationAction.PREPARE
+        elif settings.overwrite:
+            action = PreparationAction.PREPARE_AGAIN
+        else:
+            verify = state is PreparationState.COMPLETE and settings.skip_existing
+            action = PreparationAction.VERIFY if verify else PreparationAction.REFUSE
+        planned.append(PlannedPreparation(case, files, state, action))
+    return planned
+
+
+def check_preparations(planned: Sequence[PlannedPreparation]) -> None:
+    """Raise OutputError before any work for what would be overwritten unasked, or cannot be written."""
+    if refused := [each for each in planned if each.action is PreparationAction.REFUSE]:
+        first = refused[0].files
+        found = next(path for path in first.paths if os.path.lexists(path))
+        others = f", and files of {len(refused) - 1} more of {len(planned)} cases" if len(refused) > 1 else ""
+        skip = "--skip-existing to leave out what is complete, or " if refused[0].state is PreparationState.COMPLETE else ""
+        raise OutputError(f"{found}: exists already{others}; give {skip}--overwrite")
+    for each in planned:
+        for path in each.files.paths:
+            check_writable(path, overwrite=True)
+            if any(is_same_file(path, file) for file in each.case.images.values()):
+                raise OutputError(f"{path}: is one of the inputs; name another DIR")
+
+
+def prepare_case(planned: PlannedPreparation, settings: PreparationSettings, *, wait: bool = False) -> PreparedResult | None:
+    """Prepare a case and write its files; None where another run is at it, unless this is to wait for that one.
+
+    Raises DrunetError as `prepare_scans` does, and OutputError for files that are there and are not those that are asked for.
+    """
+    files = planned.files
+    with create_folder(files.folder):
+        remove_abandoned_claims(files.folder)
+        while (claim := claim_file(files.record)) is None:
+            if not wait:
+                return None
+            time.sleep(_POLL_S)
+        try:
+            return _prepared_or_known(planned, settings, claim)
+        finally:
+            claim.release()
+
+
+def _prepared_or_known(planned: PlannedPreparation, settings: PreparationSettings, claim: Claim) -> PreparedResult:
+    files = planned.files
+    if planned.action is not PreparationAction.PREPARE_AGAIN and (known := read_record(files.record)) is not None:
+        if not settings.skip_existing:  # another run has prepared it meanwhile
+            raise OutputError(f"{files.record}: exists already; {_REMEDY}")
+        _check_same(known, files, planned.case, settings)
+        if not settings.preview or files.picture.name in known["files"]:
+            return PreparedResult(known, left_out=True)
+    claim.renew()
+    return PreparedResult(_write(prepare_scans(planned.case, settings), files, settings))
+
+
+def who_works_on(planned: PlannedPreparation) -> str:
+    """The run that has claimed a case, in words, and what to do where that has died."""
+    other = claimant(planned.files.record) or "another run"
+    claim = claim_of(planned.files.record)
+    return f"{planned.case.name}: waiting for {other}, which is preparing it; if that has died, delete {claim}"
+
+
+def _check_same(known: Mapping[str, Any], files: PreparedFiles, case: Case, settings: PreparationSettings) -> None:
+    """Raise OutputError where complete files are those of other scans or settings, or have been changed."""
+    try:
+        before, named = known["settings"], known["files"]
+        inputs = {name: InputFile(**entry) for name, entry in known["inputs"].items()}
+        warnings = [(warning["code"], warning["message"]) for warning in known["warnings"]]
+        for name, value in settings.recorded().items():
+            if before[name] != value:
+                raise OutputError(f"{files.record}: was prepared with {name} {before[name]}, now {value}; {_REMEDY}")
+        for path in changed_scans(inputs, case):
+            raise OutputError(f"{files.record}: was prepared of another file than {path} is now; {_REMEDY}")
+        for name, sha256 in named.items():
+            if not _is_intact(files.folder / name, sha256):
+                raise OutputError(f"{files.folder / name}: is missing, or has been changed since drunet wrote it; {_REMEDY}")
+    except (KeyError, TypeError, AttributeError) as error:
+        raise OutputError(f"{files.record}: was written by another version of drunet; {_REMEDY}") from error
+    if settings.strict:
+        refuse_serious(warnings)
+
+
+def _is_intact(path: Path, sha256: str) -> bool:
+    try:
+        return file_sha256(path) == sha256
+    except OSError:
+        return False
+
+
+def _write(preparation: Preparation, files: PreparedFiles, settings: PreparationSettings) -> dict[str, Any]:
+    """Write all files, the record last; return the record's object."""
+    contents = _encoded(preparation, files, settings)
+    document = {
+        **describe_preparation(preparation, settings),
+        "files": {path.name: hashlib.sha256(content).hexdigest() for path, content in contents.items()},
+    }
+    known = files.state() is not PreparationState.NEW
+    outdated = [path for path in files.paths if path not in contents and path != files.record]
+    with hold_signals():
+        if not known and files.state() is not PreparationState.NEW:
+            raise OutputError(f"{files.folder}: files of the case have appeared while drunet was working; nothing was replaced")
+        for path in files.paths:
+            remove_stale(path)
+        with ExitStack() as publish_in_reverse:
+
+            def stage(path: Path, content: bytes) -> None:
+                stream = publish_in_reverse.enter_context(write_atomically(path, overwrite=True))
+                stream.write(content)
+                stream.flush()  # a full disk is met here, before anything appears
+
+            stage(files.record, json.dumps(document, indent=2).encode() + b"\n")
+            for path, content in contents.items():
+                stage(path, content)
+            with write_atomically(files.mark, overwrite=True):
+                pass
+            if known:
+                files.record.unlink(missing_ok=True)
+                for path in outdated:
+                    path.unlink(missing_ok=True)
+        files.mark.unlink(missing_ok=True)
+    return document
+
+
+def _encoded(preparation: Preparation, files: PreparedFiles, settings: PreparationSettings) -> dict[Path, bytes]:
+    """Every file but the record, with its content."""
+    maps: dict[Path, npt.NDArray[Any]] = {files.image(modality): preparation.images[modality] for modality in CHANNELS}
+    maps[files.brain] = preparation.brain.astype(np.uint8)
+
+    def encode(voxels: npt.NDArray[Any]) -> bytes:
+        return encode_map(voxels, brats_header(voxels.dtype), compress=True)
+
+    with ThreadPoolExecutor(settings.threads) as threads:  # deflate runs outside the interpreter's lock
+        contents = dict(zip(maps, threads.map(encode, maps.values()), strict=True))
+    if settings.preview:
+        from drunet_cli.prepare.overview import draw_overview  # Pillow's fonts: not for runs without a picture
+
+        contents[files.picture] = draw_overview(
+            preparation.heads,
+            preparation.brain,
+            name=preparation.case.name,
+            warnings=[warning.message for warning in preparation.warnings],
+        )
+    return contents
+
+
+# The record: one JSON object a case, the same that --json prints. Keys are stable within a schema version; more may be added.
+
+
+def describe_preparation(preparation: Preparation, settings: PreparationSettings) -> dict[str, Any]:
+    """The record's object, without the SHA-256 of the files."""
+    sources = {modality: preparation.scans[modality].volume for modality in CHANNELS}
+    return {
+        "schema": SCHEMA,
+        "case": preparation.case.name,
+        "folder": str(PreparedFiles(settings.folder, preparation.case.name).folder),
+        "untouched": preparation.untouched,
+        "warnings": [{"code": warning.code, "message": warning.message} for warning in preparation.warnings],
+        "inputs": {modality: asdict(volume.source) for modality, volume in sources.items() if volume.source is not None},
+        "grids": {
+            modality: {"shape": list(volume.shape), "affine": volume.affine.tolist(), "header": stored_header(volume.header)}
+            for modality, volume in sources.items()
+        },
+        "transforms": {modality: preparation.transforms[modality].tolist() for modality in CHANNELS},
+        "convention": _CONVENTION,
+        "moved": {
+            modality: {"mm": round(found.moved_mm, 3), "degrees": round(found.moved_degrees, 3)}
+            for modality, found in preparation.registrations.items()
+        },
+        "similarity": {
+            modality: {name: round(value, 4) for name, value in asdict(found).items()}
+            for modality, found in preparation.similarity.items()
+        },
+        "brain": {"method": preparation.method, "volume_ml": round(preparation.brain_ml, 3)},
+        "atlas": {"name": preparation.atlas, "sha256": preparation.atlas_sha256},
+        "settings": settings.recorded(),
+        "versions": {
+            "drunet": drunet_cli.__version__,
+            "python": platform.python_version(),
+            "numpy": np.__version__,
+            "scipy": scipy.__version__,
+            "nibabel": nib.__version__,
+            **preparation.tools,
+        },
+        "seconds": round(preparation.seconds, 3),
+        "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    }
+
+
+def read_record(path: Path) -> dict[str, Any] | None:
+    """The object of a record that drunet wrote; None for any other file, and where there is none."""
+    try:
+        with path.open("rb") as stream:
+            document = json.loads(stream.read(_LARGEST_RECORD_BYTES))
+    except (OSError, ValueError, RecursionError):
+        return None
+    ours = isinstance(document, dict) and str(document.get("schema", "")).startswith("drunet.preparation/")
+    return document if ours else None
+
+
+def prepared_cases(planned: Sequence[PlannedPreparation]) -> list[Case]:
+    """The cases that prepared files make."""
+    return [Case(each.case.name, each.files.images) for each in planned]

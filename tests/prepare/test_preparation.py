@@ -1,0 +1,292 @@
+"""Raw scans to prepared cases: what is written, what is told, and what a second run makes of it."""
+
+import json
+import os
+import stat
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import pytest
+
+from drunet_cli.brats import CHANNELS, Modality
+from drunet_cli.cli.app import main as drunet
+from drunet_cli.errors import CaseError, DeviceError, ExitCode, MisuseError
+from drunet_cli.io.case import Case, case_of
+from drunet_cli.io.nifti import encode_map, header_of, load_volume, new_header
+from drunet_cli.prepare import brain as brain_module
+from drunet_cli.prepare.brain import BrainMethod, chosen_method, find_brain, read_mask
+from drunet_cli.prepare.grid import BRATS_AFFINE, BRATS_SHAPE, as_stored, own_axes
+from drunet_cli.prepare.preparation import PreparationSettings, prepare_scans
+from drunet_cli.prepare.prepared_case import (
+    PreparationAction,
+    PreparationState,
+    PreparedFiles,
+    plan_preparations,
+    prepare_case,
+    read_record,
+)
+from tests.prepare.simulated import (
+    Acquisition,
+    SimulatedHead,
+    error_mm,
+    head_of_phantom,
+    movement,
+    scan_of,
+    write_raw_case,
+    write_scan,
+)
+
+NAME: Final = "p1"
+MASK: Final = "mask.nii"
+
+
+@pytest.fixture(scope="module")
+def head() -> SimulatedHead:
+    return head_of_phantom()
+
+
+@pytest.fixture(scope="module")
+def prepared(head: SimulatedHead, tmp_path_factory: pytest.TempPathFactory) -> tuple[Case, PreparationSettings, dict[str, Any]]:
+    """A raw case of moved scans on four grids, prepared with a mask on the grid of T1."""
+    folder = tmp_path_factory.mktemp("prepared")
+    scans = {}
+    for seed, modality in enumerate(CHANNELS):
+        how = Acquisition(axcodes=("LPS", "RAS", "PSL", "LAS")[seed], spacing_mm=1.5, slice_mm=3.0, seed=seed)
+        scans[modality] = scan_of(head, modality, how, movement(head, np.random.default_rng(seed), degrees=10, mm=10))
+    case = write_raw_case(folder / "raw", NAME, scans)
+    t1 = scans[Modality.T1]
+    brain = replace(head, images={Modality.T1: head.brain.astype(np.float32)})
+    how = Acquisition(axcodes="PSL", spacing_mm=1.5, slice_mm=3.0, noise=0, bias=0)
+    mask = scan_of(
+        replace(brain, images={**head.images, Modality.T1: brain.images[Modality.T1]}), Modality.T1, how, t1.transform
+    )
+    write_scan(replace(mask, voxels=(mask.voxels > 1000).astype(np.int16)), folder / MASK)
+    settings = PreparationSettings(folder=folder / "out", brain=str(folder / MASK), preview=True, threads=2)
+    return case, settings, done(case, settings)
+
+
+def done(case: Case, settings: PreparationSettings) -> dict[str, Any]:
+    (planned,) = plan_preparations([case], settings)
+    result = prepare_case(planned, settings)
+    assert result is not None
+    return result.document
+
+
+Prepared = tuple[Case, PreparationSettings, dict[str, Any]]
+
+
+def test_images_lie_on_the_brats_grid_stripped(prepared: Prepared) -> None:
+    _, settings, document = prepared
+    files = PreparedFiles(settings.folder, NAME)
+    brain = load_volume(files.brain)
+    for path in (*files.images.values(), files.brain):
+        volume = load_volume(path)
+        assert volume.shape == BRATS_SHAPE
+        assert np.array_equal(volume.affine, BRATS_AFFINE)
+        assert not volume.voxels[brain.voxels == 0].any()
+        assert volume.voxels.dtype == (np.uint8 if path == files.brain else np.int16)
+    assert 1.0 < document["brain"]["volume_ml"] / 1000 < 2.0
+    assert files.picture.read_bytes().startswith(b"\x89PNG")
+    assert document["warnings"] == []
+
+
+def test_transforms_take_every_scan_to_where_t1ce_goes(prepared: Prepared, head: SimulatedHead) -> None:
+    _, _, document = prepared
+    reference = np.array(document["transforms"]["t1ce"])
+    to_t1ce = movement(head, np.random.default_rng(list(CHANNELS).index(Modality.T1CE)), degrees=10, mm=10)
+    for seed, modality in enumerate(CHANNELS):
+        moved = movement(head, np.random.default_rng(seed), degrees=10, mm=10)
+        true = reference @ to_t1ce @ np.linalg.inv(moved)
+        assert error_mm(np.array(document["transforms"][modality]), true, head, of=moved).max() < 1.5
+
+
+def test_the_record_has_each_scan_and_its_grid(prepared: Prepared) -> None:
+    case, settings, document = prepared
+    assert read_record(PreparedFiles(settings.folder, NAME).record) == document
+    for modality in CHANNELS:
+        scan = load_volume(case.images[modality])
+        assert document["inputs"][modality]["sha256"] == scan.source.sha256 if scan.source else False
+        assert np.allclose(header_of(document["grids"][modality]["header"], name="x").get_best_affine(), scan.affine)
+    assert set(document["files"]) == {path.name for path in PreparedFiles(settings.folder, NAME).paths} - {f"{NAME}.json"}
+    assert document["similarity"]["t2"]["after"] > document["similarity"]["t2"]["before"]
+
+
+def test_a_second_run_verifies_or_refuses(prepared: Prepared) -> None:
+    case, settings, document = prepared
+    again = replace(settings, skip_existing=True)
+    (planned,) = plan_preparations([case], again)
+    assert (planned.state, planned.action) == (PreparationState.COMPLETE, PreparationAction.VERIFY)
+    result = prepare_case(planned, again)
+    assert result is not None
+    assert (result.left_out, result.document) == (True, document)
+    assert plan_preparations([case], settings)[0].action is PreparationAction.REFUSE
+    with pytest.raises(Exception, match="was prepared with reference t1ce, now t1; give --overwrite"):
+        prepare_case(planned, replace(again, reference=Modality.T1))
+    brain = PreparedFiles(settings.folder, NAME).brain
+    content = brain.read_bytes()
+    brain.write_bytes(content + b"x")
+    with pytest.raises(Exception, match="is missing, or has been changed since drunet wrote it"):
+        prepare_case(planned, again)
+    brain.write_bytes(content)
+
+
+def brats_case(folder: Path) -> Case:
+    """Four blobs on the BraTS grid."""
+    distance = np.linalg.norm((np.indices(BRATS_SHAPE).T - np.array([120, 120, 75])) / [65, 80, 60], axis=-1).T
+    paths = {}
+    for level, modality in enumerate(CHANNELS, start=1):
+        voxels = np.where(distance < 1, 900 - 100 * level * distance, 0).astype(np.int16)
+        paths[modality] = folder / f"{NAME}_{modality}.nii"
+        paths[modality].write_bytes(encode_map(voxels, new_header(BRATS_SHAPE, np.int16, BRATS_AFFINE), compress=False))
+    return case_of(paths)
+
+
+def test_prepared_scans_pass_through_untouched(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    case = brats_case(tmp_path)
+    files = PreparedFiles(tmp_path / "out", NAME)
+    options = [word for modality, path in case.images.items() for word in (f"--{modality}", str(path))]
+    assert drunet(["prepare", *options, "-o", str(tmp_path / "out")]) == 0
+    out, err = capfd.readouterr()
+    assert out == f"{files.record}\n"
+    assert "p1: prepared already (BraTS grid, stripped), its voxels were not touched" in err
+    for modality in CHANNELS:
+        assert np.array_equal(load_volume(files.image(modality)).voxels, load_volume(case.images[modality]).voxels)
+    assert drunet(["prepare", *options, "-o", str(tmp_path / "out")]) == ExitCode.OUTPUT
+    assert "give --skip-existing to leave out what is complete, or --overwrite" in capfd.readouterr().err
+    assert drunet(["prepare", *options, "-o", str(tmp_path / "out"), "--skip-existing", "--json"]) == 0
+    assert json.loads(capfd.readouterr().out)["left_out"] is True
+    files.record.unlink()
+    files.mark.touch()
+    assert files.state() is PreparationState.UNFINISHED
+    files.mark.unlink()
+    assert files.state() is PreparationState.FOREIGN
+
+
+def small_scan(path: Path, *, shape: tuple[int, int, int] = (20, 20, 20), spacing_mm: float = 4.0, code: int = 1) -> Path:
+    header = new_header(shape, np.int16, np.diag([spacing_mm, spacing_mm, spacing_mm, 1]))
+    header["sform_code"] = header["qform_code"] = code
+    voxels = np.random.default_rng(sum(map(ord, path.name))).integers(1, 900, shape).astype(np.int16)
+    path.write_bytes(encode_map(voxels, header, compress=False))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"shape": (20, 20, 3)}, "covers 12 mm only, as a localiser does or a part of a scan"),
+        ({"code": 0}, "its header does not say how the voxels lie in the patient"),
+    ],
+)
+def test_scans_that_cannot_be_prepared_are_refused(tmp_path: Path, change: dict[str, Any], message: str) -> None:
+    paths = {modality: small_scan(tmp_path / f"{modality}.nii") for modality in CHANNELS}
+    small_scan(paths[Modality.T2], **change)
+    with pytest.raises(CaseError, match=message):
+        prepare_scans(case_of(paths), PreparationSettings(folder=tmp_path))
+
+
+def test_a_mask_is_of_a_scan(tmp_path: Path) -> None:
+    scans = [load_volume(small_scan(tmp_path / f"{n}.nii", spacing_mm=size)) for n, size in enumerate((3.0, 4.0))]
+    with pytest.raises(CaseError, match="has no voxel of 0"):
+        read_mask(scans[1].path, scans)
+    with pytest.raises(CaseError, match="on the grid of none of the four scans"):
+        read_mask(scans[1].path, scans[:1])
+
+
+PROGRAM: Final = """#!{python}
+import shutil, sys
+import nibabel, numpy
+words = dict(zip(sys.argv[1::2], sys.argv[2::2]))
+image = nibabel.load(words["-i"])
+voxels = numpy.asanyarray(image.dataobj).copy()
+{work}
+nibabel.save(nibabel.Nifti1Image(voxels, image.affine), words["-o"])
+"""
+
+
+@pytest.fixture
+def program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, str], None]:
+    """Installs a stand-in of hd-bet or synthstrip, which both take -i IN -o OUT."""
+    import sys
+
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+
+    def install(name: str, work: str) -> None:
+        path = tmp_path / name
+        path.write_text(PROGRAM.format(python=sys.executable, work=work))
+        path.chmod(path.stat().st_mode | stat.S_IXUSR)
+
+    return install
+
+
+@pytest.mark.parametrize(("method", "name"), [("hd-bet", "hd-bet"), ("synthstrip", "nipreps-synthstrip")])
+def test_other_programs_find_the_brain(method: str, name: str, program: Callable[[str, str], None], tmp_path: Path) -> None:
+    scan = load_volume(small_scan(tmp_path / "t1.nii"))
+    program(name, "voxels[:20] = 0; voxels[30:35, 20:25, 20:25] = 0")
+    found = find_brain(scan, chosen_method(BrainMethod(method), stripped=False), threads=1)
+    assert found.mask[20:].all()  # the hole is filled
+    assert not found.mask[:20].any()
+    assert found.cut_off
+    program(name, "sys.exit('out of memory')")
+    with pytest.raises(DeviceError, match="failed with exit code 1: out of memory"):
+        find_brain(scan, method, threads=1)
+    program(name, "voxels[:] = 0")
+    with pytest.raises(CaseError, match="finds no brain"):
+        find_brain(scan, method, threads=1)
+
+
+def test_a_method_is_chosen_by_what_there_is(program: Callable[[str, str], None], monkeypatch: pytest.MonkeyPatch) -> None:
+    assert chosen_method(BrainMethod.AUTO, stripped=True) == "own background"
+    assert chosen_method(BrainMethod.AUTO, stripped=False) == "deepbet"
+    with pytest.raises(MisuseError, match="no program hd-bet on PATH"):
+        chosen_method(BrainMethod.HD_BET, stripped=False)
+    program("hd-bet", "")
+    monkeypatch.setattr(brain_module, "may_have_gpu", lambda: True)
+    assert chosen_method(BrainMethod.AUTO, stripped=False) == "hd-bet"
+
+
+@pytest.mark.slow
+def test_deepbet_finds_a_brain_in_a_skull(head: SimulatedHead, tmp_path: Path) -> None:
+    scan = load_volume(write_scan(scan_of(head, Modality.T1, Acquisition(slice_mm=3.0)), tmp_path / "t1.nii"))
+    found = find_brain(scan, BrainMethod.DEEPBET, threads=2)
+    assert 0.9 < found.litres < 1.9
+    assert not found.cut_off
+
+
+def test_axes_are_kept_without_an_atlas() -> None:
+    affine = np.array([[0, 0, 5, 0], [0, -1, 0, 0], [1, 0, 0, 0], [0, 0, 0, 1]], dtype=float)
+    assert np.allclose(own_axes(affine, np.zeros(3))[:3, :3], np.eye(3))
+    tilted = np.eye(4)
+    tilted[:2, :2] = [[0.8, -0.6], [0.6, 0.8]]
+    assert np.allclose(own_axes(tilted, np.zeros(3))[:3, :3] @ tilted[:3, :3], np.eye(3))
+
+
+@pytest.mark.parametrize(
+    ("values", "dtype"), [([0, 900], "int16"), ([0, 9], "float32"), ([0.5, 900], "float32"), ([0, 90000], "float32")]
+)
+def test_voxels_are_whole_where_the_scan_has_hundreds_of_them(values: list[float], dtype: str) -> None:
+    assert as_stored(np.array([0.6, 3.2], np.float32), np.array(values)).dtype == dtype
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--t1", "a.nii"], "missing --flair, --t1ce, --t2: a case needs all four"),
+        (["raw", "--brain", "deepbett"], "--brain deepbett: is none of auto, deepbet, hd-bet, synthstrip, none, and no file"),
+        (["raw", "--atlas", "sri24"], "--atlas sri24: is none of drunet, none, and no file of this name is there"),
+    ],
+)
+def test_misuse_is_told(words: list[str], message: str, capfd: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert drunet(["prepare", *words, "-o", str(tmp_path / "out")]) == ExitCode.MISUSE
+    assert message in capfd.readouterr().err
+
+
+def test_without_the_extra_one_line_says_how_to_install_it(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("drunet_cli.prepare.preparation.find_spec", lambda name: None)
+    brats_case(tmp_path)
+    assert drunet(["prepare", str(tmp_path), "-o", str(tmp_path / "out")]) == ExitCode.MISUSE
+    assert "pip install 'drunet-cli[prepare]'" in capfd.readouterr().err

@@ -1,0 +1,52 @@
+"""Known movements are found back, and what cannot be registered is told."""
+
+import numpy as np
+import pytest
+
+from drunet_cli.brats import Modality
+from drunet_cli.prepare.registration import edge_peak, isotropic, move_of, mutual_information, register, resampled
+from tests.prepare.simulated import Acquisition, error_mm, head_of_phantom, movement, scan_of
+
+
+@pytest.mark.parametrize(
+    ("modality", "acquisition"),
+    [
+        (Modality.T2, Acquisition(axcodes="RSA", spacing_mm=1.2, slice_mm=5.0, seed=1)),
+        (Modality.FLAIR, Acquisition(axcodes="ASR", spacing_mm=1.2, slice_mm=3.0, cut=0.1, seed=2)),
+    ],
+)
+def test_a_moved_scan_is_found_to_a_millimetre_and_a_half(modality: Modality, acquisition: Acquisition) -> None:
+    head = head_of_phantom()
+    true = movement(head, np.random.default_rng(acquisition.seed))
+    fixed = scan_of(head, Modality.T1CE, Acquisition(slice_mm=2.0))
+    scan = scan_of(head, modality, acquisition, true)
+    found = register(isotropic(scan.voxels, scan.affine), isotropic(fixed.voxels, fixed.affine))
+    assert error_mm(found, np.asarray(np.linalg.inv(true)), head, of=true).max() < 1.5
+
+
+def test_isotropic_covers_an_oblique_scan_and_keeps_places() -> None:
+    rng = np.random.default_rng(0)
+    blob = np.zeros((20, 24, 10), np.int16)
+    blob[12:15, 6:9, 4:6] = 100
+    affine = np.array([[0, 1.5, 0, -7], [1.5, 0, 0.2, 3], [0, 0.1, 4, 9], [0, 0, 0, 1]])
+    image = isotropic(blob, affine)
+    where = np.argwhere(image.voxels > 1)
+    weights = image.voxels[tuple(where.T)]
+    centre = np.average(where, axis=0, weights=weights) * image.size_mm + image.origin_mm
+    assert np.allclose(centre, affine[:3, :3] @ [13, 7, 4.5] + affine[:3, 3], atol=0.3)
+    noise = rng.random((9, 9, 9)).astype(np.float32)
+    assert np.array_equal(resampled(noise, np.eye(4), np.eye(4), (9, 9, 9)), noise)
+
+
+def test_measures_tell_one_head_from_two() -> None:
+    rng = np.random.default_rng(0)
+    one, other = (isotropic(rng.random((20, 20, 20)), np.diag([6.0, 6, 6, 1])).voxels + 1 for _ in range(2))
+    inside = np.zeros(one.shape, dtype=np.bool_)
+    inside[10:-10, 10:-10, 10:-10] = True
+    assert mutual_information(one, 5 - one, inside) > 1.9 > 1.1 > mutual_information(one, other, inside)
+    assert edge_peak(one, 5 - one, inside, size_mm=2.0) > 2 > 1.3 > edge_peak(one, other, inside, size_mm=2.0)
+
+
+def test_a_move_is_a_shift_and_a_turn() -> None:
+    quarter = np.array([[0.0, -1, 0, 1], [1, 0, 0, 2], [0, 0, 1, 2], [0, 0, 0, 1]])
+    assert move_of(quarter, np.zeros(3)) == pytest.approx((3, 90))
