@@ -6,6 +6,7 @@ the name of the case.
 """
 
 import base64
+import math
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -39,6 +40,7 @@ Codes = npt.NDArray[np.uint8]
 
 LARGEST_BYTES: Final = 6_000_000  # of a page; 19 BraTS cases take 3.7 to 6.3 MB with 255 greys, and 3 of them had to take 180
 _LEVELS: Final = (255, 180, 127)  # greys of a voxel above 0, tried in this order; half as many save a fifth of a page
+_LEAST_LEFT: Final = 0.7  # of the bytes of as many voxels, at fewer greys
 _PERCENTILES: Final = (0.1, 99.9)  # of the brain: the darkest and the brightest grey; what lies beyond is as dark or as bright
 _MOST_SAMPLED: Final = 2**20  # voxels that the percentiles are taken of
 _OBLIQUE_DEGREES: Final = 5.0
@@ -86,7 +88,11 @@ def encode_viewer(
     box = box_of_all([*turned.values(), *classes.values()])
     cropped = {modality.value: voxels[box] for modality, voxels in turned.items()}
     packed_labels = {source: _pack(each[box], strategy=zlib.Z_DEFAULT_STRATEGY) for source, each in classes.items()}
+    page, share = b"", 1.0
     for levels, step in _finenesses(classes["prediction"][box].shape, spacing_mm(turn.affine)):
+        if len(page) / share / math.prod(step) * _LEAST_LEFT > LARGEST_BYTES:
+            continue  # a very large case does not try what cannot suffice
+        share = 1 / math.prod(step)
         greys = {modality: _quantised(voxels, levels, step) for modality, voxels in cropped.items()}
         packed = {modality: _pack(each.codes, strategy=zlib.Z_RLE) for modality, each in greys.items()}
         page = render_page(
