@@ -19,13 +19,20 @@ _M_ARENA_MAX = -8  # malloc.h of glibc
 def granted_cpus(
     *, environment: Mapping[str, str] = os.environ, cgroup_root: Path = _CGROUP_ROOT, own_cgroups: Path = _OWN_CGROUPS
 ) -> int:
-    """CPUs that this process may use: the least of Slurm's grant, the cgroups' quotas and the affinity mask; at least 1."""
-    grants = [len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1]
+    """CPUs that this process may use: the least of `cpu_grants`; at least 1."""
+    return max(1, min(cpu_grants(environment=environment, cgroup_root=cgroup_root, own_cgroups=own_cgroups).values()))
+
+
+def cpu_grants(
+    *, environment: Mapping[str, str] = os.environ, cgroup_root: Path = _CGROUP_ROOT, own_cgroups: Path = _OWN_CGROUPS
+) -> dict[str, int]:
+    """CPUs that each of these grants to the process: the affinity mask, Slurm and the cgroups' quotas, where they are set."""
+    grants = {"affinity": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1}
     slurm = environment.get("SLURM_CPUS_PER_TASK", "")
     if slurm.isdecimal():
-        grants.append(int(slurm))
-    grants += [cpus for folder in _cgroups(cgroup_root, own_cgroups) if (cpus := _quota(folder)) is not None]
-    return max(1, min(grants))
+        grants["Slurm"] = int(slurm)
+    quotas = [cpus for folder in _cgroups(cgroup_root, own_cgroups) if (cpus := _quota(folder)) is not None]
+    return {**grants, "cgroup": min(quotas)} if quotas else grants
 
 
 def check_device_name(name: str) -> None:

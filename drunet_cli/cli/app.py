@@ -11,7 +11,7 @@ from typing import Annotated, Final
 import typer
 
 import drunet_cli
-from drunet_cli.cli import demo, evaluate, export, guide, nii2png, png2nii, prepare, report, segment, train, weights
+from drunet_cli.cli import demo, doctor, evaluate, export, guide, nii2png, png2nii, prepare, report, segment, train, weights
 from drunet_cli.cli.console import Screen, give_up_stdout, reason_of_lost_stdout
 from drunet_cli.cli.options import Command, Group
 from drunet_cli.errors import DeviceError, DrunetError, ExitCode, MisuseError, OutputError, Terminated
@@ -48,7 +48,7 @@ for _command in weights.app.registered_commands:
 _add(app, segment.segment, prepare.prepare, train.train, export.export, evaluate.evaluate, report.report)
 app.add_typer(convert, name="convert", cls=Group)
 app.add_typer(weights.app, name="weights", cls=Group)
-_add(app, demo.demo, guide.guide)
+_add(app, demo.demo, doctor.doctor, guide.guide)
 
 
 def _print_version(wanted: bool) -> None:

@@ -36,6 +36,7 @@ _OTHER_WORDS: Final = {
     "sidecar": "outputs",
     "offline": "weights",
     "uncertainty": "averaging",
+    "doctor": "troubleshooting",
     "errors": "troubleshooting",
 }
 

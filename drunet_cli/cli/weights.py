@@ -44,7 +44,7 @@ drunet weights download
 drunet weights import weights_brats_dr_unet_test_model_DO_05.h5
 """
 _LONGEST_SUMMARY: Final = 60
-_PLACES: Final = {  # `where` of a set of weights, in words
+PLACES: Final = {  # `where` of a set of weights, in words
     "bundled": "bundled with drunet",
     "cache": "in the cache",
     "not-downloaded": "not downloaded",
@@ -246,7 +246,7 @@ def _list_row(name: str) -> dict[str, Any]:
     """A row of `weights list`. Damage to a file in the cache stands in the row's `error`."""
     from drunet_cli.weights.cache import metadata_of
 
-    where, error = _where(name), None
+    where, error = place_of(name), None
     known = ENTRIES.get(name) or BUNDLED.get(name)
     summary, description, licence = (known.summary, known.description, known.licence) if known else ("", "", None)
     if where == "cache":
@@ -276,7 +276,7 @@ def _list_row(name: str) -> dict[str, Any]:
 def _row_in_words(row: Mapping[str, Any]) -> tuple[str, str, str]:
     """Name, place and summary, for a table."""
     name = f"{row['name']} (default)" if row["default"] else row["name"]
-    return name, _PLACES[row["where"]], row["error"] or row["summary"]
+    return name, PLACES[row["where"]], row["error"] or row["summary"]
 
 
 def _describe(weights: str) -> dict[str, Any]:
@@ -287,7 +287,7 @@ def _describe(weights: str) -> dict[str, Any]:
     from drunet_cli.weights.cache import metadata_of, open_weights
     from drunet_cli.weights.checkpoint import weights_sha256
 
-    where = "file" if is_file_name(weights) else _where(weights)
+    where = place_of(weights)
     if where == "not-downloaded":
         return _describe_entry(weights)
     known = (ENTRIES.get(weights) or BUNDLED.get(weights)) if where != "file" else None
@@ -328,7 +328,7 @@ def _describe_entry(name: str) -> dict[str, Any]:
 def _description_in_words(document: Mapping[str, Any]) -> dict[str, str]:
     """The object of _describe in words, by label."""
     words = {name: "" if document.get(name) is None else str(document[name]) for name in _LABELS}
-    place = "not in the cache" if document["where"] == "not-downloaded" else _PLACES[document["where"]]
+    place = "not in the cache" if document["where"] == "not-downloaded" else PLACES[document["where"]]
     words["where"] = place + ("; used unless others are named" if document["default"] else "")
     if words["window"]:
         words["window"] = _WINDOWS[document["window"]]
@@ -352,7 +352,10 @@ def _origin(document: Mapping[str, Any]) -> str:
     return re.sub(r"cases learnt from: (\d+)", r"\1 cases", own)
 
 
-def _where(name: str) -> str:
+def place_of(name: str) -> str:
+    """Where weights by name or file are: file, bundled, cache or not-downloaded."""
+    if is_file_name(name):
+        return "file"
     if name in BUNDLED:
         return "bundled"
     return "cache" if has_cache() and is_file(weights_path(name)) else "not-downloaded"

@@ -285,6 +285,18 @@ def _why_no_cuda() -> str:
     return "PyTorch finds no NVIDIA GPU or driver"
 
 
+def visible_gpus() -> dict[str, str]:
+    """The GPUs that PyTorch can use: their devices, as --device names them, and the hardware in words."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # `resolve_device` tells them
+        n_cuda = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    gpus = {}
+    for n in range(n_cuda):
+        properties = torch.cuda.get_device_properties(n)
+        gpus[f"cuda:{n}"] = f"{properties.name}, {properties.total_memory / 1e9:.1f} GB"
+    return {**gpus, "mps": "Apple GPU"} if torch.backends.mps.is_available() else gpus
+
+
 def device_name(device: torch.device) -> str:
     """The hardware in words."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_name()

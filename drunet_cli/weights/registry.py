@@ -224,11 +224,15 @@ def check_available(weights: str) -> None:
         check_file(Path(weights))
     elif weights not in BUNDLED and not is_file(cached_path(weights)):
         entry = find_entry(weights)
-        offline = os.environ.get("DRUNET_OFFLINE", "").lower() not in ("", "0", "false", "no", "off")
-        if offline and not source_url(entry).startswith("file:"):
+        if is_offline() and not source_url(entry).startswith("file:"):
             raise WeightsError(
                 f"weights {weights} are not in the cache, and DRUNET_OFFLINE forbids downloading", details=other_ways(entry)
             )
+
+
+def is_offline() -> bool:
+    """Whether DRUNET_OFFLINE forbids downloads."""
+    return os.environ.get("DRUNET_OFFLINE", "").lower() not in ("", "0", "false", "no", "off")
 
 
 def is_file(path: Path) -> bool:

@@ -50,7 +50,9 @@ def assert_light(lines: list[list[str]], code: int, folder: Path, *, without: tu
 
 
 def test_help_and_misuse_import_nothing_that_reads_files(tmp_path: Path) -> None:
-    commands = "|segment|train|export|evaluate|report|demo|guide|convert|convert nii2png|convert png2nii|weights|weights import"
+    commands = (
+        "|segment|train|export|evaluate|report|demo|doctor|guide|convert|convert nii2png|convert png2nii|weights|weights import"
+    )
     helps = [[*command.split(), "--help"] for command in commands.split("|")] + [["--version"]]
     assert_light(helps, 0, tmp_path, without=(*HEAVY, *READERS))
     lines = """

@@ -1,0 +1,213 @@
+"""`drunet doctor`: what drunet would use of this machine, and what would stop it."""
+
+import os
+import platform
+import re
+import shutil
+import time
+from collections.abc import Callable, Mapping
+from importlib import metadata
+from typing import Any, Final
+
+import typer
+
+import drunet_cli
+from drunet_cli.cli import options
+from drunet_cli.cli.weights import PLACES, place_of
+from drunet_cli.errors import DrunetError, OutputError, WeightsError
+from drunet_cli.host import cpu_grants, cpu_name, granted_cpus
+from drunet_cli.network.engine import EngineName, Precision, choose_engine, open_engine, settle_device
+from drunet_cli.weights.registry import (
+    COMPACT,
+    DEFAULT,
+    ENTRIES,
+    cache_folder,
+    cached_path,
+    check_available,
+    find_entry,
+    is_offline,
+    members_of,
+    other_ways,
+)
+
+_DISTRIBUTION: Final = "drunet-cli"
+_OF_EXTRA: Final = re.compile(r"([\w.-]+).*;.*\bextra == [\"'](\w+)[\"']")
+_FOR_DEVELOPERS: Final = "test"
+_SLICE: Final = (1, 80, 80, 4)  # of a size that the network takes
+
+
+def doctor(weights: options.WeightsOfSegment = None, device: options.Device = "auto", json: options.Json = False) -> None:
+    """Show what drunet would use of this machine, and what would stop it.
+
+    A small slice is computed with the weights that come with drunet. The exit
+    code is the one that drunet segment would end with before it reads an image:
+    4 for weights, 5 for the device. Send all of it with a request for help.
+
+    drunet doctor
+    drunet doctor --weights mine.safetensors --device cuda
+    """
+    from drunet_cli.cli.console import Screen, fields_table, result_json
+
+    screen = Screen()
+    problems: list[DrunetError] = []
+    document = {
+        "drunet": drunet_cli.__version__,
+        "python": platform.python_version(),
+        "system": platform.platform(),
+        "torch": _version("torch"),
+        "processor": cpu_name(),
+        "cpus": {"granted": granted_cpus(), "by": cpu_grants()},
+        **_computing(device, screen.warning, problems),
+        "weights": [_described(name, problems) for each in weights or [DEFAULT] for name in _members(each, problems)],
+        "cache": _cache(),
+        "offline": is_offline(),
+        "extras": _extras(),
+    }
+    if json:
+        result_json({**document, "problems": [{"error": str(each), "exit_code": each.exit_code} for each in problems]})
+    else:
+        screen.table(fields_table(_in_words(document)))
+    for error in sorted(problems, key=lambda each: each.exit_code):  # as `segment`, which looks for weights first
+        screen.error(str(error), error.details)
+    if problems:
+        raise typer.Exit(min(each.exit_code for each in problems))
+
+
+def _computing(device: str, on_warning: Callable[[str], None], problems: list[DrunetError]) -> dict[str, Any]:
+    """The engine that `segment` would take, tried on a slice, and the GPUs that PyTorch sees. Adds what fails to problems."""
+    import numpy as np
+
+    from drunet_cli.network.torch_engine import visible_gpus
+    from drunet_cli.weights.cache import open_weights
+
+    tried: dict[str, Any] = {"gpus": visible_gpus(), "engine": None}
+    try:
+        name = choose_engine(EngineName.AUTO, device=device, precision=Precision.AUTO)
+        settled = settle_device(name, device, on_warning=on_warning)
+        checkpoint = open_weights(COMPACT)
+        engine = open_engine(
+            name,
+            checkpoint,
+            device=settled,
+            precision=Precision.AUTO,
+            batch_size=None,
+            threads=granted_cpus(),
+            named=False,
+            on_warning=on_warning,
+        )
+        begin = time.perf_counter()
+        engine.classes(np.full(_SLICE, 127, dtype=np.uint8))
+        seconds = time.perf_counter() - begin
+    except DrunetError as error:
+        problems.append(error)
+        return tried
+    tried["engine"] = {
+        "name": engine.name,
+        "versions": dict(engine.versions),
+        "device": engine.device,
+        "device_name": engine.device_name,
+        "precision": engine.precision,
+        "threads": engine.threads,
+        "slices_at_once": engine.batch_size,
+        "seconds_of_a_small_slice": round(seconds, 3),
+    }
+    return tried
+
+
+def _members(weights: str, problems: list[DrunetError]) -> tuple[str, ...]:
+    try:
+        return members_of(weights)
+    except WeightsError as error:
+        problems.append(error)
+        return ()
+
+
+def _described(name: str, problems: list[DrunetError]) -> dict[str, str]:
+    """A set of weights and where it is. Adds to problems what would stop its use."""
+    from drunet_cli.io.atomic import check_writable
+    from drunet_cli.weights.cache import metadata_of
+
+    where = place_of(name)
+    try:
+        if where != "not-downloaded":
+            metadata_of(name)
+        else:
+            check_available(name)
+            check_writable(cached_path(name), overwrite=True)
+    except OutputError as error:
+        ways = other_ways(find_entry(name))
+        problems.append(WeightsError(f"weights {name} are not in the cache, and cannot be downloaded: {error}", details=ways))
+    except WeightsError as error:
+        problems.append(error)
+    return {"name": name, "where": where}
+
+
+def _weights_in_words(name: str, where: str) -> str:
+    size = (
+        f" (about {ENTRIES[name].megabytes} MB when they are first used)"
+        if where == "not-downloaded" and name in ENTRIES
+        else ""
+    )
+    return f"{name}: {PLACES[where]}{size}"
+
+
+def _cache() -> dict[str, Any]:
+    """The folder of downloaded weights; None where there can be none."""
+    try:
+        folder = cache_folder()
+    except WeightsError:
+        return {"folder": None, "can_be_written": False, "free_bytes": None}
+    there = next(parent for parent in (folder, *folder.parents) if os.path.lexists(parent))
+    return {
+        "folder": str(folder),
+        "can_be_written": there.is_dir() and os.access(there, os.W_OK | os.X_OK),
+        "free_bytes": shutil.disk_usage(there).free,
+    }
+
+
+def _extras() -> dict[str, dict[str, str | None]]:
+    """The packages of each extra with their versions, None for those that are not installed, as the installation has them."""
+    try:
+        requirements = metadata.requires(_DISTRIBUTION) or []
+    except metadata.PackageNotFoundError:  # sources that were not installed
+        return {}
+    extras: dict[str, dict[str, str | None]] = {}
+    for requirement in requirements:
+        if (found := _OF_EXTRA.fullmatch(requirement)) and found[2] != _FOR_DEVELOPERS:
+            extras.setdefault(found[2], {})[found[1]] = _version(found[1])
+    return extras
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _in_words(document: Mapping[str, Any]) -> dict[str, str]:
+    """The document as a person reads it, by label."""
+    engine, cache, gpus = document["engine"], document["cache"], document["gpus"]
+    computes = "nothing, see below"
+    if engine is not None:
+        versions = ", ".join(f"{name} {version}" for name, version in engine["versions"].items())
+        took = f"{engine['seconds_of_a_small_slice']} s for a small slice"
+        computes = f"{versions} on {engine['device']} in {engine['precision']}, {engine['threads']} threads; {took}"
+    grants = ", ".join(f"{name} {n}" for name, n in document["cpus"]["by"].items())
+    words = {
+        "drunet": f"{document['drunet']}, Python {document['python']}, PyTorch {document['torch']}",
+        "system": document["system"],
+        "processor": document["processor"],
+        "CPUs": f"{document['cpus']['granted']} granted ({grants})",
+        "GPUs": "; ".join(f"{device}: {name}" for device, name in gpus.items()) or "none that PyTorch can use",
+        "computes": computes,
+        "weights": "; ".join(_weights_in_words(**each) for each in document["weights"]),
+        "cache": "none" if cache["folder"] is None else cache["folder"],
+        "downloads": "forbidden by DRUNET_OFFLINE" if document["offline"] else "allowed",
+    }
+    if cache["folder"] is not None:
+        writable = "can be written" if cache["can_be_written"] else "cannot be written"
+        words["cache"] += f" ({writable}, {cache['free_bytes'] / 1e9:.1f} GB free)"
+    for extra, packages in document["extras"].items():
+        words[f"extra {extra}"] = ", ".join(f"{name} {version or 'not installed'}" for name, version in packages.items())
+    return words
