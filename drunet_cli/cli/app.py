@@ -12,8 +12,7 @@ import typer
 
 import drunet_cli
 from drunet_cli.cli import demo, doctor, evaluate, export, guide, nii2png, png2nii, prepare, report, segment, train, weights
-from drunet_cli.cli.console import Screen, give_up_stdout, reason_of_lost_stdout
-from drunet_cli.cli.options import Command, Group
+from drunet_cli.cli.console import Screen, give_up_stdout, reason_of_lost_stdout, telling
 from drunet_cli.errors import DeviceError, DrunetError, ExitCode, MisuseError, OutputError, Terminated
 from drunet_cli.signals import signals_raised
 
@@ -38,7 +37,7 @@ app = typer.Typer(
 
 def _add(group: typer.Typer, *commands: Callable[..., None]) -> None:
     for command in commands:
-        group.command(cls=Command)(command)
+        group.command(cls=Command)(telling_more(command))
 
 
 convert = typer.Typer(no_args_is_help=True, help=_CONVERT)
@@ -91,6 +90,8 @@ def main(arguments: list[str]) -> int:
         return ExitCode.INTERRUPTED
     except Terminated:
         return ExitCode.TERMINATED
+    finally:
+        telling.end()
 
 
 def _run(arguments: list[str]) -> int:

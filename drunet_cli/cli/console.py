@@ -7,14 +7,16 @@ import re
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
 from shutil import get_terminal_size
 from socket import gethostname
 from time import strftime
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TextIO
 
 from drunet_cli.brats import REGIONS, volume_digits, volume_in_words
-from drunet_cli.errors import one_line
+from drunet_cli.errors import OutputError, one_line
 from drunet_cli.signals import hold_signals
 
 if TYPE_CHECKING:
@@ -31,14 +33,47 @@ _WIDE = 100_000
 _WIDEST_PAGE = 100  # columns; longer lines tire the reader
 
 
+@dataclass
+class Telling:
+    """What --verbose and --log ask for: the same for all screens of a command line.
+
+    verbose: tell what is decided, and why. log: a file that gets every line too, with time and host.
+    """
+
+    verbose: bool = False
+    log: TextIO | None = None
+
+    def log_to(self, path: Path) -> None:
+        """Append every further line to this file. Raises OutputError."""
+        try:
+            self.log = path.open("a", encoding="utf-8", errors="backslashreplace")
+        except (OSError, ValueError) as error:
+            raise OutputError(f"--log {path}: cannot be written: {getattr(error, 'strerror', error)}") from error
+
+    def end(self) -> None:
+        """Tell as if neither had been asked for."""
+        if self.log is not None:
+            with suppress(OSError):
+                self.log.close()
+        self.verbose, self.log = False, None
+
+
+telling: Final = Telling()
+
+
 class Screen:
-    """What a command shows to a person, on stderr. quiet: no bar, notes or warnings; errors and results stay."""
+    """What a command shows to a person, on stderr. quiet: no bar, notes or warnings; errors and results stay.
+
+    A line that quiet withholds stands in the file of --log nonetheless.
+    """
 
     def __init__(self, *, quiet: bool = False) -> None:
         self.quiet = quiet
         self._is_log = False
         self._console: Console | None = None
-        logging.getLogger("drunet_cli").handlers[:] = [_ToScreen(self)]  # the newest screen tells what is logged
+        log = logging.getLogger("drunet_cli")
+        log.handlers[:] = [_ToScreen(self)]  # the newest screen tells what is logged
+        log.setLevel(logging.INFO if telling.verbose or telling.log else logging.WARNING)
 
     @property
     def console(self) -> "Console":
@@ -60,19 +95,21 @@ class Screen:
 
     def error(self, message: str, details: tuple[str, ...] = (), *, place: str = "") -> None:
         """Print one line, whatever the message holds, and the details below it as they are. place: see `note`."""
-        self._line("Error", "bold red", message, place)
+        self._tell(one_line(message), "Error: ", "bold red", place=place)
         for line in details:
-            self._print(f"  {line}")
+            self._tell(f"  {line}", is_part=True)
 
     def warning(self, message: str) -> None:
         """Print one line, unless the command is to be quiet."""
-        if not self.quiet:
-            self._line("Warning", "yellow", message)
+        self._tell(one_line(message), "Warning: ", "yellow", shown=not self.quiet)
 
     def note(self, message: str, *, place: str = "") -> None:
         """Print one line that a person may like to read. place: of this line among many, as 17 of 2000, for a log."""
-        if not self.quiet:
-            self._print(self._log_prefix(place) + message)
+        self._tell(message, place=place, shown=not self.quiet)
+
+    def detail(self, message: str) -> None:
+        """Print one line on what was decided, and why, for --verbose."""
+        self._tell(message, style="dim", shown=telling.verbose)
 
     @contextmanager
     def slices_bar(self, n_cases: int) -> Iterator["SegmentationBar | None"]:
@@ -117,37 +154,42 @@ class Screen:
             # A terminal folds the last column; a log, which has told every failure in full, has one line a row.
             width = _WIDE if console.is_terminal else get_terminal_size().columns
             for line in _rendered(table, console).splitlines():
-                self._print(line if len(line) <= width else f"{line[: width - 3]}...")
+                self._tell(line if len(line) <= width else f"{line[: width - 3]}...", is_part=True)
 
-    def _line(self, label: str, style: str, message: str, place: str = "") -> None:
-        self._print(one_line(message), f"{self._log_prefix(place)}{label}: ", style)
-
-    def _log_prefix(self, place: str) -> str:
-        return log_prefix(place) if self._is_log else ""
-
-    def _print(self, text: str, label: str = "", style: str = "") -> None:
+    def _tell(
+        self, text: str, label: str = "", style: str = "", *, place: str = "", is_part: bool = False, shown: bool = True
+    ) -> None:
+        """Print a line, and log it. label: what the line begins with, in this style. is_part: of what the line before began."""
+        if telling.log is not None:
+            with suppress(OSError):  # a lost line is no reason to stop the work
+                telling.log.write(f"{log_prefix(place)}{label}{text}\n")
+                telling.log.flush()
+        if not shown:
+            return
+        prefix = log_prefix(place) if self._is_log and not is_part else ""
         try:
             if _stderr_is_terminal():
                 from rich.text import Text
 
-                self.console.print(Text.assemble((label, style), text))
+                self.console.print(Text.assemble((f"{prefix}{label}", style), (text, "" if label else style)))
             else:
-                sys.stderr.write(f"{label}{text}\n")
+                sys.stderr.write(f"{prefix}{label}{text}\n")
                 sys.stderr.flush()
-        except (OSError, SystemExit):  # rich exits where a pipe is closed; a lost line is no reason to stop the work
+        except (OSError, SystemExit):  # rich exits where a pipe is closed; a lost line is no reason to stop the work either
             _discard(sys.stderr.fileno())
 
 
 class _ToScreen(logging.Handler):
-    """Tells what a room logs, because nobody is there to be called, as any other warning."""
+    """Tells what a room logs, because nobody is there to be called, as any other warning or detail."""
 
     def __init__(self, screen: Screen) -> None:
-        super().__init__(logging.WARNING)
+        super().__init__()
         self._screen = screen
 
     def emit(self, record: logging.LogRecord) -> None:
         """Print the record, unless the command is to be quiet."""
-        self._screen.warning(record.getMessage())
+        tell = self._screen.warning if record.levelno >= logging.WARNING else self._screen.detail
+        tell(record.getMessage())
 
 
 def log_prefix(place: str) -> str:

@@ -6,7 +6,6 @@ import re
 import shutil
 import time
 from collections.abc import Callable, Mapping
-from importlib import metadata
 from typing import Any, Final
 
 import typer
@@ -44,7 +43,7 @@ def doctor(weights: options.WeightsOfSegment = None, device: options.Device = "a
     4 for weights, 5 for the device. Send all of it with a request for help.
 
     drunet doctor
-    drunet doctor --weights mine.safetensors --device cuda
+    drunet doctor --weights compact --json
     """
     from drunet_cli.cli.console import Screen, fields_table, result_json
 
@@ -167,6 +166,8 @@ def _cache() -> dict[str, Any]:
 
 def _extras() -> dict[str, dict[str, str | None]]:
     """The packages of each extra with their versions, None for those that are not installed, as the installation has them."""
+    from importlib import metadata
+
     try:
         requirements = metadata.requires(_DISTRIBUTION) or []
     except metadata.PackageNotFoundError:  # sources that were not installed
@@ -179,6 +180,8 @@ def _extras() -> dict[str, dict[str, str | None]]:
 
 
 def _version(package: str) -> str | None:
+    from importlib import metadata  # brings the parser of e-mail
+
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:

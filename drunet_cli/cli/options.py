@@ -3,6 +3,8 @@
 Typer reads these annotations when it runs.
 """
 
+import functools
+import inspect
 import re
 import sys
 from collections import Counter
@@ -172,8 +174,59 @@ Json = Annotated[
 ]
 Quiet = Annotated[
     bool,
-    typer.Option("--quiet", help="No progress bar, notes or warnings; errors stay.", rich_help_panel=OUTPUT),
+    typer.Option("--quiet", "-q", help="No progress bar, notes or warnings; errors stay.", rich_help_panel=OUTPUT),
 ]
+Verbose = Annotated[
+    bool,
+    typer.Option(
+        "--verbose",
+        "-v",
+        help="Say on stderr what is decided, and why: engine, threads, geometry, times.",
+        rich_help_panel=OUTPUT,
+    ),
+]
+Log = Annotated[
+    Path | None,
+    typer.Option(
+        "--log",
+        parser=path,
+        metavar="FILE",
+        help="Append what stderr is told to this file too, each line with time and host; all of it, also with --quiet.",
+        show_default=False,
+        rich_help_panel=OUTPUT,
+    ),
+]
+
+
+def telling_more(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command that has --quiet also --verbose and --log, which its screens heed by themselves."""
+    signature = inspect.signature(command)
+    if "quiet" not in signature.parameters:
+        return command
+
+    @functools.wraps(command)
+    def told(*, verbose: bool, log: Path | None, **given: Any) -> None:
+        from drunet_cli.cli.console import telling
+
+        if verbose and given["quiet"]:
+            raise MisuseError("--verbose and --quiet exclude one another")
+        telling.verbose = verbose
+        if log is not None:
+            telling.log_to(log)
+        command(**given)
+
+    more = {"verbose": (Verbose, False), "log": (Log, None)}
+    added = [
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=kind)
+        for name, (kind, default) in more.items()
+    ]
+    before = list(signature.parameters.values())
+    at = list(signature.parameters).index("quiet") + 1
+    told.__signature__ = signature.replace(  # type: ignore[attr-defined]
+        parameters=[*before[:at], *added, *before[at:]]
+    )
+    told.__annotations__ = {**command.__annotations__, "verbose": Verbose, "log": Log}
+    return told
 
 
 Cases = Annotated[

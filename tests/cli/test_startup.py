@@ -22,6 +22,7 @@ WEIGHTS: Final = ("--weights", str(GOLDEN_WEIGHTS))
 # Runs command lines in one process, one after the other; prints the code of each and what has been imported until then.
 PROGRAM: Final = f"""
 import json, sys
+sys.modules["pydicom"] = None  # where it is installed, nibabel imports it, and it imports requests
 from drunet_cli.cli.app import main
 for line in json.loads(sys.argv[1]):
     code = main(line)
