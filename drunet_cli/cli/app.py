@@ -13,6 +13,7 @@ import typer
 import drunet_cli
 from drunet_cli.cli import demo, doctor, evaluate, export, guide, nii2png, png2nii, prepare, report, segment, train, weights
 from drunet_cli.cli.console import Screen, give_up_stdout, reason_of_lost_stdout, telling
+from drunet_cli.cli.options import Command, Group, telling_more
 from drunet_cli.errors import DeviceError, DrunetError, ExitCode, MisuseError, OutputError, Terminated
 from drunet_cli.signals import signals_raised
 
@@ -115,6 +116,7 @@ def _run(arguments: list[str]) -> int:
         if isinstance(error, OSError) and error.filename is None and error.errno in _STREAM_ERRORS:
             return _report_lost_stdout(error)
         traceback.print_exc()
+        telling.write(traceback.format_exc())
         sys.stderr.write("\nThis is a fault of drunet, not yours. Please report it with the lines above.\n")
         return ExitCode.FAULT
 

@@ -96,7 +96,7 @@ class Batch:
             raise error
 
     def _place(self) -> str:
-        return f"{self.n_done + len(self._failed)} of {self._n_cases}"
+        return "" if self._n_cases == 1 else f"{self.n_done + len(self._failed)} of {self._n_cases}"
 
     def _advance_by(self, advance: Callable[[str], None]) -> None:
         self._advance = advance

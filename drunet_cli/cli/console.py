@@ -50,6 +50,13 @@ class Telling:
         except (OSError, ValueError) as error:
             raise OutputError(f"--log {path}: cannot be written: {getattr(error, 'strerror', error)}") from error
 
+    def write(self, line: str, *, place: str = "") -> None:
+        """Append a line to the log, if there is one. A lost line is no reason to stop the work."""
+        if self.log is not None:
+            with suppress(OSError):
+                self.log.write(f"{log_prefix(place)}{line}\n")
+                self.log.flush()
+
     def end(self) -> None:
         """Tell as if neither had been asked for."""
         if self.log is not None:
@@ -160,10 +167,7 @@ class Screen:
         self, text: str, label: str = "", style: str = "", *, place: str = "", is_part: bool = False, shown: bool = True
     ) -> None:
         """Print a line, and log it. label: what the line begins with, in this style. is_part: of what the line before began."""
-        if telling.log is not None:
-            with suppress(OSError):  # a lost line is no reason to stop the work
-                telling.log.write(f"{log_prefix(place)}{label}{text}\n")
-                telling.log.flush()
+        telling.write(f"{label}{text}", place=place)
         if not shown:
             return
         prefix = log_prefix(place) if self._is_log and not is_part else ""
@@ -175,7 +179,7 @@ class Screen:
             else:
                 sys.stderr.write(f"{prefix}{label}{text}\n")
                 sys.stderr.flush()
-        except (OSError, SystemExit):  # rich exits where a pipe is closed; a lost line is no reason to stop the work either
+        except (OSError, SystemExit):  # rich exits where a pipe is closed; a lost line is no reason to stop the work
             _discard(sys.stderr.fileno())
 
 

@@ -32,6 +32,7 @@ from drunet_cli.weights.registry import (
 _DISTRIBUTION: Final = "drunet-cli"
 _OF_EXTRA: Final = re.compile(r"([\w.-]+).*;.*\bextra == [\"'](\w+)[\"']")
 _FOR_DEVELOPERS: Final = "test"
+_LIBRARIES: Final = ("torch", "numpy", "scipy", "nibabel")
 _SLICE: Final = (1, 80, 80, 4)  # of a size that the network takes
 
 
@@ -53,7 +54,7 @@ def doctor(weights: options.WeightsOfSegment = None, device: options.Device = "a
         "drunet": drunet_cli.__version__,
         "python": platform.python_version(),
         "system": platform.platform(),
-        "torch": _version("torch"),
+        "libraries": {name: _version(name) for name in _LIBRARIES},
         "processor": cpu_name(),
         "cpus": {"granted": granted_cpus(), "by": cpu_grants()},
         **_computing(device, screen.warning, problems),
@@ -198,7 +199,8 @@ def _in_words(document: Mapping[str, Any]) -> dict[str, str]:
         computes = f"{versions} on {engine['device']} in {engine['precision']}, {engine['threads']} threads; {took}"
     grants = ", ".join(f"{name} {n}" for name, n in document["cpus"]["by"].items())
     words = {
-        "drunet": f"{document['drunet']}, Python {document['python']}, PyTorch {document['torch']}",
+        "drunet": f"{document['drunet']}, Python {document['python']}",
+        "libraries": ", ".join(f"{name} {version}" for name, version in document["libraries"].items()),
         "system": document["system"],
         "processor": document["processor"],
         "CPUs": f"{document['cpus']['granted']} granted ({grants})",

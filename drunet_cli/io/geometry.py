@@ -105,6 +105,11 @@ class Geometry:
         return self.x.untouched and self.y.untouched
 
     @property
+    def fit(self) -> str:
+        """What was done to the slices for the network: nothing (untouched), padding or cropping (shifted), or resampled."""
+        return "resampled" if self.resampled else "untouched" if self.untouched else "shifted"
+
+    @property
     def n_slices(self) -> int:
         """Z."""
         return self.shape[self.stored_axis_of_slices]

@@ -6,6 +6,7 @@ The command line imports this module for its options, so numpy is imported where
 from __future__ import annotations
 
 import functools
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from enum import StrEnum
 from importlib import util
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
     Images: TypeAlias = npt.NDArray[np.float32]  # [N, 4, X, Y]: slices divided by 255; logits have the same shape
 else:
     Images = Any
+
+_LOG: Final = logging.getLogger("drunet_cli")
 
 # Largest difference of a logit between two engines in float32, as a share of the largest logit. With the golden weights, a
 # trained network of base width 4 and random ones of widths 1, 2 and 16 it was at most 3.8e-6; a wrong layer is off by tenths.
@@ -146,6 +149,7 @@ def choose_engine(name: EngineName, *, device: str, precision: Precision, sampli
     Raises MisuseError where ONNX Runtime is asked for and is not installed, or cannot do the work.
     """
     if name is EngineName.TORCH:
+        _LOG.info("engine: PyTorch, as asked for")
         return name
     fits = device in ("auto", "cpu") and precision in (Precision.AUTO, Precision.FLOAT32)
     if name is EngineName.ONNXRUNTIME:
@@ -154,10 +158,21 @@ def choose_engine(name: EngineName, *, device: str, precision: Precision, sampli
         if not fits:
             raise MisuseError("engine=onnxruntime computes on the CPU in float32; for others use engine=torch")
         check_onnx()
+        _LOG.info("engine: ONNX Runtime, as asked for")
         return name
-    if not fits or sampling or _missing_packages() or (device == "auto" and _torch_may_find_gpu()):
-        return EngineName.TORCH
-    return EngineName.ONNXRUNTIME
+    if not fits:
+        reason = "for this device or precision"
+    elif sampling:
+        reason = "for samples with dropout"
+    elif missing := _missing_packages():
+        reason = f"since {' and '.join(missing)} not installed, which would be faster"
+    elif device == "auto" and _torch_may_find_gpu():
+        reason = "since there may be a GPU"
+    else:
+        _LOG.info("engine: ONNX Runtime, which is the fastest on a CPU in float32")
+        return EngineName.ONNXRUNTIME
+    _LOG.info("engine: PyTorch, %s", reason)
+    return EngineName.TORCH
 
 
 def check_onnx() -> None:
@@ -222,12 +237,13 @@ def open_engine(
             onnx_engine = OnnxEngine(checkpoint, batch_size=batch_size, threads=threads, on_halved=on_halved)
             if not is_proved():
                 _check_same_network(onnx_engine.logits, checkpoint)
+            _log_opened(onnx_engine, checkpoint)
             return onnx_engine
     import torch
 
     from drunet_cli.network.torch_engine import TorchEngine
 
-    return TorchEngine(
+    torch_engine = TorchEngine(
         checkpoint,
         device=torch.device(device),
         precision=precision,
@@ -236,6 +252,18 @@ def open_engine(
         dropout=dropout,
         deterministic=deterministic,
         on_halved=on_halved,
+    )
+    _log_opened(torch_engine, checkpoint)
+    return torch_engine
+
+
+def _log_opened(engine: Engine, checkpoint: Checkpoint) -> None:
+    metadata = checkpoint.metadata
+    _LOG.info(
+        "weights %s (base width %d, epsilon %g, SHA-256 %s...): %s on %s (%s) in %s, %d threads, %d slices at once",
+        *(metadata.name, metadata.base_width, metadata.bn_epsilon, checkpoint.sha256[:12]),
+        ", ".join(f"{software} {version}" for software, version in engine.versions.items()),
+        *(engine.device, engine.device_name, engine.precision, engine.threads, engine.batch_size),
     )
 
 

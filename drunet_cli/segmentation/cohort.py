@@ -72,7 +72,7 @@ def segment_cases(
                 if not isinstance(prepared, PreparedCase):
                     yield planned, prepared
                     continue
-                _ = ensemble.engines  # weights may be downloaded for them: not while a case is claimed
+                ensemble.open()  # not while a case is claimed
                 if (claim := claim_file(planned.files.label_map)) is None:
                     del prepared
                     left_to_others.append(planned)

@@ -1,14 +1,17 @@
 """The networks that compute a segmentation: their weights and engines, opened when the first case needs them."""
 
+import logging
 from collections.abc import Callable
 from functools import cached_property
-from typing import Any
+from typing import Any, Final
 
-from drunet_cli.host import granted_cpus, limit_openmp_spinning
+from drunet_cli.host import cpu_grants, granted_cpus, limit_openmp_spinning
 from drunet_cli.network.engine import Engine, EngineName, WindowMode, choose_engine, open_engine, settle_device
 from drunet_cli.segmentation.settings import Settings
 from drunet_cli.weights.checkpoint import Checkpoint
 from drunet_cli.weights.registry import caveat_of, check_available
+
+_LOG: Final = logging.getLogger("drunet_cli")
 
 
 class Ensemble:
@@ -24,6 +27,8 @@ class Ensemble:
     ) -> None:
         self.settings = settings
         self.threads = settings.threads or granted_cpus()
+        source = "as asked for" if settings.threads else ", ".join(f"{name} {n}" for name, n in cpu_grants().items())
+        _LOG.info("threads: %d (%s)", self.threads, source)
         self._on_warning = on_warning
         self._open_weights = open_weights
         self._engine_name = choose_engine(
@@ -68,6 +73,10 @@ class Ensemble:
             )
             for checkpoint, rate in zip(self.checkpoints, rates, strict=True)
         )
+
+    def open(self) -> None:
+        """Open weights and engines now, which may take a download."""
+        _ = self.engines
 
     @property
     def window(self) -> WindowMode:

@@ -319,12 +319,11 @@ def _weights_entry(checkpoint: Checkpoint) -> dict[str, Any]:
 
 
 def _geometry_entry(geometry: Geometry) -> dict[str, Any]:
-    """How the case lay and what was done to it; `frame` is untouched, shifted (padded or cropped) or resampled."""
-    frame = "resampled" if geometry.resampled else "untouched" if geometry.untouched else "shifted"
+    """How the case lay and what was done to it."""
     return {
         "shape": list(geometry.shape),
         "axes": geometry.axcodes,
-        "frame": frame,
+        "frame": geometry.fit,
         "frame_start_mm": [geometry.x.start_mm, geometry.y.start_mm],
         "in_plane_spacing_mm": [round(geometry.x.spacing_mm, 6), round(geometry.y.spacing_mm, 6)],
         "slice_spacing_mm": round(geometry.slice_spacing_mm, 6),

@@ -1,9 +1,10 @@
 """One case on its way: four files or arrays, checked and sliced, predicted, and cleaned up."""
 
+import logging
 import time
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +20,8 @@ from drunet_cli.io.volumes import CaseImages, images_of, read_images
 from drunet_cli.segmentation.ensemble import Ensemble
 from drunet_cli.segmentation.label_map import clean_up, label_map_warnings, measure
 from drunet_cli.segmentation.predict import Prediction, predict
+
+_LOG: Final = logging.getLogger("drunet_cli")
 
 
 @dataclass(frozen=True)
@@ -100,7 +103,7 @@ def _prepared(
         refuse_serious(images.warnings)
     reference = images.reference
     views = {modality: images.volumes[modality].voxels for modality in shown}
-    return PreparedCase(
+    prepared = PreparedCase(
         case=images.case,
         header=reference.header,
         voxel_ml=voxel_litres(reference.affine) * 1000,
@@ -112,6 +115,13 @@ def _prepared(
         warnings=images.warnings,
         seconds=time.perf_counter() - begin,
     )
+    geometry = prepared.geometry
+    _LOG.info(
+        "%s: %d x %d x %d voxels, axes %s, slices %.3g mm apart, %s for the network; brain %.0f mL; read in %.2f s",
+        *(prepared.case.name, *geometry.shape, geometry.axcodes, geometry.slice_spacing_mm, geometry.fit),
+        *(np.count_nonzero(prepared.brain) * prepared.voxel_ml, prepared.seconds),
+    )
+    return prepared
 
 
 def segment(
@@ -124,10 +134,12 @@ def segment(
     """
     begin = time.perf_counter()
     settings = ensemble.settings
+    engines = ensemble.engines
+    opened = time.perf_counter()
     prediction = predict(
         prepared.slices,
         prepared.geometry,
-        ensemble.engines,
+        engines,
         window=ensemble.window,
         settings=settings,
         on_progress=on_progress,
@@ -139,8 +151,13 @@ def segment(
         min_enhancing_ml=settings.min_enhancing_ml,
         voxel_ml=prepared.voxel_ml,
     )
+    predicted = time.perf_counter()
     measures = measure(cleaned.class_map, prepared.brain, prepared.geometry, voxel_ml=prepared.voxel_ml)
     warnings = label_map_warnings(measures)
+    _LOG.info(
+        "%s: the network took %.2f s (window %s), looking at the label map %.2f s",
+        *(prepared.case.name, predicted - opened, ensemble.window, time.perf_counter() - predicted),
+    )
     if settings.strict:
         refuse_serious(warnings)
     return PredictedCase(

@@ -33,7 +33,18 @@ def test_a_screen_tells_what_would_compute_and_leaves_nothing(tmp_path: Path, ca
     out, err = capsys.readouterr()
     assert err == ""
     labels = [line.split("  ")[0] for line in out.splitlines()]
-    assert labels[:9] == ["drunet", "system", "processor", "CPUs", "GPUs", "computes", "weights", "cache", "downloads"]
+    assert labels[:10] == [
+        "drunet",
+        "libraries",
+        "system",
+        "processor",
+        "CPUs",
+        "GPUs",
+        "computes",
+        "weights",
+        "cache",
+        "downloads",
+    ]
     assert re.search(
         r"^computes +onnxruntime \S+ on cpu in float32, \d+ threads; [\d.]+ s for a small slice$", out, re.MULTILINE
     )

@@ -1,0 +1,103 @@
+"""What --verbose adds to stderr, and what --log keeps of it."""
+
+import re
+from pathlib import Path
+from typing import Final
+
+import pytest
+
+from drunet_cli.brats import Modality
+from drunet_cli.cli.app import main
+from tests.support import GOLDEN_IMAGES, GOLDEN_WEIGHTS, image_options
+
+SETTINGS: Final = ("--weights", str(GOLDEN_WEIGHTS), "--device", "cpu", "--threads", "1")
+SEGMENT: Final = ["segment", *map(str, image_options()), *SETTINGS]
+PREFIX: Final = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d \S+?(, \d+ of \d+)?: ")
+
+
+@pytest.fixture(autouse=True)
+def _lines_without_time_and_host() -> None:
+    """They have both here, where other tests of the command line take them away."""
+
+
+def logged(path: Path) -> list[str]:
+    """The lines of a log without time and host, which each of them must have."""
+    lines = path.read_text().splitlines()
+    assert [line for line in lines if not PREFIX.match(line)] == []
+    return [PREFIX.sub("", line, count=1) for line in lines]
+
+
+@pytest.mark.parametrize("letter", ["-v", "--verbose"])
+def test_verbose_tells_what_is_decided_and_why(letter: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*SEGMENT, "-o", str(tmp_path / "seg.nii.gz"), letter]) == 0
+    out, err = capsys.readouterr()
+    assert out == f"{tmp_path / 'seg.nii.gz'}\n"
+    for beginning in (
+        "threads: 1 (as asked for)",
+        "engine: ONNX Runtime, which is",
+        "golden: 240 x 240 x 5 voxels, axes LPS, slices 1 mm apart, untouched for the network; brain ",
+        "weights keras_base1 (base width 1, epsilon 0.001, SHA-256 ",
+        "golden: the network took ",
+    ):
+        assert [line for line in err.splitlines() if line.startswith(beginning)], beginning
+
+
+def test_a_log_holds_what_a_quiet_run_does_not_tell_and_is_appended_to(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output, log = tmp_path / "seg.nii.gz", tmp_path / "run.log"
+    assert main([*SEGMENT, "-o", str(output), "--quiet", "--log", str(log)]) == 0
+    assert capsys.readouterr() == (f"{output}\n", "")
+    first = logged(log)
+    assert first[0] == "threads: 1 (as asked for)"
+    assert any(line.startswith("Warning: the whole tumour") for line in first)  # random weights give no likely label map
+    assert first[-1].startswith("golden: WT ")
+    assert main([*SEGMENT, "-o", str(output), "-q", "--log", str(log)]) == 6
+    assert capsys.readouterr().err == f"Error: {output}: exists already; give --overwrite to replace it\n"
+    assert logged(log)[len(first) :][-1] == f"Error: {output}: exists already; give --overwrite to replace it"
+    before = log.read_bytes()
+    assert main([*SEGMENT, "-o", str(output)]) == 6
+    assert log.read_bytes() == before
+
+
+def test_a_log_tells_which_case_of_how_many_a_line_is_about(tmp_path: Path) -> None:
+    table = tmp_path / "cases.csv"
+    files = ",".join(str(GOLDEN_IMAGES[modality]) for modality in (Modality.T1, Modality.T1CE, Modality.T2, Modality.FLAIR))
+    table.write_text(f"case,t1,t1ce,t2,flair\na,{files}\nb,{files.replace('golden_t2', 'none')}\n")
+    log = tmp_path / "run.log"
+    assert main(["segment", str(table), *SETTINGS, "-o", str(tmp_path / "out"), "--quiet", "--log", str(log)]) == 1
+    places = [found[1] for line in log.read_text().splitlines() if (found := PREFIX.match(line)) and found[1]]
+    assert places == [", 1 of 2", ", 2 of 2"]
+
+
+def test_a_fault_of_drunet_is_logged_with_its_traceback(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise AssertionError("a fault")
+
+    monkeypatch.setattr("drunet_cli.segmentation.plan.plan_run", fail)
+    log = tmp_path / "run.log"
+    assert main([*SEGMENT, "-o", str(tmp_path / "seg.nii.gz"), "--log", str(log)]) == 70
+    assert log.read_text().rstrip().endswith("AssertionError: a fault")
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "words"),
+    [
+        (["-q", "-v"], 2, "--verbose and --quiet exclude one another"),
+        (["--log", "no/run.log"], 6, "--log no/run.log: cannot be written: No such file or directory"),
+        (["--log", "."], 6, "--log .: cannot be written: Is a directory"),
+        (["--log", ""], 2, "an empty path; an unset variable?"),
+    ],
+)
+def test_what_cannot_be_told_is_refused_before_anything_is_done(
+    options: list[str],
+    code: int,
+    words: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main([*SEGMENT, "-o", "seg.nii.gz", *options]) == code
+    assert words in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
