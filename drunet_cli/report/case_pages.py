@@ -1,5 +1,6 @@
 """A page of the viewer for each case of a report, made of the files that the runs have read and written."""
 
+import os
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -71,10 +72,12 @@ def references_of(records: Sequence[Record], path: Path) -> CaseFiles:
     """The reference label map of each case, by the output of its row; notices tell of the cases without one.
 
     path: a folder of label maps, which are found by the names of their cases as `drunet evaluate` finds them; or, for one case,
-    a label map. Raises CaseError for a folder without label maps, and for a file where there are several cases.
+    a label map. Raises CaseError for a path that is not there, a folder without label maps, and a file for several cases.
     """
     segmented = [record.row for record in _with_label_map(records)]
-    if not path.is_dir():
+    if not os.path.isdir(path):  # noqa: PTH112  # unlike Path.is_dir it raises for no path
+        if not os.path.lexists(path):
+            raise CaseError(f"{path}: no such file or folder of references")
         if len(segmented) != 1:
             raise CaseError(f"{path}: is one reference, for {len(segmented)} label maps; name a folder of references")
         return CaseFiles({segmented[0].output: path})
