@@ -9,7 +9,7 @@ from typing import Final
 
 from drunet_cli.brats import Modality
 from drunet_cli.errors import CaseError, MisuseError
-from drunet_cli.io.case import BrokenCase, Case, case_of, paths_of_list
+from drunet_cli.io.case import HEADER, BrokenCase, Case, SeriesFolder, case_of, no_series, paths_of_list
 from drunet_cli.io.discovery import Cohort, find_cases
 from drunet_cli.io.naming import Naming, is_nifti, may_name_a_file, parse_channels, parse_patterns, stem
 
@@ -24,9 +24,9 @@ def case_of_files(given: Mapping[Modality, Path | None], *, name: str | None, se
 
 def raw_case_of(given: Mapping[Modality, Path | None], *, name: str | None) -> Case:
     """The same of raw scans, each of which may be a DICOM series. Raises MisuseError, CaseError."""
-    from drunet_cli.prepare.scans import case_of_scans  # scipy: for this alone
+    from drunet_cli.prepare.dicom import dicom_folder
 
-    return case_of_scans(_images_of(given, name=name), name=name)
+    return case_of(_images_of(given, name=name), name=name, series_folder=dicom_folder)
 
 
 def _images_of(given: Mapping[Modality, Path | None], *, name: str | None) -> dict[Modality, Path]:
@@ -43,13 +43,18 @@ def _images_of(given: Mapping[Modality, Path | None], *, name: str | None) -> di
 
 
 def cohort_of(
-    sources: Sequence[str], *, patterns: Sequence[str] = (), channels: str | None = None, leave_out: Path | None = None
+    sources: Sequence[str],
+    *,
+    patterns: Sequence[str] = (),
+    channels: str | None = None,
+    leave_out: Path | None = None,
+    series_folder: SeriesFolder = no_series,
 ) -> Cohort:
     """The cases in folders and tables; `-` stands for a list of such paths on stdin. Raises MisuseError.
 
-    leave_out: the folder of results, which may lie among the cases.
+    leave_out: the folder of results, which may lie among the cases. series_folder: as for `find_cases`.
     """
-    cohort = find_cases(paths_of(sources), naming_of(patterns, channels), leave_out=leave_out)
+    cohort = find_cases(paths_of(sources), naming_of(patterns, channels), leave_out=leave_out, series_folder=series_folder)
     only_source_fails = len(sources) == len(cohort.broken) == 1 and not cohort.cases
     return replace(cohort, alone=STDIN not in sources and (cohort.alone or only_source_fails))
 
@@ -57,21 +62,22 @@ def cohort_of(
 def raw_cohort_of(
     sources: Sequence[str], *, patterns: Sequence[str] = (), channels: str | None = None, leave_out: Path | None = None
 ) -> Cohort:
-    """The same of raw scans: a folder that holds no case of NIfTI files may hold DICOM studies."""
-    cohort = cohort_of(sources, patterns=patterns, channels=channels, leave_out=leave_out)
+    """The same of raw scans: a folder that holds no case of NIfTI files may hold DICOM studies, and a scan be a series."""
+    from drunet_cli.prepare.dicom import dicom_folder
+
+    cohort = cohort_of(sources, patterns=patterns, channels=channels, leave_out=leave_out, series_folder=dicom_folder)
     empty = [item for item in cohort.broken if item.is_source and Path(item.name).is_dir()]
     if not empty:
         return cohort
-    from drunet_cli.prepare.dicom import is_dicom
-    from drunet_cli.prepare.scans import cases_of_studies
+    from drunet_cli.prepare.scans import cases_of_studies  # scipy: for this alone
 
-    studies = {item.name: cases_of_studies(Path(item.name)) for item in empty if is_dicom(Path(item.name))}
+    studies = {item.name: cases_of_studies(Path(item.name)) for item in empty if dicom_folder(Path(item.name))}
     found = [case for several in studies.values() for case in several]
     names = Counter([case.name for case in (*cohort.cases, *found)])
     cases = [case for case in found if isinstance(case, Case) and names[case.name] == 1]
     broken = [case for case in found if isinstance(case, BrokenCase)]
     broken += [
-        BrokenCase(case.name, CaseError(f"{case.name}: is the name of several cases; prepare them one by one, with --case"))
+        BrokenCase(case.name, CaseError(f"{case.name}: is the name of several cases; name them apart in a table ({HEADER})"))
         for case in found
         if isinstance(case, Case) and names[case.name] > 1
     ]

@@ -7,10 +7,10 @@ import io
 import itertools
 import os
 import stat
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeAlias
 
 from drunet_cli.brats import CHANNELS, Modality
 from drunet_cli.errors import CaseError
@@ -44,20 +44,37 @@ class BrokenCase:
     is_source: bool = False
 
 
-def case_of(images: Mapping[Modality, Path], *, name: str | None = None, segmentation: Path | None = None) -> Case:
+SeriesFolder: TypeAlias = Callable[[Path], Path | None]
+
+
+def no_series(_: Path) -> None:
+    """The `SeriesFolder` of those who take files alone."""
+
+
+def case_of(
+    images: Mapping[Modality, Path],
+    *,
+    name: str | None = None,
+    segmentation: Path | None = None,
+    series_folder: SeriesFolder = no_series,
+) -> Case:
     """The case that four files make. Without a name, the stem that all four share, else their folder's name, else FLAIR's stem.
 
+    series_folder: tells the folder of a path that stands for a series of images in place of a file.
     Raises CaseError when a file is missing, one file is given for two modalities or for one and the segmentation, or the name
     cannot be that of a file.
     """
     given = {modality.display: images[modality] for modality in CHANNELS}
     if segmentation is not None:
         given["segmentation"] = segmentation
-    found = {part: _regular(path, part) for part, path in given.items()}
+    folders = {part: series_folder(path) for part, path in given.items()}
+    found = {part: _regular(path, part) for part, path in given.items() if folders[part] is None}
     for one, other in itertools.combinations(given, 2):
-        if os.path.samestat(found[one], found[other]):
-            raise CaseError(f"{given[one]}: given as {one} and as {other}; give each its own file")
-    name = name or _name_of([images[modality] for modality in CHANNELS])
+        if given[one] == given[other] or (one in found and other in found and os.path.samestat(found[one], found[other])):
+            raise CaseError(
+                f"{given[one]}: given as {one} and as {other}; give each its own {'file' if one in found else 'series'}"
+            )
+    name = name or _name_of([folders[modality.display] or images[modality] for modality in CHANNELS])
     if not may_name_a_file(name):
         raise CaseError(f"{name!r}: cannot be part of a file name; rename the case")
     return Case(name, images, segmentation)
@@ -87,6 +104,8 @@ def _regular(path: Path, part: str) -> os.stat_result:
 def _name_of(paths: Sequence[Path]) -> str:
     if name := common_stem(paths):
         return name
+    if len(set(paths)) == 1:  # the series of one study
+        return with_a_name(paths[0]).name
     folders = {path.absolute().parent for path in paths}
     before, role = role_by_words(paths[0].name)
     if len(folders) == 1 and role is not None and not before:  # p7/flair.nii.gz, p7/t1.nii.gz: FLAIR's says nothing
@@ -165,9 +184,10 @@ def place_of(table: Path, line: int) -> str:
     return f"{table}, line {line}"
 
 
-def read_table(path: Path) -> list[Row]:
+def read_table(path: Path, *, series_folder: SeriesFolder = no_series) -> list[Row]:
     """The cases of a .csv or .tsv file, as `text_of` reads text; relative paths in it begin at its folder.
 
+    series_folder: as for `case_of`.
     A row that makes no case is a BrokenCase. Raises CaseError when the table as a whole cannot be read or has no rows.
     """
     lines = _lines(path)
@@ -179,7 +199,7 @@ def read_table(path: Path) -> list[Row]:
             raise CaseError(f"{path}: has no column {column}; its first line must be {HEADER}, separated by {separated}")
         if columns.count(column) > 1:
             raise CaseError(f"{path}: has more than one column {column}; keep one")
-    rows = [_row(path, line, columns, cells) for line, cells in lines]
+    rows = [_row(path, line, columns, cells, series_folder) for line, cells in lines]
     if not rows:
         raise CaseError(f"{path}: has no row below its header; give each case a row")
     return rows
@@ -206,24 +226,25 @@ def _lines(path: Path) -> Iterator[tuple[int, list[str]]]:
             yield line, cells
 
 
-def _row(table: Path, line: int, columns: list[str], cells: list[str]) -> Row:
+def _row(table: Path, line: int, columns: list[str], cells: list[str], series_folder: SeriesFolder) -> Row:
     place = place_of(table, line)
     values = dict(zip(columns, cells, strict=False))
     name = values.get(_NAME, "")
     if not may_name_a_file(name):
         return Row(BrokenCase(place, CaseError(f"{place}: {name!r} cannot be part of a file name; rename the case")), line)
     try:
-        return Row(_case(table, name, values, surplus=cells[len(columns) :]), line)
+        return Row(_case(table, name, values, series_folder, surplus=cells[len(columns) :]), line)
     except CaseError as error:
         remedy = "" if is_text("".join(cells)) else "; the table is not text in UTF-8: save it as UTF-8"
         return Row(BrokenCase(name, CaseError(f"{place}: {error}{remedy}")), line)
 
 
-def _case(table: Path, name: str, values: Mapping[str, str], *, surplus: list[str]) -> Case:
+def _case(table: Path, name: str, values: Mapping[str, str], series_folder: SeriesFolder, *, surplus: list[str]) -> Case:
     if any(surplus):
         raise CaseError("has more cells than the header; put a path that holds a separator in quotation marks")
     if empty := [column for column in CHANNELS if not values.get(column)]:
         raise CaseError(f"{name} has no {', '.join(modality.display for modality in empty)}; fill in {', '.join(empty)}")
     segmentation = values.get(SEGMENTATION)
     images: dict[Modality, Path] = {modality: table.parent / values[modality] for modality in CHANNELS}
-    return case_of(images, name=name, segmentation=table.parent / segmentation if segmentation else None)
+    reference = table.parent / segmentation if segmentation else None
+    return case_of(images, name=name, segmentation=reference, series_folder=series_folder)

@@ -18,7 +18,18 @@ from typing import Final, TypeAlias
 
 from drunet_cli.brats import CHANNELS, Modality
 from drunet_cli.errors import CaseError, join_some, plural
-from drunet_cli.io.case import HEADER, BrokenCase, Case, case_of, is_table, place_of, read_table, why_unreadable
+from drunet_cli.io.case import (
+    HEADER,
+    BrokenCase,
+    Case,
+    SeriesFolder,
+    case_of,
+    is_table,
+    no_series,
+    place_of,
+    read_table,
+    why_unreadable,
+)
 from drunet_cli.io.folders import Folder, FoldersWithoutCases, Identity, PassedOver, folders_from, identity_of, shorten
 from drunet_cli.io.naming import (
     BUILT_IN,
@@ -52,13 +63,20 @@ class Cohort:
     passed_over: tuple[PassedOver, ...] = ()
 
 
-def find_cases(sources: Sequence[Path], naming: Naming = BUILT_IN, *, leave_out: Path | None = None) -> Cohort:
+def find_cases(
+    sources: Sequence[Path],
+    naming: Naming = BUILT_IN,
+    *,
+    leave_out: Path | None = None,
+    series_folder: SeriesFolder = no_series,
+) -> Cohort:
     """The cases of case folders, of folders that hold such at any depth, and of tables.
 
-    leave_out: a folder below the sources that is not entered, such as that of results.
+    leave_out: a folder below the sources that is not entered, such as that of results. series_folder: as for `case_of`. A
+    source that holds folders of such series beside cases is a BrokenCase too.
     Whatever cannot be used is a BrokenCase, also a source that holds no case. What is found twice counts once.
     """
-    search = _Search(naming, _identity(leave_out))
+    search = _Search(naming, _identity(leave_out), series_folder)
     found: dict[Hashable, _Found] = {}
     passed_over: dict[Path, PassedOver] = {}
     for source in sources:
@@ -186,8 +204,8 @@ _LABEL_FOLDERS: Final = ("labelsTr", "labelsTs")
 class _Search:
     """The search of one source after the other. left_out: a folder that is not entered."""
 
-    def __init__(self, naming: Naming, left_out: Identity | None) -> None:
-        self._naming, self._left_out = naming, left_out
+    def __init__(self, naming: Naming, left_out: Identity | None, series_folder: SeriesFolder) -> None:
+        self._naming, self._left_out, self._series_folder = naming, left_out, series_folder
         self._channels_in = functools.cache(lambda folder: naming.channels or described_channels(folder))
 
     def source(self, source: Path) -> Iterator[_Found | PassedOver]:
@@ -201,7 +219,7 @@ class _Search:
         if stat.S_ISDIR(status.st_mode):
             yield from self._folder(source, None if self._left_out == identity_of(status) else self._left_out)
         elif stat.S_ISREG(status.st_mode) and is_table(source):
-            yield from _cases_of_table(source, identity_of(status))
+            yield from _cases_of_table(source, identity_of(status), self._series_folder)
         else:
             folders = "give the folder of a case or of many, or the images of one by --t1 --t1ce --t2 --flair"
             yield _unusable(source, f"is neither a folder nor a table (.csv, .tsv); {folders}")
@@ -238,7 +256,11 @@ class _Search:
         if is_empty:
             files = self._naming.expected(CHANNELS) + ", or NAME_0000.nii.gz to NAME_0003.nii.gz"
             yield _unusable(source, f"no case found: looked for files named {files}, found {_found_instead(file_names)}")
-        yield from without_cases.found()
+        passed_over = list(without_cases.found())
+        of_series = [each for each in passed_over if not each.has_nifti and self._series_folder(each.path)]
+        if of_series:
+            yield _unusable(source, f"holds DICOM files in {plural(len(of_series), 'folder')} beside cases")
+        yield from (each for each in passed_over if each not in of_series)
 
     def _case(self, group: "_Group") -> Case | BrokenCase:
         try:
@@ -247,9 +269,9 @@ class _Search:
             return BrokenCase(group.name, refusal)
 
 
-def _cases_of_table(table: Path, identity: Identity) -> Iterator[_Found]:
+def _cases_of_table(table: Path, identity: Identity, series_folder: SeriesFolder) -> Iterator[_Found]:
     try:
-        rows = read_table(table)
+        rows = read_table(table, series_folder=series_folder)
     except CaseError as error:
         yield _Found(BrokenCase(str(table), error, is_source=True), str(table), identity)
         return

@@ -29,10 +29,10 @@ _PREAMBLE: Final = 128
 _NUMBERED: Final = re.compile(r"(.+):([0-9]+[a-z]*)", re.DOTALL)
 
 
-def is_dicom(scan: Path) -> bool:
-    """Whether a path stands for a folder that holds DICOM files, at any depth, or names a series of such a folder."""
+def dicom_folder(scan: Path) -> Path | None:
+    """The folder that a path stands for, or that it names a series of, where this holds DICOM files at any depth; else None."""
     folder, _ = _parted(scan)
-    return folder.is_dir() and next(_dicom_files(folder), None) is not None
+    return folder if folder.is_dir() and next(_dicom_files(folder), None) is not None else None
 
 
 def series_in(folder: Path) -> tuple[Series, ...]:

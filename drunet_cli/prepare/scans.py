@@ -1,7 +1,7 @@
 """The four raw scans of a patient, each on its own grid: read, checked, and registered to one another."""
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,13 +15,13 @@ from scipy import ndimage
 from drunet_cli.brats import CHANNELS, Modality
 from drunet_cli.errors import CaseError
 from drunet_cli.io.background import mend_rounded_zero, without_ringing
-from drunet_cli.io.case import BrokenCase, Case, case_of
+from drunet_cli.io.case import HEADER, BrokenCase, Case
 from drunet_cli.io.checks import CaseWarning, WarningCode, check_voxels, same_grid, why_unstripped
 from drunet_cli.io.inputs import InputFile
-from drunet_cli.io.naming import may_name_a_file, modality_in_name
+from drunet_cli.io.naming import modality_in_name
 from drunet_cli.io.nifti import Volume, load_volume
 from drunet_cli.prepare.brain import Mask, background_mask
-from drunet_cli.prepare.dicom import is_dicom, load_series, names_patient, scans_of_study, source_of, studies_in
+from drunet_cli.prepare.dicom import dicom_folder, load_series, names_patient, scans_of_study, source_of, studies_in
 from drunet_cli.prepare.registration import (
     Affine,
     Isotropic,
@@ -86,40 +86,31 @@ class Scan:
 Scans = Mapping[Modality, Scan]
 
 
-def case_of_scans(images: Mapping[Modality, Path], *, name: str | None = None) -> Case:
-    """The case that four scans make, each a NIfTI file or a DICOM series.
-
-    Raises CaseError as `case_of` does, and for a name that names the patient of a DICOM series.
-    """
-    series = [path for path in images.values() if is_dicom(path)]
-    if not series:
-        return case_of(images, name=name)
-    name = name or series[0].absolute().parent.name
-    _check_name(name, series)
-    for modality, path in images.items():
-        if path not in series and not path.is_file():
-            raise CaseError(f"{path}: no NIfTI file, and no folder with a DICOM series (given as {modality.display})")
-    return Case(name, images)
-
-
 def cases_of_studies(folder: Path) -> list[Case | BrokenCase]:
-    """The cases that the DICOM studies in a folder make, named by their folders."""
+    """The cases that the DICOM studies in a folder make, named by their folders.
+
+    A folder that names the patient is not named again: its study has a number.
+    """
     cases: list[Case | BrokenCase] = []
-    for study in studies_in(folder):
+    for n, study in enumerate(studies_in(folder), start=1):
         name = study.absolute().name
         try:
-            _check_name(name, [study])
+            if study != folder and names_patient(name, study):
+                name = f"{folder}, study {n}"
+                raise CaseError(f"{name}: its folder names the patient, or a date; {_NAME_BY_TABLE}")
             cases.append(Case(name, scans_of_study(study)))
         except CaseError as error:
             cases.append(BrokenCase(name, error))
     return cases
 
 
-def _check_name(name: str, series: Sequence[Path]) -> None:
-    if not may_name_a_file(name):
-        raise CaseError(f"{name!r}: cannot be part of a file name; name the case by --case")
-    if any(names_patient(name, folder) for folder in series):
-        raise CaseError("the name of the case names the patient, or holds a date; give another by --case, or rename the folder")
+_NAME_BY_TABLE: Final = f"name the case in a table ({HEADER}), with scans as FOLDER:NUMBER, or rename the folder"
+
+
+def _check_name(case: Case) -> None:
+    """Raise CaseError for a name, which outputs will bear, that names the patient of a DICOM series."""
+    if any(dicom_folder(path) and names_patient(case.name, path) for path in case.images.values()):
+        raise CaseError(f"its name holds the patient's name or number, or a date; give another by --case, or {_NAME_BY_TABLE}")
 
 
 def changed_scans(before: Mapping[str, InputFile], case: Case) -> list[Path]:
@@ -127,7 +118,7 @@ def changed_scans(before: Mapping[str, InputFile], case: Case) -> list[Path]:
     changed = []
     for modality, path in case.images.items():
         known = before[modality]
-        if is_dicom(path):
+        if dicom_folder(path):
             now = source_of(path)
             same = (now.n_bytes, now.sha256) == (known.n_bytes, known.sha256)
         else:
@@ -139,6 +130,7 @@ def changed_scans(before: Mapping[str, InputFile], case: Case) -> list[Path]:
 
 def read_scans(case: Case) -> dict[Modality, Scan]:
     """Read the four scans of a case. Raises CaseError for a scan that cannot be prepared."""
+    _check_name(case)
     with ThreadPoolExecutor(len(CHANNELS)) as threads:
         scans = dict(
             zip(CHANNELS, threads.map(lambda modality: _read_scan(case.images[modality], modality), CHANNELS), strict=True)
@@ -153,7 +145,7 @@ def read_scans(case: Case) -> dict[Modality, Scan]:
 
 
 def _read_scan(path: Path, modality: Modality) -> Scan:
-    volume = load_series(path) if is_dicom(path) else mend_rounded_zero(load_volume(path))
+    volume = load_series(path) if dicom_folder(path) else mend_rounded_zero(load_volume(path))
     extent_mm = min(n * size for n, size in zip(volume.shape, volume.spacing_mm, strict=True))
     if extent_mm < _LEAST_EXTENT_MM:
         raise CaseError(

@@ -14,7 +14,7 @@ from pydicom.uid import DeflatedExplicitVRLittleEndian, RLELossless
 from drunet_cli.brats import Modality
 from drunet_cli.errors import CaseError, DrunetError, ExitCode
 from drunet_cli.prepare import dicom
-from drunet_cli.prepare.dicom import is_dicom, load_series, names_patient, scans_of_study, series_in, source_of, studies_in
+from drunet_cli.prepare.dicom import dicom_folder, load_series, names_patient, scans_of_study, series_in, source_of, studies_in
 from tests.prepare.dicom_files import (
     FLAIR,
     SECRETS,
@@ -211,7 +211,7 @@ def test_dicom_is_told_by_content(tmp_path: Path) -> None:
     (tmp_path / "others" / "below" / "1.dcm").write_bytes(b"no DICOM" * 40)
     write_series(tmp_path / "scan" / "below")
     paths = ("scan", "scan:3", "others", "absent", "others:3")
-    assert [is_dicom(tmp_path / name) for name in paths] == [True, True, False, False, False]
+    assert [dicom_folder(tmp_path / name) for name in paths] == [tmp_path / "scan", tmp_path / "scan", None, None, None]
 
 
 @pytest.mark.parametrize(

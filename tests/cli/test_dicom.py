@@ -1,0 +1,113 @@
+"""DICOM on the command line: folders of studies and of series in place of cases and files."""
+
+import json
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import pytest
+
+from drunet_cli.brats import CHANNELS, Modality
+from drunet_cli.cli.app import main as drunet
+from drunet_cli.cli.cases import cohort_of, raw_case_of, raw_cohort_of
+from drunet_cli.errors import CaseError, ExitCode
+from drunet_cli.io.nifti import load_volume
+from drunet_cli.phantom.scanner import write_phantom
+from tests.phantom.test_phantom import small
+from tests.prepare.dicom_files import FLAIR, SECRETS, T1, T1CE, T2, number_of_study, write_series, write_study, write_volume
+from tests.prepare.simulated import Acquisition, head_of_phantom, movement, scan_of
+
+TAGS: Final = {Modality.T1: T1, Modality.T1CE: T1CE, Modality.T2: T2, Modality.FLAIR: FLAIR}
+NUMBERS: Final = {modality: tags["SeriesNumber"] for modality, tags in TAGS.items()}
+
+
+def series_options(study: Path) -> list[str]:
+    return [word for modality, number in NUMBERS.items() for word in (f"--{modality}", f"{study}:{number}")]
+
+
+def test_folders_of_studies_are_a_cohort_beside_nifti(tmp_path: Path) -> None:
+    write_study(tmp_path / "in" / "p1" / "MR")
+    write_study(tmp_path / "in" / "p2")
+    write_series(tmp_path / "in" / "p3")
+    write_phantom(small(0), tmp_path / "in", "p4")
+    write_study(tmp_path / "in" / "Mustermann")
+    cohort = raw_cohort_of([str(tmp_path / "in")])
+    assert [case.name for case in cohort.cases] == ["p1", "p2", "p4"]
+    assert cohort.cases[0].images[Modality.T1CE] == tmp_path / "in" / "p1:7"
+    assert len(cohort.broken) == 2
+    assert "p3: no DICOM series is recognised as FLAIR or T1ce or T2" in str(cohort.broken[1].error)
+    said = " ".join([*cohort.notes, *(f"{case.name} {case.error}" for case in cohort.broken)])
+    assert "its folder names the patient" in said
+    assert not any(secret in said.replace(str(tmp_path), "").lower() for secret in SECRETS)
+    assert [case.name for case in cohort_of([str(tmp_path / "in")]).cases] == ["p4"]
+
+
+def test_tables_and_options_name_series(tmp_path: Path) -> None:
+    for patient in ("p1", "p2"):
+        write_study(tmp_path / patient / "MR")
+    cohort = raw_cohort_of([str(tmp_path / patient / "MR") for patient in ("p1", "p2")])
+    assert cohort.cases == ()
+    assert "MR: is the name of several cases; name them apart in a table" in str(cohort.broken[0].error)
+    rows = [",".join([patient, *(f"{patient}/MR:{NUMBERS[modality]}" for modality in TAGS)]) for patient in ("p1", "p2")]
+    (tmp_path / "cases.csv").write_text("\n".join(["case,t1,t1ce,t2,flair", *rows]))
+    cohort = raw_cohort_of([str(tmp_path / "cases.csv")])
+    assert [case.name for case in cohort.cases] == ["p1", "p2"]
+    assert cohort.cases[1].images[Modality.FLAIR] == tmp_path / "p2" / "MR:5"
+
+    named = {modality: Path(f"{tmp_path}/p1/MR:{number}") for modality, number in NUMBERS.items()}
+    assert raw_case_of(named, name=None).name == "MR"
+    folders = {modality: write_series(tmp_path / "p5" / modality, tags) for modality, tags in TAGS.items()}
+    assert raw_case_of(folders, name=None).name == "p5"
+    images = write_phantom(small(0), tmp_path, "p4").images
+    assert raw_case_of({**images, Modality.T1: folders[Modality.T1]}, name="mixed").name == "mixed"
+    with pytest.raises(CaseError, match="given as T1ce and as T1; give each its own series"):
+        raw_case_of({**named, Modality.T1: named[Modality.T1CE]}, name=None)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(CaseError, match=r"empty: is a folder, not a NIfTI file \(given as T1\)"):
+        raw_case_of({**named, Modality.T1: tmp_path / "empty"}, name=None)
+
+
+def test_a_study_is_prepared_and_nothing_names_the_patient(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    head = head_of_phantom()
+    study = tmp_path / "patient 7"
+    for seed, (modality, tags) in enumerate(TAGS.items()):
+        how = Acquisition(axcodes=("LPS", "RAS", "PSL", "LAI")[seed], spacing_mm=3, slice_mm=6, seed=seed)
+        scan = scan_of(head, modality, how, movement(head, np.random.default_rng(seed), degrees=8, mm=8))
+        write_volume(study / f"Mustermann_{modality}", {**tags, **number_of_study(study)}, scan.voxels, scan.affine)
+    out = tmp_path / "out"
+    words = ["--brain", "none", "--atlas", "none", "--preview"]
+    assert drunet(["prepare", str(study), "-o", str(out), *words, "--json"]) == ExitCode.DONE
+    told = capfd.readouterr()
+    record = json.loads(told.out)
+    assert record["case"] == "patient 7"
+    assert record["inputs"]["t1ce"]["path"] == "DICOM series 7"
+    written = {path.name: path for path in (out / "patient 7").iterdir()}
+    texts = [told.out, told.err, *written, *(path.read_bytes().decode("latin-1") for path in written.values())]
+    texts += [load_volume(path).header.binaryblock.decode("latin-1") for name, path in written.items() if name.endswith(".gz")]
+    assert [secret for secret in SECRETS for text in texts if secret in text.lower()] == []
+    assert {f"patient 7_{modality}.nii.gz" for modality in CHANNELS} <= written.keys()
+
+    again = ["prepare", *series_options(study), "--case", "patient 7", "-o", str(out), *words]
+    assert drunet([*again, "--skip-existing"]) == ExitCode.DONE
+    assert "complete, left out" in capfd.readouterr().err
+    max((study / "Mustermann_t2").iterdir()).unlink()
+    assert drunet([*again, "--skip-existing"]) == ExitCode.OUTPUT
+    assert "was prepared of another file than" in capfd.readouterr().err
+
+
+def test_a_name_that_names_the_patient_fails_the_case(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    study = write_study(tmp_path / "study")
+    code = drunet(["prepare", *series_options(study), "--case", "Mustermann", "-o", str(tmp_path / "out")])
+    assert code == ExitCode.BAD_INPUT
+    assert "its name holds the patient's name or number, or a date; give another by --case" in capfd.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_study_that_leaves_a_choice_prints_the_table(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    study = write_study(tmp_path / "study")
+    write_series(study / "e", {**T1CE, **number_of_study(study), "SeriesNumber": 8})
+    assert drunet(["prepare", str(study), "-o", str(tmp_path / "out")]) == ExitCode.BAD_INPUT
+    told = capfd.readouterr().err.splitlines()
+    assert "several series may be T1ce; name each by --t1 FOLDER:NUMBER and so on, with numbers of the table" in told[0]
+    assert told[-1].split()[0] == "8"
+    assert told[-1].endswith("yes    T1ce")
