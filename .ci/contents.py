@@ -13,15 +13,17 @@ from typing import Final
 
 LARGEST_WHEEL: Final = 12_000_000  # bytes; the weights are most of it
 WEIGHTS: Final = "drunet_cli/weights/compact.safetensors"
+TEMPLATE: Final = "drunet_cli/prepare/template.nii.gz"
 NEEDED: Final = (
     "drunet_cli/py.typed",
     "drunet_cli/guide/first-case.md",
     "drunet_cli/report/page.html.j2",
     "drunet_cli/segmentation/viewer.js",
     WEIGHTS,
+    TEMPLATE,
 )
 LICENCES: Final = ("LICENSE", "drunet_cli/weights/NOTICE")
-DATA: Final = {".css", ".j2", ".js"}  # besides Python, the weights and the guide: no images, no cases
+DATA: Final = {".css", ".j2", ".js"}  # besides Python, the weights, the template and the guide: no images, no cases
 GUIDE: Final = "drunet_cli/guide/*.md"
 SOURCES: Final = ("pyproject.toml", "README.md", "CHANGELOG.md", "CITATION.cff", ".ci", ".github", "drunet_cli", "tests")
 
@@ -47,7 +49,7 @@ def faults_of_wheel(wheel: Path, tree: Path) -> Iterator[str]:
     yield from (f"{name}: is not a file of the package" for name in sorted(package - expected))
     yield from (f"{name}: is missing" for name in sorted((expected | set(NEEDED)) - package))
     yield from (f"{name}: is missing" for name in LICENCES if f"{metadata}/licenses/{name}" not in sizes)
-    for name in sorted(package - {WEIGHTS}):
+    for name in sorted(package - {WEIGHTS, TEMPLATE}):
         path = PurePosixPath(name)
         if path.suffix not in {".py", *DATA} and path.name not in ("py.typed", "NOTICE") and not path.match(GUIDE):
             yield f"{name}: no such files belong into the wheel"

@@ -40,6 +40,7 @@ PLACEHOLDERS: Final = {
     "/data/BraTS2021": "BraTS2021_TrainingData",
     "segment prepared": "segment BraTS2021_TrainingData",
     "prepare patients": "prepare BraTS2021_TrainingData",
+    "segment patients": "segment BraTS2021_TrainingData",
     "--folds 5": "--folds 2",  # as many as there are cases here
 }
 # Lines of shell that no test runs, and why.

@@ -325,6 +325,25 @@ def check_exclusive(*, skip_existing: bool, overwrite: bool) -> None:
 PREPARATION: Final = "Preparation of raw scans"
 _BRAIN_WORDS: Final = one_of(("auto", "deepbet", "hd-bet", "synthstrip", "none"))
 
+Prepare = Annotated[
+    bool,
+    typer.Option(
+        "--prepare",
+        help="Take raw scans, with skull and on any grids, or DICOM: prepare them first, as drunet prepare does by default.",
+        rich_help_panel=IMAGES,
+    ),
+]
+KeepPrepared = Annotated[
+    Path | None,
+    typer.Option(
+        "--keep-prepared",
+        metavar="DIR",
+        parser=path,
+        help="With --prepare: keep the prepared cases in DIR, and use those that are complete there. Else they are removed.",
+        show_default=False,
+        rich_help_panel=IMAGES,
+    ),
+]
 Brain = Annotated[
     str,
     typer.Option(
@@ -438,6 +457,17 @@ Viewer = Annotated[
         "--viewer",
         help="NAME_view.html: a page for the browser that shows all slices in three planes, with the labels; it needs no "
         "other file and no network, and has at most 6 MB.",
+        rich_help_panel=FILES,
+    ),
+]
+InSpace = Annotated[
+    list[Modality] | None,
+    typer.Option(
+        "--in-space",
+        metavar="MODALITY",
+        help="NAME_in_t1ce.nii.gz: the labels on that raw scan's own grid too, t1, t1ce, t2 or flair. For cases of drunet "
+        "prepare. May be given again.",
+        show_default=False,
         rich_help_panel=FILES,
     ),
 ]

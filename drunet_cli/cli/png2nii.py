@@ -121,7 +121,7 @@ def _references(
     *,
     masks: Path,
     screen: "Screen",
-) -> Mapping[str, list[Path] | CaseError]:
+) -> Mapping[str, list[Path] | DrunetError]:
     """The images of each case, first the one that gives the geometry; or why there is none.
 
     Cases of --like without slices are counted in a note.
@@ -144,7 +144,7 @@ def _references(
         raise cohort.broken[0].error
     if without := len({item.name for item in cohort.cases} - set(names)):
         screen.note(f"{plural(without, 'case')} of --like without slices in {masks}")
-    found: dict[str, list[Path] | CaseError] = {item.name: item.error for item in cohort.broken}
+    found: dict[str, list[Path] | DrunetError] = {item.name: item.error for item in cohort.broken}
     for item in cohort.cases:
         reference = item.images[Modality.FLAIR]
         found[item.name] = [reference, *(path for path in item.files.values() if path != reference)]
@@ -155,7 +155,7 @@ def _references(
 
 def _plan(
     sets: Mapping[str, tuple["SliceFile", ...]],
-    references: Mapping[str, list[Path] | CaseError],
+    references: Mapping[str, list[Path] | DrunetError],
     masks: Path,
     output: Path,
     batch: "Batch",
@@ -167,7 +167,7 @@ def _plan(
     planned = []
     for name, slices in sets.items():
         found = references[name]
-        if isinstance(found, CaseError):
+        if isinstance(found, DrunetError):
             batch.failed(name, found)
             continue
         reference, *images = found

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from contextlib import closing
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,7 +13,6 @@ from drunet_cli.errors import DrunetError, MisuseError, OutputError, join_some, 
 
 if TYPE_CHECKING:
     from drunet_cli.cli.batch import Batch
-    from drunet_cli.cli.console import Screen
     from drunet_cli.io.case import Case
     from drunet_cli.prepare.preparation import PreparationSettings
     from drunet_cli.prepare.prepared_case import PlannedPreparation, PreparedResult
@@ -110,7 +108,7 @@ def prepare(
     from drunet_cli.host import granted_cpus
     from drunet_cli.io.discovery import Cohort
     from drunet_cli.prepare.preparation import PreparationSettings, check_extra
-    from drunet_cli.prepare.prepared_case import plan_preparations
+    from drunet_cli.prepare.prepared_case import plan_preparations, prepare_cases
 
     if cases:
         cohort = raw_cohort_of(cases, patterns=pattern or (), channels=channels, leave_out=output)
@@ -146,7 +144,17 @@ def prepare(
     batch = Batch(screen, n_cases=len(planned) + len(cohort.broken), alone=cohort.alone, json=json)
     for broken in cohort.broken:
         batch.failed(broken.name, broken.error)
-    n_left_out = sum(result.left_out for result in prepare_all(planned, settings, batch, screen, n_jobs=n_jobs).values())
+    n_left_out = 0
+    with (
+        batch.bar(),
+        closing(prepare_cases(planned, settings, n_processes=n_jobs, on_warning=screen.warning)) as outcomes,
+    ):
+        for each, outcome in outcomes:
+            if isinstance(outcome, DrunetError):
+                batch.failed(each.case.name, outcome)
+            else:
+                n_left_out += outcome.left_out
+                _tell(each.case, outcome, str(each.files.record), batch)
     left_out = f"; {n_left_out} {'was' if n_left_out == 1 else 'were'} complete and left out" if n_left_out else ""
     batch.finish(f"{plural(batch.n_done, 'case')} in {output}{left_out}")
 
@@ -179,44 +187,17 @@ def stop_of(planned: Sequence["PlannedPreparation"]) -> DrunetError | None:
     return None
 
 
-def prepare_all(
-    planned: Sequence["PlannedPreparation"], settings: "PreparationSettings", batch: "Batch", screen: "Screen", *, n_jobs: int
-) -> "dict[str, PreparedResult]":
-    """Prepare and report every case; those that succeeded, by name. Cases that other runs have claimed come last."""
-    from drunet_cli.jobs import run_tasks
-    from drunet_cli.prepare.prepared_case import prepare_case, who_works_on
-
-    done: dict[str, PreparedResult] = {}
-    waiting = list(planned)
-    with batch.bar():
-        for wait in (False, True):
-            turn, waiting = waiting, []
-            for each in turn if wait else ():
-                screen.warning(who_works_on(each))
-            work = partial(prepare_case, settings=settings, wait=wait)
-            with closing(run_tasks(work, turn, n_processes=n_jobs)) as outcomes:
-                for each, outcome in outcomes:
-                    if isinstance(outcome, DrunetError):
-                        batch.failed(each.case.name, outcome)
-                    elif outcome is None:
-                        waiting.append(each)
-                    else:
-                        done[each.case.name] = outcome
-                        _tell(each.case, outcome, str(each.files.record), batch)
-    return done
-
-
 def _tell(case: "Case", result: "PreparedResult", record: str, batch: "Batch") -> None:
     document = {**result.document, "case": case.name}
     batch.done(
         record,
         {**document, "left_out": True} if result.left_out else document,
-        note=_note(document, left_out=result.left_out),
+        note=preparation_note(document, left_out=result.left_out),
         warnings=[] if result.left_out else [warning["message"] for warning in document["warnings"]],
     )
 
 
-def _note(document: dict[str, Any], *, left_out: bool) -> str:
+def preparation_note(document: dict[str, Any], *, left_out: bool) -> str:
     """One case in one line."""
     if left_out:
         return f"{document['case']}: complete, left out"

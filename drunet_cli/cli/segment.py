@@ -4,9 +4,10 @@ import re
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
@@ -20,10 +21,12 @@ from drunet_cli.weights.registry import DEFAULT, members_of
 if TYPE_CHECKING:
     from drunet_cli.cli.batch import Batch
     from drunet_cli.cli.console import Screen
+    from drunet_cli.io.discovery import Cohort
     from drunet_cli.segmentation.cohort import Outcome
     from drunet_cli.segmentation.ensemble import Ensemble
     from drunet_cli.segmentation.outputs import OutputFiles
     from drunet_cli.segmentation.plan import PlannedCase, RunPlan
+    from drunet_cli.segmentation.settings import Settings
     from drunet_cli.segmentation.summary import SummaryRow
 
 _MOST_ROWS: Final = 40
@@ -40,6 +43,8 @@ def segment(
     pattern: options.Pattern = None,
     channels: options.Channels = None,
     shard: options.Shard = None,
+    prepare: options.Prepare = False,
+    keep_prepared: options.KeepPrepared = None,
     output: options.LabelMapOutput = None,
     labels: Annotated[
         Labels,
@@ -102,6 +107,7 @@ def segment(
     min_enhancing: options.MinEnhancing = 0.0,
     preview: options.Preview = False,
     viewer: options.Viewer = False,
+    in_space: options.InSpace = None,
     probabilities: options.Probabilities = False,
     uncertainty: options.Uncertainty = False,
 ) -> None:
@@ -128,8 +134,20 @@ def segment(
     if one_case and (cases or pattern or channels or shard):
         exclude = "exclude one another"
         raise MisuseError(f"CASES (--pattern, --channels, --shard) and --t1 --t1ce --t2 --flair --case {exclude}")
+    if keep_prepared is not None and not prepare:
+        raise MisuseError("--keep-prepared DIR is for --prepare; give both")
+    if prepare and skip_existing and keep_prepared is None:
+        raise MisuseError("--skip-existing with --prepare needs --keep-prepared DIR: prepared cases are compared with it")
 
-    from drunet_cli.cli.cases import case_of_files, cohort_of, label_map_path, names_a_file, share_of
+    from drunet_cli.cli.cases import (
+        case_of_files,
+        cohort_of,
+        label_map_path,
+        names_a_file,
+        raw_case_of,
+        raw_cohort_of,
+        share_of,
+    )
     from drunet_cli.cli.console import Screen
     from drunet_cli.cli.weights import opener
     from drunet_cli.io.discovery import Cohort
@@ -160,6 +178,7 @@ def segment(
             uncertainty=uncertainty,
             preview=preview,
             viewer=viewer,
+            in_space=tuple(dict.fromkeys(in_space or ())),
             sidecar=not no_sidecar,
             labels=labels,
             strict=strict,
@@ -168,9 +187,10 @@ def segment(
         )
         ensemble = Ensemble(settings, on_warning=screen.warning, open_weights=opener(screen))
     if cases:
-        cohort = cohort_of(cases, patterns=pattern or (), channels=channels, leave_out=output)
+        find = raw_cohort_of if prepare else cohort_of
+        cohort = find(cases, patterns=pattern or (), channels=channels, leave_out=output)
     else:
-        cohort = Cohort((case_of_files(given, name=case),), (), alone=True)
+        cohort = Cohort((raw_case_of(given, name=case) if prepare else case_of_files(given, name=case),), (), alone=True)
     share = None if shard is None else options.parsed_shard(shard)
     if share is not None:
         cohort = share_of(cohort, share)
@@ -178,18 +198,86 @@ def segment(
         raise MisuseError(f"-o {output}: is one file; name a folder, which gets a label map of each case")
     names = [each.name for each in cohort.cases] + [each.name for each in cohort.broken if not each.is_source]
     label_maps = {name: label_map_path(output, name) for name in names}
-    with _parameters_as_options():
-        plan = plan_run(cohort, ensemble, label_maps, summary=None if names_a_file(output) else output / SUMMARY)
+    raw, place = cohort, keep_prepared
+    with _parameters_as_options(), ExitStack() as temporary:
+        if prepare and place is None:
+            place = Path(temporary.enter_context(TemporaryDirectory(prefix="drunet-prepared-")))
+        if place is not None:
+            cohort = _as_prepared(raw, place)
+        summary = None if names_a_file(output) else output / SUMMARY
+        plan = plan_run(cohort, ensemble, label_maps, summary=summary)
         for note in cohort.notes:
             screen.warning(note)
         if plan.summary is None and not names_a_file(output):
             screen.warning(f"{output / SUMMARY}: is not a table that drunet wrote; the case is not entered there")
         if share is not None and plan.n_cases == 0:
             screen.note(f"shard {share[0]} of {share[1]} is empty: there are fewer cases than shards")
-        if dry_run:
+        if dry_run and place is not None:
+            _print_raw_plan(plan, raw, screen, json=json)
+        elif dry_run:
             _print_plan(plan, ensemble, screen, json=json)
         else:
+            if place is not None and plan.stop is None:
+                cohort = _prepare(raw, place, settings, screen)
+                plan = plan_run(cohort, ensemble, label_maps, summary=summary)
             _segment(plan, ensemble, screen, output=output, json=json)
+
+
+def _as_prepared(raw: "Cohort", folder: Path) -> "Cohort":
+    """The cohort as it will be once its cases are prepared."""
+    from drunet_cli.prepare.prepared_case import PreparedFiles
+
+    return replace(raw, cases=tuple(replace(case, images=PreparedFiles(folder, case.name).images) for case in raw.cases))
+
+
+def _prepare(raw: "Cohort", folder: Path, settings: "Settings", screen: "Screen") -> "Cohort":
+    """Prepare all cases; the cohort of those that succeeded, and of those that failed as broken.
+
+    Raises the error of a case that was given alone.
+    """
+    from drunet_cli.cli.prepare import preparation_note
+    from drunet_cli.host import granted_cpus
+    from drunet_cli.io.case import BrokenCase
+    from drunet_cli.prepare.preparation import PreparationSettings, check_extra
+    from drunet_cli.prepare.prepared_case import plan_preparations, prepare_cases
+
+    asked = PreparationSettings(
+        folder=folder,
+        strict=settings.strict,
+        overwrite=settings.overwrite,
+        skip_existing=not settings.overwrite,
+        threads=settings.threads or granted_cpus(),
+    )
+    check_extra(asked)
+    planned = plan_preparations(raw.cases, asked)
+    failed, done = [], set()
+    with (
+        screen.case_bar(len(planned)) as advance,
+        closing(prepare_cases(planned, asked, n_processes=1, on_warning=screen.warning)) as outcomes,
+    ):
+        for each, outcome in outcomes:
+            if isinstance(outcome, DrunetError):
+                if raw.alone:
+                    raise outcome
+                failed.append(BrokenCase(each.case.name, outcome))
+            else:
+                done.add(each.case.name)
+                screen.note(preparation_note(outcome.document, left_out=outcome.left_out))
+                for warning in outcome.document["warnings"]:
+                    screen.warning(f"{each.case.name}: {warning['message']}")
+            advance()
+    prepared = _as_prepared(raw, folder)
+    cases = tuple(case for case in prepared.cases if case.name in done)
+    return replace(prepared, cases=cases, broken=(*raw.broken, *failed))
+
+
+def _print_raw_plan(plan: "RunPlan", raw: "Cohort", screen: "Screen", *, json: bool) -> None:
+    """Print what would be done with raw scans, of which nothing is read."""
+    from drunet_cli.cli.batch import PlanRow, print_plan
+
+    scans = {case.name: case for case in raw.cases}
+    rows = [PlanRow(scans[each.case.name], each.state, f"prepare, {each.action}", None, each.error) for each in plan.cases]
+    print_plan(rows, raw, seg=False, json=json, quiet=screen.quiet, stop=plan.stop)
 
 
 @contextmanager

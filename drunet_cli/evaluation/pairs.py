@@ -26,7 +26,10 @@ from drunet_cli.io.naming import (
 
 COLUMNS: Final = ("case", "prediction", "reference")
 # Ends of names of files beside a label map.
-_NO_LABEL_MAPS: Final = ("_probabilities", "_entropy", *UNCERTAINTY_MAPS.values())
+_NO_LABEL_MAPS: Final = (
+    *("_probabilities", "_entropy", *UNCERTAINTY_MAPS.values()),
+    *(f"_in_{modality}" for modality in CHANNELS),  # label maps on the grids of raw scans
+)
 
 
 @dataclass(frozen=True)

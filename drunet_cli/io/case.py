@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Final, TypeAlias
 
 from drunet_cli.brats import CHANNELS, Modality
-from drunet_cli.errors import CaseError
+from drunet_cli.errors import CaseError, DrunetError
 from drunet_cli.io.naming import SEGMENTATION, common_stem, may_name_a_file, role_by_words, stem, with_a_name
 
 
@@ -40,7 +40,7 @@ class BrokenCase:
     """A case that was found but cannot be used, and why. is_source: the source itself is broken, and no case of it is known."""
 
     name: str
-    error: CaseError
+    error: DrunetError
     is_source: bool = False
 
 

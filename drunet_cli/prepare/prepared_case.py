@@ -9,11 +9,12 @@ import json
 import os
 import platform
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -24,13 +25,14 @@ import scipy
 
 import drunet_cli
 from drunet_cli.brats import CHANNELS, Modality
-from drunet_cli.errors import OutputError
+from drunet_cli.errors import DrunetError, OutputError
 from drunet_cli.io.atomic import check_writable, create_folder, is_same_file, remove_stale, write_atomically
 from drunet_cli.io.case import Case
 from drunet_cli.io.checks import refuse_serious
 from drunet_cli.io.claims import Claim, claim_file, claim_of, claimant, remove_abandoned_claims
 from drunet_cli.io.inputs import InputFile, file_sha256
 from drunet_cli.io.nifti import encode_map, stored_header
+from drunet_cli.jobs import run_tasks
 from drunet_cli.prepare.grid import brats_header
 from drunet_cli.prepare.preparation import Preparation, PreparationSettings, prepare_scans
 from drunet_cli.prepare.scans import changed_scans
@@ -164,6 +166,27 @@ def check_preparations(planned: Sequence[PlannedPreparation]) -> None:
             check_writable(path, overwrite=True)
             if any(is_same_file(path, file) for file in each.case.images.values()):
                 raise OutputError(f"{path}: is one of the inputs; name another DIR")
+
+
+def prepare_cases(
+    planned: Sequence[PlannedPreparation], settings: PreparationSettings, *, n_processes: int, on_warning: Callable[[str], None]
+) -> Generator[tuple[PlannedPreparation, PreparedResult | DrunetError]]:
+    """Carry a plan out: yield every case with its result, or the error it met. Cases that other runs have claimed come last.
+
+    on_warning: called with what is remarkable about the run. A caller who may not take all outcomes closes the generator.
+    """
+    waiting = list(planned)
+    for wait in (False, True):
+        turn, waiting = waiting, []
+        for each in turn if wait else ():
+            on_warning(who_works_on(each))
+        work = partial(prepare_case, settings=settings, wait=wait)
+        with closing(run_tasks(work, turn, n_processes=n_processes)) as outcomes:
+            for each, outcome in outcomes:
+                if outcome is None:
+                    waiting.append(each)
+                else:
+                    yield each, outcome
 
 
 def prepare_case(planned: PlannedPreparation, settings: PreparationSettings, *, wait: bool = False) -> PreparedResult | None:
@@ -338,8 +361,3 @@ def read_record(path: Path) -> dict[str, Any] | None:
         return None
     ours = isinstance(document, dict) and str(document.get("schema", "")).startswith("drunet.preparation/")
     return document if ours else None
-
-
-def prepared_cases(planned: Sequence[PlannedPreparation]) -> list[Case]:
-    """The cases that prepared files make."""
-    return [Case(each.case.name, each.files.images) for each in planned]

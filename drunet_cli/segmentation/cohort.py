@@ -170,7 +170,10 @@ def _read(planned: PlannedCase, ensemble: Ensemble) -> _Read:
             if document is not None:
                 return planned, CaseResult(document, left_out=True)
         settings = planned.files.settings
-        return planned, pipeline.prepare(planned.case, shown=settings.shown, strict=settings.strict)
+        prepared = pipeline.prepare(
+            planned.case, shown=settings.shown, strict=settings.strict, needs_origin=bool(settings.in_space)
+        )
+        return planned, prepared
     except DrunetError as error:
         return planned, error
     except MemoryError:

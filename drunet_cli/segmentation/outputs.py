@@ -28,6 +28,7 @@ from drunet_cli.io.inputs import file_sha256
 from drunet_cli.io.naming import NIFTI_SUFFIXES, stem
 from drunet_cli.io.nifti import encode_label_map, encode_map
 from drunet_cli.network.engine import Engine
+from drunet_cli.prepare.native_space import labels_in
 from drunet_cli.segmentation.ensemble import Ensemble
 from drunet_cli.segmentation.pipeline import PredictedCase
 from drunet_cli.segmentation.settings import Settings
@@ -68,6 +69,7 @@ class OutputFiles:
         return [
             *([self._preview] if self.settings.preview else []),
             *([self._view] if self.settings.viewer else []),
+            *(self._map(f"_in_{modality}") for modality in self.settings.in_space),
             *([self._map("_probabilities")] if self.settings.probabilities else []),
             *(map(self._map, (*UNCERTAINTY_MAPS.values(), "_entropy")) if self.settings.uncertainty else []),
         ]
@@ -211,12 +213,22 @@ class OutputFiles:
             yield self._preview, _picture(predicted, document)
         if self.settings.viewer:
             yield self._view, _page(predicted, document, self.settings.labels)
+        for modality in self.settings.in_space:
+            yield self._map(f"_in_{modality}"), self._in_native_space(predicted, modality)
         if prediction.probabilities is not None:
             yield self._map("_probabilities"), encode_map(prediction.probabilities, header, compress=self._compress)
         if prediction.uncertainty is not None and prediction.entropy is not None:
             for region, ending in UNCERTAINTY_MAPS.items():
                 yield self._map(ending), encode_map(prediction.uncertainty[region], header, compress=self._compress)
             yield self._map("_entropy"), encode_map(prediction.entropy, header, compress=self._compress)
+
+    def _in_native_space(self, predicted: PredictedCase, modality: Modality) -> bytes:
+        """The label map on the grid of a raw scan, with the scan's geometry."""
+        prepared = predicted.prepared
+        assert prepared.origin is not None, "a case without an origin was refused"
+        space = prepared.origin.spaces[modality]
+        classes = labels_in(predicted.class_map, np.asarray(prepared.header.get_best_affine()), space)
+        return encode_label_map(label_values(classes, self.settings.labels), space.header, compress=self._compress)
 
 
 def sha256_of(path: Path) -> str:
@@ -291,6 +303,12 @@ def describe(predicted: PredictedCase, ensemble: Ensemble) -> dict[str, Any]:
         "seconds": {"read": round(prepared.seconds, 3), "network": round(predicted.seconds, 3)},
         "time": time_now(),
     }
+    if prepared.origin is not None:
+        document["prepared_from"] = {
+            "record": str(prepared.origin.record),
+            "inputs": prepared.origin.inputs,
+            "volumes_of": "the prepared grid",
+        }
     if predicted.prediction.uncertainty is not None:
         document["mean_uncertainty"] = _mean_uncertainty(predicted.prediction.uncertainty, predicted.class_map)
     return document if predicted.cleaned is None else {**document, "postprocessing": predicted.cleaned}

@@ -3,7 +3,7 @@
 import logging
 import time
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import numpy as np
@@ -17,6 +17,7 @@ from drunet_cli.io.inputs import InputFile
 from drunet_cli.io.nifti import Header
 from drunet_cli.io.slices import SliceStack
 from drunet_cli.io.volumes import CaseImages, images_of, read_images
+from drunet_cli.prepare.native_space import PreparedFrom, needed_origin, origin_of
 from drunet_cli.segmentation.ensemble import Ensemble
 from drunet_cli.segmentation.label_map import clean_up, label_map_warnings, measure
 from drunet_cli.segmentation.predict import Prediction, predict
@@ -38,6 +39,7 @@ class PreparedCase:
 
     header, voxel_ml: of FLAIR, whose geometry the label map gets. inputs: the files by modality; empty for arrays.
     brain: [I, J, K], where any of the four images is above 0. views: kept for pictures. seconds: how long reading took.
+    origin: the raw scans, where drunet has prepared the images.
     """
 
     case: Case
@@ -50,6 +52,7 @@ class PreparedCase:
     views: Views | None
     warnings: tuple[CaseWarning, ...]
     seconds: float
+    origin: PreparedFrom | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,14 +78,16 @@ class PredictedCase:
         return (*self.prepared.warnings, *self.new_warnings)
 
 
-def prepare(case: Case, *, shown: Collection[Modality] = (), strict: bool = False) -> PreparedCase:
+def prepare(case: Case, *, shown: Collection[Modality] = (), strict: bool = False, needs_origin: bool = False) -> PreparedCase:
     """Read the files of a case, check them, and make the network's slices. shown: the images that are kept for pictures.
 
-    Raises CaseError for whatever cannot be segmented, and, where it is to be strict, for a serious warning.
+    Raises CaseError for whatever cannot be segmented, and, where it is to be strict, for a serious warning; and for a case that
+    needs its origin and has none.
     """
     begin = time.perf_counter()
     images = read_images(case)
-    return _prepared(images, images.inputs, shown=shown, strict=strict, begin=begin)
+    origin = needed_origin(case, images.inputs) if needs_origin else origin_of(case, images.inputs)
+    return replace(_prepared(images, images.inputs, shown=shown, strict=strict, begin=begin), origin=origin)
 
 
 def prepare_arrays(

@@ -83,6 +83,9 @@ class Settings:
     viewer: bool = False
     """Write a page beside the label map that shows the case in a browser."""
 
+    in_space: tuple[Modality, ...] = ()
+    """Raw scans on whose own grids the labels are written too; for cases that drunet has prepared."""
+
     sidecar: bool = True
     """Write the JSON file beside the label map, which says what it was made of."""
 

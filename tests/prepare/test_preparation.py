@@ -38,6 +38,7 @@ from tests.prepare.simulated import (
     write_raw_case,
     write_scan,
 )
+from tests.support import GOLDEN_WEIGHTS
 
 NAME: Final = "p1"
 MASK: Final = "mask.nii"
@@ -135,6 +136,7 @@ def test_a_second_run_verifies_or_refuses(prepared: Prepared) -> None:
 
 def brats_case(folder: Path) -> Case:
     """Four blobs on the BraTS grid."""
+    folder.mkdir(exist_ok=True)
     distance = np.linalg.norm((np.indices(BRATS_SHAPE).T - np.array([120, 120, 75])) / [65, 80, 60], axis=-1).T
     paths = {}
     for level, modality in enumerate(CHANNELS, start=1):
@@ -290,3 +292,28 @@ def test_without_the_extra_one_line_says_how_to_install_it(
     brats_case(tmp_path)
     assert drunet(["prepare", str(tmp_path), "-o", str(tmp_path / "out")]) == ExitCode.MISUSE
     assert "pip install 'drunet-cli[prepare]'" in capfd.readouterr().err
+
+
+def test_segment_prepares_and_carries_labels_back(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    case = brats_case(tmp_path / "raw")
+    options = [word for modality, path in case.images.items() for word in (f"--{modality}", str(path))]
+    keep, out = str(tmp_path / "prepared"), tmp_path / "out"
+    words = ["segment", *options, "-o", str(out), "--prepare", "--weights", str(GOLDEN_WEIGHTS), "--window", "auto"]
+    assert drunet([*words, "--keep-prepared", keep, "--dry-run"]) == 0
+    assert "prepare, segment" in capfd.readouterr().out
+    assert drunet([*words, "--keep-prepared", keep, "--in-space", "t2"]) == 0
+    label_map, carried = load_volume(out / "p1.nii.gz"), load_volume(out / "p1_in_t2.nii.gz")
+    assert np.array_equal(label_map.voxels, carried.voxels)
+    assert np.array_equal(carried.affine, load_volume(case.images[Modality.T2]).affine)
+    sidecar = json.loads((out / "p1.json").read_text())
+    assert sidecar["prepared_from"]["inputs"]["t2"]["path"] == str(case.images[Modality.T2])
+    assert set(sidecar["files"]) == {"p1_in_t2.nii.gz"}
+    capfd.readouterr()
+    assert drunet([*words, "--skip-existing"]) == ExitCode.MISUSE
+    assert "--skip-existing with --prepare needs --keep-prepared DIR" in capfd.readouterr().err
+    assert drunet([*words, "--keep-prepared", keep, "--in-space", "t2", "--skip-existing"]) == 0
+    assert "complete, left out" in capfd.readouterr().err
+    options = [word for modality, path in case.images.items() for word in (f"--{modality}", str(path))]
+    words = ["segment", *options, "-o", str(tmp_path / "other"), "--in-space", "t1", "--weights", str(GOLDEN_WEIGHTS)]
+    assert drunet([*words, "--window", "auto"]) == ExitCode.BAD_INPUT
+    assert "is not a case that drunet prepare has made" in capfd.readouterr().err
