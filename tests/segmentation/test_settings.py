@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from drunet_cli.brats import Modality
 from drunet_cli.errors import MisuseError
 from drunet_cli.network.engine import EngineName, Precision, WindowMode
 from drunet_cli.segmentation.settings import Settings
