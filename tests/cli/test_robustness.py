@@ -1,13 +1,13 @@
 """Two hundred damaged files, each given as one modality of the golden case to a process of its own."""
 
+import json
 import os
 import re
 import subprocess
 import sys
-import threading
-import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -15,12 +15,12 @@ from typing import Final
 import pytest
 
 from drunet_cli.errors import ExitCode
-from tests.mutations import N_MUTATIONS, mutations
+from tests.mutations import N_MUTATIONS, Mutation, mutations
 from tests.support import GOLDEN_IMAGES, GOLDEN_WEIGHTS, image_options
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 
-LIMIT_S: Final = 60.0
+LIMIT_S: Final = 60
 LIMIT_BYTES: Final = 4 * 2**30
 SUCCESS, BAD_INPUT = ExitCode.DONE, ExitCode.BAD_INPUT
 
@@ -49,48 +49,74 @@ class Run:
 
 
 def all_runs(folder: Path) -> list[Run]:
-    """Every mutation, two at a time, each in a folder of its own; the modalities take turns."""
-    modalities = list(GOLDEN_IMAGES)
-
-    def run(n: int) -> Run:
-        mutation, modality, own = damaged[n], modalities[n % len(modalities)], folder / str(n)
-        own.mkdir()
-        image = own / f"golden_{modality}{mutation.suffix}"
-        image.write_bytes(mutation.content)
-        options = image_options({**GOLDEN_IMAGES, modality: image})
-        code, seconds, peak_bytes = measured(["segment", *options, *SETTINGS, "-o", str(own / "out" / "seg.nii.gz")], own)
-        files = tuple(sorted(path.name for path in (own / "out").glob("*")))
-        stdout, stderr = ((own / name).read_text() for name in ("stdout", "stderr"))
-        return Run(mutation.name, image, code, stdout, stderr, files, seconds, peak_bytes)
-
+    """Every mutation, by two forks at a time; the modalities take turns."""
     damaged = mutations(list(GOLDEN_IMAGES.values()))
     with ThreadPoolExecutor(2) as pool:
-        return list(pool.map(run, range(N_MUTATIONS)))
+        halves = [pool.submit(runs_of, folder, damaged, range(half, N_MUTATIONS, 2)) for half in range(2)]
+        return [run for half in halves for run in half.result()]
+
+
+def runs_of(folder: Path, damaged: Sequence[Mutation], numbers: Iterable[int]) -> list[Run]:
+    """Some of the mutations, each in a folder of its own, by processes that one process forks."""
+    modalities = list(GOLDEN_IMAGES)
+    runs = []
+    with forking(folder) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        for n in numbers:
+            mutation, modality, own = damaged[n], modalities[n % len(modalities)], folder / str(n)
+            own.mkdir()
+            image = own / f"golden_{modality}{mutation.suffix}"
+            image.write_bytes(mutation.content)
+            options = image_options({**GOLDEN_IMAGES, modality: image})
+            words = ["segment", *map(str, options), *SETTINGS, "-o", str(own / "out" / "seg.nii.gz")]
+            process.stdin.write(f"{json.dumps([words, str(own)])}\n")
+            process.stdin.flush()
+            code, seconds, peak_bytes = json.loads(process.stdout.readline())
+            files = tuple(sorted(path.name for path in (own / "out").glob("*")))
+            stdout, stderr = ((own / name).read_text() for name in ("stdout", "stderr"))
+            runs.append(Run(mutation.name, image, code, stdout, stderr, files, seconds, peak_bytes))
+    return runs
 
 
 SETTINGS: Final = ("--weights", str(GOLDEN_WEIGHTS), "--device", "cpu", "--threads", "1")
 
+# Forks a process for each command line that it reads, with its streams in files of a folder; prints its code, its seconds and
+# the most memory that it held. One that outlives the limit is killed. What all runs import is imported once.
+FORK: Final = f"""
+import json, os, signal, sys, time
+from drunet_cli.cli.app import main
+import drunet_cli.network.onnx_engine, drunet_cli.segmentation.cohort, drunet_cli.weights.keras, h5py
+for line in sys.stdin:
+    words, folder = json.loads(line)
+    begin = time.monotonic()
+    child = os.fork()
+    if child == 0:
+        for name, descriptor in (("stdout", 1), ("stderr", 2)):
+            os.dup2(os.open(os.path.join(folder, name), os.O_WRONLY | os.O_CREAT), descriptor)
+        signal.alarm({LIMIT_S + 1})
+        code = main(words)
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    _, status, usage = os.wait4(child, 0)
+    unit = 1 if sys.platform == "darwin" else 1024
+    print(json.dumps([os.waitstatus_to_exitcode(status), time.monotonic() - begin, usage.ru_maxrss * unit]), flush=True)
+"""
 
-def measured(arguments: Iterable[str], folder: Path) -> tuple[int, float, int]:
-    """Run drunet with its streams in files of `folder`; give its code, its seconds and the most memory that it held.
 
-    A process that outlives the limit is killed. Linux counts into the peak what this process held when it started the child,
-    some hundreds of megabytes at most.
-    """
+@contextmanager
+def forking(folder: Path) -> Iterator["subprocess.Popen[str]"]:
+    """The process that forks, without what the environment says to drunet."""
     unset = ("DRUNET_", "SLURM_", "NO_COLOR", "FORCE_COLOR")
     environment = {name: value for name, value in os.environ.items() if not name.startswith(unset)}
-    begin = time.monotonic()
-    with (folder / "stdout").open("wb") as stdout, (folder / "stderr").open("wb") as stderr:
-        command = [sys.executable, "-m", "drunet_cli", *arguments]
-        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=stdout, stderr=stderr, env=environment)
-        timer = threading.Timer(LIMIT_S + 1, process.kill)
-        timer.start()
-        # Popen.wait would not tell this child's memory from that of the others.
-        _, status, usage = os.wait4(process.pid, 0)
-        timer.cancel()
-    process.returncode = os.waitstatus_to_exitcode(status)
-    unit = 1 if sys.platform == "darwin" else 1024
-    return process.returncode, time.monotonic() - begin, usage.ru_maxrss * unit
+    command = [sys.executable, "-c", FORK]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, cwd=folder, env=environment, stdin=pipe, stdout=pipe, text=True) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
 
 
 def breaches_of(run: Run) -> list[str]:
