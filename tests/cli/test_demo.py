@@ -31,7 +31,7 @@ NO_TUMOUR_ML: Final = 0.1  # issue 11
 WITHOUT_NETWORK: Final = """
 import os, sys
 def refuse(event, _arguments):
-    if event in ("socket.__new__", "socket.connect", "socket.getaddrinfo", "socket.gethostbyname"):
+    if event in ("socket.connect", "socket.sendto", "socket.getaddrinfo", "socket.gethostbyname"):
         os.write(2, f"network: {event}\\n".encode())
         os._exit(99)
 sys.addaudithook(refuse)
