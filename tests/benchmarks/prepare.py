@@ -23,11 +23,12 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from drunet_cli.brats import CHANNELS, N_CLASSES, Modality
+from drunet_cli.brats import CHANNELS, Modality
 from drunet_cli.evaluation.scores import dice
 from drunet_cli.host import cpu_name, granted_cpus
 from drunet_cli.io.discovery import find_cases
-from drunet_cli.io.nifti import volume_of
+from drunet_cli.io.nifti import new_header, volume_of
+from drunet_cli.prepare.native_space import NativeSpace, labels_in
 from drunet_cli.prepare.registration import FINEST_MM, Affine, move_of, register, resampled
 from drunet_cli.prepare.scans import Registration, Scan, registration_warnings, similarities
 from tests.prepare.simulated import (
@@ -151,20 +152,13 @@ def edges_of_stranger(head: SimulatedHead, reference: SimulatedScan, other: Scan
 
 def dice_there_and_back(head: SimulatedHead, scan: SimulatedScan) -> float:
     """Dice of the whole tumour with itself, carried to a scan's grid and back by the true transform."""
-    on_scan = carried(head.class_map, head.affine, scan.affine, scan.voxels.shape, scan.transform)
-    back = carried(on_scan, scan.affine, head.affine, head.class_map.shape, np.asarray(np.linalg.inv(scan.transform)))
+    i, j, k = scan.voxels.shape
+    header = new_header(scan.voxels.shape, np.uint8, scan.affine)
+    to_head = np.asarray(np.linalg.inv(scan.transform))
+    on_scan = labels_in(head.class_map, head.affine, NativeSpace(Modality.T1, "scan", header, (i, j, k), scan.affine, to_head))
+    i, j, k = head.class_map.shape
+    back = labels_in(on_scan, scan.affine, NativeSpace(Modality.T1, "head", header, (i, j, k), head.affine, scan.transform))
     return dice(back > 0, head.class_map > 0)
-
-
-def carried(
-    class_map: npt.NDArray[np.uint8], affine: Affine, target: Affine, shape: tuple[int, ...], transform: Affine
-) -> npt.NDArray[np.uint8]:
-    """Classes on another grid: each interpolated linearly, then the largest."""
-    classes = [
-        resampled((class_map == n).view(np.uint8), affine, target, shape, transform=transform) for n in range(1, N_CLASSES)
-    ]
-    shares = np.stack([1 - np.sum(classes, axis=0), *classes])
-    return np.asarray(shares.argmax(axis=0), dtype=np.uint8)
 
 
 def plain_registration(scan: SimulatedScan, reference: SimulatedScan) -> Affine:
