@@ -86,7 +86,7 @@ def prepare(
     CASE_brain.nii.gz, and CASE.json with transforms, warnings and provenance,
     whose path is printed on stdout. drunet segment DIR takes it from there.
 
-    Needs the extra: pip install 'drunet-cli[prepare]'
+    Needs the extra prepare (drunet guide install).
 
     drunet prepare --t1 t1.nii --t1ce t1c.nii --t2 t2.nii --flair f.nii -o out
     drunet prepare patients -o prepared --preview --skip-existing

@@ -379,7 +379,8 @@ def _case(group: _Group, naming: Naming, channels_in: Callable[[Path], Channels]
         looked_for = naming.expected((roles[modality] for modality in missing), by_pattern=group.is_by_pattern)
         own = sorted({path.name for paths in group.files.values() for path in paths})
         found = _join_names([*group.others, *own])  # first what the reader has not been told yet
-        raise CaseError(f"{where} has no {parts}: looked for {looked_for}, found {found}; --pattern names others")
+        remedy = "--pattern names others, and the network needs all four"
+        raise CaseError(f"{where} has no {parts}: looked for {looked_for}, found {found}; {remedy}")
     images = {modality: group.files[roles[modality]][0] for modality in CHANNELS}
     return case_of(images, name=group.name, segmentation=next(iter(group.files.get(SEGMENTATION, ())), None))
 

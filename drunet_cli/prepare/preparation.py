@@ -136,7 +136,7 @@ def check_extra(settings: PreparationSettings) -> None:
     if settings.method is BrainMethod.DEEPBET or settings.method is BrainMethod.AUTO:
         needed.append("deepbet")
     if missing := [name for name in needed if find_spec(name) is None]:
-        raise MisuseError(f"{' and '.join(missing)} not installed, which prepare raw scans: pip install 'drunet-cli[prepare]'")
+        raise MisuseError(f"{' and '.join(missing)} not installed; run: pip install {' '.join(missing)}")
     if settings.method is not None:
         chosen_method(settings.method, stripped=True)
 

@@ -28,7 +28,7 @@ NNUNET: Final = ("0000", "0001", "0002", "0003")
 NNUNET_ORDER: Final = (T1, T1CE, T2, FLAIR)
 BY_NUMBER: Final = Naming(channels=NNUNET_ORDER)
 DATASET: Final = {"channel_names": {"0": "T1", "1": "T1ce", "2": "T2", "3": "FLAIR"}, "file_ending": ".nii.gz"}
-OTHER_NAMES: Final = "--pattern names others"
+OTHER_NAMES: Final = "--pattern names others, and the network needs all four"
 
 
 def images(prefix: str, words: Iterable[str] = BRATS_2021, *, suffix: str = ".nii.gz") -> list[str]:

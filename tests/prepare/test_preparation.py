@@ -291,7 +291,7 @@ def test_without_the_extra_one_line_says_how_to_install_it(
     monkeypatch.setattr("drunet_cli.prepare.preparation.find_spec", lambda name: None)
     brats_case(tmp_path)
     assert drunet(["prepare", str(tmp_path), "-o", str(tmp_path / "out")]) == ExitCode.MISUSE
-    assert "pip install 'drunet-cli[prepare]'" in capfd.readouterr().err
+    assert "SimpleITK and deepbet not installed; run: pip install SimpleITK deepbet" in capfd.readouterr().err
 
 
 def test_segment_prepares_and_carries_labels_back(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
