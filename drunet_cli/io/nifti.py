@@ -33,6 +33,7 @@ from drunet_cli.io.inputs import InputFile, stand_in
 
 Header: TypeAlias = nib.Nifti1Header  # Nifti2Header derives from it
 _HEADER_CLASSES: Final[tuple[type[Header], ...]] = (nib.Nifti1Header, nib.Nifti2Header)
+NiftiImage: TypeAlias = nib.Nifti1Image  # Nifti2Image derives from it
 Shape: TypeAlias = tuple[int, int, int]
 
 
@@ -190,6 +191,12 @@ def encode_label_map(label_map: LabelMap, like: Header, *, compress: bool) -> by
     compress: as .nii.gz; equal labels give equal bytes. No text and no extension of `like` is taken over.
     """
     return encode_map(label_map, like, compress=compress)
+
+
+def label_image(label_map: LabelMap, like: Header) -> NiftiImage:
+    """The same as an image of nibabel; NIfTI-2 where `like` is."""
+    kind = nib.Nifti2Image if isinstance(like, nib.Nifti2Header) else nib.Nifti1Image
+    return kind.from_bytes(encode_label_map(label_map, like, compress=False))
 
 
 def encode_map(values: npt.NDArray[Any], like: Header, *, compress: bool) -> bytes:

@@ -210,7 +210,7 @@ class OutputFiles:
     def _encoded_extras(self, predicted: PredictedCase, document: Mapping[str, Any]) -> Iterator[tuple[Path, bytes]]:
         prediction, header = predicted.prediction, predicted.prepared.header
         if self.settings.preview:
-            yield self._preview, _picture(predicted, document)
+            yield self._preview, draw_case(predicted, document)
         if self.settings.viewer:
             yield self._view, _page(predicted, document, self.settings.labels)
         for modality in self.settings.in_space:
@@ -239,7 +239,8 @@ def sha256_of(path: Path) -> str:
         raise OutputError(f"{path}: cannot be read: {error.strerror}") from error
 
 
-def _picture(predicted: PredictedCase, document: Mapping[str, Any]) -> bytes:
+def draw_case(predicted: PredictedCase, document: Mapping[str, Any]) -> bytes:
+    """The picture of a case as a PNG file. document: see `describe`."""
     from drunet_cli.segmentation.preview import draw_preview  # Pillow's fonts: not for runs without a picture
 
     views = predicted.prepared.views

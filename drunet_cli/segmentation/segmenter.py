@@ -1,11 +1,13 @@
 """Segmentation for Python programs: what `drunet segment` does, from files or arrays to files or arrays."""
 
+import base64
+import html
 import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Final, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -14,13 +16,18 @@ from drunet_cli.brats import CHANNELS, Labels, Modality, label_values
 from drunet_cli.errors import MisuseError
 from drunet_cli.io.case import case_of
 from drunet_cli.io.naming import is_nifti, stem
+from drunet_cli.io.nifti import NiftiImage, label_image
 from drunet_cli.network.engine import EngineName, Precision, WindowMode
 from drunet_cli.segmentation import pipeline
 from drunet_cli.segmentation.ensemble import Ensemble
-from drunet_cli.segmentation.outputs import OutputFiles, describe
+from drunet_cli.segmentation.outputs import OutputFiles, describe, draw_case
 from drunet_cli.segmentation.settings import Settings
+from drunet_cli.segmentation.summary import Status, columns_of, row_of
 from drunet_cli.weights.checkpoint import Checkpoint
 from drunet_cli.weights.registry import DEFAULT, members_of
+
+if TYPE_CHECKING:
+    import pandas
 
 Image: TypeAlias = str | os.PathLike[str] | npt.NDArray[Any]
 _LOG: Final = logging.getLogger("drunet_cli")
@@ -106,6 +113,10 @@ class Segmenter:
         )
         self._ensemble = Ensemble(settings, on_warning=on_warning, open_weights=open_weights)
 
+    def check(self) -> None:
+        """Raise WeightsError for weights that cannot be had, before anything is read or downloaded."""
+        self._ensemble.check_weights()
+
     def segment(
         self,
         *,
@@ -131,7 +142,7 @@ class Segmenter:
         labels = Labels(labels)
         images = {Modality.FLAIR: flair, Modality.T1CE: t1ce, Modality.T1: t1, Modality.T2: t2}
         prepared = _prepared(images, affine, name=name, strict=self._ensemble.settings.strict)
-        _ = self._ensemble.engines
+        self._ensemble.open()
         predicted = pipeline.segment(prepared, self._ensemble, on_progress=on_progress)
         document = describe(predicted, self._ensemble)
         kept = replace(predicted, prepared=replace(prepared, slices=prepared.slices[:0].copy()))  # the largest part
@@ -163,7 +174,7 @@ def _prepared(
 
 @dataclass(frozen=True)
 class SegmentedCase:
-    """A segmented case.
+    """A segmented case. A notebook shows its picture, volumes and warnings.
 
     document: the sidecar's object, a dictionary: volumes, weights, settings, versions and more.
     """
@@ -233,3 +244,23 @@ class SegmentedCase:
         prepared = self._predicted.prepared
         files.check(prepared.case.files.values() if prepared.inputs else ())
         files.write(self._predicted, self.document)
+
+    def to_nibabel(self) -> NiftiImage:
+        """The label map as an image of nibabel, uint8, in the geometry of FLAIR: what `save` writes. NIfTI-2 where FLAIR is."""
+        return label_image(self.label_map, self._predicted.prepared.header)
+
+    def to_dataframe(self) -> "pandas.DataFrame":
+        """One row with the columns of summary.csv, which any number of cases share. Raises MisuseError without pandas."""
+        try:
+            import pandas
+        except ImportError as error:
+            raise MisuseError("to_dataframe needs pandas, which is not installed; run: pip install pandas") from error
+        return pandas.DataFrame([columns_of(row_of(self.document, Status.DONE))])
+
+    def _repr_png_(self) -> bytes:
+        return draw_case(self._predicted, self.document)
+
+    def _repr_html_(self) -> str:
+        picture = base64.b64encode(self._repr_png_()).decode()
+        name = html.escape(str(self.document["case"]))
+        return f'<img alt="{name}: images, labels and volumes" style="max-width: 100%" src="data:image/png;base64,{picture}">'

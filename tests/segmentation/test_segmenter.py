@@ -1,5 +1,6 @@
 """The Python interface: files or arrays in, arrays or files out, the same as `drunet segment`."""
 
+import base64
 import json
 import logging
 import subprocess
@@ -7,6 +8,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Final, cast
 
 import numpy as np
@@ -16,8 +18,9 @@ import pytest
 import drunet_cli
 from drunet_cli import SegmentedCase, Segmenter
 from drunet_cli.cli.app import main
-from drunet_cli.errors import CaseError, DeviceError, MisuseError, OutputError
+from drunet_cli.errors import CaseError, DeviceError, MisuseError, OutputError, WeightsError
 from drunet_cli.io.inputs import file_sha256
+from drunet_cli.segmentation.summary import COLUMNS
 from drunet_cli.weights.registry import BUNDLED, COMPACT, Bundled
 from tests.support import GOLDEN_IMAGES, GOLDEN_WEIGHTS, image_options, open_image
 
@@ -130,6 +133,28 @@ def test_maps_are_there_where_they_are_asked_for(tmp_path: Path) -> None:
         "seg.nii.gz",
         *(f"seg_{name}.nii.gz" for name in ("entropy", "probabilities", "unc_core", "unc_enhance", "unc_whole")),
     ]
+
+
+def test_a_case_is_an_image_a_row_and_a_picture(result: SegmentedCase, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    result.save(tmp_path / "seg.nii", preview=True)
+    image = result.to_nibabel()
+    assert image.to_bytes() == (tmp_path / "seg.nii").read_bytes()
+    png = (tmp_path / "seg_preview.png").read_bytes()
+    assert result._repr_png_() == png
+    assert base64.b64encode(png).decode() in result._repr_html_()
+    monkeypatch.setitem(sys.modules, "pandas", SimpleNamespace(DataFrame=list))
+    (row,) = result.to_dataframe()
+    assert tuple(row) == COLUMNS
+    assert (row["case"], row["wt_ml"]) == ("golden", result.volumes_ml["WT"])
+    monkeypatch.setitem(sys.modules, "pandas", None)
+    with pytest.raises(MisuseError, match="pip install pandas"):
+        result.to_dataframe()
+
+
+def test_weights_are_checked_before_the_first_case() -> None:
+    Segmenter("compact").check()
+    with pytest.raises(WeightsError, match=r"no\.h5: no such weights file"):
+        Segmenter("no.h5").check()
 
 
 def test_an_input_is_never_replaced(result: SegmentedCase) -> None:
