@@ -401,7 +401,7 @@ def _parse_header(start: bytes, path: Path) -> Header:
     if start[:2] == _GZIP_SIGNATURE:
         raise CaseError(f"{path}: is compressed twice; decompress it once")
     if start[128:132] == b"DICM":
-        raise CaseError(f"{path}: is a DICOM file; convert the series to NIfTI first, for example with dcm2niix")
+        raise CaseError(f"{path}: is a DICOM file; give the folder of its series to drunet prepare")
     raise CaseError(f"{path}: is not a NIfTI file; convert it to .nii or .nii.gz first")
 
 

@@ -270,7 +270,7 @@ REFUSED: Final[dict[str, tuple[bytes, str]]] = {
     "empty": (b"", "is empty; copy or download it again"),
     "empty, compressed": (gzip.compress(b""), "is empty; copy or download it again"),
     "compressed twice": (gzip.compress(gzip.compress(nifti1())), "is compressed twice; decompress it once"),
-    "DICOM": (bytes(128) + b"DICM" + bytes(2000), "is a DICOM file; convert the series to NIfTI first, for example with"),
+    "DICOM": (bytes(128) + b"DICM" + bytes(2000), "is a DICOM file; give the folder of its series to drunet prepare"),
     "pair": (nifti1(magic=b"ni1"), ".hdr/.img pair"),
     "pair, NIfTI-2": (nifti2(magic=b"ni2"), ".hdr/.img pair"),
     "Analyze": (analyze(), NOT_NIFTI),
