@@ -3,9 +3,9 @@
 python -m tests.benchmarks.template BraTS2021_TrainingData -o drunet_cli/prepare/template.nii.gz
 
 The template in the package was made of eighteen cases of BraTS 2021 and one of BraTS 2023 (see NOTICE). Equal cases give equal
-bytes. Cases lie on the BraTS grid to within 5 mm of one another as a rule. Registering them to their mean, and making a sharper
-mean of that, was tried: a patient whose images another toolkit had prepared came to lie 3.8 mm from where that toolkit had put
-them, in place of 2.9 mm.
+bytes. Registered to this mean, the middles of these brains move by 1 to 8 mm, and one by 17 mm. To make a sharper mean of the
+registered brains was tried: a patient whose images another toolkit had prepared came to lie 3.8 mm from where that toolkit had
+put them, in place of 2.9 mm.
 """
 
 import argparse
