@@ -394,7 +394,7 @@ def _found_instead(names: Sequence[str]) -> str:
     if images := [name for name in names if is_nifti(name)]:
         return f"{_join_names(images)}; say by --pattern MODALITY=GLOB which are which, such as t1ce='*_contrast.nii.gz'"
     if names:
-        return f"no .nii.gz or .nii but {_join_names(names)}; convert the images to NIfTI first, or name another folder"
+        return f"no .nii.gz or .nii but {_join_names(names)}; drunet prepare takes DICOM series; or name another folder"
     return "no file at all; name another folder"
 
 

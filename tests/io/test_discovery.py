@@ -335,7 +335,7 @@ BROKEN: Final[dict[str, tuple[Sequence[str], str, Naming]]] = {
     "no case": (["x/scan.nii.gz"], f"TOP: {LOOKED_FOR}{NUMBERED}, found scan.nii.gz; say by --pattern MODALITY=GLOB which are "
                 "which, such as t1ce='*_contrast.nii.gz'", PLAIN),
     "DICOM": (["study/IM0001", "study/IM0002"], f"TOP: {LOOKED_FOR}{NUMBERED}, found no .nii.gz or .nii but IM0001, IM0002; "
-              "convert the images to NIfTI first, or name another folder", PLAIN),
+              "drunet prepare takes DICOM series; or name another folder", PLAIN),
     "empty": ([], f"TOP: {LOOKED_FOR.replace('NAME_t1.', '*T1w*, NAME_t1.')}{NUMBERED}, found no file at all; name another "
               "folder",
               Naming({"t1": "*T1w*"})),
