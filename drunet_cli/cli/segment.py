@@ -263,8 +263,6 @@ def _prepare(raw: "Cohort", folder: Path, settings: "Settings", screen: "Screen"
             else:
                 done.add(each.case.name)
                 screen.note(preparation_note(outcome.document, left_out=outcome.left_out))
-                for warning in outcome.document["warnings"]:
-                    screen.warning(f"{each.case.name}: {warning['message']}")
             advance()
     prepared = _as_prepared(raw, folder)
     cases = tuple(case for case in prepared.cases if case.name in done)

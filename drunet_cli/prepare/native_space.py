@@ -16,6 +16,7 @@ from scipy import ndimage
 from drunet_cli.brats import TUMOUR_CLASSES, ClassMap, Modality
 from drunet_cli.errors import CaseError
 from drunet_cli.io.case import Case
+from drunet_cli.io.checks import CaseWarning, WarningCode
 from drunet_cli.io.geometry import box_of
 from drunet_cli.io.inputs import InputFile
 from drunet_cli.io.nifti import Header, header_of
@@ -39,11 +40,12 @@ class NativeSpace:
 
 @dataclass(frozen=True)
 class PreparedFrom:
-    """What a prepared case was made of. record: the path of CASE.json. inputs: the raw scans, as the record has them."""
+    """What a prepared case was made of. record: the path of CASE.json. inputs, warnings: as the record has them."""
 
     record: Path
     inputs: Mapping[str, Any]
     spaces: Mapping[Modality, NativeSpace]
+    warnings: tuple[CaseWarning, ...]
 
 
 def origin_of(case: Case, inputs: Mapping[str, InputFile]) -> PreparedFrom | None:
@@ -61,7 +63,8 @@ def origin_of(case: Case, inputs: Mapping[str, InputFile]) -> PreparedFrom | Non
         if any(document["files"][Path(file.path).name] != file.sha256 for file in inputs.values()):
             return None
         spaces = {modality: _space(document, modality, record) for modality in Modality}
-        return PreparedFrom(record, document["inputs"], spaces)
+        warnings = [CaseWarning(WarningCode(each["code"]), str(each["message"])) for each in document["warnings"]]
+        return PreparedFrom(record, document["inputs"], spaces, tuple(warnings))
     except (KeyError, TypeError, ValueError, AttributeError):
         return None
 

@@ -87,6 +87,8 @@ def prepare(case: Case, *, shown: Collection[Modality] = (), strict: bool = Fals
     begin = time.perf_counter()
     images = read_images(case)
     origin = needed_origin(case, images.inputs) if needs_origin else origin_of(case, images.inputs)
+    if origin is not None:  # what was doubtful about its preparation is doubtful about its label map
+        images = replace(images, warnings=(*origin.warnings, *images.warnings))
     return replace(_prepared(images, images.inputs, shown=shown, strict=strict, begin=begin), origin=origin)
 
 

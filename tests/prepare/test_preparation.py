@@ -301,6 +301,11 @@ def test_segment_prepares_and_carries_labels_back(tmp_path: Path, capfd: pytest.
     words = ["segment", *options, "-o", str(out), "--prepare", "--weights", str(GOLDEN_WEIGHTS), "--window", "auto"]
     assert drunet([*words, "--keep-prepared", keep, "--dry-run"]) == 0
     assert "prepare, segment" in capfd.readouterr().out
+    (planned,) = plan_preparations([case], PreparationSettings(folder=Path(keep)))
+    assert prepare_case(planned, PreparationSettings(folder=Path(keep))) is not None
+    record = planned.files.record
+    doubt = {"code": "doubtful-brain", "message": "a small brain"}
+    record.write_text(json.dumps({**json.loads(record.read_text()), "warnings": [doubt]}))
     assert drunet([*words, "--keep-prepared", keep, "--in-space", "t2"]) == 0
     label_map, carried = load_volume(out / "p1.nii.gz"), load_volume(out / "p1_in_t2.nii.gz")
     assert np.array_equal(label_map.voxels, carried.voxels)
@@ -308,6 +313,7 @@ def test_segment_prepares_and_carries_labels_back(tmp_path: Path, capfd: pytest.
     sidecar = json.loads((out / "p1.json").read_text())
     assert sidecar["prepared_from"]["inputs"]["t2"]["path"] == str(case.images[Modality.T2])
     assert set(sidecar["files"]) == {"p1_in_t2.nii.gz"}
+    assert doubt in sidecar["warnings"]
     capfd.readouterr()
     assert drunet([*words, "--skip-existing"]) == ExitCode.MISUSE
     assert "--skip-existing with --prepare needs --keep-prepared DIR" in capfd.readouterr().err
