@@ -45,6 +45,7 @@ def _own_environment(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pyte
         if name.startswith(("DRUNET_", "SLURM_")) or name.lower().endswith("_proxy") or name in ("NO_COLOR", "FORCE_COLOR"):
             monkeypatch.delenv(name)
     monkeypatch.setenv("DRUNET_CACHE_DIR", str(tmp_path_factory.mktemp("cache")))
+    monkeypatch.setenv("SLURM_CPUS_PER_TASK", "1")  # what drunet takes for its CPUs, as the other processes have theirs
 
 
 @pytest.fixture(autouse=True, scope="session")

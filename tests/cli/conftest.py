@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 
-from drunet_cli import host
 from drunet_cli.phantom import scanner
 from drunet_cli.weights.cache import open_weights
 from drunet_cli.weights.checkpoint import write_checkpoint
@@ -33,6 +32,5 @@ def golden_safetensors(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def small_phantoms(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Synthetic cases [48, 56, 32], made in this process in a tenth of a second."""
+    """Synthetic cases [48, 56, 32], made in a tenth of a second."""
     monkeypatch.setattr(scanner, "make_phantom", functools.partial(scanner.make_phantom, shape=(48, 56, 32)))
-    monkeypatch.setattr(host, "granted_cpus", lambda: 1)
