@@ -8,6 +8,7 @@ import pytest
 from drunet_cli.phantom import scanner
 from drunet_cli.weights.cache import open_weights
 from drunet_cli.weights.checkpoint import write_checkpoint
+from tests.cli.small_cohort import N_CASES, write_cases
 from tests.support import GOLDEN_WEIGHTS
 
 
@@ -34,3 +35,9 @@ def golden_safetensors(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def small_phantoms(monkeypatch: pytest.MonkeyPatch) -> None:
     """Synthetic cases [48, 56, 32], made in a tenth of a second."""
     monkeypatch.setattr(scanner, "make_phantom", functools.partial(scanner.make_phantom, shape=(48, 56, 32)))
+
+
+@pytest.fixture(scope="session")
+def cohort(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Small cases that no test changes."""
+    return write_cases(tmp_path_factory.mktemp("cohort"), N_CASES)

@@ -13,7 +13,8 @@ from drunet_cli.brats import CHANNELS, Modality
 from tests.support import open_image
 
 SHAPE: Final = (24, 20, 6)  # in LPS, as BraTS stores its images
-N_SLICES: Final = SHAPE[2]
+N_CASES: Final = 3
+CASES: Final = [f"case_{n}" for n in range(N_CASES)]  # of the fixture `cohort`
 ORIGIN_MM: Final = (17.0, 31.0, -4.0)
 SEGMENTATION: Final = "seg"
 # Last words of the files' names, in the order of drunet's channels: FLAIR, T1ce, T1, T2.

@@ -14,23 +14,15 @@ import pytest
 from drunet_cli.brats import CHANNELS
 from drunet_cli.cli.app import main
 from drunet_cli.errors import OutputError
-from tests.cli.small_cohort import NAMES_NNUNET, contents, objects, segmentation, spoil, write_case, write_cases
+from tests.cli.small_cohort import CASES, NAMES_NNUNET, contents, objects, segmentation, spoil, write_case
 from tests.support import Drunet, image_options, open_image, stdin_of
 
 pytestmark = pytest.mark.usefixtures("in_tmp_path")
 
-N_CASES: Final = 3
-CASES: Final = [f"case_{n}" for n in range(N_CASES)]
 DESCRIPTIONS: Final = [f"slices/cases/{case}.json" for case in CASES]
 LABEL_MAPS: Final = [f"maps/{case}.nii.gz" for case in CASES]
 
 Captured = pytest.CaptureFixture[str]
-
-
-@pytest.fixture(scope="module")
-def cohort(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Cases that no test changes."""
-    return write_cases(tmp_path_factory.mktemp("cohort"), N_CASES)
 
 
 @pytest.fixture(scope="module")

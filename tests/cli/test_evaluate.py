@@ -16,13 +16,11 @@ import pytest
 from PIL import Image
 
 from drunet_cli.cli.app import main
-from tests.cli.small_cohort import SHAPE, objects, save, segmentation, write_cases
+from tests.cli.small_cohort import CASES, N_CASES, SHAPE, objects, save, segmentation, write_cases
 from tests.support import Drunet, open_image
 
 pytestmark = pytest.mark.usefixtures("in_tmp_path")
 
-N_CASES: Final = 3
-CASES: Final = [f"case_{n}" for n in range(N_CASES)]
 HEADER: Final = "case,prediction,reference\n"
 
 Captured = pytest.CaptureFixture[str]

@@ -17,6 +17,8 @@ from drunet_cli.brats import CHANNELS
 from drunet_cli.cli.app import main
 from drunet_cli.io.inputs import file_sha256
 from tests.cli.small_cohort import (
+    CASES,
+    N_CASES,
     NAMES_2021,
     NAMES_2023,
     NAMES_NNUNET,
@@ -30,8 +32,6 @@ from tests.cli.small_cohort import (
 )
 from tests.support import open_image, stdin_of
 
-N_CASES: Final = 3
-CASES: Final = [f"case_{n}" for n in range(N_CASES)]
 LABEL_MAPS: Final = [f"out/{case}.nii.gz" for case in CASES]
 OUTPUTS: Final = sorted(f"{case}{suffix}" for case in CASES for suffix in (".json", ".nii.gz"))
 TABLES: Final = ["labels_itksnap.txt", "labels_slicer.ctbl", "summary.csv"]
@@ -40,12 +40,6 @@ SETTINGS: Final = ("--window", "auto", "--device", "cpu", "--threads", "1")
 WEIGHTS: Final = "../weights.safetensors"
 
 Captured = pytest.CaptureFixture[str]
-
-
-@pytest.fixture(scope="module")
-def cohort(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Cases that no test changes."""
-    return write_cases(tmp_path_factory.mktemp("cohort"), N_CASES)
 
 
 @pytest.fixture(scope="module")
