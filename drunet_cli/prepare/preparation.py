@@ -131,7 +131,7 @@ class Preparation:
 
 
 def check_extra(settings: PreparationSettings) -> None:
-    """Raise MisuseError where something of the extra is not installed. Imports none of it."""
+    """Raise MisuseError where something that the settings need is not installed. Imports nothing of the extra."""
     needed = ["SimpleITK"]
     if settings.method is BrainMethod.DEEPBET or settings.method is BrainMethod.AUTO:
         needed.append("deepbet")
@@ -139,6 +139,10 @@ def check_extra(settings: PreparationSettings) -> None:
         raise MisuseError(f"{' and '.join(missing)} not installed; run: pip install {' '.join(missing)}")
     if settings.method is not None:
         chosen_method(settings.method, stripped=True)
+    if settings.preview:
+        from drunet_cli.io.canvas import check_drawable  # Pillow: not for runs without a picture
+
+        check_drawable()
 
 
 def prepare_scans(case: Case, settings: PreparationSettings) -> Preparation:
