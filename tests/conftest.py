@@ -50,7 +50,7 @@ def _own_environment(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pyte
 
 @pytest.fixture(autouse=True, scope="session")
 def _golden_weights_are_read_once() -> Iterator[None]:
-    """In this process: reading Keras' file takes half a second, and half the tests of the command line begin with that."""
+    """In this process: reading the file of Keras takes half a second, with which many tests would begin."""
     read = keras.read_keras_h5
     golden = file_sha256(GOLDEN_WEIGHTS)
     base_width, state = read(GOLDEN_WEIGHTS)

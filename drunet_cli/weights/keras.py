@@ -128,7 +128,7 @@ def _read(file: h5py.File, path: Path) -> tuple[int, State]:
 
 
 def _datasets(root: h5py.Group) -> dict[str, h5py.Dataset]:
-    """Every dataset by its name: one walk through the file costs a fifth of asking for each by name."""
+    """Every dataset by its name, found in one walk, which is faster than to ask for each by name."""
     datasets: dict[str, h5py.Dataset] = {}
 
     def add(name: str, item: h5py.Group | h5py.Dataset) -> None:
