@@ -47,12 +47,12 @@ def cohort_of(
     *,
     patterns: Sequence[str] = (),
     channels: str | None = None,
-    leave_out: Path | None = None,
+    leave_out: Sequence[Path] = (),
     series_folder: SeriesFolder = no_series,
 ) -> Cohort:
     """The cases in folders and tables; `-` stands for a list of such paths on stdin. Raises MisuseError.
 
-    leave_out: the folder of results, which may lie among the cases. series_folder: as for `find_cases`.
+    leave_out: the folders of results, which may lie among the cases. series_folder: as for `find_cases`.
     """
     cohort = find_cases(paths_of(sources), naming_of(patterns, channels), leave_out=leave_out, series_folder=series_folder)
     only_source_fails = len(sources) == len(cohort.broken) == 1 and not cohort.cases
@@ -60,7 +60,7 @@ def cohort_of(
 
 
 def raw_cohort_of(
-    sources: Sequence[str], *, patterns: Sequence[str] = (), channels: str | None = None, leave_out: Path | None = None
+    sources: Sequence[str], *, patterns: Sequence[str] = (), channels: str | None = None, leave_out: Sequence[Path] = ()
 ) -> Cohort:
     """The same of raw scans: a folder that holds no case of NIfTI files may hold DICOM studies, and a scan be a series."""
     from drunet_cli.prepare.dicom import dicom_folder
@@ -85,7 +85,7 @@ def raw_cohort_of(
         cohort,
         cases=tuple(sorted((*cohort.cases, *cases), key=lambda case: case.name)),
         broken=(*(item for item in cohort.broken if item.name not in studies), *broken),
-        alone=len(sources) == len(found) == 1,
+        alone=len(sources) == len(found) + len(cohort.cases) == 1,
     )
 
 

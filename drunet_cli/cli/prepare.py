@@ -111,7 +111,7 @@ def prepare(
     from drunet_cli.prepare.prepared_case import plan_preparations, prepare_cases
 
     if cases:
-        cohort = raw_cohort_of(cases, patterns=pattern or (), channels=channels, leave_out=output)
+        cohort = raw_cohort_of(cases, patterns=pattern or (), channels=channels, leave_out=[output])
     else:
         cohort = Cohort((raw_case_of(given, name=case),), (), alone=True)
     if shard is not None:

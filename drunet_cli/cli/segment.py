@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from drunet_cli.cli.batch import Batch
     from drunet_cli.cli.console import Screen
     from drunet_cli.io.discovery import Cohort
+    from drunet_cli.prepare.preparation import PreparationSettings
     from drunet_cli.segmentation.cohort import Outcome
     from drunet_cli.segmentation.ensemble import Ensemble
     from drunet_cli.segmentation.outputs import OutputFiles
@@ -188,7 +189,8 @@ def segment(
         ensemble = Ensemble(settings, on_warning=screen.warning, open_weights=opener(screen))
     if cases:
         find = raw_cohort_of if prepare else cohort_of
-        cohort = find(cases, patterns=pattern or (), channels=channels, leave_out=output)
+        leave_out = [output] if keep_prepared is None else [output, keep_prepared]
+        cohort = find(cases, patterns=pattern or (), channels=channels, leave_out=leave_out)
     else:
         cohort = Cohort((raw_case_of(given, name=case) if prepare else case_of_files(given, name=case),), (), alone=True)
     share = None if shard is None else options.parsed_shard(shard)
@@ -213,7 +215,7 @@ def segment(
         if share is not None and plan.n_cases == 0:
             screen.note(f"shard {share[0]} of {share[1]} is empty: there are fewer cases than shards")
         if dry_run and place is not None:
-            _print_raw_plan(plan, raw, screen, json=json)
+            _print_raw_plan(plan, raw, _preparation(place, settings), screen, json=json)
         elif dry_run:
             _print_plan(plan, ensemble, screen, json=json)
         else:
@@ -233,23 +235,17 @@ def _as_prepared(raw: "Cohort", folder: Path) -> "Cohort":
 def _prepare(raw: "Cohort", folder: Path, settings: "Settings", screen: "Screen") -> "Cohort":
     """Prepare all cases; the cohort of those that succeeded, and of those that failed as broken.
 
-    Raises the error of a case that was given alone.
+    Raises the error of a case that was given alone, and OutputError for what would be overwritten unasked.
     """
     from drunet_cli.cli.prepare import preparation_note
-    from drunet_cli.host import granted_cpus
     from drunet_cli.io.case import BrokenCase
-    from drunet_cli.prepare.preparation import PreparationSettings, check_extra
-    from drunet_cli.prepare.prepared_case import plan_preparations, prepare_cases
+    from drunet_cli.prepare.preparation import check_extra
+    from drunet_cli.prepare.prepared_case import check_preparations, plan_preparations, prepare_cases
 
-    asked = PreparationSettings(
-        folder=folder,
-        strict=settings.strict,
-        overwrite=settings.overwrite,
-        skip_existing=not settings.overwrite,
-        threads=settings.threads or granted_cpus(),
-    )
-    check_extra(asked)
+    asked = _preparation(folder, settings)
     planned = plan_preparations(raw.cases, asked)
+    check_preparations(planned)
+    check_extra(asked)
     failed, done = [], set()
     with (
         screen.case_bar(len(planned)) as advance,
@@ -269,13 +265,30 @@ def _prepare(raw: "Cohort", folder: Path, settings: "Settings", screen: "Screen"
     return replace(prepared, cases=cases, broken=(*raw.broken, *failed))
 
 
-def _print_raw_plan(plan: "RunPlan", raw: "Cohort", screen: "Screen", *, json: bool) -> None:
+def _preparation(folder: Path, settings: "Settings") -> "PreparationSettings":
+    """What is asked of the preparation. folder: of the prepared cases."""
+    from drunet_cli.host import granted_cpus
+    from drunet_cli.prepare.preparation import PreparationSettings
+
+    return PreparationSettings(
+        folder=folder,
+        strict=settings.strict,
+        overwrite=settings.overwrite,
+        skip_existing=not settings.overwrite,
+        threads=settings.threads or granted_cpus(),
+    )
+
+
+def _print_raw_plan(plan: "RunPlan", raw: "Cohort", asked: "PreparationSettings", screen: "Screen", *, json: bool) -> None:
     """Print what would be done with raw scans, of which nothing is read."""
     from drunet_cli.cli.batch import PlanRow, print_plan
+    from drunet_cli.cli.prepare import stop_of
+    from drunet_cli.prepare.prepared_case import plan_preparations
 
+    stop = plan.stop or stop_of(plan_preparations(raw.cases, asked))
     scans = {case.name: case for case in raw.cases}
     rows = [PlanRow(scans[each.case.name], each.state, f"prepare, {each.action}", None, each.error) for each in plan.cases]
-    print_plan(rows, raw, seg=False, json=json, quiet=screen.quiet, stop=plan.stop)
+    print_plan(rows, raw, seg=False, json=json, quiet=screen.quiet, stop=stop)
 
 
 @contextmanager

@@ -67,16 +67,17 @@ def find_cases(
     sources: Sequence[Path],
     naming: Naming = BUILT_IN,
     *,
-    leave_out: Path | None = None,
+    leave_out: Sequence[Path] = (),
     series_folder: SeriesFolder = no_series,
 ) -> Cohort:
     """The cases of case folders, of folders that hold such at any depth, and of tables.
 
-    leave_out: a folder below the sources that is not entered, such as that of results. series_folder: as for `case_of`. A
+    leave_out: folders below the sources that are not entered, such as that of results. series_folder: as for `case_of`. A
     source that holds folders of such series beside cases is a BrokenCase too.
     Whatever cannot be used is a BrokenCase, also a source that holds no case. What is found twice counts once.
     """
-    search = _Search(naming, _identity(leave_out), series_folder)
+    left_out = frozenset(identity for folder in leave_out if (identity := _identity(folder)) is not None)
+    search = _Search(naming, left_out, series_folder)
     found: dict[Hashable, _Found] = {}
     passed_over: dict[Path, PassedOver] = {}
     for source in sources:
@@ -202,9 +203,9 @@ _LABEL_FOLDERS: Final = ("labelsTr", "labelsTs")
 
 
 class _Search:
-    """The search of one source after the other. left_out: a folder that is not entered."""
+    """The search of one source after the other. left_out: folders that are not entered."""
 
-    def __init__(self, naming: Naming, left_out: Identity | None, series_folder: SeriesFolder) -> None:
+    def __init__(self, naming: Naming, left_out: frozenset[Identity], series_folder: SeriesFolder) -> None:
         self._naming, self._left_out, self._series_folder = naming, left_out, series_folder
         self._channels_in = functools.cache(lambda folder: naming.channels or described_channels(folder))
 
@@ -217,14 +218,14 @@ class _Search:
             yield _unusable(source, f"{reason}; give the folder of a case or of many, or a table")
             return
         if stat.S_ISDIR(status.st_mode):
-            yield from self._folder(source, None if self._left_out == identity_of(status) else self._left_out)
+            yield from self._folder(source, self._left_out - {identity_of(status)})
         elif stat.S_ISREG(status.st_mode) and is_table(source):
             yield from _cases_of_table(source, identity_of(status), self._series_folder)
         else:
             folders = "give the folder of a case or of many, or the images of one by --t1 --t1ce --t2 --flair"
             yield _unusable(source, f"is neither a folder nor a table (.csv, .tsv); {folders}")
 
-    def _folder(self, source: Path, left_out: Identity | None) -> Iterator[_Found | PassedOver]:
+    def _folder(self, source: Path, left_out: frozenset[Identity]) -> Iterator[_Found | PassedOver]:
         is_empty = True
         without_cases = FoldersWithoutCases(source)
         file_names: list[str] = []
@@ -402,8 +403,8 @@ def _join_names(names: Sequence[str]) -> str:
     return join_some([*map(shorten, names[:_MOST_NAMES]), *names[_MOST_NAMES:]], most=_MOST_NAMES)
 
 
-def _identity(folder: Path | None) -> Identity | None:
+def _identity(folder: Path) -> Identity | None:
     try:
-        return None if folder is None else identity_of(folder.stat())
+        return identity_of(folder.stat())
     except (OSError, ValueError):
         return None

@@ -3,7 +3,7 @@
 import errno
 import os
 from collections import Counter
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Collection, Container, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, TypeAlias
@@ -26,14 +26,14 @@ class Folder:
 
 
 def folders_from(
-    top: Path, *, left_out: Identity | None = None, names_left_out: Container[str] = ()
+    top: Path, *, left_out: Collection[Identity] = (), names_left_out: Container[str] = ()
 ) -> Iterator[Folder | tuple[Path, OSError]]:
     """The folders from top down in sorted order; for one that refuses, its path and why.
 
-    left_out: a folder that is not entered. names_left_out: no folder of these names, below top, is entered. The derivatives and
+    left_out: folders that are not entered. names_left_out: no folder of these names, below top, is entered. The derivatives and
     the source data of a BIDS data set are not entered either: they hold the same patients again.
     """
-    entered: set[Identity] = set() if left_out is None else {left_out}
+    entered: set[Identity] = set(left_out)
     waiting = [top]
     while waiting:
         path = waiting.pop()

@@ -51,13 +51,14 @@ class Brain:
     """A brain mask, and where its voxels lie.
 
     mask: [I, J, K]. affine: voxel indices to RAS millimetres. method: as records name it. tools: names and versions of what
-    found it.
+    found it. sha256: of the file of a mask that was given.
     """
 
     mask: Mask
     affine: Affine
     method: str
     tools: Mapping[str, str]
+    sha256: str | None = None
 
     @property
     def litres(self) -> float:
@@ -116,7 +117,8 @@ def read_mask(path: Path, scans: Sequence[Grid]) -> tuple[Brain, int]:
     mask = np.asarray(volume.voxels > 0)
     if not mask.any() or mask.all():
         raise CaseError(f"{path}: this brain mask has no voxel {'of 0' if mask.any() else 'above 0'}")
-    return Brain(mask, volume.affine, str(path), {}), found[0]
+    assert volume.source is not None, "read from a file"
+    return Brain(mask, volume.affine, str(path), {}, volume.source.sha256), found[0]
 
 
 def _by_deepbet(voxels: npt.NDArray[np.float32], affine: Affine, threads: int) -> Mask:

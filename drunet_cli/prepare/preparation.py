@@ -54,6 +54,7 @@ from drunet_cli.prepare.scans import (
 )
 
 _INSIDE: Final = 0.5
+_ATLASES: Final = (OWN_ATLAS, NO_ATLAS)
 _MOST_LOST: Final = 0.01  # of the brain that may lie outside the grid before a word is said
 _LEAST_COVERED: Final = 0.97  # of the brain by every scan
 
@@ -94,6 +95,12 @@ class PreparationSettings:
         """How the brain is found; None for a mask in a file."""
         return BrainMethod(self.brain) if self.brain in [*BrainMethod] else None
 
+    @property
+    def files(self) -> dict[str, Path]:
+        """Files beside the scans that may change a voxel: a mask of the brain, an atlas."""
+        given = {"brain": None if self.method else self.brain, "atlas": None if self.atlas in _ATLASES else self.atlas}
+        return {name: Path(path) for name, path in given.items() if path is not None}
+
     def recorded(self) -> dict[str, str]:
         """What may change a voxel."""
         return {"reference": self.reference.value, "brain": self.brain, "atlas": self.atlas}
@@ -104,8 +111,8 @@ class Preparation:
     """A prepared case.
 
     images, brain: on the BraTS grid. heads: the images before anything outside the brain was set to 0; for a picture, else
-    empty. transforms: take positions in each scan to positions on the grid. method: what found the brain. untouched: the scans
-    were prepared already, and their voxels are as they were.
+    empty. transforms: take positions in each scan to positions on the grid. method: what found the brain. mask_sha256: of the
+    file of a mask that was given. untouched: the scans were prepared already, and their voxels are as they were.
     """
 
     case: Case
@@ -117,6 +124,7 @@ class Preparation:
     registrations: Mapping[Modality, Registration]
     similarity: Mapping[Modality, Similarity]
     method: str
+    mask_sha256: str | None
     atlas: str
     atlas_sha256: str | None
     tools: Mapping[str, str]
@@ -179,7 +187,7 @@ def prepare_scans(case: Case, settings: PreparationSettings) -> Preparation:
         for modality in CHANNELS
     }
     similar = similarities(scans, settings.reference, registrations, coarse_brain)
-    method = brains[next(iter(brains))].method
+    first = brains[next(iter(brains))]
     warnings += registration_warnings(scans, registrations, similar, settings.reference)
     coarse_litres = int(np.count_nonzero(coarse_brain)) * voxel_litres(grid.affine)
     warnings += _brain_warnings(case, brains, coarse_litres, brain)
@@ -195,10 +203,11 @@ def prepare_scans(case: Case, settings: PreparationSettings) -> Preparation:
         transforms=transforms,
         registrations=registrations,
         similarity=similar,
-        method=method,
+        method=first.method,
+        mask_sha256=first.sha256,
         atlas=settings.atlas,
         atlas_sha256=atlas_sha256,
-        tools={"SimpleITK": version("SimpleITK"), **brains[next(iter(brains))].tools},
+        tools={"SimpleITK": version("SimpleITK"), **first.tools},
         warnings=tuple(warnings),
         untouched=False,
         seconds=time.perf_counter() - begin,
@@ -227,6 +236,7 @@ def _untouched(
         registrations=dict.fromkeys(scans, stays),
         similarity={},
         method=OWN_BACKGROUND,
+        mask_sha256=None,
         atlas=NO_ATLAS,
         atlas_sha256=None,
         tools={},

@@ -215,8 +215,16 @@ def _prepared_or_known(planned: PlannedPreparation, settings: PreparationSetting
         _check_same(known, files, planned.case, settings)
         if not settings.preview or files.picture.name in known["files"]:
             return PreparedResult(known, left_out=True)
+    _check_free(files, settings)
     claim.renew()
     return PreparedResult(_write(prepare_scans(planned.case, settings), files, settings))
+
+
+def _check_free(files: PreparedFiles, settings: PreparationSettings) -> None:
+    """Raise OutputError for files that no record describes, unless they are to be overwritten."""
+    if files.state() is PreparationState.FOREIGN and not settings.overwrite:
+        found = next(path for path in files.paths if os.path.lexists(path))
+        raise OutputError(f"{found}: exists already, and no record says that drunet made it; {_REMEDY}, or name another DIR")
 
 
 def who_works_on(planned: PlannedPreparation) -> str:
@@ -235,6 +243,9 @@ def _check_same(known: Mapping[str, Any], files: PreparedFiles, case: Case, sett
         for name, value in settings.recorded().items():
             if before[name] != value:
                 raise OutputError(f"{files.record}: was prepared with {name} {before[name]}, now {value}; {_REMEDY}")
+        for name, path in settings.files.items():
+            if known[name]["sha256"] != file_sha256(path):
+                raise OutputError(f"{files.record}: was prepared with another {path} than it is now; {_REMEDY}")
         for path in changed_scans(inputs, case):
             raise OutputError(f"{files.record}: was prepared of another file than {path} is now; {_REMEDY}")
         for name, sha256 in named.items():
@@ -260,11 +271,10 @@ def _write(preparation: Preparation, files: PreparedFiles, settings: Preparation
         **describe_preparation(preparation, settings),
         "files": {path.name: hashlib.sha256(content).hexdigest() for path, content in contents.items()},
     }
-    known = files.state() is not PreparationState.NEW
     outdated = [path for path in files.paths if path not in contents and path != files.record]
     with hold_signals():
-        if not known and files.state() is not PreparationState.NEW:
-            raise OutputError(f"{files.folder}: files of the case have appeared while drunet was working; nothing was replaced")
+        _check_free(files, settings)  # again, as it was a while ago
+        known = files.state() is not PreparationState.NEW
         for path in files.paths:
             remove_stale(path)
         with ExitStack() as publish_in_reverse:
@@ -336,7 +346,11 @@ def describe_preparation(preparation: Preparation, settings: PreparationSettings
             modality: {name: round(value, 4) for name, value in asdict(found).items()}
             for modality, found in preparation.similarity.items()
         },
-        "brain": {"method": preparation.method, "volume_ml": round(preparation.brain_ml, 3)},
+        "brain": {
+            "method": preparation.method,
+            "sha256": preparation.mask_sha256,
+            "volume_ml": round(preparation.brain_ml, 3),
+        },
         "atlas": {"name": preparation.atlas, "sha256": preparation.atlas_sha256},
         "settings": settings.recorded(),
         "versions": {

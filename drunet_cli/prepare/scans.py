@@ -74,6 +74,8 @@ class Scan:
         background: a voxel is the weighted mean of the brain around it.
         """
         voxels = np.maximum(self.volume.voxels, 0)
+        if self.is_stripped:  # also without specks beside it, which the division would make bright
+            voxels = np.where(self.own_brain, voxels, 0)
         values = resampled(voxels, self.volume.affine, target, shape, transform=transform)
         if self.is_stripped:
             share = self.brain_on_grid(target, shape, transform)
@@ -97,7 +99,7 @@ def cases_of_studies(folder: Path) -> list[Case | BrokenCase]:
     for n, study in enumerate(studies_in(folder), start=1):
         name = study.absolute().name
         try:
-            if study != folder and names_patient(name, study):
+            if study != folder and names_patient(str(study.relative_to(folder)), study):
                 name = f"{folder}, study {n}"
                 raise CaseError(f"{name}: its folder names the patient, or a date; {_NAME_BY_TABLE}")
             cases.append(Case(name, scans_of_study(study)))

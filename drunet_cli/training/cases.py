@@ -114,7 +114,7 @@ def find_training_cases(paths: Sequence[Path], naming: Naming = BUILT_IN, *, lea
             entered.add(identity)
             found += [TrainingCase(name, case) for name, case in dataset.items() if isinstance(case, PngCase)]
             refused += [BrokenCase(name, error) for name, error in dataset.items() if isinstance(error, CaseError)]
-    cohort = find_cases(others, naming, leave_out=leave_out)
+    cohort = find_cases(others, naming, leave_out=() if leave_out is None else [leave_out])
     found += [TrainingCase(case.name, case) for case in cohort.cases]
     usable, unusable = _sort_out(found, naming)
     refused += [*cohort.broken, *unusable]

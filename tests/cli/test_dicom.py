@@ -31,15 +31,27 @@ def test_folders_of_studies_are_a_cohort_beside_nifti(tmp_path: Path) -> None:
     write_series(tmp_path / "in" / "p3")
     write_phantom(small(0), tmp_path / "in", "p4")
     write_study(tmp_path / "in" / "Mustermann")
+    for visit in ("before", "after"):
+        write_study(tmp_path / "in" / "HOSP4711" / visit)
     cohort = raw_cohort_of([str(tmp_path / "in")])
     assert [case.name for case in cohort.cases] == ["p1", "p2", "p4"]
     assert cohort.cases[0].images[Modality.T1CE] == tmp_path / "in" / "p1:7"
-    assert len(cohort.broken) == 2
-    assert "p3: no DICOM series is recognised as FLAIR or T1ce or T2" in str(cohort.broken[1].error)
+    assert len(cohort.broken) == 4
+    assert "p3: no DICOM series is recognised as FLAIR or T1ce or T2" in str(cohort.broken[-1].error)
     said = " ".join([*cohort.notes, *(f"{case.name} {case.error}" for case in cohort.broken)])
     assert "its folder names the patient" in said
     assert not any(secret in said.replace(str(tmp_path), "").lower() for secret in SECRETS)
     assert [case.name for case in cohort_of([str(tmp_path / "in")]).cases] == ["p4"]
+
+
+@pytest.mark.parametrize("nifti", [[], ["p2"]])
+def test_a_study_is_alone_only_where_nothing_is_beside_it(nifti: list[str], tmp_path: Path) -> None:
+    write_study(tmp_path / "in" / "p1")
+    for name in nifti:
+        write_phantom(small(0), tmp_path / "in", name)
+    cohort = raw_cohort_of([str(tmp_path / "in")])
+    assert [case.name for case in cohort.cases] == ["p1", *nifti]
+    assert cohort.alone is (not nifti)
 
 
 def test_tables_and_options_name_series(tmp_path: Path) -> None:

@@ -624,7 +624,7 @@ def test_folders_come_sorted_once_each_without_what_is_hidden_or_left_out(tmp_pa
     (tmp_path / "a" / "back").symlink_to(tmp_path)
     (tmp_path / "loop").symlink_to("loop")
     left_out = identity_of((tmp_path / "out").stat())
-    found = list(folders_from(tmp_path, left_out=left_out, names_left_out=("labels",)))
+    found = list(folders_from(tmp_path, left_out=[left_out], names_left_out=("labels",)))
     assert [(folder.path, folder.files) for folder in found if isinstance(folder, Folder)] == [
         (tmp_path, ["file", "loop"]),
         (tmp_path / "a", []),
@@ -636,9 +636,11 @@ def test_folders_come_sorted_once_each_without_what_is_hidden_or_left_out(tmp_pa
 
 def test_a_folder_of_results_among_the_cases_is_not_entered(tmp_path: Path) -> None:
     tree(tmp_path, *images("a_"), *images("out/b_"))
-    assert names_of(find_cases([tmp_path], leave_out=tmp_path / "out")) == ["a"]
-    assert names_of(find_cases([tmp_path / "out"], leave_out=tmp_path / "out")) == ["b"]  # given by name
-    assert names_of(find_cases([tmp_path], leave_out=tmp_path / "absent")) == ["a", "b"]
+    assert names_of(find_cases([tmp_path], leave_out=[tmp_path / "out"])) == ["a"]
+    assert names_of(find_cases([tmp_path / "out"], leave_out=[tmp_path / "out"])) == ["b"]  # given by name
+    assert names_of(find_cases([tmp_path], leave_out=[tmp_path / "absent"])) == ["a", "b"]
+    tree(tmp_path, *images("prepared/c_"))
+    assert names_of(find_cases([tmp_path], leave_out=[tmp_path / "out", tmp_path / "prepared"])) == ["a"]
 
 
 def test_no_package_that_reads_images_is_imported() -> None:

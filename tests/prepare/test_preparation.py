@@ -13,9 +13,9 @@ import pytest
 
 from drunet_cli.brats import CHANNELS, Modality
 from drunet_cli.cli.app import main as drunet
-from drunet_cli.errors import CaseError, DeviceError, ExitCode, MisuseError
+from drunet_cli.errors import CaseError, DeviceError, ExitCode, MisuseError, OutputError
 from drunet_cli.io.case import Case, case_of
-from drunet_cli.io.nifti import encode_map, header_of, load_volume, new_header
+from drunet_cli.io.nifti import encode_map, header_of, load_volume, new_header, volume_of
 from drunet_cli.prepare import brain as brain_module
 from drunet_cli.prepare.brain import BrainMethod, chosen_method, find_brain, read_mask
 from drunet_cli.prepare.grid import BRATS_AFFINE, BRATS_SHAPE, as_stored, own_axes
@@ -28,6 +28,7 @@ from drunet_cli.prepare.prepared_case import (
     prepare_case,
     read_record,
 )
+from drunet_cli.prepare.scans import Scan
 from tests.prepare.simulated import (
     Acquisition,
     SimulatedHead,
@@ -132,6 +133,35 @@ def test_a_second_run_verifies_or_refuses(prepared: Prepared) -> None:
     with pytest.raises(Exception, match="is missing, or has been changed since drunet wrote it"):
         prepare_case(planned, again)
     brain.write_bytes(content)
+    mask = Path(settings.brain)
+    content = mask.read_bytes()
+    mask.write_bytes(content + b"x")
+    with pytest.raises(OutputError, match=r"was prepared with another .*mask\.nii than it is now"):
+        prepare_case(planned, again)
+    mask.write_bytes(content)
+
+
+def test_files_that_no_record_describes_stay(prepared: Prepared, tmp_path: Path) -> None:
+    case, settings, _ = prepared
+    for asked in (settings, replace(settings, skip_existing=True)):
+        (planned,) = plan_preparations([case], replace(asked, folder=tmp_path))
+        planned.files.folder.mkdir(exist_ok=True)
+        planned.files.image(Modality.T1).write_text("somebody's")  # since the plan was made
+        with pytest.raises(OutputError, match=r"p1_t1.nii.gz: exists already, and no record says that drunet made it"):
+            prepare_case(planned, asked)
+        assert [path.name for path in planned.files.folder.iterdir()] == ["p1_t1.nii.gz"]
+
+
+def test_what_lies_beside_a_stripped_brain_does_not_shine_at_its_edge() -> None:
+    voxels = np.zeros((30, 30, 30), np.float32)
+    voxels[10:20, 10:20, 10:20] = 100
+    voxels[20, 20, 20] = 100  # touches the brain at a corner alone
+    affine = np.diag([4.0, 4.0, 4.0, 1.0])
+    scan = Scan(volume_of(voxels, affine, name="t1"), Modality.T1)
+    assert scan.is_stripped
+    near = affine.copy()
+    near[:3, 3] = 3.9
+    assert scan.on_grid(near, voxels.shape, np.eye(4)).max() == pytest.approx(100)
 
 
 def brats_case(folder: Path) -> Case:
@@ -301,6 +331,14 @@ def test_segment_prepares_and_carries_labels_back(tmp_path: Path, capfd: pytest.
     words = ["segment", *options, "-o", str(out), "--prepare", "--weights", str(GOLDEN_WEIGHTS), "--window", "auto"]
     assert drunet([*words, "--keep-prepared", keep, "--dry-run"]) == 0
     assert "prepare, segment" in capfd.readouterr().out
+    raw = PreparedFiles(tmp_path / "prepared", NAME).image(Modality.T1)
+    raw.parent.mkdir(parents=True)
+    raw.write_text("somebody's")
+    for more in (["--dry-run"], []):
+        assert drunet([*words, "--keep-prepared", keep, *more]) == ExitCode.OUTPUT
+        assert f"{raw}: exists already" in " ".join(capfd.readouterr().err.split())
+    assert raw.read_text() == "somebody's"
+    raw.unlink()
     (planned,) = plan_preparations([case], PreparationSettings(folder=Path(keep)))
     assert prepare_case(planned, PreparationSettings(folder=Path(keep))) is not None
     record = planned.files.record
