@@ -151,7 +151,9 @@ def opened(browser: "Browser", path: Path, content: bytes, fragment: str = "") -
     )
     page.goto(path.as_uri() + fragment)
     page.wait_for_selector("html[data-ready]")
-    page.wait_for_function("document.querySelector('#value-t2').textContent != '\u2026'")
+    page.locator("#value-t2").filter(
+        has_not_text="\u2026"
+    ).wait_for()  # wait_for_function evaluates text, which the page forbids
     assert complaints == []
     return page
 
