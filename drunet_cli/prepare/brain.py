@@ -1,5 +1,6 @@
 """The brain in a scan of a head: by a network, by another program, by a mask of the user's, or by the scan's own background."""
 
+import os
 import shutil
 import subprocess
 import tempfile
@@ -101,7 +102,7 @@ def find_brain(scan: Volume, method: str, *, threads: int) -> Brain:
     else:
         command = _command_of(BrainMethod(method))
         assert command is not None, "looked for when the method was chosen"
-        mask, tools = _by_command(command, image.voxels, image.affine), {Path(command).name: _version_of(method)}
+        mask, tools = _by_command(command, image.voxels, image.affine, threads), {Path(command).name: _version_of(method)}
     mask = _one_solid_part(mask)
     if not mask.any():
         raise CaseError(f"{scan.path}: {method} finds no brain; look at the scan, or give a mask by --brain FILE")
@@ -141,7 +142,7 @@ def _by_deepbet(voxels: npt.NDArray[np.float32], affine: Affine, threads: int) -
     return np.asarray(mask.dataobj) > 0
 
 
-def _by_command(command: str, voxels: npt.NDArray[np.float32], affine: Affine) -> Mask:
+def _by_command(command: str, voxels: npt.NDArray[np.float32], affine: Affine, threads: int) -> Mask:
     """Run a program on the image in a folder of its own. What the program leaves of the image is the brain.
 
     hd-bet -i IN -o OUT; mri_synthstrip or nipreps-synthstrip -i IN -o OUT, as their help has it.
@@ -157,6 +158,7 @@ def _by_command(command: str, voxels: npt.NDArray[np.float32], affine: Affine) -
                 capture_output=True,
                 text=True,
                 errors="replace",
+                env={**os.environ, "OMP_NUM_THREADS": str(threads)},
                 timeout=_LONGEST_RUN_S,
                 check=False,
             )

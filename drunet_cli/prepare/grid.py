@@ -7,6 +7,7 @@ from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
+from scipy.optimize import linear_sum_assignment
 
 from drunet_cli.errors import CaseError
 from drunet_cli.io.geometry import farthest_corner_mm, is_same_place
@@ -67,7 +68,7 @@ def own_axes(affine: Affine, centre_mm: npt.NDArray[np.float64]) -> Affine:
     axes = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
     left, _, right = np.linalg.svd(axes)
     nearest = left @ right  # without shear
-    order = np.argmax(np.abs(nearest), axis=1)
+    _, order = linear_sum_assignment(-np.abs(nearest))  # each axis once, also where two are nearest to one
     turned = nearest[:, order] * np.sign(nearest[np.arange(3), order])
     template = load_atlas(OWN_ATLAS).image
     transform = np.eye(4)

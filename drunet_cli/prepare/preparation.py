@@ -41,8 +41,9 @@ from drunet_cli.prepare.grid import (
     load_atlas,
     own_axes,
 )
-from drunet_cli.prepare.registration import Affine, Isotropic, resampled
+from drunet_cli.prepare.registration import Affine, Isotropic, move_of, resampled
 from drunet_cli.prepare.scans import (
+    MOST_DEGREES,
     Registration,
     Scans,
     Similarity,
@@ -175,6 +176,8 @@ def prepare_scans(case: Case, settings: PreparationSettings) -> Preparation:
         raise CaseError(f"{case.name}: the brain mask does not meet {settings.reference.display}; look at both")
     stripped = Isotropic(np.where(coarse_brain, grid.voxels, 0), grid.origin_mm, grid.size_mm)
     to_grid, atlas_sha256 = _place(stripped, scans, settings)
+    if settings.atlas != NO_ATLAS:
+        warnings += _placement_warnings(case, to_grid, settings.reference)
     transforms = {modality: to_grid @ to_reference[modality] for modality in scans}
     brain = _brain_at(brains, transforms, BRATS_AFFINE, BRATS_SHAPE)
     with ThreadPoolExecutor(settings.threads) as threads:
@@ -275,6 +278,18 @@ def _place(stripped: Isotropic, scans: Scans, settings: PreparationSettings) -> 
         return own_axes(scans[settings.reference].volume.affine, stripped.centre_mm), None
     atlas = load_atlas(settings.atlas)
     return atlas.place(stripped), atlas.sha256
+
+
+def _placement_warnings(case: Case, to_grid: Affine, reference: Modality) -> list[CaseWarning]:
+    """A brain that was turned further than a head lies askew in a scanner: the template was met the wrong way."""
+    _, degrees = move_of(to_grid, np.zeros(3))
+    if degrees <= MOST_DEGREES:
+        return []
+    message = (
+        f"{case.name}: the brain in {reference.display} was turned by {degrees:.0f} degrees to lie on the atlas, and heads lie "
+        f"askew by no more than {MOST_DEGREES:g}; look at the picture that --preview writes; --atlas none uses no atlas"
+    )
+    return [CaseWarning(WarningCode.DOUBTFUL_REGISTRATION, message)]
 
 
 def _brain_warnings(case: Case, brains: Mapping[Modality, Brain], litres: float, on_grid: Mask) -> list[CaseWarning]:

@@ -25,7 +25,7 @@ import scipy
 
 import drunet_cli
 from drunet_cli.brats import CHANNELS, Modality
-from drunet_cli.errors import DrunetError, OutputError
+from drunet_cli.errors import DeviceError, DrunetError, OutputError
 from drunet_cli.io.atomic import check_writable, create_folder, is_same_file, remove_stale, write_atomically
 from drunet_cli.io.case import Case
 from drunet_cli.io.checks import refuse_serious
@@ -217,7 +217,10 @@ def _prepared_or_known(planned: PlannedPreparation, settings: PreparationSetting
             return PreparedResult(known, left_out=True)
     _check_free(files, settings)
     claim.renew()
-    return PreparedResult(_write(prepare_scans(planned.case, settings), files, settings))
+    try:
+        return PreparedResult(_write(prepare_scans(planned.case, settings), files, settings))
+    except MemoryError as error:
+        raise DeviceError(f"{planned.case.name}: this machine's memory does not suffice to prepare the case") from error
 
 
 def _check_free(files: PreparedFiles, settings: PreparationSettings) -> None:

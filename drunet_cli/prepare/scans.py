@@ -37,7 +37,7 @@ _LEAST_EXTENT_MM: Final = 60.0  # half of a brain's height; localisers have some
 # Registration finds equal images again to a few tenths of a millimetre, and no patient lies stiller between two scans.
 _AGREE_MM: Final = 1.0
 _FARTHEST_MM: Final = 60.0  # a head's half width: no patient moves so far in a coil
-_MOST_DEGREES: Final = 45.0
+MOST_DEGREES: Final = 45.0
 # Edges of T1, T2 and FLAIR against T1ce: 1.17 to 1.90 in nineteen BraTS cases, 1.39 to 2.14 in raw scans of two patients.
 # Against T1ce of another patient, registered: 0.96 to 1.13, and once in nineteen times 1.17. Noise and a strong bias field can
 # bring a right registration down to 1.09; mutual information, at most 1.012 with another patient's, tells that it is right.
@@ -97,14 +97,15 @@ def cases_of_studies(folder: Path) -> list[Case | BrokenCase]:
     """
     cases: list[Case | BrokenCase] = []
     for n, study in enumerate(studies_in(folder), start=1):
-        name = study.absolute().name
+        known_as = study.absolute().name if study == folder else f"{folder}, study {n}"
         try:
             if study != folder and names_patient(str(study.relative_to(folder)), study):
-                name = f"{folder}, study {n}"
-                raise CaseError(f"{name}: its folder names the patient, or a date; {_NAME_BY_TABLE}")
-            cases.append(Case(name, scans_of_study(study)))
-        except CaseError as error:
-            cases.append(BrokenCase(name, error))
+                raise CaseError(f"{known_as}: its folder names the patient, or a date; {_NAME_BY_TABLE}")
+            known_as = study.absolute().name
+            cases.append(Case(known_as, scans_of_study(study)))
+        except CaseError as error:  # of a study that cannot be read, nobody knows whom its folder names
+            message = str(error) if known_as == study.absolute().name else str(error).replace(str(study), known_as)
+            cases.append(BrokenCase(known_as, CaseError(message, details=error.details)))
     return cases
 
 
@@ -270,7 +271,7 @@ def registration_warnings(
                 "patient's brain? Look at the picture that --preview writes"
             )
             warnings.append(CaseWarning(WarningCode.DOUBTFUL_REGISTRATION, message))
-        elif registration.moved_mm > _FARTHEST_MM or registration.moved_degrees > _MOST_DEGREES:
+        elif registration.moved_mm > _FARTHEST_MM or registration.moved_degrees > MOST_DEGREES:
             message = (
                 f"{path}: {modality.display} was moved by {registration.moved_mm:.0f} mm and {registration.moved_degrees:.0f} "
                 f"degrees to lie on {reference.display}; look at the picture that --preview writes"

@@ -4,7 +4,9 @@ pydicom reads the headers. Texts and dates that name the patient are known here,
 """
 
 import logging
+import math
 import re
+import struct
 import threading
 import warnings
 from collections import defaultdict
@@ -176,6 +178,8 @@ def _read(path: Path) -> _Image | None:
         TypeError,
         AttributeError,
         LookupError,
+        ArithmeticError,
+        struct.error,
     ) as error:
         # Whatever a header may hold comes as one of these, some of them where a value is first looked at.
         raise _Damaged from error
@@ -244,7 +248,9 @@ def _numbers(value: Any) -> Triple:
 
 
 def _number(value: Any) -> float:
-    return next(iter(_numbers(value or None)), 0.0)
+    """A number, or the first of several; 0 for none, and for one that is not finite."""
+    number = next(iter(_numbers(value or None)), 0.0)
+    return number if math.isfinite(number) else 0.0
 
 
 def _has_agent(header: Any) -> bool:

@@ -44,6 +44,18 @@ def test_folders_of_studies_are_a_cohort_beside_nifti(tmp_path: Path) -> None:
     assert [case.name for case in cohort_of([str(tmp_path / "in")]).cases] == ["p4"]
 
 
+def test_the_folder_of_a_study_that_cannot_be_read_is_not_named(tmp_path: Path) -> None:
+    write_study(tmp_path / "in" / "p1")
+    write_study(tmp_path / "in" / "Mustermann_Erika")
+    damaged = max(path for path in (tmp_path / "in" / "Mustermann_Erika").rglob("*") if path.is_file())
+    damaged.write_bytes(damaged.read_bytes()[:300])
+    cohort = raw_cohort_of([str(tmp_path / "in")])
+    assert [case.name for case in cohort.cases] == ["p1"]
+    (broken,) = cohort.broken
+    assert "cannot be read" in str(broken.error)
+    assert "mustermann" not in f"{broken.name} {broken.error} {broken.error.details} {cohort.notes}".lower()
+
+
 @pytest.mark.parametrize("nifti", [[], ["p2"]])
 def test_a_study_is_alone_only_where_nothing_is_beside_it(nifti: list[str], tmp_path: Path) -> None:
     write_study(tmp_path / "in" / "p1")

@@ -169,6 +169,7 @@ def test_what_is_no_scan_is_refused_in_one_line(fault: str, tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("n_bytes", "expected"),
     [
+        (152, "1 DICOM file cannot be read; copy or download the folder again"),
         (300, "1 DICOM file cannot be read; copy or download the folder again"),
         (-40, "dcm2niix could not convert it (exit code 1)"),
     ],

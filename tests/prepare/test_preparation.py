@@ -19,7 +19,7 @@ from drunet_cli.io.nifti import encode_map, header_of, load_volume, new_header, 
 from drunet_cli.prepare import brain as brain_module
 from drunet_cli.prepare.brain import BrainMethod, chosen_method, find_brain, read_mask
 from drunet_cli.prepare.grid import BRATS_AFFINE, BRATS_SHAPE, as_stored, own_axes
-from drunet_cli.prepare.preparation import PreparationSettings, prepare_scans
+from drunet_cli.prepare.preparation import PreparationSettings, _placement_warnings, prepare_scans
 from drunet_cli.prepare.prepared_case import (
     PreparationAction,
     PreparationState,
@@ -293,6 +293,32 @@ def test_axes_are_kept_without_an_atlas() -> None:
     tilted = np.eye(4)
     tilted[:2, :2] = [[0.8, -0.6], [0.6, 0.8]]
     assert np.allclose(own_axes(tilted, np.zeros(3))[:3, :3] @ tilted[:3, :3], np.eye(3))
+    steep = np.eye(4)
+    steep[:3, :3] = np.array([[2, -1, 2], [2, 2, -1], [-1, 2, 2]]) / 3  # two axes are as near to one of the patient's
+    turn = own_axes(steep, np.zeros(3))[:3, :3]
+    assert np.allclose(turn @ turn.T, np.eye(3))
+    assert np.isclose(np.linalg.det(turn), 1)
+
+
+@pytest.mark.parametrize(("degrees", "n_warnings"), [(40, 0), (50, 1), (180, 1)])
+def test_a_brain_that_lies_the_wrong_way_on_the_atlas_is_told(degrees: float, n_warnings: int) -> None:
+    c, s = np.cos(np.radians(degrees)), np.sin(np.radians(degrees))
+    turn = np.array([[1, 0, 0, 20], [0, c, -s, 0], [0, s, c, 0], [0, 0, 0, 1]])
+    warnings = _placement_warnings(Case("p1", {}), turn, Modality.T1CE)
+    assert [warning.code for warning in warnings] == ["doubtful-registration"] * n_warnings
+
+
+def test_memory_that_does_not_suffice_fails_one_case(
+    prepared: Prepared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise MemoryError
+
+    case, settings, _ = prepared
+    monkeypatch.setattr("drunet_cli.prepare.prepared_case.prepare_scans", fail)
+    (planned,) = plan_preparations([case], replace(settings, folder=tmp_path / "out"))
+    with pytest.raises(DeviceError, match="memory does not suffice to prepare the case"):
+        prepare_case(planned, replace(settings, folder=tmp_path / "out"))
 
 
 @pytest.mark.parametrize(
