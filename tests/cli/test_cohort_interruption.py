@@ -84,8 +84,8 @@ def assert_whole_where_there(folder: Path, whole: WholeRun) -> None:
         assert document == whole.sidecars[name], name
 
 
-def assert_no_temporaries(folder: Path) -> None:
-    assert not list(folder.rglob("*.tmp"))
+def temporaries(folder: Path) -> set[Path]:
+    return set(folder.rglob("*.tmp"))
 
 
 def assert_next_run_completes(drunet: Drunet, folder: Path, whole: WholeRun) -> None:
@@ -103,7 +103,8 @@ def assert_as_undisturbed(folder: Path, whole: WholeRun) -> None:
 
 
 def disturb(number: signal.Signals, whole: WholeRun, folder: Path, *options: str, after_s: float) -> None:
-    """One signal, which ends the run with its code; of one that drunet hears nothing unfinished is left."""
+    """One signal, which ends the run with its code; a run that hears it leaves nothing unfinished of its own."""
+    of_earlier_runs = temporaries(folder)
     with started(*whole.words, *options, folder=folder) as process:
         time.sleep(after_s)
         process.send_signal(number)
@@ -113,7 +114,7 @@ def disturb(number: signal.Signals, whole: WholeRun, folder: Path, *options: str
     assert "Traceback" not in stderr
     assert "Error" not in stderr
     if number in CODES:
-        assert_no_temporaries(folder)
+        assert temporaries(folder) <= of_earlier_runs
     assert_whole_where_there(folder, whole)
 
 
@@ -165,7 +166,7 @@ def test_signal_while_outputs_are_written_ends_the_run_with_its_code_and_nothing
     finished = temporary == ".summary.csv."  # the last thing that a run does
     assert done.returncode in ((CODES[number], 0) if finished else (CODES[number],)), done.stderr
     assert "Traceback" not in done.stderr
-    assert_no_temporaries(tmp_path)
+    assert not temporaries(tmp_path)
     assert_whole_where_there(tmp_path, whole)
     complete = {name.partition(".")[0] for name in label_maps(tmp_path)}
     assert complete == {name.partition(".")[0] for name in sidecars(tmp_path)}
