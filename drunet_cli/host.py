@@ -7,6 +7,7 @@ import platform
 import re
 from collections.abc import Iterator, Mapping, MutableMapping
 from pathlib import Path
+from typing import Final
 
 _CGROUP_ROOT = Path("/sys/fs/cgroup")
 _OWN_CGROUPS = Path("/proc/self/cgroup")
@@ -60,6 +61,20 @@ def limit_malloc_arenas() -> None:
     """
     if platform.libc_ver()[0] == "glibc" and "MALLOC_ARENA_MAX" not in os.environ:
         ctypes.CDLL(None).mallopt(_M_ARENA_MAX, 2)
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether an error of numpy, PyTorch, ONNX Runtime or ITK says that memory did not suffice."""
+    return isinstance(error, MemoryError) or any(words in str(error) for words in _OUT_OF_MEMORY_WORDS)
+
+
+# Allocators raise these words in a plain RuntimeError: PyTorch's for the CPU and GPUs, cuBLAS, and cuDNN, which finds no engine
+# that fits; C++, ONNX Runtime and ITK.
+_OUT_OF_MEMORY_WORDS: Final = (
+    *("can't allocate memory", "out of memory", "not enough memory", "ALLOC_FAILED", "could not create a primitive"),
+    *("unable to find an engine", "Unable to find a valid cuDNN algorithm"),
+    *("Failed to allocate memory", "bad allocation", "bad_alloc"),
+)
 
 
 def disable_onnxruntime_telemetry(environment: MutableMapping[str, str] = os.environ) -> None:

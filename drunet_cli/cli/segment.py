@@ -7,7 +7,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
@@ -151,6 +150,7 @@ def segment(
     )
     from drunet_cli.cli.console import Screen
     from drunet_cli.cli.weights import opener
+    from drunet_cli.io.atomic import temporary_folder
     from drunet_cli.io.discovery import Cohort
     from drunet_cli.segmentation.ensemble import Ensemble
     from drunet_cli.segmentation.plan import plan_run
@@ -203,7 +203,7 @@ def segment(
     raw, place = cohort, keep_prepared
     with _parameters_as_options(), ExitStack() as temporary:
         if prepare and place is None:
-            place = Path(temporary.enter_context(TemporaryDirectory(prefix="drunet-prepared-")))
+            place = temporary.enter_context(temporary_folder())
         if place is not None:
             cohort = _as_prepared(raw, place)
         summary = None if names_a_file(output) else output / SUMMARY

@@ -8,7 +8,9 @@ import errno
 import logging
 import math
 import os
+import shutil
 import socket
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -83,6 +85,33 @@ def create_folder(folder: Path) -> Iterator[None]:
                 each.rmdir()
 
 
+@contextmanager
+def temporary_folder() -> Iterator[Path]:
+    """Make a folder for what is no result, which no other user can read, and remove it after the block.
+
+    A process that is killed leaves the folder; see `remove_stale_folders`.
+    """
+    with tempfile.TemporaryDirectory(prefix=f"{_FOLDER}{socket.gethostname()}.{os.getpid()}.") as folder:
+        name = Path(folder).name
+        _being_written.add(name)
+        try:
+            yield Path(folder)
+        finally:
+            _being_written.discard(name)
+
+
+def remove_stale_folders() -> None:
+    """Remove the temporary folders of processes that are gone, as `remove_stale` has it: a scan in them may show a face."""
+    place = tempfile.gettempdir()
+    with suppress(OSError):
+        for name in os.listdir(place):  # noqa: PTH208
+            host, _, pid = name.removeprefix(_FOLDER).rpartition(".")[0].rpartition(".")
+            is_ours = name.startswith(_FOLDER) and bool(host) and pid.isdecimal()
+            path = Path(place, name)
+            if is_ours and is_abandoned(path, host, int(pid), after_s=_ABANDONED_AFTER_S):
+                shutil.rmtree(path, ignore_errors=True)  # another user's stays
+
+
 def check_writable(target: Path, *, overwrite: bool) -> None:
     """Raise OutputError now for what would stop `write_atomically` later: an existing file, or a folder that refuses."""
     if os.path.isdir(target):  # noqa: PTH112  # unlike Path.is_dir it raises for no name
@@ -108,6 +137,7 @@ def is_same_file(path: Path, other: Path) -> bool:
 
 
 _TEMPORARY: Final = ".tmp"
+_FOLDER: Final = "drunet-"
 _ABANDONED_AFTER_S: Final = 24 * 3600.0
 _being_written: Final[set[str]] = set()  # by the threads of this process: a second writer of a target is refused
 

@@ -9,6 +9,7 @@ A claim spares work and guards no file: files appear by `io/atomic`, whoever has
 
 import os
 import socket
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -37,6 +38,21 @@ class Claim:
             self._renewed_s = time.monotonic()
             with suppress(OSError):
                 os.utime(self._path)
+
+    @contextmanager
+    def keep_renewed(self) -> Iterator[None]:
+        """Renew the claim from a thread while the block runs, for work whose steps may take longer than a claim lasts."""
+        ended = threading.Event()
+
+        def renew() -> None:
+            while not ended.wait(_RENEWED_AFTER_S):
+                self.renew()
+
+        threading.Thread(target=renew, daemon=True).start()
+        try:
+            yield
+        finally:
+            ended.set()
 
     def release(self) -> None:
         """Remove the claim, unless another process has taken it for abandoned and claimed the file."""

@@ -137,8 +137,8 @@ def compute_reference(checkpoint: "Checkpoint", batches: Sequence[Images]) -> Re
     """Run the network in PyTorch. Raises WeightsError when a logit is not finite, DeviceError when memory does not suffice."""
     import torch
 
-    from drunet_cli.host import granted_cpus
-    from drunet_cli.network.torch_engine import build_model, is_out_of_memory
+    from drunet_cli.host import granted_cpus, is_out_of_memory
+    from drunet_cli.network.torch_engine import build_model
 
     torch.set_num_threads(granted_cpus())
     model = build_model(checkpoint)
@@ -219,8 +219,7 @@ def _run_onnx(path: Path, batches: list[Images]) -> list[npt.NDArray[Any]]:
     import onnxruntime
     from onnxruntime.capi import onnxruntime_pybind11_state as errors
 
-    from drunet_cli.host import granted_cpus
-    from drunet_cli.network.onnx_engine import is_out_of_memory
+    from drunet_cli.host import granted_cpus, is_out_of_memory
     from drunet_cli.weights.structure import IMAGES
 
     options = onnxruntime.SessionOptions()

@@ -19,7 +19,7 @@ from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 import drunet_cli
 from drunet_cli.brats import CHANNELS, N_CLASSES, ClassMap, TumourClass
 from drunet_cli.errors import DeviceError, WeightsError
-from drunet_cli.host import cpu_name, granted_cpus
+from drunet_cli.host import cpu_name, granted_cpus, is_out_of_memory
 from drunet_cli.network.engine import EngineName, Head, Images, Precision, ignore_progress
 from drunet_cli.weights.checkpoint import Checkpoint, check_tensors
 from drunet_cli.weights.structure import IMAGES, N_CHANNELS, PlacedLayer, folded_norms, layers
@@ -34,7 +34,6 @@ _HeadFunction: TypeAlias = Callable[[npt.NDArray[np.float32]], npt.NDArray[Any]]
 # With a slice of its own, no thread waits for another (tests/benchmarks/cpu.py), but each slice takes memory.
 _MOST_AT_ONCE: Final = 4
 _RUNTIME_ERRORS: Final = (MemoryError, ort_errors.Fail, ort_errors.RuntimeException)
-_OUT_OF_MEMORY_WORDS: Final = ("Failed to allocate memory", "bad allocation", "bad_alloc")
 
 
 class OnnxEngine:
@@ -175,11 +174,6 @@ def _softmax(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
     """[4, X, Y] to probabilities [X, Y, 4]."""
     exponentials = np.exp(logits - logits.max(axis=0))
     return np.moveaxis(exponentials / exponentials.sum(axis=0), 0, 2)
-
-
-def is_out_of_memory(error: Exception) -> bool:
-    """Whether this error of ONNX Runtime or numpy says that memory did not suffice."""
-    return isinstance(error, MemoryError) or any(words in str(error) for words in _OUT_OF_MEMORY_WORDS)
 
 
 def _out_of_memory(error: Exception) -> DeviceError:

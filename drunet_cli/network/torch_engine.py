@@ -19,7 +19,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from drunet_cli.brats import ClassMap
 from drunet_cli.errors import DeviceError, LostDeviceError, WeightsError
-from drunet_cli.host import cpu_name
+from drunet_cli.host import cpu_name, is_out_of_memory
 from drunet_cli.network.engine import EngineName, Images, Precision, ignore_progress, is_proved
 from drunet_cli.network.model import DRUNet104
 from drunet_cli.weights.checkpoint import Checkpoint, check_tensors
@@ -30,11 +30,6 @@ from drunet_cli.weights.structure import folded_norms, tensor_shapes
 _BATCH_SIZE: Final = {"cpu": 2, "cuda": 16, "mps": 8}
 _COUNTER: Final = "num_batches_tracked"  # of batch norms, which nothing here uses
 _DTYPES: Final = {Precision.BFLOAT16: torch.bfloat16, Precision.FLOAT16: torch.float16}
-# Allocators raise these words in a plain RuntimeError: the CPU's, MPS, cuBLAS, and cuDNN, which finds no engine that fits.
-_OUT_OF_MEMORY_WORDS: Final = (
-    *("can't allocate memory", "out of memory", "not enough memory", "ALLOC_FAILED", "could not create a primitive"),
-    *("unable to find an engine", "Unable to find a valid cuDNN algorithm"),
-)
 _DEVICE_FAULT_WORDS: Final = ("CUDA error", "cuDNN error", "CUDA driver", "does not support bfloat16")
 
 
@@ -300,11 +295,6 @@ def visible_gpus() -> dict[str, str]:
 def device_name(device: torch.device) -> str:
     """The hardware in words."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_name()
-
-
-def is_out_of_memory(error: RuntimeError) -> bool:
-    """Whether this error says that memory did not suffice."""
-    return isinstance(error, torch.OutOfMemoryError) or any(words in str(error) for words in _OUT_OF_MEMORY_WORDS)
 
 
 def check_device_fault(device: torch.device, error: RuntimeError) -> None:

@@ -3,7 +3,6 @@
 import os
 import shutil
 import subprocess
-import tempfile
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ from scipy import ndimage
 
 from drunet_cli.errors import CaseError, DeviceError, MisuseError, one_line
 from drunet_cli.host import may_have_gpu
-from drunet_cli.io.atomic import write_atomically
+from drunet_cli.io.atomic import temporary_folder, write_atomically
 from drunet_cli.io.checks import same_grid, voxel_litres
 from drunet_cli.io.nifti import Grid, Volume, encode_map, load_volume, new_header
 from drunet_cli.prepare.registration import Affine, isotropic
@@ -51,12 +50,13 @@ OWN_BACKGROUND: Final = "own background"
 class Brain:
     """A brain mask, and where its voxels lie.
 
-    mask: [I, J, K]. affine: voxel indices to RAS millimetres. method: as records name it. tools: names and versions of what
-    found it. sha256: of the file of a mask that was given.
+    mask: [I, J, K]. affine: voxel indices to RAS millimetres. scan: the grid that the brain was found on. method: as records
+    name it. tools: names and versions of what found it. sha256: of the file of a mask that was given.
     """
 
     mask: Mask
     affine: Affine
+    scan: Grid
     method: str
     tools: Mapping[str, str]
     sha256: str | None = None
@@ -68,9 +68,17 @@ class Brain:
 
     @property
     def cut_off(self) -> bool:
-        """Whether the brain reaches the outermost planes of the field of view, so that part of it is likely not in it."""
-        planes = [self.mask.take(index, axis=axis) for axis in range(3) for index in (0, -1)]
-        return any(np.count_nonzero(plane) > _TOUCHES * plane.size for plane in planes)
+        """Whether the brain reaches the scan's outermost planes, so that part of it is likely not in the scan."""
+        to_mask = np.linalg.inv(self.affine) @ self.scan.affine
+        for axis, n_planes in enumerate(self.scan.shape):
+            size = [1 if each == axis else n for each, n in enumerate(self.scan.shape)]
+            for index in (0, n_planes - 1):
+                start = to_mask[:3, axis] * index + to_mask[:3, 3]
+                # The nearest voxels of the mask, as its cubes and a tilted plane do not meet.
+                plane = ndimage.affine_transform(self.mask, to_mask[:3, :3], start, output_shape=size, order=0, mode="nearest")
+                if np.count_nonzero(plane) > _TOUCHES * plane.size:
+                    return True
+        return False
 
 
 def chosen_method(method: BrainMethod, *, stripped: bool) -> str:
@@ -96,7 +104,7 @@ def find_brain(scan: Volume, method: str, *, threads: int) -> Brain:
     """
     image = isotropic(scan.voxels, scan.affine, size_mm=_NETWORK_MM)
     if method == BrainMethod.NONE:
-        return Brain(np.asarray(image.voxels > 0), image.affine, method, {})
+        return Brain(np.asarray(image.voxels > 0), image.affine, scan, method, {})
     if method == BrainMethod.DEEPBET:
         mask, tools = _by_deepbet(image.voxels, image.affine, threads), {"deepbet": _version_of("deepbet")}
     else:
@@ -106,7 +114,7 @@ def find_brain(scan: Volume, method: str, *, threads: int) -> Brain:
     mask = _one_solid_part(mask)
     if not mask.any():
         raise CaseError(f"{scan.path}: {method} finds no brain; look at the scan, or give a mask by --brain FILE")
-    return Brain(mask, image.affine, method, tools)
+    return Brain(mask, image.affine, scan, method, tools)
 
 
 def read_mask(path: Path, scans: Sequence[Grid]) -> tuple[Brain, int]:
@@ -119,7 +127,7 @@ def read_mask(path: Path, scans: Sequence[Grid]) -> tuple[Brain, int]:
     if not mask.any() or mask.all():
         raise CaseError(f"{path}: this brain mask has no voxel {'of 0' if mask.any() else 'above 0'}")
     assert volume.source is not None, "read from a file"
-    return Brain(mask, volume.affine, str(path), {}, volume.source.sha256), found[0]
+    return Brain(mask, volume.affine, volume, str(path), {}, volume.source.sha256), found[0]
 
 
 def _by_deepbet(voxels: npt.NDArray[np.float32], affine: Affine, threads: int) -> Mask:
@@ -147,8 +155,8 @@ def _by_command(command: str, voxels: npt.NDArray[np.float32], affine: Affine, t
 
     hd-bet -i IN -o OUT; mri_synthstrip or nipreps-synthstrip -i IN -o OUT, as their help has it.
     """
-    with tempfile.TemporaryDirectory(prefix="drunet-brain-") as folder:
-        source, target = Path(folder) / "head.nii.gz", Path(folder) / "brain.nii.gz"
+    with temporary_folder() as folder:
+        source, target = folder / "head.nii.gz", folder / "brain.nii.gz"
         with write_atomically(source, overwrite=False) as stream:
             stream.write(encode_map(voxels, new_header(voxels.shape, np.float32, affine), compress=True))
         device = ["-device", "cpu"] if Path(command).name == BrainMethod.HD_BET and not may_have_gpu() else []

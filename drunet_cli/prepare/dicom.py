@@ -9,7 +9,6 @@ import os
 import re
 import shutil
 import subprocess
-import tempfile
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -20,6 +19,7 @@ import numpy as np
 
 from drunet_cli.brats import CHANNELS, Modality
 from drunet_cli.errors import CaseError, MisuseError
+from drunet_cli.io.atomic import temporary_folder
 from drunet_cli.io.folders import Folder, folders_from
 from drunet_cli.io.inputs import InputFile, file_sha256
 from drunet_cli.io.nifti import Volume, load_volume, volume_of
@@ -90,8 +90,8 @@ def load_series(scan: Path) -> Volume:
     """
     series = _chosen(scan)
     source = _source_of(series)
-    with tempfile.TemporaryDirectory(prefix="drunet-dicom-") as place:
-        staged, converted = Path(place) / "dicom", Path(place) / "converted"
+    with temporary_folder() as place:
+        staged, converted = place / "dicom", place / "converted"
         staged.mkdir()
         converted.mkdir()
         for n, file in enumerate(series.files):  # by neutral names, and without the other series of the folder

@@ -257,7 +257,9 @@ def _brains(scans: Scans, settings: PreparationSettings) -> dict[Modality, Brain
         return {order[place]: found}
     method = chosen_method(settings.method, stripped=all(scan.is_stripped for scan in scans.values()))
     if method == OWN_BACKGROUND:
-        return {modality: Brain(scan.own_brain, scan.volume.affine, method, {}) for modality, scan in scans.items()}
+        return {
+            modality: Brain(scan.own_brain, scan.volume.affine, scan.volume, method, {}) for modality, scan in scans.items()
+        }
     return {Modality.T1: find_brain(scans[Modality.T1].volume, method, threads=settings.threads)}
 
 

@@ -26,7 +26,15 @@ import scipy
 import drunet_cli
 from drunet_cli.brats import CHANNELS, Modality
 from drunet_cli.errors import DeviceError, DrunetError, OutputError
-from drunet_cli.io.atomic import check_writable, create_folder, is_same_file, remove_stale, write_atomically
+from drunet_cli.host import is_out_of_memory
+from drunet_cli.io.atomic import (
+    check_writable,
+    create_folder,
+    is_same_file,
+    remove_stale,
+    remove_stale_folders,
+    write_atomically,
+)
 from drunet_cli.io.case import Case
 from drunet_cli.io.checks import refuse_serious
 from drunet_cli.io.claims import Claim, claim_file, claim_of, claimant, remove_abandoned_claims
@@ -175,6 +183,7 @@ def prepare_cases(
 
     on_warning: called with what is remarkable about the run. A caller who may not take all outcomes closes the generator.
     """
+    remove_stale_folders()
     waiting = list(planned)
     for wait in (False, True):
         turn, waiting = waiting, []
@@ -216,10 +225,12 @@ def _prepared_or_known(planned: PlannedPreparation, settings: PreparationSetting
         if not settings.preview or files.picture.name in known["files"]:
             return PreparedResult(known, left_out=True)
     _check_free(files, settings)
-    claim.renew()
     try:
-        return PreparedResult(_write(prepare_scans(planned.case, settings), files, settings))
-    except MemoryError as error:
+        with claim.keep_renewed():
+            return PreparedResult(_write(prepare_scans(planned.case, settings), files, settings))
+    except (MemoryError, RuntimeError) as error:  # PyTorch, in deepbet, and ITK raise the latter
+        if not is_out_of_memory(error):
+            raise
         raise DeviceError(f"{planned.case.name}: this machine's memory does not suffice to prepare the case") from error
 
 

@@ -15,9 +15,10 @@ from torch import Tensor
 from drunet_cli.brats import REGIONS
 from drunet_cli.errors import DeviceError, DivergedError
 from drunet_cli.evaluation.scores import dice, mask_of
+from drunet_cli.host import is_out_of_memory
 from drunet_cli.io.geometry import FRAME, AxisFit, Geometry, laid_out
 from drunet_cli.network.engine import Engine, Precision, WindowMode
-from drunet_cli.network.torch_engine import TorchEngine, check_device_fault, is_out_of_memory
+from drunet_cli.network.torch_engine import TorchEngine, check_device_fault
 from drunet_cli.segmentation.predict import predict
 from drunet_cli.training.batches import BatchPlan, Feed, Planner
 from drunet_cli.training.distributed import Team

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final
 
 from drunet_cli.errors import CaseError, DeviceError, DrunetError, MisuseError, OutputError, WeightsError
+from drunet_cli.host import is_out_of_memory
 from drunet_cli.jobs import run_tasks
 from drunet_cli.network.engine import Precision, changed_network
 from drunet_cli.training.cases import (
@@ -339,7 +340,7 @@ def _learner(
 ) -> "Learner":
     import torch
 
-    from drunet_cli.network.torch_engine import check_device_fault, is_out_of_memory
+    from drunet_cli.network.torch_engine import check_device_fault
     from drunet_cli.training.learner import Learner, new_network
 
     network = new_network(recipe.network, seed=recipe.seed)

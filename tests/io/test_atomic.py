@@ -23,7 +23,9 @@ from drunet_cli.io.atomic import (
     create_folder,
     is_same_file,
     remove_stale,
+    remove_stale_folders,
     remove_stale_in,
+    temporary_folder,
     write_atomically,
     write_file_atomically,
 )
@@ -445,6 +447,28 @@ def test_a_temporary_is_removed_when_its_writer_is_gone(
         else:
             remove_stale_in(tmp_path, suffix=".nii.gz")
         assert path.exists() is not removed
+
+
+def test_folders_of_scans_that_killed_processes_left_are_removed(
+    tmp_path: Path, dead_pid: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    left = [f"drunet-{HOST}.{pid}.x1_y" for pid in (dead_pid, os.getpid())]
+    kept = [
+        f"drunet-{HOST}.{os.getppid()}.x",
+        f"drunet-other.{dead_pid}.x",
+        f"{HOST}.{dead_pid}.x",
+        "drunet-demo",
+        "drunet-1.x",
+    ]
+    for name in (*left, *kept):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "head.nii.gz").touch()
+    with temporary_folder() as folder:
+        (folder / "head.nii.gz").touch()
+        remove_stale_folders()
+        assert {path.name for path in tmp_path.iterdir()} == {*kept, folder.name}
+    assert not folder.exists()
 
 
 def test_other_files_are_kept_however_much_they_look_alike(target: Path, dead_pid: int) -> None:

@@ -75,6 +75,19 @@ def test_a_claim_is_renewed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert path.stat().st_mtime > 0
 
 
+def test_a_claim_is_renewed_while_a_single_step_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(claims, "_RENEWED_AFTER_S", 0.01)
+    claim = claim_file(tmp_path / "p1.nii.gz")
+    assert claim is not None
+    path = claims.claim_of(tmp_path / "p1.nii.gz")
+    with claim.keep_renewed():
+        os.utime(path, (0, 0))
+        until = time.monotonic() + 10
+        while path.stat().st_mtime == 0 and time.monotonic() < until:
+            time.sleep(0.01)
+    assert path.stat().st_mtime > 0
+
+
 def test_work_goes_on_where_nothing_can_be_claimed(tmp_path: Path) -> None:
     (tmp_path / "shut").mkdir(mode=0o500)
     open_to_all(tmp_path)

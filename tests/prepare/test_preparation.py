@@ -10,6 +10,7 @@ from typing import Any, Final
 
 import numpy as np
 import pytest
+from scipy.spatial.transform import Rotation
 
 from drunet_cli.brats import CHANNELS, Modality
 from drunet_cli.cli.app import main as drunet
@@ -269,6 +270,15 @@ def test_other_programs_find_the_brain(method: str, name: str, program: Callable
         find_brain(scan, method, threads=1)
 
 
+@pytest.mark.parametrize(("middle", "is_cut"), [((15, 15, 15), False), ((15, 15, 9), True), ((22, 15, 15), True)])
+def test_a_brain_that_a_tilted_border_of_the_scan_cuts_off_is_told(middle: tuple[int, ...], is_cut: bool) -> None:
+    distance = np.linalg.norm(np.indices((30, 30, 30)).T - np.array(middle), axis=-1).T
+    affine = np.diag([4.0, 4.0, 4.0, 1.0])
+    affine[:3, :3] = Rotation.from_euler("xyz", [25, 20, 15], degrees=True).as_matrix() * 4
+    scan = volume_of(np.where(distance < 10, 100, 0).astype(np.int16), affine, name="t1")
+    assert find_brain(scan, BrainMethod.NONE, threads=1).cut_off == is_cut
+
+
 def test_a_method_is_chosen_by_what_there_is(program: Callable[[str, str], None], monkeypatch: pytest.MonkeyPatch) -> None:
     assert chosen_method(BrainMethod.AUTO, stripped=True) == "own background"
     assert chosen_method(BrainMethod.AUTO, stripped=False) == "deepbet"
@@ -308,11 +318,12 @@ def test_a_brain_that_lies_the_wrong_way_on_the_atlas_is_told(degrees: float, n_
     assert [warning.code for warning in warnings] == ["doubtful-registration"] * n_warnings
 
 
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried ...")])
 def test_memory_that_does_not_suffice_fails_one_case(
-    prepared: Prepared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    error: Exception, prepared: Prepared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*_: object) -> None:
-        raise MemoryError
+        raise error
 
     case, settings, _ = prepared
     monkeypatch.setattr("drunet_cli.prepare.prepared_case.prepare_scans", fail)
