@@ -61,13 +61,17 @@ class Batch:
         self.n_done += 1
         for warning in warnings:
             self._screen.warning(f"{document['case']}: {warning}")
-        if self._n_cases == 1 or not self._screen.draws:
-            self._screen.note(note, place=self._place())
+        self.tell(note)
         if self._json:
             self._print(document)
         elif path is not None:
             self._print(path)
         self._advance(document["case"])
+
+    def tell(self, note: str) -> None:
+        """Tell something of a case in one line, unless a bar of many cases is drawn."""
+        if self._n_cases == 1 or not self._screen.draws:
+            self._screen.note(note, place=self._place())
 
     def failed(self, name: str, error: DrunetError, *, differs: bool = False) -> None:
         """Tell why a case failed, and go on. Raises the error where there is no other case.

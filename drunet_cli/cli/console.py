@@ -294,7 +294,7 @@ class SegmentationBar(Bar):
         self._parts[name] = done / total
         slices = f"{name} {done}/{total} slices"
         if self._n_cases == 1:
-            self.progress.update(self._task, description=name, completed=done)
+            self.progress.update(self._task, description=name, completed=done, total=total)
         else:
             self._draw(slices)
 

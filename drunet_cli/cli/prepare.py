@@ -2,18 +2,18 @@
 
 from collections.abc import Sequence
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from drunet_cli.brats import Modality
 from drunet_cli.cli import options
-from drunet_cli.errors import DrunetError, MisuseError, OutputError, join_some, plural
+from drunet_cli.errors import DrunetError, MisuseError, OutputError, plural
 
 if TYPE_CHECKING:
     from drunet_cli.cli.batch import Batch
-    from drunet_cli.io.case import Case
     from drunet_cli.prepare.preparation import PreparationSettings
     from drunet_cli.prepare.prepared_case import PlannedPreparation, PreparedResult
 
@@ -108,7 +108,7 @@ def prepare(
     from drunet_cli.host import granted_cpus
     from drunet_cli.io.discovery import Cohort
     from drunet_cli.prepare.preparation import PreparationSettings, check_extra
-    from drunet_cli.prepare.prepared_case import plan_preparations, prepare_cases
+    from drunet_cli.prepare.prepared_case import compare_preparations, plan_preparations, prepare_cases
 
     if cases:
         cohort = raw_cohort_of(cases, patterns=pattern or (), channels=channels, leave_out=[output])
@@ -135,8 +135,10 @@ def prepare(
     planned = plan_preparations(cohort.cases, settings)
     stop = stop_of(planned)
     if dry_run:
-        rows = [PlanRow(each.case, each.state, each.action) for each in planned]
-        print_plan(rows, cohort, seg=False, json=json, quiet=quiet, stop=stop)
+        planned = planned if stop else compare_preparations(planned)
+        rows = [PlanRow(each.case, each.state, each.action, None, each.error) for each in planned]
+        differing = {each.case.name for each in planned if each.differs}
+        print_plan(rows, cohort, seg=False, differing=differing, json=json, quiet=quiet, stop=stop)
         return
     if stop is not None:
         raise stop
@@ -147,14 +149,14 @@ def prepare(
     n_left_out = 0
     with (
         batch.bar(),
-        closing(prepare_cases(planned, settings, n_processes=n_jobs, on_warning=screen.warning)) as outcomes,
+        closing(prepare_cases(planned, n_processes=n_jobs, on_warning=screen.warning)) as outcomes,
     ):
         for each, outcome in outcomes:
             if isinstance(outcome, DrunetError):
                 batch.failed(each.case.name, outcome)
             else:
                 n_left_out += outcome.left_out
-                _tell(each.case, outcome, str(each.files.record), batch)
+                _tell(each, outcome, batch)
     left_out = f"; {n_left_out} {'was' if n_left_out == 1 else 'were'} complete and left out" if n_left_out else ""
     batch.finish(f"{plural(batch.n_done, 'case')} in {output}{left_out}")
 
@@ -187,24 +189,12 @@ def stop_of(planned: Sequence["PlannedPreparation"]) -> DrunetError | None:
     return None
 
 
-def _tell(case: "Case", result: "PreparedResult", record: str, batch: "Batch") -> None:
-    document = {**result.document, "case": case.name}
+def _tell(planned: "PlannedPreparation", result: "PreparedResult", batch: "Batch") -> None:
+    # A complete output may have been made of the case by another name.
+    result = replace(result, document={**result.document, "case": planned.case.name})
     batch.done(
-        record,
-        {**document, "left_out": True} if result.left_out else document,
-        note=preparation_note(document, left_out=result.left_out),
-        warnings=[] if result.left_out else [warning["message"] for warning in document["warnings"]],
+        str(planned.files.record),
+        {**result.document, "left_out": True} if result.left_out else result.document,
+        note=result.in_words,
+        warnings=[] if result.left_out else [warning["message"] for warning in result.document["warnings"]],
     )
-
-
-def preparation_note(document: dict[str, Any], *, left_out: bool) -> str:
-    """One case in one line."""
-    if left_out:
-        return f"{document['case']}: complete, left out"
-    how = f"{document['seconds']:.1f} s"
-    if document["untouched"]:
-        return f"{document['case']}: prepared already (BraTS grid, stripped), its voxels were not touched ({how})"
-    moves = [f"{Modality(name).display} {moved['mm']:.1f} mm" for name, moved in document["moved"].items() if moved["mm"]]
-    moved = f"moved {join_some(moves)}" if moves else "no scan had to be moved"
-    brain = document["brain"]
-    return f"{document['case']}: {moved}; brain {brain['volume_ml'] / 1000:.2f} litres by {brain['method']} ({how})"

@@ -150,7 +150,6 @@ def segment(
     )
     from drunet_cli.cli.console import Screen
     from drunet_cli.cli.weights import opener
-    from drunet_cli.io.atomic import temporary_folder
     from drunet_cli.io.discovery import Cohort
     from drunet_cli.segmentation.ensemble import Ensemble
     from drunet_cli.segmentation.plan import plan_run
@@ -200,28 +199,26 @@ def segment(
         raise MisuseError(f"-o {output}: is one file; name a folder, which gets a label map of each case")
     names = [each.name for each in cohort.cases] + [each.name for each in cohort.broken if not each.is_source]
     label_maps = {name: label_map_path(output, name) for name in names}
-    raw, place = cohort, keep_prepared
     with _parameters_as_options(), ExitStack() as temporary:
-        if prepare and place is None:
-            place = temporary.enter_context(temporary_folder())
-        if place is not None:
-            cohort = _as_prepared(raw, place)
+        raw = cohort
+        if prepare:
+            asked = _preparation(keep_prepared, temporary, settings)
+            cohort = _as_prepared(raw, asked.folder)
         summary = None if names_a_file(output) else output / SUMMARY
         plan = plan_run(cohort, ensemble, label_maps, summary=summary)
+        if prepare:
+            plan = _with_preparation(plan, raw, asked, dry_run=dry_run)
         for note in cohort.notes:
             screen.warning(note)
         if plan.summary is None and not names_a_file(output):
             screen.warning(f"{output / SUMMARY}: is not a table that drunet wrote; the case is not entered there")
         if share is not None and plan.n_cases == 0:
             screen.note(f"shard {share[0]} of {share[1]} is empty: there are fewer cases than shards")
-        if dry_run and place is not None:
-            _print_raw_plan(plan, raw, _preparation(place, settings), screen, json=json)
+        if dry_run and prepare:
+            _print_raw_plan(plan, raw, screen, json=json)
         elif dry_run:
             _print_plan(plan, ensemble, screen, json=json)
         else:
-            if place is not None and plan.stop is None:
-                cohort = _prepare(raw, place, settings, screen)
-                plan = plan_run(cohort, ensemble, label_maps, summary=summary)
             _segment(plan, ensemble, screen, output=output, json=json)
 
 
@@ -232,46 +229,15 @@ def _as_prepared(raw: "Cohort", folder: Path) -> "Cohort":
     return replace(raw, cases=tuple(replace(case, images=PreparedFiles(folder, case.name).images) for case in raw.cases))
 
 
-def _prepare(raw: "Cohort", folder: Path, settings: "Settings", screen: "Screen") -> "Cohort":
-    """Prepare all cases; the cohort of those that succeeded, and of those that failed as broken.
-
-    Raises the error of a case that was given alone, and OutputError for what would be overwritten unasked.
-    """
-    from drunet_cli.cli.prepare import preparation_note
-    from drunet_cli.io.case import BrokenCase
-    from drunet_cli.prepare.preparation import check_extra
-    from drunet_cli.prepare.prepared_case import check_preparations, plan_preparations, prepare_cases
-
-    asked = _preparation(folder, settings)
-    planned = plan_preparations(raw.cases, asked)
-    check_preparations(planned)
-    check_extra(asked)
-    failed, done = [], set()
-    with (
-        screen.case_bar(len(planned)) as advance,
-        closing(prepare_cases(planned, asked, n_processes=1, on_warning=screen.warning)) as outcomes,
-    ):
-        for each, outcome in outcomes:
-            if isinstance(outcome, DrunetError):
-                if raw.alone:
-                    raise outcome
-                failed.append(BrokenCase(each.case.name, outcome))
-            else:
-                done.add(each.case.name)
-                screen.note(preparation_note(outcome.document, left_out=outcome.left_out))
-            advance()
-    prepared = _as_prepared(raw, folder)
-    cases = tuple(case for case in prepared.cases if case.name in done)
-    return replace(prepared, cases=cases, broken=(*raw.broken, *failed))
-
-
-def _preparation(folder: Path, settings: "Settings") -> "PreparationSettings":
-    """What is asked of the preparation. folder: of the prepared cases."""
+def _preparation(keep: Path | None, temporary: ExitStack, settings: "Settings") -> "PreparationSettings":
+    """What is asked of the preparation. keep: the folder of the prepared cases; without it they are temporary."""
     from drunet_cli.host import granted_cpus
+    from drunet_cli.io.atomic import temporary_folder
     from drunet_cli.prepare.preparation import PreparationSettings
 
     return PreparationSettings(
-        folder=folder,
+        folder=temporary.enter_context(temporary_folder()) if keep is None else keep,
+        keep=keep is not None,
         strict=settings.strict,
         overwrite=settings.overwrite,
         skip_existing=not settings.overwrite,
@@ -279,16 +245,37 @@ def _preparation(folder: Path, settings: "Settings") -> "PreparationSettings":
     )
 
 
-def _print_raw_plan(plan: "RunPlan", raw: "Cohort", asked: "PreparationSettings", screen: "Screen", *, json: bool) -> None:
+def _with_preparation(plan: "RunPlan", raw: "Cohort", asked: "PreparationSettings", *, dry_run: bool) -> "RunPlan":
+    """The plan with what makes the images of each case. raw: the cohort before its cases are prepared."""
+    from drunet_cli.cli.prepare import stop_of
+    from drunet_cli.prepare.preparation import check_extra
+    from drunet_cli.prepare.prepared_case import compare_preparations, plan_preparations
+
+    planned = plan_preparations(raw.cases, asked)
+    stop = plan.stop or stop_of(planned)
+    if stop is None and dry_run:
+        planned = compare_preparations(planned)
+    elif stop is None:
+        check_extra(asked)
+    by_name = {each.case.name: each for each in planned}
+    cases = tuple(replace(each, preparation=by_name[each.case.name]) for each in plan.cases)
+    return replace(plan, cases=cases, stop=stop)
+
+
+def _print_raw_plan(plan: "RunPlan", raw: "Cohort", screen: "Screen", *, json: bool) -> None:
     """Print what would be done with raw scans, of which nothing is read."""
     from drunet_cli.cli.batch import PlanRow, print_plan
-    from drunet_cli.cli.prepare import stop_of
-    from drunet_cli.prepare.prepared_case import plan_preparations
+    from drunet_cli.prepare.prepared_case import PreparationAction
 
-    stop = plan.stop or stop_of(plan_preparations(raw.cases, asked))
-    scans = {case.name: case for case in raw.cases}
-    rows = [PlanRow(scans[each.case.name], each.state, f"prepare, {each.action}", None, each.error) for each in plan.cases]
-    print_plan(rows, raw, seg=False, json=json, quiet=screen.quiet, stop=stop)
+    rows = []
+    for each in plan.cases:
+        preparation = each.preparation
+        assert preparation is not None, "the run has one for each case"
+        first = "verify" if preparation.action is PreparationAction.VERIFY else "prepare"
+        error = each.error or preparation.error
+        would = f"{first}, {each.action}" if error is None else "fail"
+        rows.append(PlanRow(preparation.case, each.state, would, None, error))
+    print_plan(rows, raw, seg=False, json=json, quiet=screen.quiet, stop=plan.stop)
 
 
 @contextmanager
@@ -373,10 +360,14 @@ def _segment(plan: "RunPlan", ensemble: "Ensemble", screen: "Screen", *, output:
                 _tell_failure(broken.name, broken.error, plan.unusable.get(broken.name), batch, rows)
             with (
                 batch.slices_bar() as draw,
-                closing(segment_cases(plan, ensemble, on_warning=screen.warning, on_progress=draw)) as outcomes,
+                closing(
+                    segment_cases(plan, ensemble, on_warning=screen.warning, on_progress=draw, on_note=batch.tell)
+                ) as outcomes,
             ):
                 for planned, outcome in outcomes:
                     _tell(planned, outcome, batch, rows, since=begin if plan.cohort.alone else None)
+                    if planned.preparation is not None:
+                        planned.preparation.remove_unless_kept()
         except BaseException as error:  # also Ctrl-C, SIGTERM, and a fault of drunet: what is known is not lost
             if isinstance(error, KeyboardInterrupt | Terminated) and not plan.cohort.alone:
                 n_done = f"{batch.n_done} of {plural(len(plan.cases), 'case')} done"

@@ -20,9 +20,11 @@ from drunet_cli.io.checks import CaseWarning, WarningCode
 from drunet_cli.io.geometry import box_of
 from drunet_cli.io.inputs import InputFile
 from drunet_cli.io.nifti import Header, header_of
-from drunet_cli.prepare.prepared_case import read_record
+from drunet_cli.prepare.prepared_case import read_record, record_beside
 from drunet_cli.prepare.registration import Affine
 
+# With these a sidecar suffices to go back to the scans, also where the prepared files are gone.
+_TOLD: Final = ("inputs", "transforms", "convention", "moved", "brain", "atlas", "untouched")
 _MARGIN: Final = 1  # voxels, over which linear interpolation fades
 
 
@@ -40,10 +42,14 @@ class NativeSpace:
 
 @dataclass(frozen=True)
 class PreparedFrom:
-    """What a prepared case was made of. record: the path of CASE.json. inputs, warnings: as the record has them."""
+    """What a prepared case was made of.
 
-    record: Path
-    inputs: Mapping[str, Any]
+    record: the path of CASE.json; None where the prepared files are removed when the run is over. told: what the sidecar of a
+    label map says of the preparation, as the record has it. warnings: likewise.
+    """
+
+    record: Path | None
+    told: Mapping[str, Any]
     spaces: Mapping[Modality, NativeSpace]
     warnings: tuple[CaseWarning, ...]
 
@@ -53,18 +59,17 @@ def origin_of(case: Case, inputs: Mapping[str, InputFile]) -> PreparedFrom | Non
 
     inputs: the images as they were read.
     """
-    flair = case.images[Modality.FLAIR]
-    name, ending, _ = flair.name.rpartition(f"_{Modality.FLAIR}.nii.gz")
-    record = flair.with_name(f"{name}.json")
-    document = read_record(record) if ending else None
-    if document is None:
+    record = record_beside(case)
+    document = None if record is None else read_record(record)
+    if record is None or document is None:
         return None
     try:
         if any(document["files"][Path(file.path).name] != file.sha256 for file in inputs.values()):
             return None
         spaces = {modality: _space(document, modality, record) for modality in Modality}
         warnings = [CaseWarning(WarningCode(each["code"]), str(each["message"])) for each in document["warnings"]]
-        return PreparedFrom(record, document["inputs"], spaces, tuple(warnings))
+        told = {name: document[name] for name in _TOLD}
+        return PreparedFrom(None if document["folder"] is None else record, told, spaces, tuple(warnings))
     except (KeyError, TypeError, ValueError, AttributeError):
         return None
 

@@ -67,6 +67,9 @@ class PreparationSettings:
     folder: Path
     """Folder that gets a folder of each case."""
 
+    keep: bool = True
+    """Whether the folder stays when the run is over."""
+
     reference: Modality = Modality.T1CE
     """The scan that the others are registered to."""
 

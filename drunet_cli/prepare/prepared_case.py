@@ -8,11 +8,12 @@ import hashlib
 import json
 import os
 import platform
+import shutil
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
 from functools import partial
 from pathlib import Path
@@ -25,7 +26,7 @@ import scipy
 
 import drunet_cli
 from drunet_cli.brats import CHANNELS, Modality
-from drunet_cli.errors import DeviceError, DrunetError, OutputError
+from drunet_cli.errors import CaseError, DeviceError, DrunetError, OutputError, join_some
 from drunet_cli.host import is_out_of_memory
 from drunet_cli.io.atomic import (
     check_writable,
@@ -51,6 +52,7 @@ _CONVENTION: Final = "a transform takes positions in a scan to the BraTS grid; i
 _REMEDY: Final = "give --overwrite to prepare the case again"
 _LARGEST_RECORD_BYTES: Final = 2**20
 _POLL_S: Final = 0.5
+_THREADS: Final = 8  # file systems that answer slowly answer many questions at once
 
 
 class PreparationState(StrEnum):
@@ -69,6 +71,7 @@ class PreparationAction(StrEnum):
     PREPARE_AGAIN = "prepare again"
     VERIFY = "verify and leave out"
     REFUSE = "refuse"
+    FAIL = "fail"
 
 
 @dataclass(frozen=True)
@@ -128,12 +131,24 @@ class PreparedFiles:
 
 @dataclass(frozen=True)
 class PlannedPreparation:
-    """A case, what is there of it, and what will be done."""
+    """A case, what is there of it, and what will be done. error: why the case fails, though the run goes on."""
 
     case: Case
     files: PreparedFiles
+    settings: PreparationSettings
     state: PreparationState
     action: PreparationAction
+    error: DrunetError | None = None
+
+    @property
+    def differs(self) -> bool:
+        """Whether the case fails though its files are complete, which are then not known to be those that are asked for."""
+        return self.error is not None and self.state is PreparationState.COMPLETE
+
+    def remove_unless_kept(self) -> None:
+        """Remove the files of the case where they are for this run alone."""
+        if not self.settings.keep:
+            shutil.rmtree(self.files.folder, ignore_errors=True)
 
 
 @dataclass(frozen=True)
@@ -142,6 +157,20 @@ class PreparedResult:
 
     document: dict[str, Any]
     left_out: bool = False
+
+    @property
+    def in_words(self) -> str:
+        """What was done, in one line, for `document` as it was written."""
+        document = self.document
+        if self.left_out:
+            return f"{document['case']}: complete, left out"
+        how = f"{document['seconds']:.1f} s"
+        if document["untouched"]:
+            return f"{document['case']}: prepared already (BraTS grid, stripped), its voxels were not touched ({how})"
+        moves = [f"{Modality(name).display} {move['mm']:.1f} mm" for name, move in document["moved"].items() if move["mm"]]
+        moved = f"moved {join_some(moves)}" if moves else "no scan had to be moved"
+        brain = document["brain"]
+        return f"{document['case']}: {moved}; brain {brain['volume_ml'] / 1000:.2f} litres by {brain['method']} ({how})"
 
 
 def plan_preparations(cases: Sequence[Case], settings: PreparationSettings) -> list[PlannedPreparation]:
@@ -157,8 +186,38 @@ def plan_preparations(cases: Sequence[Case], settings: PreparationSettings) -> l
         else:
             verify = state is PreparationState.COMPLETE and settings.skip_existing
             action = PreparationAction.VERIFY if verify else PreparationAction.REFUSE
-        planned.append(PlannedPreparation(case, files, state, action))
+        record = record_beside(case)
+        error: DrunetError | None = None
+        if record is not None and case.images[Modality.FLAIR].name in (read_record(record) or {}).get("files", ()):
+            action, error = PreparationAction.FAIL, CaseError(f"{case.name}: {record} says that {_PREPARED_ALREADY}")
+        planned.append(PlannedPreparation(case, files, settings, state, action, error))
     return planned
+
+
+# A second preparation would take the images for the scans, and carry labels back to them.
+_PREPARED_ALREADY: Final = "drunet has prepared these images; give them to drunet segment without --prepare, or name raw scans"
+
+
+def record_beside(case: Case) -> Path | None:
+    """Where the record of a case's images is if `drunet prepare` has made them; None for images of other names."""
+    flair = case.images[Modality.FLAIR]
+    name, ending, _ = flair.name.rpartition(f"_{Modality.FLAIR}.nii.gz")
+    return flair.with_name(f"{name}.json") if ending else None
+
+
+def compare_preparations(planned: Sequence[PlannedPreparation]) -> list[PlannedPreparation]:
+    """The same plan with complete files compared, for a dry run; a run compares case by case."""
+
+    def compared(each: PlannedPreparation) -> PlannedPreparation:
+        try:
+            if each.action is not PreparationAction.VERIFY or _known(each) is not None:
+                return each
+            return replace(each, action=PreparationAction.PREPARE_AGAIN)  # for its picture
+        except DrunetError as error:
+            return replace(each, action=PreparationAction.FAIL, error=error)
+
+    with ThreadPoolExecutor(_THREADS) as threads:
+        return list(threads.map(compared, planned))
 
 
 def check_preparations(planned: Sequence[PlannedPreparation]) -> None:
@@ -170,14 +229,14 @@ def check_preparations(planned: Sequence[PlannedPreparation]) -> None:
         skip = "--skip-existing to leave out what is complete, or " if refused[0].state is PreparationState.COMPLETE else ""
         raise OutputError(f"{found}: exists already{others}; give {skip}--overwrite")
     for each in planned:
-        for path in each.files.paths:
+        for path in each.files.paths if each.error is None else ():
             check_writable(path, overwrite=True)
             if any(is_same_file(path, file) for file in each.case.images.values()):
                 raise OutputError(f"{path}: is one of the inputs; name another DIR")
 
 
 def prepare_cases(
-    planned: Sequence[PlannedPreparation], settings: PreparationSettings, *, n_processes: int, on_warning: Callable[[str], None]
+    planned: Sequence[PlannedPreparation], *, n_processes: int, on_warning: Callable[[str], None]
 ) -> Generator[tuple[PlannedPreparation, PreparedResult | DrunetError]]:
     """Carry a plan out: yield every case with its result, or the error it met. Cases that other runs have claimed come last.
 
@@ -189,7 +248,7 @@ def prepare_cases(
         turn, waiting = waiting, []
         for each in turn if wait else ():
             on_warning(who_works_on(each))
-        work = partial(prepare_case, settings=settings, wait=wait)
+        work = partial(prepare_case, wait=wait)
         with closing(run_tasks(work, turn, n_processes=n_processes)) as outcomes:
             for each, outcome in outcomes:
                 if outcome is None:
@@ -198,11 +257,13 @@ def prepare_cases(
                     yield each, outcome
 
 
-def prepare_case(planned: PlannedPreparation, settings: PreparationSettings, *, wait: bool = False) -> PreparedResult | None:
+def prepare_case(planned: PlannedPreparation, *, wait: bool = False) -> PreparedResult | None:
     """Prepare a case and write its files; None where another run is at it, unless this is to wait for that one.
 
     Raises DrunetError as `prepare_scans` does, and OutputError for files that are there and are not those that are asked for.
     """
+    if planned.error is not None:
+        raise planned.error
     files = planned.files
     with create_folder(files.folder):
         remove_abandoned_claims(files.folder)
@@ -211,19 +272,27 @@ def prepare_case(planned: PlannedPreparation, settings: PreparationSettings, *, 
                 return None
             time.sleep(_POLL_S)
         try:
-            return _prepared_or_known(planned, settings, claim)
+            return _known(planned) or _prepared(planned, claim)
         finally:
             claim.release()
 
 
-def _prepared_or_known(planned: PlannedPreparation, settings: PreparationSettings, claim: Claim) -> PreparedResult:
-    files = planned.files
-    if planned.action is not PreparationAction.PREPARE_AGAIN and (known := read_record(files.record)) is not None:
-        if not settings.skip_existing:  # another run has prepared it meanwhile
-            raise OutputError(f"{files.record}: exists already; {_REMEDY}")
-        _check_same(known, files, planned.case, settings)
-        if not settings.preview or files.picture.name in known["files"]:
-            return PreparedResult(known, left_out=True)
+def _known(planned: PlannedPreparation) -> PreparedResult | None:
+    """The files that are there, where they are complete and what this run would make; None where something is to be made.
+
+    Raises OutputError for files of other scans or settings.
+    """
+    files, settings = planned.files, planned.settings
+    if planned.action is PreparationAction.PREPARE_AGAIN or (known := read_record(files.record)) is None:
+        return None
+    if not settings.skip_existing:  # another run has prepared it meanwhile
+        raise OutputError(f"{files.record}: exists already; {_REMEDY}")
+    _check_same(known, files, planned.case, settings)
+    return None if settings.preview and files.picture.name not in known["files"] else PreparedResult(known, left_out=True)
+
+
+def _prepared(planned: PlannedPreparation, claim: Claim) -> PreparedResult:
+    files, settings = planned.files, planned.settings
     _check_free(files, settings)
     try:
         with claim.keep_renewed():
@@ -342,7 +411,7 @@ def describe_preparation(preparation: Preparation, settings: PreparationSettings
     return {
         "schema": SCHEMA,
         "case": preparation.case.name,
-        "folder": str(PreparedFiles(settings.folder, preparation.case.name).folder),
+        "folder": str(PreparedFiles(settings.folder, preparation.case.name).folder) if settings.keep else None,
         "untouched": preparation.untouched,
         "warnings": [{"code": warning.code, "message": warning.message} for warning in preparation.warnings],
         "inputs": {modality: asdict(volume.source) for modality, volume in sources.items() if volume.source is not None},

@@ -153,14 +153,23 @@ def _page_of(record: Record, reference: Path | None) -> bytes:
 
 def _case_of(record: Record) -> Case:
     """The images that the label map was made of. Raises CaseError where they are not known, not there, or not the same."""
+    document = record.document or {}
+    if (document.get("prepared_from") or {"record": ""}).get("record", "") is None:
+        raise CaseError(f"{record.source}: {_NOT_KEPT}")
     try:
-        inputs = {str(name): InputFile(**entry) for name, entry in (record.document or {})["inputs"].items()}
+        inputs = {str(name): InputFile(**entry) for name, entry in document["inputs"].items()}
         files = {modality.value: Path(inputs[modality.value].path) for modality in CHANNELS}
     except (KeyError, TypeError, ValueError, AttributeError):
         raise CaseError(f"{record.source}: does not tell the files of the four images") from None
     if changed := changed_files(inputs, files):
         raise CaseError(f"{changed[0]}: is no longer the image that was segmented")
     return Case(record.row.case, {Modality(name): file for name, file in files.items()})
+
+
+_NOT_KEPT: Final = (
+    "its prepared images were not kept; segment the scans again by segment --prepare, with --keep-prepared DIR for this, or "
+    "with --viewer, which writes the page itself"
+)
 
 
 def _labelled(path: Path, images: CaseImages, names: tuple[str, str]) -> Labelled:

@@ -2,15 +2,18 @@
 
 import time
 from collections import deque
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Final, TypeAlias
 
 from drunet_cli.errors import DeviceError, DrunetError, LostDeviceError, OutputError
-from drunet_cli.io.atomic import remove_stale_in
+from drunet_cli.io.atomic import remove_stale_folders, remove_stale_in
 from drunet_cli.io.claims import Claim, claim_file, claim_of, claimant, remove_abandoned_claims
+from drunet_cli.prepare.grid import BRATS_SHAPE
+from drunet_cli.prepare.prepared_case import prepare_case
 from drunet_cli.segmentation import pipeline
 from drunet_cli.segmentation.ensemble import Ensemble
 from drunet_cli.segmentation.outputs import OutputState, describe
@@ -43,16 +46,20 @@ def segment_cases(
     *,
     on_warning: Callable[[str], None],
     on_progress: Callable[[str, int, int], None] = lambda *_: None,
+    on_note: Callable[[str], None] = lambda _: None,
 ) -> Generator[tuple[PlannedCase, Outcome]]:
     """Carry a plan out: segment every case and write its outputs; yield each with its result, or with the error it met.
 
     Other runs may work on the same cases: a case is claimed before it is computed, and one that another run has claimed is left
     to that run, and looked at again at the end.
 
-    The networks are opened when the first case has been read, and never when none can be. on_warning: called with what is
-    remarkable about a case. on_progress: called with the name of a case, its slices done, and its slices in all. Both may raise
-    to end the run, as may anything but a DrunetError of one case. Whoever does not take all outcomes closes the generator: the
-    outputs that are being written are then written whole, and the cases that wait are dropped.
+    Raw scans are prepared case by case, each just before it is segmented. The networks are opened when the first case has been
+    read, and never when none can be.
+
+    on_warning: called with what is remarkable about a case. on_progress: called with the name of a case, its slices done, and
+    its slices in all. on_note: called with what was done to prepare a case. All may raise to end the run, as may anything but a
+    DrunetError of one case. Whoever does not take all outcomes closes the generator: the outputs that are being written are
+    then written whole, and the cases that wait are dropped.
     """
     _remove_stale(plan)
     if any(each.action in (Action.LEAVE_OUT, Action.ADD_FILES) for each in plan.cases):
@@ -62,8 +69,18 @@ def segment_cases(
     writers = ThreadPoolExecutor(_WRITERS, thread_name_prefix="drunet-writer")
     written: deque[tuple[PlannedCase, Future[Outcome]]] = deque()
     left_to_others: deque[PlannedCase] = deque()
-    begun = _read_ahead(plan, ensemble, readers, depth=n_readers + 1)
-    begun_again = _wait_for_others(left_to_others, lambda planned: readers.submit(_read, planned, ensemble), on_warning)
+
+    def begin(planned: PlannedCase) -> "Future[_Read] | None":
+        """Begin to read a case; None where another run is just preparing it, which leaves it to that run."""
+        ready = _prepared(planned, on_note, on_progress)
+        if ready is None:
+            left_to_others.append(planned)
+            return None
+        return readers.submit(_read, ready, ensemble)
+
+    prepares = any(each.preparation is not None for each in plan.cases)  # with all CPUs, so that none are left to read ahead
+    begun = _read_ahead(plan.cases, begin, depth=0 if prepares else n_readers + 1)
+    begun_again = _wait_for_others(left_to_others, begin, on_warning)
     try:
         for futures in (begun, begun_again):
             for future in futures:
@@ -112,6 +129,7 @@ def segment_cases(
 
 def _remove_stale(plan: RunPlan) -> None:
     """Remove the temporary files and the claims of killed runs, of any case in the folder."""
+    remove_stale_folders()
     if plan.summary is None:
         for each in plan.cases:
             each.files.remove_stale()
@@ -122,42 +140,68 @@ def _remove_stale(plan: RunPlan) -> None:
         remove_abandoned_claims(plan.summary.parent)
 
 
-def _read_ahead(plan: RunPlan, ensemble: Ensemble, readers: ThreadPoolExecutor, *, depth: int) -> Generator["Future[_Read]"]:
+def _read_ahead(
+    cases: Iterable[PlannedCase], begin: Callable[[PlannedCase], "Future[_Read] | None"], *, depth: int
+) -> Generator["Future[_Read]"]:
     """Yield the cases in their order, as they are being read; `depth` more are being read or wait. No slices are kept here."""
-    waiting = iter(plan.cases)
     begun: deque[Future[_Read]] = deque()
-
-    def begin() -> None:
-        if (planned := next(waiting, None)) is not None:
-            begun.append(readers.submit(_read, planned, ensemble))
-
-    for _ in range(depth):
-        begin()
+    for planned in cases:
+        begun.extend(future for future in (begin(planned),) if future is not None)
+        if len(begun) > depth:
+            yield begun.popleft()
     while begun:
-        begin()
         yield begun.popleft()
 
 
 def _wait_for_others(
-    left: deque[PlannedCase], begin: Callable[[PlannedCase], "Future[_Read]"], on_warning: Callable[[str], None]
+    left: deque[PlannedCase], begin: Callable[[PlannedCase], "Future[_Read] | None"], on_warning: Callable[[str], None]
 ) -> Generator["Future[_Read]"]:
     """Yield the cases that other runs had claimed, once they are done there or abandoned, as they are being looked at again."""
     told = set()
     while left:
-        claimants = [(planned, claimant(planned.files.label_map)) for planned in left]
-        free = [planned for planned, other in claimants if other is None]
+        claimed = [(planned, _claimed(planned)) for planned in left]
+        free = [planned for planned, file in claimed if file is None]
         if free:
             left.remove(free[0])
-            yield begin(replace(free[0], action=Action.LEAVE_OUT))
+            if (future := begin(replace(free[0], action=Action.LEAVE_OUT))) is not None:
+                yield future
+                del future
             continue
-        for planned, other in claimants:
-            if planned.case.name not in told:
+        for planned, file in claimed:
+            if file is not None and planned.case.name not in told:
                 told.add(planned.case.name)
-                claim = claim_of(planned.files.label_map)
+                other = claimant(file) or "another run"
+                work = "segmenting" if file == planned.files.label_map else "preparing"
                 on_warning(
-                    f"{planned.case.name}: waiting for {other}, which is segmenting it; if that has died, delete {claim}"
+                    f"{planned.case.name}: waiting for {other}, which is {work} it; if that has died, delete {claim_of(file)}"
                 )
         time.sleep(_POLL_S)
+
+
+def _claimed(planned: PlannedCase) -> Path | None:
+    """The file of a case that another run has claimed, to segment the case or to prepare it."""
+    records = [] if planned.preparation is None else [planned.preparation.files.record]
+    return next((file for file in (planned.files.label_map, *records) if claimant(file) is not None), None)
+
+
+def _prepared(
+    planned: PlannedCase, on_note: Callable[[str], None], on_progress: Callable[[str, int, int], None]
+) -> PlannedCase | None:
+    """Prepare the raw scans of a case, if it has such; one that fails has the error. None where another run is at it.
+
+    This is done in the main thread, so that Ctrl-C ends it at once.
+    """
+    if planned.preparation is None or planned.error is not None:
+        return planned
+    on_progress(planned.case.name, 0, BRATS_SHAPE[2])
+    try:
+        result = prepare_case(planned.preparation)
+    except DrunetError as error:
+        return replace(planned, action=Action.FAIL, error=error)
+    if result is None:
+        return None
+    on_note(result.in_words)
+    return planned
 
 
 def _read(planned: PlannedCase, ensemble: Ensemble) -> _Read:

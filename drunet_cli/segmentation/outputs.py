@@ -280,16 +280,20 @@ def _page(predicted: PredictedCase, document: Mapping[str, Any], labels: Labels)
 def describe(predicted: PredictedCase, ensemble: Ensemble) -> dict[str, Any]:
     """The sidecar's object of a predicted case, without what is known only when the files are written."""
     prepared = predicted.prepared
+    origin = prepared.origin
     weights = [_weights_entry(checkpoint) for checkpoint in ensemble.checkpoints]
     engine = ensemble.engines[0]
-    document = {
+    inputs = {modality: asdict(file) for modality, file in prepared.inputs.items()}
+    if origin is not None and origin.record is None:  # the prepared files will be gone, and their folder with them
+        inputs = {modality: {**file, "path": Path(file["path"]).name} for modality, file in inputs.items()}
+    document: dict[str, Any] = {
         "schema": SCHEMA,
         "case": prepared.case.name,
         "volumes_ml": volumes_ml(predicted.counts, prepared.voxel_ml),
         "voxels": predicted.counts,
         "warnings": [{"code": warning.code, "message": warning.message} for warning in predicted.warnings],
         "weights": weights[0] if len(weights) == 1 else weights,
-        "inputs": {modality: asdict(file) for modality, file in prepared.inputs.items()},
+        "inputs": inputs,
         "geometry": _geometry_entry(prepared.geometry),
         "device": engine.device,
         "device_name": engine.device_name,
@@ -304,12 +308,9 @@ def describe(predicted: PredictedCase, ensemble: Ensemble) -> dict[str, Any]:
         "seconds": {"read": round(prepared.seconds, 3), "network": round(predicted.seconds, 3)},
         "time": time_now(),
     }
-    if prepared.origin is not None:
-        document["prepared_from"] = {
-            "record": str(prepared.origin.record),
-            "inputs": prepared.origin.inputs,
-            "volumes_of": "the prepared grid",
-        }
+    if origin is not None:
+        record = None if origin.record is None else str(origin.record)
+        document["prepared_from"] = {"record": record, **origin.told, "volumes_of": "the prepared grid"}
     if predicted.prediction.uncertainty is not None:
         document["mean_uncertainty"] = _mean_uncertainty(predicted.prediction.uncertainty, predicted.class_map)
     return document if predicted.cleaned is None else {**document, "postprocessing": predicted.cleaned}

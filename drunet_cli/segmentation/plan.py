@@ -19,6 +19,7 @@ from drunet_cli.io.discovery import Cohort
 from drunet_cli.io.inputs import InputFile, changed_files
 from drunet_cli.io.nifti import load_volume
 from drunet_cli.io.volumes import check_headers
+from drunet_cli.prepare.prepared_case import PlannedPreparation
 from drunet_cli.segmentation.ensemble import Ensemble
 from drunet_cli.segmentation.outputs import OutputFiles, OutputState, read_sidecar, sha256_of
 from drunet_cli.segmentation.settings import Settings
@@ -55,6 +56,7 @@ class PlannedCase:
     """A case, what there is of its outputs, and what will be done.
 
     error: why the case fails, though the run goes on. warnings: those that its headers tell, see `look_at_headers`.
+    preparation: what makes the images of raw scans, before they are read.
     """
 
     case: Case
@@ -63,6 +65,7 @@ class PlannedCase:
     action: Action
     error: DrunetError | None = None
     warnings: tuple[CaseWarning, ...] = ()
+    preparation: PlannedPreparation | None = None
 
     @property
     def differs(self) -> bool:

@@ -22,6 +22,7 @@ from drunet_cli.prepare.brain import BrainMethod, chosen_method, find_brain, rea
 from drunet_cli.prepare.grid import BRATS_AFFINE, BRATS_SHAPE, as_stored, own_axes
 from drunet_cli.prepare.preparation import PreparationSettings, _placement_warnings, prepare_scans
 from drunet_cli.prepare.prepared_case import (
+    PlannedPreparation,
     PreparationAction,
     PreparationState,
     PreparedFiles,
@@ -44,6 +45,7 @@ from tests.support import GOLDEN_WEIGHTS
 
 NAME: Final = "p1"
 MASK: Final = "mask.nii"
+HEADINGS: Final = ("t1", "t1ce", "t2", "flair")
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +75,7 @@ def prepared(head: SimulatedHead, tmp_path_factory: pytest.TempPathFactory) -> t
 
 def done(case: Case, settings: PreparationSettings) -> dict[str, Any]:
     (planned,) = plan_preparations([case], settings)
-    result = prepare_case(planned, settings)
+    result = prepare_case(planned)
     assert result is not None
     return result.document
 
@@ -122,23 +124,23 @@ def test_a_second_run_verifies_or_refuses(prepared: Prepared) -> None:
     again = replace(settings, skip_existing=True)
     (planned,) = plan_preparations([case], again)
     assert (planned.state, planned.action) == (PreparationState.COMPLETE, PreparationAction.VERIFY)
-    result = prepare_case(planned, again)
+    result = prepare_case(planned)
     assert result is not None
     assert (result.left_out, result.document) == (True, document)
     assert plan_preparations([case], settings)[0].action is PreparationAction.REFUSE
     with pytest.raises(Exception, match="was prepared with reference t1ce, now t1; give --overwrite"):
-        prepare_case(planned, replace(again, reference=Modality.T1))
+        prepare_case(replace(planned, settings=replace(again, reference=Modality.T1)))
     brain = PreparedFiles(settings.folder, NAME).brain
     content = brain.read_bytes()
     brain.write_bytes(content + b"x")
     with pytest.raises(Exception, match="is missing, or has been changed since drunet wrote it"):
-        prepare_case(planned, again)
+        prepare_case(planned)
     brain.write_bytes(content)
     mask = Path(settings.brain)
     content = mask.read_bytes()
     mask.write_bytes(content + b"x")
     with pytest.raises(OutputError, match=r"was prepared with another .*mask\.nii than it is now"):
-        prepare_case(planned, again)
+        prepare_case(planned)
     mask.write_bytes(content)
 
 
@@ -149,7 +151,7 @@ def test_files_that_no_record_describes_stay(prepared: Prepared, tmp_path: Path)
         planned.files.folder.mkdir(exist_ok=True)
         planned.files.image(Modality.T1).write_text("somebody's")  # since the plan was made
         with pytest.raises(OutputError, match=r"p1_t1.nii.gz: exists already, and no record says that drunet made it"):
-            prepare_case(planned, asked)
+            prepare_case(planned)
         assert [path.name for path in planned.files.folder.iterdir()] == ["p1_t1.nii.gz"]
 
 
@@ -165,14 +167,14 @@ def test_what_lies_beside_a_stripped_brain_does_not_shine_at_its_edge() -> None:
     assert scan.on_grid(near, voxels.shape, np.eye(4)).max() == pytest.approx(100)
 
 
-def brats_case(folder: Path) -> Case:
+def brats_case(folder: Path, name: str = NAME) -> Case:
     """Four blobs on the BraTS grid."""
-    folder.mkdir(exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     distance = np.linalg.norm((np.indices(BRATS_SHAPE).T - np.array([120, 120, 75])) / [65, 80, 60], axis=-1).T
     paths = {}
     for level, modality in enumerate(CHANNELS, start=1):
         voxels = np.where(distance < 1, 900 - 100 * level * distance, 0).astype(np.int16)
-        paths[modality] = folder / f"{NAME}_{modality}.nii"
+        paths[modality] = folder / f"{name}_{modality}.nii"
         paths[modality].write_bytes(encode_map(voxels, new_header(BRATS_SHAPE, np.int16, BRATS_AFFINE), compress=False))
     return case_of(paths)
 
@@ -191,6 +193,16 @@ def test_prepared_scans_pass_through_untouched(tmp_path: Path, capfd: pytest.Cap
     assert "give --skip-existing to leave out what is complete, or --overwrite" in capfd.readouterr().err
     assert drunet(["prepare", *options, "-o", str(tmp_path / "out"), "--skip-existing", "--json"]) == 0
     assert json.loads(capfd.readouterr().out)["left_out"] is True
+    assert drunet(["prepare", str(tmp_path / "out"), "-o", str(tmp_path / "again")]) == ExitCode.SOME_FAILED
+    assert f"{files.record} says that drunet has prepared these images" in capfd.readouterr().err
+    scans = tmp_path / "scans.csv"
+    scans.write_text("case,t1,t1ce,t2,flair\n" + ",".join([NAME, *(str(case.images[Modality(m)]) for m in HEADINGS)]))
+    words = ["prepare", str(scans), "-o", str(tmp_path / "out"), "--skip-existing", "--dry-run", "--json"]
+    assert drunet(words) == 0
+    assert json.loads(capfd.readouterr().out)["would"] == "verify and leave out"
+    files.brain.write_bytes(b"")
+    assert drunet(words) == ExitCode.SOME_FAILED
+    assert json.loads(capfd.readouterr().out)["differs"] is True
     files.record.unlink()
     files.mark.touch()
     assert files.state() is PreparationState.UNFINISHED
@@ -329,7 +341,7 @@ def test_memory_that_does_not_suffice_fails_one_case(
     monkeypatch.setattr("drunet_cli.prepare.prepared_case.prepare_scans", fail)
     (planned,) = plan_preparations([case], replace(settings, folder=tmp_path / "out"))
     with pytest.raises(DeviceError, match="memory does not suffice to prepare the case"):
-        prepare_case(planned, replace(settings, folder=tmp_path / "out"))
+        prepare_case(planned)
 
 
 @pytest.mark.parametrize(
@@ -361,6 +373,30 @@ def test_without_the_extra_one_line_says_how_to_install_it(
     assert "SimpleITK and deepbet not installed; run: pip install SimpleITK deepbet" in capfd.readouterr().err
 
 
+def test_segment_prepares_each_case_just_before_it_and_keeps_no_other(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("p1", "p2", "p3"):
+        brats_case(tmp_path / "raw" / name, name)
+    (tmp_path / "raw" / "p2" / "p2_t1.nii").write_bytes(b"")
+    found = []
+
+    def prepare(planned: PlannedPreparation) -> object:
+        found.append((sorted(path.name for path in tmp_path.glob("out/*.nii.gz")), sorted(planned.files.root.iterdir())))
+        return prepare_case(planned)
+
+    monkeypatch.setattr("drunet_cli.segmentation.cohort.prepare_case", prepare)
+    words = ["segment", str(tmp_path / "raw"), "-o", str(tmp_path / "out"), "--prepare", "--weights", str(GOLDEN_WEIGHTS)]
+    assert drunet([*words, "--window", "auto"]) == ExitCode.SOME_FAILED
+    assert found == [([], []), (["p1.nii.gz"], []), (["p1.nii.gz"], [])]
+    assert "p2_t1.nii: is empty" in capfd.readouterr().err
+    sidecar = json.loads((tmp_path / "out" / "p1.json").read_text())
+    assert sidecar["prepared_from"]["record"] is None
+    assert sidecar["inputs"]["t1"]["path"] == "p1_t1.nii.gz"
+    assert drunet(["report", str(tmp_path / "out"), "-o", str(tmp_path / "page.html"), "--viewer"]) == 0
+    assert "its prepared images were not kept; segment the scans again by segment --prepare" in capfd.readouterr().err
+
+
 def test_segment_prepares_and_carries_labels_back(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     case = brats_case(tmp_path / "raw")
     options = [word for modality, path in case.images.items() for word in (f"--{modality}", str(path))]
@@ -377,7 +413,7 @@ def test_segment_prepares_and_carries_labels_back(tmp_path: Path, capfd: pytest.
     assert raw.read_text() == "somebody's"
     raw.unlink()
     (planned,) = plan_preparations([case], PreparationSettings(folder=Path(keep)))
-    assert prepare_case(planned, PreparationSettings(folder=Path(keep))) is not None
+    assert prepare_case(planned) is not None
     record = planned.files.record
     doubt = {"code": "doubtful-brain", "message": "a small brain"}
     record.write_text(json.dumps({**json.loads(record.read_text()), "warnings": [doubt]}))
@@ -386,7 +422,10 @@ def test_segment_prepares_and_carries_labels_back(tmp_path: Path, capfd: pytest.
     assert np.array_equal(label_map.voxels, carried.voxels)
     assert np.array_equal(carried.affine, load_volume(case.images[Modality.T2]).affine)
     sidecar = json.loads((out / "p1.json").read_text())
-    assert sidecar["prepared_from"]["inputs"]["t2"]["path"] == str(case.images[Modality.T2])
+    told = json.loads(record.read_text())
+    assert sidecar["prepared_from"]["record"] == str(record)
+    assert sidecar["prepared_from"]["inputs"]["t2"] == told["inputs"]["t2"]
+    assert sidecar["prepared_from"]["transforms"] == told["transforms"]
     assert set(sidecar["files"]) == {"p1_in_t2.nii.gz"}
     assert doubt in sidecar["warnings"]
     capfd.readouterr()
