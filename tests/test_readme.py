@@ -120,6 +120,8 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
         _place(folder / "BraTS2021_TrainingData" / case, names, segmentation=f"{case}_seg")
     case = "BraTS2021_00001"
     _place(folder / "BraTS2021_ValidationData" / case, {modality: f"{case}_{modality}" for modality in CHANNELS})
+    names = dict(zip(CHANNELS, ("sub-01_FLAIR", "sub-01_ce-gd_T1w", "sub-01_T1w", "sub-01_T2w"), strict=True))
+    _place(folder / "dataset" / "sub-01" / "anat", names)
     for name in (AUTHORS_FILE, "mine.h5"):
         shutil.copyfile(GOLDEN_WEIGHTS, folder / name)
     quiet = ["--quiet", "--weights", str(GOLDEN_WEIGHTS)]

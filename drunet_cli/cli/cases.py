@@ -8,7 +8,15 @@ from pathlib import Path
 from typing import Final
 
 from drunet_cli.brats import Modality
-from drunet_cli.errors import CaseError, MisuseError
+from drunet_cli.errors import CaseError, MisuseError, join_some
+from drunet_cli.io.bids import (
+    BRATS_SPACE,
+    ORIGINAL_SPACE,
+    SUBJECT_AND_SESSION,
+    is_case_name,
+    label_map_in,
+    space_of,
+)
 from drunet_cli.io.case import HEADER, BrokenCase, Case, SeriesFolder, case_of, no_series, paths_of_list
 from drunet_cli.io.discovery import Cohort, find_cases
 from drunet_cli.io.naming import Naming, is_nifti, may_name_a_file, parse_channels, parse_patterns, stem
@@ -127,6 +135,30 @@ def label_map_path(output: Path, case: str) -> Path:
     if ".nii" in name or name.endswith(_OTHER_FORMATS):
         raise MisuseError(f"-o {output}: drunet writes NAME.nii.gz or NAME.nii; without such an ending OUT is a folder")
     return output / f"{case}.nii.gz"
+
+
+def label_maps_of(cohort: Cohort, output: Path, *, bids: bool, prepare: bool) -> dict[str, Path]:
+    """Where the label map of each case goes, by name, also of cases that cannot be used.
+
+    bids: lay them out as a BIDS data set. prepare: the cases are to be prepared. Raises MisuseError.
+    """
+    unusable = [item.name for item in cohort.broken if not item.is_source]
+    if not bids:
+        return {name: label_map_path(output, name) for name in [*(case.name for case in cohort.cases), *unusable]}
+    if names_a_file(output):
+        raise MisuseError(f"-o {output}: is one file; --bids needs a folder, which becomes the data set")
+    if others := [case.name for case in cohort.cases if not is_case_name(case.name)]:
+        remedy = f"name cases {SUBJECT_AND_SESSION} in a table ({HEADER}), or one case by --case"
+        cases = "1 case has" if len(others) == 1 else f"{len(others)} cases have"
+        raise MisuseError(f"--bids: {cases} no name that BIDS knows ({join_some(others)}); {remedy}")
+    from drunet_cli.prepare.native_space import is_prepared  # scipy: for this alone
+
+    on_brats_grid = {case.name for case in cohort.cases if prepare or is_prepared(case)}
+    spaces = {
+        case.name: BRATS_SPACE if case.name in on_brats_grid else space_of(case.images[Modality.FLAIR]) for case in cohort.cases
+    }
+    spaces |= {name: ORIGINAL_SPACE for name in unusable if is_case_name(name)}
+    return {name: label_map_in(output, name, space=space) for name, space in spaces.items()}
 
 
 def names_a_file(output: Path) -> bool:

@@ -13,7 +13,7 @@ from drunet_cli.errors import MisuseError
 PAGES: Final = Path(drunet_cli.__file__).parent / "guide"
 # In the order in which people need them. A tuple, so that Tab opens no file.
 TOPICS: Final = (
-    *("install", "first-case", "images", "prepare", "many-cases", "check", "viewer", "outputs", "weights", "averaging"),
+    *("install", "first-case", "images", "prepare", "many-cases", "check", "viewer", "outputs", "bids", "weights", "averaging"),
     *("evaluate", "clusters", "containers", "speed", "exit-codes", "troubleshooting"),
     *("python", "slices", "train", "export", "accuracy", "fidelity", "network"),
 )
@@ -34,6 +34,7 @@ _OTHER_WORDS: Final = {
     "slurm": "clusters",
     "docker": "containers",
     "sidecar": "outputs",
+    "derivatives": "bids",
     "offline": "weights",
     "uncertainty": "averaging",
     "doctor": "troubleshooting",

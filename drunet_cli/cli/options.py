@@ -94,6 +94,14 @@ LabelMapOutput = Annotated[
         rich_help_panel=OUTPUT,
     ),
 ]
+Bids = Annotated[
+    bool,
+    typer.Option(
+        "--bids",
+        help="Make the folder OUT a BIDS derivatives data set, with names as BIDS has them: see drunet guide bids.",
+        rich_help_panel=OUTPUT,
+    ),
+]
 Weights = Annotated[
     str,
     typer.Option(

@@ -46,6 +46,7 @@ def segment(
     prepare: options.Prepare = False,
     keep_prepared: options.KeepPrepared = None,
     output: options.LabelMapOutput = None,
+    bids: options.Bids = False,
     labels: Annotated[
         Labels,
         typer.Option(
@@ -136,13 +137,15 @@ def segment(
         raise MisuseError(f"CASES (--pattern, --channels, --shard) and --t1 --t1ce --t2 --flair --case {exclude}")
     if keep_prepared is not None and not prepare:
         raise MisuseError("--keep-prepared DIR is for --prepare; give both")
+    if prepare and bids and keep_prepared is None:
+        raise MisuseError("--bids with --prepare needs --keep-prepared DIR: the labels lie on the grid of the prepared images")
     if prepare and skip_existing and keep_prepared is None:
         raise MisuseError("--skip-existing with --prepare needs --keep-prepared DIR: prepared cases are compared with it")
 
     from drunet_cli.cli.cases import (
         case_of_files,
         cohort_of,
-        label_map_path,
+        label_maps_of,
         names_a_file,
         raw_case_of,
         raw_cohort_of,
@@ -180,6 +183,7 @@ def segment(
             viewer=viewer,
             in_space=tuple(dict.fromkeys(in_space or ())),
             sidecar=not no_sidecar,
+            bids=bids,
             labels=labels,
             strict=strict,
             overwrite=overwrite,
@@ -197,8 +201,7 @@ def segment(
         cohort = share_of(cohort, share)
     if names_a_file(output) and not cohort.alone:
         raise MisuseError(f"-o {output}: is one file; name a folder, which gets a label map of each case")
-    names = [each.name for each in cohort.cases] + [each.name for each in cohort.broken if not each.is_source]
-    label_maps = {name: label_map_path(output, name) for name in names}
+    label_maps = label_maps_of(cohort, output, bids=bids, prepare=prepare)
     with _parameters_as_options(), ExitStack() as temporary:
         raw = cohort
         if prepare:
@@ -289,7 +292,7 @@ def _parameters_as_options() -> Iterator[None]:
 
 _OPTIONS: Final = {"flips=True": "--tta flips", "sidecar=False": "--no-sidecar"}
 _PARAMETER: Final = re.compile(
-    r"(?<![\w/.-])(dropout|engine|flips|mc_samples|overwrite|preview|seed|sidecar|skip_existing|weights|window)=(True\b|False\b)?"
+    r"(?<![\w/.-])(bids|dropout|engine|flips|mc_samples|overwrite|preview|seed|sidecar|skip_existing|weights|window)=(True\b|False\b)?"
 )
 
 

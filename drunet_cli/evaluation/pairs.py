@@ -10,6 +10,7 @@ from typing import Final
 
 from drunet_cli.brats import CHANNELS, UNCERTAINTY_MAPS, Modality
 from drunet_cli.errors import CaseError, MisuseError, join_some
+from drunet_cli.io.bids import beside, case_of_segmentation, is_on_grid_of_scan
 from drunet_cli.io.case import is_text, text_of
 from drunet_cli.io.folders import Folder, folders_from
 from drunet_cli.io.naming import (
@@ -25,9 +26,9 @@ from drunet_cli.io.naming import (
 )
 
 COLUMNS: Final = ("case", "prediction", "reference")
-# Ends of names of files beside a label map.
+# Ends of names of files beside a label map; the second and third in a BIDS data set.
 _NO_LABEL_MAPS: Final = (
-    *("_probabilities", "_entropy", *UNCERTAINTY_MAPS.values()),
+    *("_probabilities", "_probseg", "_uncertainty", "_entropy", *UNCERTAINTY_MAPS.values()),
     *(f"_in_{modality}" for modality in CHANNELS),  # label maps on the grids of raw scans
 )
 
@@ -132,7 +133,8 @@ def parse_table(table: bytes, *, folder: Path, name: str) -> Pairing:
 
 
 def label_maps_in(folder: Path) -> dict[str, list[Path]]:
-    """Label maps at any depth, by case: CASE.nii.gz as drunet and nnU-Net have it, CASE_seg.nii.gz, CASE-seg.nii.gz as BraTS.
+    """Label maps at any depth, by case: CASE.nii.gz as drunet and nnU-Net have it, CASE_seg.nii.gz, CASE-seg.nii.gz as BraTS,
+    and sub-01_ses-1_desc-manual_dseg.nii.gz of the case sub-01_ses-1 as BIDS.
 
     Images beside them are not taken for label maps. Raises CaseError when there is no label map or a folder cannot be listed.
     """
@@ -140,6 +142,8 @@ def label_maps_in(folder: Path) -> dict[str, list[Path]]:
     for path in _files(folder):
         if is_nifti(path.name) and _may_be_label_map(path):
             found.setdefault(_case_of(path), []).append(path)
+    for case, paths in found.items():  # the label map of a case goes before its copies on the grids of scans
+        found[case] = [path for path in paths if not is_on_grid_of_scan(path)] or paths
     for case, paths in list(found.items()):
         if len(paths) > 1 and (names := _names_by_folder(case, paths, top=folder, taken=found)):
             del found[case]
@@ -163,7 +167,7 @@ def uncertainty_maps_of(label_map: Path) -> dict[str, Path]:
 
     Raises one CaseError that names every absent map.
     """
-    names = {region: f"{stem(label_map)}{end}" for region, end in UNCERTAINTY_MAPS.items()}
+    names = {region: stem(beside(label_map, f"{end}.nii.gz")) for region, end in UNCERTAINTY_MAPS.items()}
     found = {region: _beside(label_map, [name]) for region, name in names.items()}
     if absent := [f"{names[region]}.nii.gz" for region, path in found.items() if path is None]:
         raise CaseError(
@@ -200,6 +204,8 @@ def _may_be_label_map(path: Path) -> bool:
 
 
 def _case_of(path: Path) -> str:
+    if (by_bids := case_of_segmentation(path)) is not None:
+        return by_bids
     before, word = before_and_last_word(stem(path))
     if word.lower() != SEGMENTATION:
         return stem(path)

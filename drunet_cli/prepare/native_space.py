@@ -54,6 +54,12 @@ class PreparedFrom:
     warnings: tuple[CaseWarning, ...]
 
 
+def is_prepared(case: Case) -> bool:
+    """Whether a record of drunet lies beside a case's images. Reads no image."""
+    record = record_beside(case)
+    return record is not None and read_record(record) is not None
+
+
 def origin_of(case: Case, inputs: Mapping[str, InputFile]) -> PreparedFrom | None:
     """What the record beside a case's images says they were made of; None without a record, or where it is of other images.
 

@@ -12,6 +12,7 @@ from drunet_cli.brats import CHANNELS, Labels, Modality
 from drunet_cli.errors import CaseError
 from drunet_cli.evaluation.pairs import label_maps_in
 from drunet_cli.io.atomic import write_atomically
+from drunet_cli.io.bids import beside
 from drunet_cli.io.case import Case
 from drunet_cli.io.checks import grids_differ
 from drunet_cli.io.inputs import InputFile, changed_files
@@ -44,8 +45,7 @@ def pages_beside_label_maps(records: Sequence[Record]) -> CaseFiles:
     """The pages that `segment --viewer` has written, as far as sidecars name them and they are there."""
     found = {}
     for record in _with_label_map(records):
-        label_map = Path(record.row.output)
-        page = label_map.with_name(f"{stem(label_map)}{VIEW_ENDING}")
+        page = beside(Path(record.row.output), VIEW_ENDING)
         named = (record.document or {}).get("files") or {}
         if any(str(name).endswith(VIEW_ENDING) for name in named) and page.is_file():
             found[record.row.output] = page

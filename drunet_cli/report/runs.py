@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from drunet_cli.errors import CaseError, OutputError
+from drunet_cli.io.bids import dataset_of
 from drunet_cli.io.inputs import file_sha256
 from drunet_cli.io.naming import stem
 from drunet_cli.segmentation.outputs import SCHEMA, read_sidecar
@@ -58,7 +59,7 @@ class Record:
     @property
     def folder(self) -> Path:
         """The folder of the run, or of its shard."""
-        return self.source.parent
+        return dataset_of(self.source)
 
     @property
     def needs_a_look(self) -> bool:
@@ -215,10 +216,13 @@ def _with_label_map(record: Record) -> Record:
 
 def _label_map_of(record: Record) -> Path:
     """The label map beside its sidecar, wherever both have been moved to, and also when both have been renamed."""
-    beside = record.folder / (Path(record.row.output).name or f"{record.row.case}.nii.gz")
-    if record.document is None or stem(beside) == record.source.stem:
+    written = Path(record.row.output or f"{record.row.case}.nii.gz")
+    if record.document is None:
+        return record.folder / written.relative_to(dataset_of(written))
+    beside = record.source.with_name(written.name)
+    if stem(beside) == record.source.stem:
         return beside
-    candidates = [record.folder / f"{record.source.stem}{suffix}" for suffix in (".nii.gz", ".nii")]
+    candidates = [record.source.with_name(f"{record.source.stem}{suffix}") for suffix in (".nii.gz", ".nii")]
     return next((path for path in candidates if os.path.exists(path)), candidates[0])  # noqa: PTH110
 
 
@@ -260,7 +264,7 @@ def _repeated_cases(records: Iterable[Record]) -> list[str]:
     cases = defaultdict(list)
     for case, files in sources.items():
         if len(files) > 1:
-            folders = sorted({str(file.parent) for file in files})
+            folders = sorted({str(dataset_of(file)) for file in files})
             cases[tuple(folders if len(folders) > 1 else sorted(map(str, files)))].append(case)
     notices = []
     for places, names in cases.items():

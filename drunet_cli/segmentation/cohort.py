@@ -25,7 +25,7 @@ _CPUS_A_READER: Final = 4  # a case's four files are inflated at once
 _WRITERS: Final = 2
 _PUBLISHED_WITHIN_S: Final = 2.0  # by another run that has begun to publish its files of a case
 _POLL_S: Final = 0.5  # while another run computes a case
-_OUTPUT_SUFFIXES: Final = (".nii.gz", ".json", ".png", ".html", ".txt", ".ctbl", ".csv", ".claim")
+_OUTPUT_SUFFIXES: Final = (".nii.gz", ".json", ".png", ".html", ".txt", ".ctbl", ".csv", ".tsv", ".claim")
 
 
 @dataclass(frozen=True)
@@ -103,6 +103,7 @@ def segment_cases(
                     on_warning(message if plan.cohort.alone else f"{name}: {message}")
 
                 with ExitStack() as on_failure:
+                    on_failure.callback(planned.files.remove_empty_folders)
                     on_failure.callback(claim.release)
                     planned, predicted = _compute(planned, prepared, ensemble, on_warning=warn, on_progress=tell)
                     del prepared  # its slices
@@ -128,16 +129,17 @@ def segment_cases(
 
 
 def _remove_stale(plan: RunPlan) -> None:
-    """Remove the temporary files and the claims of killed runs, of any case in the folder."""
+    """Remove the temporary files and the claims of killed runs, of any case in a folder."""
     remove_stale_folders()
     if plan.summary is None:
         for each in plan.cases:
             each.files.remove_stale()
             remove_abandoned_claims(each.files.label_map.parent)
-    else:
+        return
+    for folder in {plan.summary.parent, *(each.files.label_map.parent for each in plan.cases)}:
         for suffix in _OUTPUT_SUFFIXES:
-            remove_stale_in(plan.summary.parent, suffix=suffix)
-        remove_abandoned_claims(plan.summary.parent)
+            remove_stale_in(folder, suffix=suffix)
+        remove_abandoned_claims(folder)
 
 
 def _read_ahead(

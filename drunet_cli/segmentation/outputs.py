@@ -9,7 +9,7 @@ import json
 import os
 import platform
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -23,12 +23,14 @@ import drunet_cli
 from drunet_cli.brats import REGIONS, UNCERTAINTY_MAPS, ClassMap, Labels, Modality, describe_labels, label_values, volumes_ml
 from drunet_cli.errors import OutputError
 from drunet_cli.io.atomic import check_writable, is_same_file, remove_stale, write_atomically
+from drunet_cli.io.bids import beside, dataset_of
 from drunet_cli.io.geometry import Geometry
 from drunet_cli.io.inputs import file_sha256
 from drunet_cli.io.naming import NIFTI_SUFFIXES, stem
 from drunet_cli.io.nifti import encode_label_map, encode_map
 from drunet_cli.network.engine import Engine
 from drunet_cli.prepare.native_space import labels_in
+from drunet_cli.segmentation.derivatives import LABEL_ABBREVIATIONS, facts_of, lookup_table
 from drunet_cli.segmentation.ensemble import Ensemble
 from drunet_cli.segmentation.pipeline import PredictedCase
 from drunet_cli.segmentation.settings import Settings
@@ -53,7 +55,10 @@ class OutputState(StrEnum):
 
 @dataclass(frozen=True)
 class OutputFiles:
-    """The files of one case that the settings ask for. The others are named by the label map: seg.nii.gz has seg.json."""
+    """The files of one case that the settings ask for. The others are named by the label map: seg.nii.gz has seg.json.
+
+    In a BIDS data set they have the names of `io.bids`, and what BIDS wants to be told lies beside the maps.
+    """
 
     label_map: Path
     settings: Settings
@@ -72,12 +77,22 @@ class OutputFiles:
             *(self._map(f"_in_{modality}") for modality in self.settings.in_space),
             *([self._map("_probabilities")] if self.settings.probabilities else []),
             *(map(self._map, (*UNCERTAINTY_MAPS.values(), "_entropy")) if self.settings.uncertainty else []),
+            *(self._of_bids if self.settings.bids else []),
         ]
 
     @property
     def paths(self) -> list[Path]:
         """Every file that may be written."""
         return [self.label_map, self.sidecar, *self.extras]
+
+    @property
+    def _of_bids(self) -> list[Path]:
+        """The tables of labels and the sidecars that BIDS wants beside the maps."""
+        return [
+            self._beside(".tsv"),
+            *(self._beside(f"_in_{modality}{suffix}") for modality in self.settings.in_space for suffix in (".tsv", ".json")),
+            *([self._beside("_probabilities.json")] if self.settings.probabilities else []),
+        ]
 
     @property
     def _preview(self) -> Path:
@@ -92,7 +107,7 @@ class OutputFiles:
         return self._beside(f"{ending}{self.label_map.name[len(stem(self.label_map)) :]}")
 
     def _beside(self, ending: str) -> Path:
-        return self.label_map.with_name(f"{stem(self.label_map)}{ending}")
+        return beside(self.label_map, ending)
 
     # What is there
 
@@ -141,6 +156,15 @@ class OutputFiles:
         for path in self.paths:
             remove_stale(path)
 
+    def remove_empty_folders(self) -> None:
+        """Remove the folders of this case in a data set as far as they are empty: those made for a case that then failed."""
+        dataset = dataset_of(self.label_map)
+        with suppress(OSError):  # not empty, or of another run
+            for folder in self.label_map.parents:
+                if folder == dataset:
+                    break
+                folder.rmdir()
+
     def _leftovers(self) -> set[Path]:
         """The sidecar that a killed run has left without its label map, and the files that it names, unless changed since.
 
@@ -175,6 +199,7 @@ class OutputFiles:
             kept = {path.name: digest for path, digest in named.items() if path not in extras}
         completed = {
             **document,
+            **self._facts_for_bids(predicted, words="Label map of a brain tumour"),
             "output": str(self.label_map),
             "output_sha256": sha256,
             "labels": describe_labels(self.settings.labels),
@@ -221,6 +246,32 @@ class OutputFiles:
             for region, ending in UNCERTAINTY_MAPS.items():
                 yield self._map(ending), encode_map(prediction.uncertainty[region], header, compress=self._compress)
             yield self._map("_entropy"), encode_map(prediction.entropy, header, compress=self._compress)
+        if self.settings.bids:
+            yield from self._encoded_for_bids(predicted)
+
+    def _encoded_for_bids(self, predicted: PredictedCase) -> Iterator[tuple[Path, bytes]]:
+        table = lookup_table(self.settings.labels)
+        yield self._beside(".tsv"), table
+        for modality in self.settings.in_space:
+            words = f"Label map of a brain tumour, on the grid of {modality.display}"
+            yield self._beside(f"_in_{modality}.tsv"), table
+            facts = self._facts_for_bids(predicted, words=words, scan=modality)
+            yield self._beside(f"_in_{modality}.json"), encode_sidecar(facts)
+        if self.settings.probabilities:
+            facts = self._facts_for_bids(predicted, words="Probabilities of background and of the parts of a brain tumour")
+            yield self._beside("_probabilities.json"), encode_sidecar({**facts, "LabelMap": list(LABEL_ABBREVIATIONS)})
+
+    def _facts_for_bids(self, predicted: PredictedCase, *, words: str, scan: Modality | None = None) -> dict[str, Any]:
+        """What readers of BIDS are told of a map; nothing outside a BIDS data set. scan: on whose grid it lies, else FLAIR.
+
+        words: what the map shows. Raises OutputError.
+        """
+        if not self.settings.bids:
+            return {}
+        case, origin = predicted.prepared.case, predicted.prepared.origin
+        images = dict(case.images) if origin is None else {each: Path(space.scan) for each, space in origin.spaces.items()}
+        reference = case.images[Modality.FLAIR] if scan is None else images[scan]
+        return facts_of(images.values(), reference, dataset_of(self.label_map), words=words)
 
     def _in_native_space(self, predicted: PredictedCase, modality: Modality) -> bytes:
         """The label map on the grid of a raw scan, with the scan's geometry."""

@@ -13,6 +13,7 @@ from typing import Any, Final
 from drunet_cli.brats import REGIONS, Modality, describe_labels
 from drunet_cli.errors import CaseError, DrunetError, MisuseError, OutputError, WeightsError, without_remedy
 from drunet_cli.io.atomic import check_writable
+from drunet_cli.io.bids import dataset_of
 from drunet_cli.io.case import Case
 from drunet_cli.io.checks import CaseWarning, refuse_serious
 from drunet_cli.io.discovery import Cohort
@@ -20,6 +21,7 @@ from drunet_cli.io.inputs import InputFile, changed_files
 from drunet_cli.io.nifti import load_volume
 from drunet_cli.io.volumes import check_headers
 from drunet_cli.prepare.prepared_case import PlannedPreparation
+from drunet_cli.segmentation.derivatives import check_dataset
 from drunet_cli.segmentation.ensemble import Ensemble
 from drunet_cli.segmentation.outputs import OutputFiles, OutputState, read_sidecar, sha256_of
 from drunet_cli.segmentation.settings import Settings
@@ -182,6 +184,9 @@ def _check(plan: RunPlan, ensemble: Ensemble) -> None:
     if plan.summary is not None and not alone:
         check_writable(plan.summary, overwrite=True)
         check_summary(plan.summary, overwrite=settings.overwrite)
+    if settings.bids:
+        for dataset in dict.fromkeys(dataset_of(each.files.label_map) for each in plan.cases):
+            check_dataset(dataset)
     _check_apart(plan.cases)
     for each in plan.cases:
         if each.action not in (Action.LEAVE_OUT, Action.ADD_FILES, Action.FAIL):

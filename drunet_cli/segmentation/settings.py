@@ -89,6 +89,9 @@ class Settings:
     sidecar: bool = True
     """Write the JSON file beside the label map, which says what it was made of."""
 
+    bids: bool = False
+    """Lay the outputs out as a BIDS derivatives data set."""
+
     labels: Labels = Labels.BRATS2020
     """Which label value enhancing tumour gets in files."""
 
@@ -121,6 +124,8 @@ class Settings:
             raise MisuseError("skip_existing=True and overwrite=True exclude one another")
         if self.skip_existing and not self.sidecar:
             raise MisuseError("skip_existing=True needs the sidecars; leave sidecar=False out")
+        if self.bids and not self.sidecar:
+            raise MisuseError("bids=True needs the sidecars; leave sidecar=False out")
         if self.preview:
             from drunet_cli.io.canvas import check_drawable  # Pillow: not for runs without a picture
 

@@ -83,6 +83,14 @@ def test_every_way_to_name_a_label_map_finds_its_partner(reference: str, tmp_pat
     assert pair_up(predictions, references).pairs == (Pair("case_1", predictions / "case_1.nii.gz", references / reference),)
 
 
+def test_names_of_bids_tell_the_case_and_copies_on_the_grids_of_scans_are_left_aside(tmp_path: Path) -> None:
+    ours = [f"out/sub-01/ses-1/anat/sub-01_ses-1_space-{space}_desc-tumour_dseg.nii.gz" for space in ("BraTS", "T1ce")]
+    beside = [ours[0].replace("dseg", suffix) for suffix in ("probseg", "entropy", "uncertainty")]
+    touch(tmp_path, *ours, *beside, "manual/sub-01_ses-1_space-BraTS_label-L_desc-manual_dseg.nii")
+    assert paired(tmp_path / "out", tmp_path / "manual") == ["sub-01_ses-1"]
+    assert label_maps_in(tmp_path / "out")["sub-01_ses-1"] == [tmp_path / ours[0]]
+
+
 def test_names_of_brats_2023_keep_all_their_words(tmp_path: Path) -> None:
     predictions = touch(tmp_path / "out", "BraTS-GLI-00001-000.nii.gz", "BraTS-GLI-00001-001.nii.gz")
     references = touch(tmp_path / "ref", "a/BraTS-GLI-00001-000-seg.nii.gz", "b/BraTS-GLI-00001-001-seg.nii.gz")

@@ -120,6 +120,7 @@ CHANGES: Final[dict[str, tuple[dict[str, Any], bool]]] = {
     "uncertainty": ({"uncertainty": True}, False),
     "preview": ({"preview": True}, False),
     "viewer": ({"viewer": True}, False),
+    "bids": ({"bids": True}, False),
     "in_space": ({"in_space": (Modality.T1,)}, False),
     "strict": ({"strict": True}, False),
     "overwrite": ({"overwrite": True}, False),

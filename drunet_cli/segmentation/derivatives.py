@@ -1,0 +1,190 @@
+"""A folder of results as a BIDS derivatives data set: its description, and what BIDS wants to be told beside a label map.
+
+Every run into the folder adds to the description what it brings, the data sets that its images come from above all; whatever
+else people write there stays. Source: BIDS 1.10.
+"""
+
+import itertools
+import json
+import os
+import re
+from collections.abc import Container, Iterable, Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import drunet_cli
+from drunet_cli.brats import CLASS_COLOURS, CLASS_NAMES, TUMOUR_CLASSES, Labels, label_value
+from drunet_cli.errors import OutputError
+from drunet_cli.io.atomic import check_writable, write_atomically
+from drunet_cli.io.bids import ORIGINAL_SPACE
+from drunet_cli.io.claims import take_turns
+from drunet_cli.segmentation.colour_tables import ITKSNAP, SLICER
+from drunet_cli.segmentation.summary import SUMMARY
+
+_DESCRIPTION: Final = "dataset_description.json"
+_IGNORED: Final = ".bidsignore"
+_BIDS_VERSION: Final = "1.10.0"
+_GENERATOR: Final = "drunet"
+LABEL_ABBREVIATIONS: Final = ("BG", *(index.name for index in TUMOUR_CLASSES))  # BIDS' own for the background
+_LESION: Final = 7  # in BIDS' own list of labels ("Common image-derived labels"), which knows no parts of a tumour
+# What BIDS has no place for, in the syntax of .gitignore.
+_NOT_OF_BIDS: Final = (SUMMARY, ITKSNAP, SLICER, "*_preview.png", "*_view.html", "*_uncertainty.nii.gz", "*_entropy.nii.gz")
+
+_README: Final = """\
+Brain tumours in MRI, segmented by drunet.
+
+Each *_dseg.nii.gz is a label map of one session. The table *_dseg.tsv beside it names the labels and their colours, and
+*_dseg.json tells volumes, warnings, images, weights and settings. summary.csv has a row for each session. Files that BIDS
+has no place for are named in .bidsignore.
+"""
+
+
+def check_dataset(dataset: Path) -> None:
+    """Raise OutputError for a folder that is another data set, or whose description cannot be read or written."""
+    check_writable(dataset / _DESCRIPTION, overwrite=True)
+    _read_ours(dataset)
+
+
+def describe_dataset(dataset: Path, images: Iterable[Path]) -> dict[Path, str]:
+    """Write what the data set's description lacks; return the BIDS URI of each image that lies in a data set.
+
+    images: those that a label map is made of. Runs that describe the data set at once take turns. Raises OutputError.
+    """
+    dataset = _absolute(dataset)
+    roots = {image: root for image in images if (root := _root_of(image, dataset)) is not None}
+    sources = [root for root in dict.fromkeys(roots.values()) if root != dataset]
+    description = _read_ours(dataset) or {}
+    if _completed(description, dataset, sources) != description:
+        with take_turns(dataset / _DESCRIPTION):
+            before = _read_ours(dataset)
+            description = _completed(before or {}, dataset, sources)
+            if before is None:
+                _write_companions(dataset)
+            _write(dataset / _DESCRIPTION, json.dumps(description, indent=2) + "\n")
+    names = {address: name for name, address in _links_of(description).items()} | {".": ""}  # no name is the data set itself
+    return {
+        image: f"bids:{names[_address(root, dataset)]}:{_absolute(image).relative_to(root).as_posix()}"
+        for image, root in roots.items()
+    }
+
+
+def facts_of(images: Iterable[Path], reference: Path, dataset: Path, *, words: str) -> dict[str, Any]:
+    """What a sidecar tells readers of BIDS of a map. images: those that the map is made of. reference: on whose grid it lies.
+
+    words: what the map shows. Files that are not there, as a series of DICOM files is none, are left out. Raises OutputError as
+    `describe_dataset` does.
+    """
+    files = [image for image in images if image.is_file()]
+    aligned = [reference] if reference.is_file() else []
+    uris = describe_dataset(dataset, [*files, *aligned])
+    sources = [uris[image] for image in files if image in uris]
+    addresses = [uris.get(image) or _absolute(image).as_uri() for image in aligned]
+    return {
+        "Description": words,
+        **({"Sources": sources} if sources else {}),
+        "SpatialReference": addresses[0] if addresses else ORIGINAL_SPACE,
+        "Manual": False,
+    }
+
+
+def lookup_table(labels: Labels) -> bytes:
+    """The labels of a label map for readers of BIDS, as dseg.tsv has them."""
+    lines = ["index\tname\tabbreviation\tcolor\tmapping"]
+    for index in TUMOUR_CLASSES:
+        colour = "".join(f"{part:02x}" for part in CLASS_COLOURS[index])
+        lines.append(f"{label_value(index, labels)}\t{CLASS_NAMES[index]}\t{index.name}\t#{colour}\t{_LESION}")
+    return "\n".join([*lines, ""]).encode()
+
+
+def _read_ours(dataset: Path) -> dict[str, Any] | None:
+    """The description that is there; None where there is none. Raises OutputError for one of another data set."""
+    path = dataset / _DESCRIPTION
+    try:
+        description = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, RecursionError) as error:
+        raise OutputError(f"{path}: cannot be read as JSON ({error}); mend it, or name another OUT") from error
+    if not any(each.get("Name") == _GENERATOR for each in _generators_of(description)):
+        remedy = f"name a folder of its own, such as {dataset / 'derivatives' / _GENERATOR}"
+        raise OutputError(f"{path}: describes a data set that drunet did not make; {remedy}")
+    return dict(description)
+
+
+def _completed(description: Mapping[str, Any], dataset: Path, sources: Iterable[Path]) -> dict[str, Any]:
+    """A description with everything that this run adds. sources: the roots of the data sets that images come from."""
+    ours = {"Name": _GENERATOR, "Version": drunet_cli.__version__}
+    generators = _generators_of(description)
+    known = any(each.get("Name") == ours["Name"] and each.get("Version") == ours["Version"] for each in generators)
+    links = _links_of(description)
+    entries = list(description.get("SourceDatasets") or [])
+    for root in sources:
+        address = _address(root, dataset)
+        if address not in links.values():
+            theirs = _description_of(root)
+            links[_free_name(root, theirs, links)] = address
+            doi = theirs.get("DatasetDOI")
+            entries.append({"URL": address, **({"DOI": str(doi)} if doi else {})})
+    return {
+        "Name": "Brain tumours segmented by drunet",
+        "BIDSVersion": _BIDS_VERSION,
+        "DatasetType": "derivative",
+        **description,
+        "GeneratedBy": generators if known else [*generators, ours],
+        **({"SourceDatasets": entries} if entries else {}),
+        **({"DatasetLinks": links} if links else {}),
+    }
+
+
+def _write_companions(dataset: Path) -> None:
+    """Write the other files of a new data set where they are not there."""
+    if not os.path.lexists(dataset / _IGNORED):
+        _write(dataset / _IGNORED, "\n".join([*_NOT_OF_BIDS, ""]))
+    if not any(dataset.glob("README*")):
+        _write(dataset / "README", _README)
+
+
+def _generators_of(description: object) -> list[dict[str, Any]]:
+    entries = description.get("GeneratedBy") if isinstance(description, Mapping) else None
+    return [each for each in entries if isinstance(each, dict)] if isinstance(entries, list) else []
+
+
+def _links_of(description: Mapping[str, Any]) -> dict[str, str]:
+    links = description.get("DatasetLinks")
+    return {str(name): str(address) for name, address in links.items()} if isinstance(links, dict) else {}
+
+
+def _description_of(root: Path) -> dict[str, Any]:
+    """The description of a data set that images come from; empty where it cannot be read."""
+    try:
+        description = json.loads((root / _DESCRIPTION).read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return description if isinstance(description, dict) else {}
+
+
+def _free_name(root: Path, description: Mapping[str, Any], taken: Container[str]) -> str:
+    """A name for a data set in BIDS URIs: raw, or that of its folder where it is not raw; with a number where it is taken."""
+    is_raw = description.get("DatasetType", "raw") == "raw"
+    name = "raw" if is_raw else re.sub(r"[^0-9A-Za-z.-]+", "-", root.name).strip("-") or "source"
+    return next(free for n in itertools.count(1) if (free := name if n == 1 else f"{name}{n}") not in taken)
+
+
+def _root_of(image: Path, dataset: Path) -> Path | None:
+    """The data set that an image lies in, by its path as it is, links and all: `dataset`, the nearest other one, or None."""
+    folders = _absolute(image).parents
+    return next((each for each in folders if each == dataset or (each / _DESCRIPTION).is_file()), None)
+
+
+def _address(root: Path, dataset: Path) -> str:
+    """How a data set is linked: by a relative path where the folder of results lies within and moves with it, else by a URI."""
+    return os.path.relpath(root, dataset) if dataset.is_relative_to(root) else root.as_uri()
+
+
+def _absolute(path: Path) -> Path:
+    return Path(os.path.abspath(path))  # noqa: PTH100  # links stay: data sets of git-annex consist of them
+
+
+def _write(path: Path, text: str) -> None:
+    with write_atomically(path, overwrite=True) as stream:
+        stream.write(text.encode())
