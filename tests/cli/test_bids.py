@@ -159,7 +159,7 @@ def test_prepared_cases_lie_in_a_space_of_their_own_and_come_from_the_raw_scans(
     scans[Modality.T2].unlink()  # is not needed any more
     flair = load_volume(prepared / "sub-01_ses-1_flair.nii.gz")
     grid = {"shape": flair.shape, "affine": flair.affine.tolist(), "header": stored_header(flair.header)}
-    record = {
+    record: dict[str, Any] = {
         "schema": "drunet.preparation/1",
         "folder": str(prepared),
         "files": {path.name: file_sha256(path) for path in prepared.iterdir()},
