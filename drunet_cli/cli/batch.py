@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 import typer
 
 from drunet_cli.cli.console import Screen, plan_table, result, result_json
-from drunet_cli.errors import DrunetError, ExitCode, join_some, plural
+from drunet_cli.errors import DrunetError, ExitCode, Terminated, join_some, plural
 
 if TYPE_CHECKING:
     from drunet_cli.io.case import Case
@@ -22,16 +22,18 @@ _DIFFERS: Final = "differs"  # the outputs of a case are there, and are not know
 
 
 class Batch:
-    """One run over cases. alone: a single case was given, whose failure is the failure of the command.
+    """One run over cases.
 
-    Where stderr is no terminal, what is told of several cases is a log.
+    alone: a single case was given, whose failure is the failure of the command. resumes: --skip-existing goes on where a run
+    was stopped. Where stderr is no terminal, what is told of several cases is a log.
     """
 
-    def __init__(self, screen: Screen, *, n_cases: int, alone: bool, json: bool) -> None:
+    def __init__(self, screen: Screen, *, n_cases: int, alone: bool, json: bool, resumes: bool = False) -> None:
         self._screen = screen
         self._n_cases = n_cases
         self._alone = alone
         self._json = json
+        self._resumes = resumes
         self._failed: list[str] = []
         self._advance: Callable[[str], None] = lambda _: None
         self._held: list[str | Mapping[str, Any]] | None = None
@@ -113,6 +115,11 @@ class Batch:
             self._held = []
         try:
             yield
+        except (KeyboardInterrupt, Terminated):
+            if not self._alone:
+                how = "; --skip-existing goes on from there" if self._resumes else ""
+                self._screen.note(f"Stopped: {self.n_done} of {plural(self._n_cases, 'case')} done{how}")
+            raise
         finally:
             held, self._held = self._held or [], None
             for line in held:

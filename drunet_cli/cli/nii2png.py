@@ -111,7 +111,7 @@ def nii2png(
         return
     if stop is not None:
         raise stop
-    batch = Batch(screen, n_cases=len(planned) + len(cohort.broken), alone=cohort.alone, json=json)
+    batch = Batch(screen, n_cases=len(planned) + len(cohort.broken), alone=cohort.alone, json=json, resumes=True)
     for broken in cohort.broken:
         batch.failed(broken.name, broken.error)
     remove_stale_slices(settings.layout)

@@ -104,7 +104,7 @@ def png2nii(
         overwrite=overwrite,
         threads=max(1, n_jobs // len(sets)),
     )
-    batch = Batch(screen, n_cases=len(sets), alone=len(sets) == 1, json=json)
+    batch = Batch(screen, n_cases=len(sets), alone=len(sets) == 1, json=json, resumes=True)
     planned = _plan(sets, references, masks, output, batch)
     if labels is None:
         settings = replace(settings, labels=_common_labels(planned, screen))

@@ -143,7 +143,7 @@ def prepare(
     if stop is not None:
         raise stop
     check_extra(settings)
-    batch = Batch(screen, n_cases=len(planned) + len(cohort.broken), alone=cohort.alone, json=json)
+    batch = Batch(screen, n_cases=len(planned) + len(cohort.broken), alone=cohort.alone, json=json, resumes=True)
     for broken in cohort.broken:
         batch.failed(broken.name, broken.error)
     n_left_out = 0

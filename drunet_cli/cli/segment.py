@@ -13,7 +13,7 @@ import typer
 
 from drunet_cli.brats import Labels, Modality
 from drunet_cli.cli import options
-from drunet_cli.errors import DrunetError, MisuseError, OutputError, Terminated, plural
+from drunet_cli.errors import DrunetError, MisuseError, OutputError, plural
 from drunet_cli.network.engine import EngineName, Precision, WindowMode
 from drunet_cli.weights.registry import DEFAULT, members_of
 
@@ -355,7 +355,7 @@ def _segment(plan: "RunPlan", ensemble: "Ensemble", screen: "Screen", *, output:
     if plan.stop is not None:
         raise plan.stop
     limit_malloc_arenas()
-    batch = Batch(screen, n_cases=plan.n_cases, alone=plan.cohort.alone, json=json)
+    batch = Batch(screen, n_cases=plan.n_cases, alone=plan.cohort.alone, json=json, resumes=True)
     rows: list[SummaryRow] = []
     with create_folder(output.parent if names_a_file(output) else output):
         try:
@@ -371,10 +371,7 @@ def _segment(plan: "RunPlan", ensemble: "Ensemble", screen: "Screen", *, output:
                     _tell(planned, outcome, batch, rows, since=begin if plan.cohort.alone else None)
                     if planned.preparation is not None:
                         planned.preparation.remove_unless_kept()
-        except BaseException as error:  # also Ctrl-C, SIGTERM, and a fault of drunet: what is known is not lost
-            if isinstance(error, KeyboardInterrupt | Terminated) and not plan.cohort.alone:
-                n_done = f"{batch.n_done} of {plural(len(plan.cases), 'case')} done"
-                screen.note(f"Stopped: {n_done}; --skip-existing goes on from there")
+        except BaseException:  # also Ctrl-C, SIGTERM, and a fault of drunet: what is known is not lost
             if rows and plan.summary is not None and (plan.summary.exists() or batch.n_done):
                 _enter(rows, plan)
             raise

@@ -211,10 +211,30 @@ def encode_map(values: npt.NDArray[Any], like: Header, *, compress: bool) -> byt
     header["dim"] = [values.ndim, *values.shape, *[1] * (_MOST_AXES - values.ndim)]
     if values.ndim > len("IJK"):
         header["pixdim"][4:] = 1.0
-    header["vox_offset"] = header.single_vox_offset
     header["scl_slope"], header["scl_inter"] = 1, 0
     for name in _FIELDS_OF_THE_IMAGE:
         header[name] = 0
+    return _assembled(header, values, compress=compress)
+
+
+def encode_again(volume: Volume) -> bytes:
+    """The file that a volume was read from, as .nii.gz: its stored voxels, type and scaling, in a header without any text.
+
+    Raises CaseError where the file is no longer the one that was read.
+    """
+    path = volume.path
+    with _refuse_in_one_line(path), _open(path, chunk_bytes=_CHUNK_BYTES) as file:
+        header, _, start, n_bytes = _read_header(file)
+        content = _read_to_the_end(file, start, n_bytes)
+    if volume.source is None or file.hashed.sha256 != volume.source.sha256:
+        raise CaseError(f"{path}: was changed while drunet was working on it; try again")
+    stored = np.frombuffer(content, header.get_data_dtype(), offset=int(header.get_data_offset()))
+    return _assembled(_without_text(header), stored.astype(stored.dtype.newbyteorder("<"), copy=False), compress=True)
+
+
+def _assembled(header: Header, values: npt.NDArray[Any], *, compress: bool) -> bytes:
+    """A file of a little-endian header and of values as they are stored."""
+    header["vox_offset"] = header.single_vox_offset
     stream = io.BytesIO()
     header.write_to(stream)
     stream.write(b"\0" * (header.single_vox_offset - stream.tell()))  # four bytes: no extension follows

@@ -40,7 +40,7 @@ from drunet_cli.io.case import Case
 from drunet_cli.io.checks import refuse_serious
 from drunet_cli.io.claims import Claim, claim_file, claim_of, claimant, remove_abandoned_claims
 from drunet_cli.io.inputs import InputFile, file_sha256
-from drunet_cli.io.nifti import encode_map, stored_header
+from drunet_cli.io.nifti import encode_again, encode_map, stored_header
 from drunet_cli.jobs import run_tasks
 from drunet_cli.prepare.grid import brats_header
 from drunet_cli.prepare.preparation import Preparation, PreparationSettings, prepare_scans
@@ -382,14 +382,18 @@ def _write(preparation: Preparation, files: PreparedFiles, settings: Preparation
 
 def _encoded(preparation: Preparation, files: PreparedFiles, settings: PreparationSettings) -> dict[Path, bytes]:
     """Every file but the record, with its content."""
-    maps: dict[Path, npt.NDArray[Any]] = {files.image(modality): preparation.images[modality] for modality in CHANNELS}
-    maps[files.brain] = preparation.brain.astype(np.uint8)
 
     def encode(voxels: npt.NDArray[Any]) -> bytes:
         return encode_map(voxels, brats_header(voxels.dtype), compress=True)
 
+    def encode_image(modality: Modality) -> bytes:
+        volume = preparation.scans[modality].volume
+        is_file = volume.path == preparation.case.images[modality]  # and no DICOM series
+        return encode_again(volume) if preparation.untouched and is_file else encode(preparation.images[modality])
+
     with ThreadPoolExecutor(settings.threads) as threads:  # deflate runs outside the interpreter's lock
-        contents = dict(zip(maps, threads.map(encode, maps.values()), strict=True))
+        contents = dict(zip(files.images.values(), threads.map(encode_image, files.images), strict=True))
+    contents[files.brain] = encode(preparation.brain.view(np.uint8))
     if settings.preview:
         from drunet_cli.prepare.overview import draw_overview  # Pillow's fonts: not for runs without a picture
 

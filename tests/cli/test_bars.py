@@ -17,6 +17,7 @@ from typing import Final
 
 import pytest
 
+from drunet_cli.cli.batch import Batch
 from drunet_cli.cli.console import Screen, SegmentationBar
 from tests.cli.small_cohort import write_cases
 from tests.support import GOLDEN_WEIGHTS, image_options
@@ -185,6 +186,23 @@ def test_an_interrupt_while_a_bar_is_drawn_waits_until_it_can_be_taken_away(monk
     bar.stop()
     assert terminal.getvalue().startswith(HIDE_CURSOR)
     assert SHOW_CURSOR in terminal.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("resumes", "line"),
+    [(True, "Stopped: 1 of 3 cases done; --skip-existing goes on from there"), (False, "1 of 3 cases done")],
+)
+def test_a_run_that_is_stopped_says_how_far_it_came(resumes: bool, line: str, capfd: pytest.CaptureFixture[str]) -> None:
+    batch = Batch(Screen(), n_cases=3, alone=False, json=False, resumes=resumes)
+
+    def run() -> None:
+        with batch.bar():
+            batch.done("p1.nii.gz", {"case": "p1"}, note="p1: done")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run()
+    assert capfd.readouterr().err.rstrip().endswith(line)
 
 
 @pytest.mark.parametrize("environment", [{"TERM": "dumb"}, {}], ids=["dumb terminal", "--quiet"])
