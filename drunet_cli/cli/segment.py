@@ -180,6 +180,7 @@ def segment(
             probabilities=probabilities,
             uncertainty=uncertainty,
             preview=preview,
+            shows_preparation=preview and prepare,
             viewer=viewer,
             in_space=tuple(dict.fromkeys(in_space or ())),
             sidecar=not no_sidecar,
@@ -241,6 +242,7 @@ def _preparation(keep: Path | None, temporary: ExitStack, settings: "Settings") 
     return PreparationSettings(
         folder=temporary.enter_context(temporary_folder()) if keep is None else keep,
         keep=keep is not None,
+        preview=settings.shows_preparation,
         strict=settings.strict,
         overwrite=settings.overwrite,
         skip_existing=not settings.overwrite,

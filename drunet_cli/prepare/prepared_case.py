@@ -99,7 +99,7 @@ class PreparedFiles:
     @property
     def picture(self) -> Path:
         """The four images with the outline of the brain."""
-        return self.folder / f"{self.name}_preview.png"
+        return picture_beside(self.record)
 
     @property
     def mark(self) -> Path:
@@ -203,6 +203,21 @@ def record_beside(case: Case) -> Path | None:
     flair = case.images[Modality.FLAIR]
     name, ending, _ = flair.name.rpartition(f"_{Modality.FLAIR}.nii.gz")
     return flair.with_name(f"{name}.json") if ending else None
+
+
+def picture_beside(record: Path) -> Path:
+    """Where the picture of a prepared case is, if there is one."""
+    return record.with_name(f"{record.stem}_preview.png")
+
+
+def read_picture(case: Case) -> bytes:
+    """The picture of a prepared case, by its images. Raises OutputError."""
+    record = record_beside(case)
+    assert record is not None, "the images are those that drunet has just prepared"
+    try:
+        return picture_beside(record).read_bytes()
+    except OSError as error:
+        raise OutputError(f"{picture_beside(record)}: cannot be read: {error.strerror}") from error
 
 
 def compare_preparations(planned: Sequence[PlannedPreparation]) -> list[PlannedPreparation]:

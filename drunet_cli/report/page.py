@@ -7,7 +7,7 @@ import base64
 import math
 import os
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,11 +18,13 @@ import numpy as np
 
 from drunet_cli.brats import REGION_NAMES, REGIONS
 from drunet_cli.errors import CaseError
+from drunet_cli.io.bids import beside
 from drunet_cli.io.html import render_page
-from drunet_cli.io.naming import stem
 from drunet_cli.io.png import encode_webp
+from drunet_cli.prepare.prepared_case import picture_beside
 from drunet_cli.report.case_pages import NO_FILES, CaseFiles
 from drunet_cli.report.runs import Record, Runs, provenance, told_once
+from drunet_cli.segmentation.outputs import PREPARED_ENDING, PREVIEW_ENDING
 from drunet_cli.segmentation.summary import VOLUMES, Status
 from drunet_cli.weights.registry import caveat_of
 
@@ -39,8 +41,13 @@ _MOST_MARKED: Final = 1000  # the bars alone show more cases than this
 
 @dataclass(frozen=True)
 class Thumbnail:
-    """A preview made smaller. path: the preview itself. webp: the small picture, width by height pixels."""
+    """A picture of a case made smaller.
 
+    shows: "Preview", of the labels, or "Preparation", of the raw scans. path: the picture itself. webp: the small picture,
+    width by height pixels.
+    """
+
+    shows: str
     path: Path
     webp: bytes
     width: int
@@ -54,9 +61,9 @@ class Thumbnail:
 
 @dataclass(frozen=True)
 class Thumbnails:
-    """by_label_map: thumbnails by the output of a case's row. notices: why other previews cannot be shown, a line each."""
+    """by_label_map: thumbnails by the output of a case's row. notices: why other pictures cannot be shown, a line each."""
 
-    by_label_map: dict[str, Thumbnail]
+    by_label_map: dict[str, list[Thumbnail]]
     notices: tuple[str, ...] = ()
 
 
@@ -146,39 +153,50 @@ def _edges_ml(largest_ml: float) -> tuple[float, ...]:
 
 
 def read_thumbnails(records: Sequence[Record], *, n_threads: int, on_done: Callable[[], None] = lambda: None) -> Thumbnails:
-    """Read every preview that is there and make it smaller. on_done: called once for each that may be there."""
-    label_maps = [Path(record.row.output) for record in records if record.row.status is not Status.FAILED and _may_have(record)]
-    previews = [label_map.with_name(f"{stem(label_map)}_preview.png") for label_map in label_maps]
+    """Read every picture that is there and make it smaller. on_done: called once for each case that may have any."""
+    segmented = [record for record in records if record.row.status is not Status.FAILED]
     width = _WIDE if len(records) <= _MOST_WIDE else _NARROW
-    by_label_map, unshown = {}, []
+    by_label_map = {}
+    unshown = []
+
+    def thumbnails_of(record: Record) -> list[tuple[Path, Thumbnail | CaseError | None]]:
+        return [(path, _thumbnail(shows, path, width)) for shows, path in _pictures_of(record)]
+
     threads = ThreadPoolExecutor(n_threads)
     try:
-        read = threads.map(lambda path: _thumbnail(path, width), previews)
-        for label_map, preview, found in zip(label_maps, previews, read, strict=True):
+        for record, read in zip(segmented, threads.map(thumbnails_of, segmented), strict=True):
             on_done()
-            if isinstance(found, Thumbnail):
-                by_label_map[str(label_map)] = found
-            elif found is not None:
-                unshown.append((str(preview), f"{found}; not shown"))
+            by_label_map[record.row.output] = [found for _, found in read if isinstance(found, Thumbnail)]
+            unshown += [(str(path), f"{found}; not shown") for path, found in read if isinstance(found, CaseError)]
     finally:
         threads.shutdown(cancel_futures=True)
     return Thumbnails(by_label_map, tuple(told_once(unshown)))
 
 
-def _may_have(record: Record) -> bool:
-    """Whether the sidecar names a preview; a picture that it does not name may be of another label map."""
-    named = (record.document or {}).get("files")
-    return named is None or any(str(name).endswith("_preview.png") for name in named)
+def _pictures_of(record: Record) -> Iterator[tuple[str, Path]]:
+    """What pictures of a case show, and where they are, if they are there.
+
+    A picture beside the label map that its sidecar does not name may be of another label map. That of the preparation lies
+    there, or in the folder of the prepared case.
+    """
+    label_map, document = Path(record.row.output), record.document or {}
+    named = document.get("files")
+    if named is None or any(str(name).endswith(PREVIEW_ENDING) for name in named):
+        yield "Preview", beside(label_map, PREVIEW_ENDING)
+    if any(str(name).endswith(PREPARED_ENDING) for name in named or ()):
+        yield "Preparation", beside(label_map, PREPARED_ENDING)
+    elif isinstance(origin := document.get("prepared_from"), Mapping) and isinstance(origin.get("record"), str):
+        yield "Preparation", picture_beside(Path(origin["record"]))
 
 
-def _thumbnail(path: Path, width: int) -> Thumbnail | CaseError | None:
-    """A preview made smaller, or why it cannot be; None where there is none."""
+def _thumbnail(shows: str, path: Path, width: int) -> Thumbnail | CaseError | None:
+    """A picture made smaller, or why it cannot be; None where there is none."""
     try:
         with path.open("rb") as stream:
             content = stream.read(_LARGEST_BYTES + 1)
         if len(content) > _LARGEST_BYTES:
             return CaseError("is larger than any preview")
-        return Thumbnail(path, *encode_webp(content, width=width))
+        return Thumbnail(shows, path, *encode_webp(content, width=width))
     except FileNotFoundError:
         return None
     except OSError as error:

@@ -28,7 +28,16 @@ _GENERATOR: Final = "drunet"
 LABEL_ABBREVIATIONS: Final = ("BG", *(index.name for index in TUMOUR_CLASSES))  # BIDS' own for the background
 _LESION: Final = 7  # in BIDS' own list of labels ("Common image-derived labels"), which knows no parts of a tumour
 # What BIDS has no place for, in the syntax of .gitignore.
-_NOT_OF_BIDS: Final = (SUMMARY, ITKSNAP, SLICER, "*_preview.png", "*_view.html", "*_uncertainty.nii.gz", "*_entropy.nii.gz")
+_NOT_OF_BIDS: Final = (
+    SUMMARY,
+    ITKSNAP,
+    SLICER,
+    "*_preview.png",
+    "*_prepared.png",
+    "*_view.html",
+    "*_uncertainty.nii.gz",
+    "*_entropy.nii.gz",
+)
 
 _README: Final = """\
 Brain tumours in MRI, segmented by drunet.

@@ -30,6 +30,7 @@ from drunet_cli.io.naming import NIFTI_SUFFIXES, stem
 from drunet_cli.io.nifti import encode_label_map, encode_map
 from drunet_cli.network.engine import Engine
 from drunet_cli.prepare.native_space import labels_in
+from drunet_cli.prepare.prepared_case import read_picture
 from drunet_cli.segmentation.derivatives import LABEL_ABBREVIATIONS, facts_of, lookup_table
 from drunet_cli.segmentation.ensemble import Ensemble
 from drunet_cli.segmentation.pipeline import PredictedCase
@@ -40,6 +41,8 @@ from drunet_cli.weights.checkpoint import Checkpoint
 from drunet_cli.weights.registry import caveat_of
 
 SCHEMA: Final = "drunet.segmentation/1"
+PREVIEW_ENDING: Final = "_preview.png"
+PREPARED_ENDING: Final = "_prepared.png"
 VIEW_ENDING: Final = "_view.html"
 _LARGEST_SIDECAR_BYTES: Final = 2**20
 
@@ -72,8 +75,9 @@ class OutputFiles:
     def extras(self) -> list[Path]:
         """The pictures and the maps that are to be written beside the label map."""
         return [
-            *([self._preview] if self.settings.preview else []),
-            *([self._view] if self.settings.viewer else []),
+            *([self._beside(PREVIEW_ENDING)] if self.settings.preview else []),
+            *([self._beside(PREPARED_ENDING)] if self.settings.shows_preparation else []),
+            *([self._beside(VIEW_ENDING)] if self.settings.viewer else []),
             *(self._map(f"_in_{modality}") for modality in self.settings.in_space),
             *([self._map("_probabilities")] if self.settings.probabilities else []),
             *(map(self._map, (*UNCERTAINTY_MAPS.values(), "_entropy")) if self.settings.uncertainty else []),
@@ -93,14 +97,6 @@ class OutputFiles:
             *(self._beside(f"_in_{modality}{suffix}") for modality in self.settings.in_space for suffix in (".tsv", ".json")),
             *([self._beside("_probabilities.json")] if self.settings.probabilities else []),
         ]
-
-    @property
-    def _preview(self) -> Path:
-        return self._beside("_preview.png")
-
-    @property
-    def _view(self) -> Path:
-        return self._beside(VIEW_ENDING)
 
     def _map(self, ending: str) -> Path:
         """A NIfTI file of the label map's kind: seg.nii.gz has seg_entropy.nii.gz."""
@@ -235,9 +231,11 @@ class OutputFiles:
     def _encoded_extras(self, predicted: PredictedCase, document: Mapping[str, Any]) -> Iterator[tuple[Path, bytes]]:
         prediction, header = predicted.prediction, predicted.prepared.header
         if self.settings.preview:
-            yield self._preview, draw_case(predicted, document)
+            yield self._beside(PREVIEW_ENDING), draw_case(predicted, document)
+        if self.settings.shows_preparation:
+            yield self._beside(PREPARED_ENDING), read_picture(predicted.prepared.case)
         if self.settings.viewer:
-            yield self._view, _page(predicted, document, self.settings.labels)
+            yield self._beside(VIEW_ENDING), _page(predicted, document, self.settings.labels)
         for modality in self.settings.in_space:
             yield self._map(f"_in_{modality}"), self._in_native_space(predicted, modality)
         if prediction.probabilities is not None:

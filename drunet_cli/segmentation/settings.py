@@ -80,6 +80,9 @@ class Settings:
     preview: bool = False
     """Draw a picture beside the label map."""
 
+    shows_preparation: bool = False
+    """Put the picture of the preparation beside the label map; for raw scans, which are prepared with a picture."""
+
     viewer: bool = False
     """Write a page beside the label map that shows the case in a browser."""
 

@@ -395,12 +395,13 @@ def test_segment_prepares_each_case_just_before_it_and_keeps_no_other(
 
     monkeypatch.setattr("drunet_cli.segmentation.cohort.prepare_case", prepare)
     words = ["segment", str(tmp_path / "raw"), "-o", str(tmp_path / "out"), "--prepare", "--weights", str(GOLDEN_WEIGHTS)]
-    assert drunet([*words, "--window", "auto"]) == ExitCode.SOME_FAILED
+    assert drunet([*words, "--window", "auto", "--preview"]) == ExitCode.SOME_FAILED
     assert found == [([], []), (["p1.nii.gz"], []), (["p1.nii.gz"], [])]
     assert "p2_t1.nii: is empty" in capfd.readouterr().err
     sidecar = json.loads((tmp_path / "out" / "p1.json").read_text())
     assert sidecar["prepared_from"]["record"] is None
     assert sidecar["inputs"]["t1"]["path"] == "p1_t1.nii.gz"
+    assert set(sidecar["files"]) == {"p1_preview.png", "p1_prepared.png"}
     assert drunet(["report", str(tmp_path / "out"), "-o", str(tmp_path / "page.html"), "--viewer"]) == 0
     assert "its prepared images were not kept; segment the scans again by segment --prepare" in capfd.readouterr().err
 

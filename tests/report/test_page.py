@@ -190,7 +190,27 @@ def test_previews_are_never_enlarged_and_narrower_where_there_are_many(
     write_preview(tmp_path / "a_preview.png", (40, pixels))
     (record,) = read_runs([tmp_path]).records
     thumbnails = read_thumbnails([record, *records_of(*[1.0] * (n_cases - 1))], n_threads=1)
-    assert [str(found.width) for found in thumbnails.by_label_map.values()] == [width]
+    assert [str(found.width) for found in thumbnails.by_label_map[record.row.output]] == [width]
+
+
+@pytest.mark.parametrize("place", ["run", "prepared", "nowhere"])
+def test_picture_of_the_preparation_is_beside_the_preview(place: str, tmp_path: Path) -> None:
+    prepared_from = {"record": str(tmp_path / "prepared" / "a.json")}
+    beside = tmp_path / "run" / "a_prepared.png"
+    document = document_of("a") | {"prepared_from": prepared_from, "files": {"a_preview.png": "", beside.name: ""}}
+    if place != "run":
+        del document["files"][beside.name]
+    write_outputs(tmp_path / "run", document)
+    picture = {"run": beside, "prepared": tmp_path / "prepared" / "a_preview.png"}.get(place)
+    write_preview(tmp_path / "run" / "a_preview.png")
+    if picture is not None:
+        picture.parent.mkdir(exist_ok=True)
+        write_preview(picture)
+    page = Reader(page_of(tmp_path / "run", beside=tmp_path))
+    links = [each for each in page.all("a") if each.get("class") == "thumbnail"]
+    assert [each["alt"] for each in page.pictures()] == ["Preview of a", *(["Preparation of a"] if picture else [])]
+    assert [each["data-case"] for each in links] == ["a", *(["a, preparation"] if picture else [])]
+    assert [tmp_path / str(each["href"]) for each in links[1:]] == ([picture] if picture else [])
 
 
 @pytest.mark.parametrize("damage", ["empty", "cut short", "text", "huge", "folder"])
