@@ -11,6 +11,7 @@ from typing import Final
 
 _CGROUP_ROOT = Path("/sys/fs/cgroup")
 _OWN_CGROUPS = Path("/proc/self/cgroup")
+_CPUINFO = Path("/proc/cpuinfo")
 _AMD_DRIVER = Path("/dev/kfd")
 _CUDA_ERROR_NO_DEVICE = 100
 _DEVICE = re.compile(r"auto|cpu|mps|cuda(:(0|[1-9]\d?))?")
@@ -64,16 +65,16 @@ def limit_malloc_arenas() -> None:
 
 
 def is_out_of_memory(error: Exception) -> bool:
-    """Whether an error of numpy, PyTorch, ONNX Runtime or ITK says that memory did not suffice."""
+    """Whether an error of numpy, PyTorch, ONNX Runtime, OpenVINO or ITK says that memory did not suffice."""
     return isinstance(error, MemoryError) or any(words in str(error) for words in _OUT_OF_MEMORY_WORDS)
 
 
 # Allocators raise these words in a plain RuntimeError: PyTorch's for the CPU and GPUs, cuBLAS, and cuDNN, which finds no engine
-# that fits; C++, ONNX Runtime and ITK.
+# that fits; C++, ONNX Runtime and ITK; OpenVINO.
 _OUT_OF_MEMORY_WORDS: Final = (
     *("can't allocate memory", "out of memory", "not enough memory", "ALLOC_FAILED", "could not create a primitive"),
     *("unable to find an engine", "Unable to find a valid cuDNN algorithm"),
-    *("Failed to allocate memory", "bad allocation", "bad_alloc"),
+    *("Failed to allocate memory", "bad allocation", "bad_alloc", "can't alloc"),
 )
 
 
@@ -123,11 +124,21 @@ def _quota(folder: Path) -> int | None:
 def cpu_name() -> str:
     """The processor in words."""
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        lines = _CPUINFO.read_text().splitlines()
     except OSError:
         lines = []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.processor() or platform.machine()
+
+
+def has_bfloat16(cpuinfo: Path = _CPUINFO) -> bool:
+    """Whether the processor multiplies bfloat16 itself (AMX or AVX-512 BF16), as Linux tells; elsewhere nothing is known."""
+    try:
+        lines = cpuinfo.read_text().splitlines()
+    except OSError:
+        return False
+    flags = next((line.partition(":")[2].split() for line in lines if line.startswith("flags")), [])
+    return bool({"amx_bf16", "avx512_bf16"} & set(flags))
 
 
 def may_have_gpu(kernel_driver: Path = _AMD_DRIVER) -> bool:

@@ -35,9 +35,10 @@ HOMES: Final = {
     "torch": re.compile(
         rf"{TORCH.pattern}|prepare/brain\.py|network/(engine|export)\.py|segmentation/\w+\.py|training/(batches|distributed|history|run_folder|session)\.py"
     ),
-    "onnx": re.compile(r"network/(onnx_engine|export)\.py"),
-    "onnxruntime": re.compile(r"network/(onnx_engine|export)\.py"),
-    "google": re.compile(r"network/(onnx_engine|export)\.py"),
+    "onnx": re.compile(r"network/onnx_graph\.py"),
+    "onnxruntime": re.compile(r"network/(cpu_engine|export)\.py"),
+    "openvino": re.compile(r"network/cpu_engine\.py"),
+    "google": re.compile(r"network/export\.py"),
     "requests": re.compile(r"weights/download\.py"),
     "urllib3": re.compile(r"weights/download\.py"),
     "filelock": re.compile(r"weights/cache\.py|weights/download\.py"),

@@ -73,7 +73,8 @@ def segment(
         Precision,
         typer.Option(
             metavar="FORMAT",
-            help="Number format: auto, float32, bfloat16 or float16. auto is float32, which gives the published labels.",
+            help="Number format: auto, float32, bfloat16 or float16. auto is float32, which gives the published labels. "
+            "bfloat16 is for GPUs, and for CPUs that have it; others refuse it.",
             rich_help_panel=options.NETWORK,
         ),
     ] = Precision.AUTO,
@@ -81,8 +82,8 @@ def segment(
         EngineName,
         typer.Option(
             metavar="LIBRARY",
-            help="What computes: auto, torch or onnxruntime. auto is ONNX Runtime on the CPU where the extra onnx is installed "
-            "(faster), else PyTorch.",
+            help="What computes: auto, torch, onnxruntime or openvino. auto is ONNX Runtime on the CPU, OpenVINO there for "
+            "bfloat16 where it is installed, else PyTorch.",
             rich_help_panel=options.NETWORK,
         ),
     ] = EngineName.AUTO,
@@ -96,6 +97,15 @@ def segment(
             rich_help_panel=options.NETWORK,
         ),
     ] = None,
+    fast: Annotated[
+        bool,
+        typer.Option(
+            "--fast",
+            help="For a look: --window auto, and bfloat16 on a CPU that has it, with the extra bfloat16. Other labels than the "
+            "published ones; the sidecar says what ran.",
+            rich_help_panel=options.NETWORK,
+        ),
+    ] = False,
     deterministic: options.Deterministic = False,
     batch_size: options.BatchSize = None,
     threads: options.Threads = None,
@@ -167,6 +177,7 @@ def segment(
             precision=precision,
             engine=engine,
             window=window,
+            fast=fast,
             deterministic=deterministic,
             batch_size=batch_size,
             threads=threads,
@@ -294,7 +305,8 @@ def _parameters_as_options() -> Iterator[None]:
 
 _OPTIONS: Final = {"flips=True": "--tta flips", "sidecar=False": "--no-sidecar"}
 _PARAMETER: Final = re.compile(
-    r"(?<![\w/.-])(bids|dropout|engine|flips|mc_samples|overwrite|preview|seed|sidecar|skip_existing|weights|window)=(True\b|False\b)?"
+    r"(?<![\w/.-])(bids|dropout|engine|fast|flips|mc_samples|overwrite|precision|preview|seed|sidecar|skip_existing|weights|window)"
+    r"=(True\b|False\b)?"
 )
 
 

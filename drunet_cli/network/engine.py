@@ -8,13 +8,14 @@ from __future__ import annotations
 import functools
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from enum import StrEnum
 from importlib import util
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeAlias
 
 from drunet_cli.errors import MisuseError, one_line
-from drunet_cli.host import disable_onnxruntime_telemetry, may_have_gpu
+from drunet_cli.host import cpu_name, disable_onnxruntime_telemetry, has_bfloat16, may_have_gpu
 from drunet_cli.weights.structure import N_CHANNELS, PROVED_FINGERPRINT, fingerprint
 
 if TYPE_CHECKING:
@@ -41,11 +42,12 @@ WINDOW_REST: Final = 16
 
 
 class EngineName(StrEnum):
-    """The software that computes. `auto` is ONNX Runtime on a CPU in float32, where it is installed, else PyTorch."""
+    """The software that computes. `auto` is ONNX Runtime on a CPU in float32, OpenVINO there in bfloat16, else PyTorch."""
 
     AUTO = "auto"
     TORCH = "torch"
     ONNXRUNTIME = "onnxruntime"
+    OPENVINO = "openvino"
 
 
 class Precision(StrEnum):
@@ -97,7 +99,7 @@ class Engine(Protocol):
 
     X and Y are multiples of WINDOW_STRIDE plus WINDOW_REST. on_done is called with the number of slices that were done since
     its last call.
-    name: torch or onnxruntime. batch_size: the most slices that are computed at once; it shrinks when memory runs out.
+    name: of the software. batch_size: the most slices that are computed at once; it shrinks when memory runs out.
     device, device_name: as the engine names it, and the hardware in words. threads: of the CPU.
     versions: of the software that computes.
     """
@@ -142,43 +144,81 @@ class Engine(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class _CpuSoftware:
+    """Software that computes on the CPU beside PyTorch. title: in words. precisions: first what they are called in messages."""
+
+    title: str
+    packages: tuple[str, ...]
+    precisions: tuple[Precision, ...]
+
+
+_ON_CPU: Final = {
+    EngineName.ONNXRUNTIME: _CpuSoftware("ONNX Runtime", ("onnx", "onnxruntime"), (Precision.FLOAT32, Precision.AUTO)),
+    EngineName.OPENVINO: _CpuSoftware("OpenVINO", ("onnx", "openvino"), (Precision.BFLOAT16,)),
+}
+
+
 def choose_engine(name: EngineName, *, device: str, precision: Precision, sampling: bool = False) -> EngineName:
     """Decide which software computes on a device (auto, cpu, cuda, cuda:N, mps) in a precision. No torch.
 
     sampling: whether samples with dropout on are to be taken.
-    Raises MisuseError where ONNX Runtime is asked for and is not installed, or cannot do the work.
+    Raises MisuseError where a software is asked for that is not installed or cannot do the work, and for bfloat16 on a CPU that
+    would only emulate it, unless PyTorch is asked for.
     """
     if name is EngineName.TORCH:
         _LOG.info("engine: PyTorch, as asked for")
         return name
-    fits = device in ("auto", "cpu") and precision in (Precision.AUTO, Precision.FLOAT32)
-    if name is EngineName.ONNXRUNTIME:
+    may_be_cpu = device in ("auto", "cpu")
+    if name in _ON_CPU:
+        software = _ON_CPU[name]
         if sampling:
-            raise MisuseError("mc_samples=N needs dropout, which engine=onnxruntime has not; use engine=torch")
-        if not fits:
-            raise MisuseError("engine=onnxruntime computes on the CPU in float32; for others use engine=torch")
-        check_onnx()
-        _LOG.info("engine: ONNX Runtime, as asked for")
+            raise MisuseError(f"mc_samples=N needs dropout, which engine={name} has not; use engine=torch")
+        if not may_be_cpu or precision not in software.precisions:
+            raise MisuseError(f"engine={name} computes on the CPU in {software.precisions[0]}; for others use engine=torch")
+        if missing := missing_packages(software.packages):
+            raise MisuseError(f"{' and '.join(missing)} not installed; run: pip install {' '.join(missing)}")
+        _check_arithmetic(precision)
+        _LOG.info("engine: %s, as asked for", software.title)
         return name
-    if not fits:
+    fitting = [each for each, software in _ON_CPU.items() if may_be_cpu and precision in software.precisions]
+    if not fitting:
         reason = "for this device or precision"
-    elif sampling:
-        reason = "for samples with dropout"
-    elif missing := _missing_packages():
-        reason = f"since {' and '.join(missing)} not installed, which would be faster"
     elif device == "auto" and _torch_may_find_gpu():
         reason = "since there may be a GPU"
     else:
-        _LOG.info("engine: ONNX Runtime, which is the fastest on a CPU in float32")
-        return EngineName.ONNXRUNTIME
+        _check_arithmetic(precision)
+        software = _ON_CPU[fitting[0]]
+        if sampling:
+            reason = "for samples with dropout"
+        elif missing := missing_packages(software.packages):
+            reason = f"since {' and '.join(missing)} not installed, which would be faster"
+        else:
+            _LOG.info("engine: %s, which is the fastest on a CPU in %s", software.title, software.precisions[0])
+            return fitting[0]
     _LOG.info("engine: PyTorch, %s", reason)
     return EngineName.TORCH
 
 
-def check_onnx() -> None:
-    """Raise MisuseError unless the packages of the extra `onnx` are installed."""
-    if missing := _missing_packages():
-        raise MisuseError(f"{' and '.join(missing)} not installed; run: pip install {' '.join(missing)}")
+def fastest_precision(name: EngineName, *, device: str, sampling: bool = False) -> Precision:
+    """The fastest precision for an engine and device as they were asked for: bfloat16 on a CPU that has it, else `auto`."""
+    on_cpu = choose_engine(name, device=device, precision=Precision.AUTO, sampling=sampling) is EngineName.ONNXRUNTIME
+    pays = on_cpu and name is EngineName.AUTO and has_bfloat16() and not missing_packages(_ON_CPU[EngineName.OPENVINO].packages)
+    return Precision.BFLOAT16 if pays else Precision.AUTO
+
+
+def missing_packages(packages: Sequence[str]) -> list[str]:
+    """Those of the packages that are not installed; nothing is imported."""
+    specs = {package: util.find_spec(package) for package in packages}
+    return [package for package, spec in specs.items() if spec is None or spec.origin is None]  # a mere folder has no origin
+
+
+def _check_arithmetic(precision: Precision) -> None:
+    if precision is Precision.BFLOAT16 and not has_bfloat16():
+        raise MisuseError(
+            f"precision=bfloat16: this processor ({cpu_name()}) has no arithmetic for it, so that it would be slower than "
+            "float32; leave it out, or emulate it with engine=torch"
+        )
 
 
 def settle_device(engine: EngineName, device: str, *, on_warning: Callable[[str], None]) -> str:
@@ -186,7 +226,7 @@ def settle_device(engine: EngineName, device: str, *, on_warning: Callable[[str]
 
     Raises DeviceError when a device that was named is absent.
     """
-    if engine is EngineName.ONNXRUNTIME:
+    if engine in _ON_CPU:
         return "cpu"
     from drunet_cli.network.torch_engine import resolve_device
 
@@ -224,21 +264,22 @@ def open_engine(
     def on_halved(batch_size: int) -> None:
         on_warning(f"memory on {device} did not suffice: now {batch_size} slices at once")
 
-    if name is EngineName.ONNXRUNTIME:
+    if name in _ON_CPU:
         disable_onnxruntime_telemetry()
         try:
-            from drunet_cli.network.onnx_engine import OnnxEngine
+            from drunet_cli.network.cpu_engine import OnnxEngine, OpenvinoEngine
         except (ImportError, TypeError) as error:  # TypeError: a protobuf or a C++ library that is too old
             failure = f"ONNX Runtime is installed but cannot be imported ({one_line(str(error))})"
             if named:
                 raise MisuseError(f"{failure}; use engine=torch") from error
             on_warning(f"{failure}; PyTorch computes, which is slower")
         else:
-            onnx_engine = OnnxEngine(checkpoint, batch_size=batch_size, threads=threads, on_halved=on_halved)
-            if not is_proved():
-                _check_same_network(onnx_engine.logits, checkpoint)
-            _log_opened(onnx_engine, checkpoint)
-            return onnx_engine
+            if not is_proved():  # in float32, which shows more; all engines of the CPU compute one graph
+                _check_same_network(OnnxEngine(checkpoint, threads=threads).logits, checkpoint)
+            kind = OnnxEngine if name is EngineName.ONNXRUNTIME else OpenvinoEngine
+            cpu_engine = kind(checkpoint, batch_size=batch_size, threads=threads, on_halved=on_halved)
+            _log_opened(cpu_engine, checkpoint)
+            return cpu_engine
     import torch
 
     from drunet_cli.network.torch_engine import TorchEngine
@@ -296,11 +337,6 @@ def _check_same_network(logits: Callable[[Images], Images], checkpoint: Checkpoi
             f"network/model.py was changed and computes another network than ONNX Runtime does (logits differ by "
             f"{difference:.0%}); use engine=torch, or change the table in weights/structure.py likewise"
         )
-
-
-def _missing_packages() -> list[str]:
-    specs = {package: util.find_spec(package) for package in ("onnx", "onnxruntime")}
-    return [package for package, spec in specs.items() if spec is None or spec.origin is None]  # a mere folder has no origin
 
 
 def _torch_may_find_gpu() -> bool:

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from drunet_cli.errors import DeviceError, OutputError, WeightsError
-from drunet_cli.network.engine import SAME_NETWORK, Format, Head, Images, Precision
+from drunet_cli.errors import DeviceError, MisuseError, OutputError, WeightsError
+from drunet_cli.network.engine import SAME_NETWORK, Format, Head, Images, Precision, missing_packages
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -168,13 +168,16 @@ def _largest_difference(outputs: Outputs, references: Outputs) -> float:
     return max(float(np.abs(output - reference).max()) for output, reference in zip(outputs, references, strict=True))
 
 
+def check_onnx() -> None:
+    """Raise MisuseError unless the packages are installed that make an ONNX file and check it."""
+    if missing := missing_packages(["onnx", "onnxruntime"]):
+        raise MisuseError(f"{' and '.join(missing)} not installed; run: pip install {' '.join(missing)}")
+
+
 def _encode_onnx(checkpoint: "Checkpoint", variant: Variant) -> bytes:
     from google.protobuf.message import EncodeError
 
-    from drunet_cli.host import disable_onnxruntime_telemetry
-
-    disable_onnxruntime_telemetry()
-    from drunet_cli.network.onnx_engine import build_graph, embed_weights
+    from drunet_cli.network.onnx_graph import build_graph, embed_weights
 
     with np.errstate(over="ignore"):  # what overflows is refused below
         graph = build_graph(checkpoint, head=variant.head or Head.LOGITS, precision=variant.precision)
@@ -216,10 +219,12 @@ def _check_onnx(checkpoint: "Checkpoint", variant: Variant, path: Path) -> Check
 
 
 def _run_onnx(path: Path, batches: list[Images]) -> list[npt.NDArray[Any]]:
+    from drunet_cli.host import disable_onnxruntime_telemetry, granted_cpus, is_out_of_memory
+
+    disable_onnxruntime_telemetry()
     import onnxruntime
     from onnxruntime.capi import onnxruntime_pybind11_state as errors
 
-    from drunet_cli.host import granted_cpus, is_out_of_memory
     from drunet_cli.weights.structure import IMAGES
 
     options = onnxruntime.SessionOptions()

@@ -6,7 +6,15 @@ from functools import cached_property
 from typing import Any, Final
 
 from drunet_cli.host import cpu_grants, granted_cpus, limit_openmp_spinning
-from drunet_cli.network.engine import Engine, EngineName, WindowMode, choose_engine, open_engine, settle_device
+from drunet_cli.network.engine import (
+    Engine,
+    EngineName,
+    WindowMode,
+    choose_engine,
+    fastest_precision,
+    open_engine,
+    settle_device,
+)
 from drunet_cli.segmentation.settings import Settings
 from drunet_cli.weights.checkpoint import Checkpoint
 from drunet_cli.weights.registry import caveat_of, check_available
@@ -31,9 +39,9 @@ class Ensemble:
         _LOG.info("threads: %d (%s)", self.threads, source)
         self._on_warning = on_warning
         self._open_weights = open_weights
-        self._engine_name = choose_engine(
-            settings.engine, device=settings.device, precision=settings.precision, sampling=settings.mc_samples > 0
-        )
+        asked: Any = {"device": settings.device, "sampling": settings.mc_samples > 0}
+        self._precision = fastest_precision(settings.engine, **asked) if settings.fast else settings.precision
+        self._engine_name = choose_engine(settings.engine, precision=self._precision, **asked)
 
     def check_weights(self) -> None:
         """Raise WeightsError for weights that cannot be had, before anything is read or downloaded."""
@@ -63,7 +71,7 @@ class Ensemble:
                 self._engine_name,
                 checkpoint,
                 device=device,
-                precision=self.settings.precision,
+                precision=self._precision,
                 batch_size=self.settings.batch_size,
                 threads=self.threads,
                 dropout=rate,

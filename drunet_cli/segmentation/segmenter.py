@@ -47,8 +47,9 @@ class Segmenter:
     weights: a registered name, a file, the folder of a cross-validation, or several of them, whose probabilities are averaged.
     device: "auto", "cpu", "cuda", "cuda:1", "mps".
     precision: "auto", "float32", "bfloat16", "float16".
-    engine: "auto", "torch", "onnxruntime".
+    engine: "auto", "torch", "onnxruntime", "openvino".
     window: "full", "auto", or None: as the weights were trained.
+    fast: by windows, and in bfloat16 on a CPU that has it: for a look.
     deterministic: equal bytes from run to run, on a GPU too.
     batch_size: slices at once. threads: of the CPU, by default those that are granted.
     flips: average over the four in-plane flips.
@@ -74,6 +75,7 @@ class Segmenter:
         precision: Precision | str = Precision.AUTO,
         engine: EngineName | str = EngineName.AUTO,
         window: WindowMode | str | None = None,
+        fast: bool = False,
         deterministic: bool = False,
         batch_size: int | None = None,
         threads: int | None = None,
@@ -97,6 +99,7 @@ class Segmenter:
             precision=Precision(precision),
             engine=EngineName(engine),
             window=None if window is None else WindowMode(window),
+            fast=fast,
             deterministic=deterministic,
             batch_size=batch_size,
             threads=threads,

@@ -37,6 +37,9 @@ class Settings:
     window: WindowMode | None = None
     """What the network sees of a slice; None: as the weights were trained."""
 
+    fast: bool = False
+    """Compute by windows, and in bfloat16 on a CPU that has it: for a look. The sidecar says what ran."""
+
     deterministic: bool = False
     """Compute equal bytes from run to run, on a GPU too."""
 
@@ -123,6 +126,8 @@ class Settings:
             raise MisuseError("dropout=0: samples differ only with a rate above 0")
         if (self.dropout is not None or self.seed) and self.mc_samples == 0:
             raise MisuseError("dropout=P and seed=N are for samples; give mc_samples=N too")
+        if self.fast and (self.window is not None or self.precision is not Precision.AUTO):
+            raise MisuseError("fast=True chooses window and precision itself; leave them out")
         if self.skip_existing and self.overwrite:
             raise MisuseError("skip_existing=True and overwrite=True exclude one another")
         if self.skip_existing and not self.sidecar:
@@ -149,8 +154,8 @@ class Settings:
 
         Raises MisuseError for weights that were trained on different windows.
         """
-        if self.window is not None:
-            return self.window
+        if self.fast or self.window is not None:
+            return self.window or WindowMode.AUTO
         trained = {metadata.window for metadata in weights}
         if len(trained) > 1:
             raise MisuseError("the weights were trained on different windows of the frame; choose window=full or window=auto")
@@ -187,10 +192,11 @@ class Settings:
     def compared(self, weights: Sequence[Metadata]) -> dict[str, Any]:
         """The recorded settings that a label map must have been made with to be the same label map.
 
-        `deterministic` and an engine that nobody named may be any.
+        `deterministic` and an engine that nobody named may be any, and the precision of a fast run.
         """
         settings = {name: value for name, value in self.recorded(weights).items() if name != "deterministic"}
-        settings["precision"] = Precision.FLOAT32.value if self.precision is Precision.AUTO else self.precision.value
+        if not self.fast:
+            settings["precision"] = Precision.FLOAT32.value if self.precision is Precision.AUTO else self.precision.value
         return settings if self.engine is EngineName.AUTO else {**settings, "engine": self.engine.value}
 
 

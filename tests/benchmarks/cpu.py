@@ -3,10 +3,10 @@
     python tests/benchmarks/cpu.py WEIGHTS CASE_FOLDER [--threads N] [--repeats N]
 
 Prints the seconds and the peak memory of whole processes: a loop that feeds all slices of the volume one by one through the
-network in PyTorch without any of drunet's measures, and `drunet segment` with each engine and with windows. Then the network
-alone: seconds a slice by engine and number of slices at once, and the share of the rate of a plain matrix product; and for one
-process and for two that share the CPUs, with OpenMP's own way of waiting and with drunet's. CASE_FOLDER holds `*_flair.nii.gz`
-and so on.
+network in PyTorch without any of drunet's measures, and `drunet segment` with each engine, with windows, and with `--fast`,
+which computes in bfloat16 where the processor has it. Then the network alone: seconds a slice by engine and number of slices at
+once, and the share of the rate of a plain matrix product; and for one process and for two that share the CPUs, with OpenMP's
+own way of waiting and with drunet's. CASE_FOLDER holds `*_flair.nii.gz` and so on.
 """
 
 import argparse
@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 
 from drunet_cli.brats import CHANNELS
-from drunet_cli.host import cpu_name, granted_cpus, limit_openmp_spinning
+from drunet_cli.host import cpu_name, granted_cpus, has_bfloat16, limit_openmp_spinning
 from drunet_cli.network.engine import EngineName, Precision, open_engine
 from drunet_cli.weights.cache import open_weights
 
@@ -95,13 +95,14 @@ def network_alone(weights: str, threads: int, repeats: int) -> None:
     factor = torch.rand(2048, 2048)
     slices = np.random.default_rng(0).integers(0, 256, (8, 240, 240, 4), dtype=np.uint8)
     runs: dict[tuple[EngineName, int], Callable[[], object]] = {}
-    for name, batch_sizes in ((EngineName.TORCH, (1, 2, 4)), (EngineName.ONNXRUNTIME, (1, 2, 4))):
-        for batch_size in batch_sizes:
+    names = (EngineName.TORCH, EngineName.ONNXRUNTIME, *([EngineName.OPENVINO] if has_bfloat16() else []))
+    for name in names:
+        for batch_size in (1, 2, 4):
             engine = open_engine(
                 name,
                 checkpoint,
                 device="cpu",
-                precision=Precision.FLOAT32,
+                precision=Precision.BFLOAT16 if name is EngineName.OPENVINO else Precision.FLOAT32,
                 batch_size=batch_size,
                 threads=threads,
                 on_warning=print,
@@ -162,6 +163,9 @@ def whole_processes(weights: str, case: Path, threads: int, repeats: int) -> Non
         for window in ("full", "auto"):
             for engine in ("torch", "onnxruntime"):
                 commands[f"{engine}, --window {window}"] = [*drunet, "--engine", engine, "--window", window]
+        if has_bfloat16():
+            commands["--precision bfloat16"] = [*drunet, "--precision", "bfloat16"]
+        commands["--fast"] = [*drunet, "--fast"]
         seconds: dict[str, list[float]] = {name: [] for name in commands}
         peaks_gb = dict.fromkeys(commands, 0.0)
         for _ in range(repeats):

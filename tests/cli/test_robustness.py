@@ -86,7 +86,7 @@ SETTINGS: Final = ("--weights", str(GOLDEN_WEIGHTS), "--device", "cpu", "--threa
 FORK: Final = f"""
 import json, os, signal, sys, time
 from drunet_cli.cli.app import main
-import drunet_cli.network.onnx_engine, drunet_cli.segmentation.cohort, drunet_cli.weights.keras, h5py
+import drunet_cli.network.cpu_engine, drunet_cli.segmentation.cohort, drunet_cli.weights.keras, h5py
 for line in sys.stdin:
     words, folder = json.loads(line)
     begin = time.monotonic()

@@ -247,6 +247,7 @@ def test_finer_images_are_resampled_with_a_warning_and_return_on_their_grid(tmp_
         (["--weights", "absent.h5"], 4, "Error: absent.h5: no such weights file"),
         (["--device", "gpu"], 2, "Error: Invalid value for '--device': 'gpu' is none of auto, cpu, cuda, cuda:N, mps"),
         (["--engine", "onnxruntime", "--device", "cuda"], 2, "Error: --engine onnxruntime computes on the CPU in float32"),
+        (["--fast", "--window", "full"], 2, "Error: --fast chooses window and precision itself; leave them out"),
         (["--window", "small"], 2, "Error: Invalid value for '--window': 'small' is not one of 'full', 'auto'"),
         (["--threads", "0"], 2, "Error: Invalid value for '--threads'"),
         (["--case", "a/b"], 2, "Error: --case 'a/b'"),

@@ -24,15 +24,16 @@ from drunet_cli.network.engine import (
     Format,
     Precision,
     changed_network,
-    check_onnx,
     choose_engine,
+    fastest_precision,
+    missing_packages,
     open_engine,
 )
 from drunet_cli.network.export import Variant, export
 from drunet_cli.network.torch_engine import TorchEngine
 from drunet_cli.weights.checkpoint import Checkpoint
 
-AUTO, TORCH, ONNX = EngineName.AUTO, EngineName.TORCH, EngineName.ONNXRUNTIME
+AUTO, TORCH, ONNX, OPENVINO = EngineName.AUTO, EngineName.TORCH, EngineName.ONNXRUNTIME, EngineName.OPENVINO
 CPU_ONLY: Final = "2.13.0+cpu"
 
 
@@ -51,7 +52,7 @@ def opened(checkpoint: Checkpoint, name: EngineName = ONNX) -> Engine:
         ("2.13.0", True, "", (AUTO, "auto", "auto"), TORCH),
         ("2.13.0", True, "", (AUTO, "cpu", "auto"), ONNX),
         ("2.6.0+git6a3d1f9", True, "", (AUTO, "auto", "auto"), TORCH),
-        (CPU_ONLY, False, "", (AUTO, "cpu", "bfloat16"), TORCH),
+        (CPU_ONLY, False, "", (AUTO, "cpu", "bfloat16"), OPENVINO),
         ("2.13.0", False, "", (AUTO, "cuda:1", "auto"), TORCH),
         ("2.13.0", False, "", (AUTO, "mps", "auto"), TORCH),
         (CPU_ONLY, False, "onnx", (AUTO, "cpu", "auto"), TORCH),
@@ -60,9 +61,13 @@ def opened(checkpoint: Checkpoint, name: EngineName = ONNX) -> Engine:
         (CPU_ONLY, False, "onnxruntime", (ONNX, "auto", "auto"), "onnxruntime not installed; run: pip install onnxruntime"),
         (CPU_ONLY, False, "", (ONNX, "cuda", "auto"), "on the CPU in float32; for others use engine=torch"),
         (CPU_ONLY, False, "", (ONNX, "cpu", "float16"), "on the CPU in float32; for others use engine=torch"),
+        (CPU_ONLY, False, "", (OPENVINO, "cpu", "float32"), "on the CPU in bfloat16; for others use engine=torch"),
+        (CPU_ONLY, False, "", (OPENVINO, "cpu", "bfloat16"), OPENVINO),
+        (CPU_ONLY, False, "openvino", (AUTO, "cpu", "bfloat16"), TORCH),
+        ("2.13.0+cu130", True, "", (AUTO, "auto", "bfloat16"), TORCH),
     ],
 )
-def test_onnx_runtime_computes_on_a_cpu_in_float32_and_pytorch_elsewhere(
+def test_onnx_runtime_and_openvino_compute_on_a_cpu_and_pytorch_elsewhere(
     monkeypatch: pytest.MonkeyPatch,
     build: str,
     gpu: bool,
@@ -73,6 +78,7 @@ def test_onnx_runtime_computes_on_a_cpu_in_float32_and_pytorch_elsewhere(
     find = util.find_spec
     monkeypatch.setattr(metadata, "version", lambda _: build)
     monkeypatch.setattr(engine_module, "may_have_gpu", lambda: gpu)
+    monkeypatch.setattr(engine_module, "has_bfloat16", lambda: True)
     monkeypatch.setattr(util, "find_spec", lambda name: None if name == missing else find(name))
     name, device, precision = asked
     if isinstance(expected, EngineName):
@@ -81,6 +87,38 @@ def test_onnx_runtime_computes_on_a_cpu_in_float32_and_pytorch_elsewhere(
     with pytest.raises(MisuseError) as refused:
         choose_engine(name, device=device, precision=Precision(precision))
     assert expected in str(refused.value)
+
+
+@pytest.mark.parametrize(("engine", "refused"), [(AUTO, True), (OPENVINO, True), (TORCH, False)])
+def test_bfloat16_is_refused_where_it_would_be_emulated_unless_pytorch_is_asked_to(
+    engine: EngineName, refused: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine_module, "has_bfloat16", lambda: False)
+    if not refused:
+        assert choose_engine(engine, device="cpu", precision=Precision.BFLOAT16) is TORCH
+        return
+    with pytest.raises(MisuseError, match=r"precision=bfloat16: this processor \(.*\) has no arithmetic for it"):
+        choose_engine(engine, device="cpu", precision=Precision.BFLOAT16)
+
+
+@pytest.mark.parametrize(
+    ("engine", "device", "has", "missing", "expected"),
+    [
+        (AUTO, "cpu", True, "", "bfloat16"),
+        (AUTO, "cpu", False, "", "auto"),
+        (AUTO, "cpu", True, "openvino", "auto"),
+        (AUTO, "cuda", True, "", "auto"),
+        (TORCH, "cpu", True, "", "auto"),
+        (ONNX, "cpu", True, "", "auto"),
+    ],
+)
+def test_the_fastest_precision_is_bfloat16_where_openvino_may_take_it(
+    engine: EngineName, device: str, has: bool, missing: str, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    find = util.find_spec
+    monkeypatch.setattr(engine_module, "has_bfloat16", lambda: has)
+    monkeypatch.setattr(util, "find_spec", lambda name: None if name == missing else find(name))
+    assert fastest_precision(engine, device=device) == expected
 
 
 def test_samples_with_dropout_are_pytorchs() -> None:
@@ -93,8 +131,7 @@ def test_a_folder_that_bears_the_name_of_a_package_is_none(tmp_path: Path, monke
     (tmp_path / "onnx").mkdir()
     monkeypatch.setattr(sys, "path", [str(tmp_path)])
     monkeypatch.delitem(sys.modules, "onnx", raising=False)
-    with pytest.raises(MisuseError, match="onnx"):
-        check_onnx()
+    assert missing_packages(["onnx", "numpy"]) == ["onnx"]
 
 
 class Driver:
@@ -132,7 +169,7 @@ def test_gpus_are_those_that_the_driver_counts_or_cannot_for_a_fault(
 def test_onnx_runtime_that_cannot_be_imported_is_told_with_the_way_on(
     checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(sys.modules, "drunet_cli.network.onnx_engine", None)
+    monkeypatch.setitem(sys.modules, "drunet_cli.network.cpu_engine", None)
     with pytest.raises(MisuseError, match=r"cannot be imported \(.*\); use engine=torch"):
         opened(checkpoint)
     warnings: list[str] = []
@@ -160,7 +197,7 @@ def test_onnx_runtimes_telemetry_is_off_before_it_is_imported(
     """Else it leaves an identifier of the machine in the home folder, and tells its makers of every session."""
     monkeypatch.delenv("ORT_DISABLE_TELEMETRY")
     monkeypatch.setitem(sys.modules, "onnxruntime", None)  # an import fails, and what was to be done before it is done
-    monkeypatch.delitem(sys.modules, "drunet_cli.network.onnx_engine", raising=False)
+    monkeypatch.delitem(sys.modules, "drunet_cli.network.cpu_engine", raising=False)
     with pytest.raises((ImportError, MisuseError)):
         use(checkpoint)
     assert os.environ.pop("ORT_DISABLE_TELEMETRY") == "1"

@@ -1,5 +1,6 @@
 """Exported files: what they answer, against Keras itself, and that none appears that is not good."""
 
+import json
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +16,7 @@ import safetensors.numpy
 from drunet_cli.errors import OutputError, Terminated
 from drunet_cli.io.inputs import file_sha256
 from drunet_cli.network import export as exports
-from drunet_cli.network import onnx_engine
+from drunet_cli.network import onnx_graph
 from drunet_cli.network.engine import Format, Head, Precision
 from drunet_cli.network.export import Exported, Variant, export
 from drunet_cli.weights import checkpoint as checkpoints
@@ -113,9 +114,9 @@ def spoilt(state: Mapping[str, npt.NDArray[Any]]) -> State:
 @pytest.fixture
 def _careless(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever is written, one of its tensors is wrong."""
-    build, write, encode = onnx_engine.build_graph, keras.write_keras_h5, checkpoints.encode_checkpoint
+    build, write, encode = onnx_graph.build_graph, keras.write_keras_h5, checkpoints.encode_checkpoint
     monkeypatch.setattr(
-        onnx_engine, "build_graph", lambda given, **options: build(replace(given, state=spoilt(given.state)), **options)
+        onnx_graph, "build_graph", lambda given, **options: build(replace(given, state=spoilt(given.state)), **options)
     )
     monkeypatch.setattr(keras, "write_keras_h5", lambda stream, given: write(stream, replace(given, state=spoilt(given.state))))
     monkeypatch.setattr(checkpoints, "encode_checkpoint", lambda state, metadata: encode(spoilt(state), metadata))
@@ -187,3 +188,18 @@ def test_weights_too_large_for_one_onnx_file_are_refused(
     monkeypatch.setattr(exports, "_ONNX_LIMIT", 1_000_000)  # the golden weights have 1.2 MB
     with pytest.raises(OutputError, match=r"an ONNX file holds 2 GB, these weights are .* GB; export safetensors"):
         exported(checkpoint, tmp_path / "golden.onnx", LOGITS)
+
+
+def test_the_graph_is_valid_onnx_with_named_ends_free_sizes_and_what_its_user_must_know(checkpoint: Checkpoint) -> None:
+    model = onnx_graph.embed_weights(onnx_graph.build_graph(checkpoint, head=Head.SOFTMAX))
+    onnx.checker.check_model(model, full_check=True)
+    shapes = {
+        value.name: [side.dim_param or side.dim_value for side in value.type.tensor_type.shape.dim]
+        for value in (*model.graph.input, *model.graph.output)
+    }
+    assert shapes == {"slices": ["batch", 4, "x", "y"], "probabilities": ["batch", 4, "x", "y"]}
+    facts = {entry.key: entry.value for entry in model.metadata_props}
+    assert json.loads(facts["channels"]) == ["flair", "t1ce", "t1", "t2"]
+    assert json.loads(facts["classes"]) == ["BACKGROUND", "NCR", "ED", "ET"]
+    assert (facts["bn_epsilon"], facts["base_width"], facts["sha256"]) == ("0.001", "1", checkpoint.sha256)
+    assert "truncated to uint8" in facts["normalisation"]

@@ -15,9 +15,9 @@ from torch import nn
 
 from drunet_cli.errors import WeightsError
 from drunet_cli.network import model as model_module
+from drunet_cli.network.cpu_engine import OnnxEngine
 from drunet_cli.network.engine import SAME_NETWORK, Images
 from drunet_cli.network.model import DRUNet104
-from drunet_cli.network.onnx_engine import OnnxEngine
 from drunet_cli.network.torch_engine import build_model, check_model, fold_norms, logits_of
 from drunet_cli.weights.checkpoint import Checkpoint, Metadata
 from drunet_cli.weights.keras import keras_layers

@@ -60,6 +60,7 @@ def test_weights_are_run_as_they_were_trained_unless_asked_otherwise() -> None:
     assert Settings().window_for([PUBLISHED]) is WindowMode.FULL
     assert Settings().window_for([WINDOWED, WINDOWED]) is WindowMode.AUTO
     assert Settings(window=WindowMode.FULL).window_for([WINDOWED]) is WindowMode.FULL
+    assert Settings(fast=True).window_for([PUBLISHED]) is WindowMode.AUTO
     with pytest.raises(MisuseError, match="choose window=full or window=auto"):
         Settings().window_for([PUBLISHED, WINDOWED])
 
@@ -106,6 +107,7 @@ CHANGES: Final[dict[str, tuple[dict[str, Any], bool]]] = {
     "precision": ({"precision": Precision.BFLOAT16}, True),
     "engine": ({"engine": EngineName.TORCH}, True),
     "window": ({"window": WindowMode.AUTO}, True),
+    "fast": ({"fast": True}, True),
     "deterministic": ({"deterministic": True}, False),
     "batch_size": ({"batch_size": 3}, False),
     "threads": ({"threads": 3}, False),
@@ -122,6 +124,7 @@ CHANGES: Final[dict[str, tuple[dict[str, Any], bool]]] = {
     "viewer": ({"viewer": True}, False),
     "bids": ({"bids": True}, False),
     "in_space": ({"in_space": (Modality.T1,)}, False),
+    "shows_preparation": ({"shows_preparation": True}, False),
     "strict": ({"strict": True}, False),
     "overwrite": ({"overwrite": True}, False),
     "skip_existing": ({"skip_existing": True}, False),
@@ -135,6 +138,12 @@ def test_every_setting_that_may_change_a_voxel_is_compared() -> None:
     for name, (change, matters) in CHANGES.items():
         before = sampled if name in ("dropout", "seed") else plain
         assert (Settings(**change).compared([RECORDED]) != before) == matters, name
+
+
+def test_the_precision_of_a_fast_run_is_the_processors_and_not_compared() -> None:
+    compared = Settings(fast=True).compared([RECORDED])
+    assert compared["window"] == "auto"
+    assert "precision" not in compared
 
 
 @given(

@@ -1,26 +1,19 @@
-"""The network in ONNX Runtime, on the CPU in float32, and its graph, made from the table of layers. Imports no torch."""
-
-from __future__ import annotations
+"""The network as an ONNX graph, made from the table of layers. Imports no torch."""
 
 import functools
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Final, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 import onnx
-import onnxruntime as ort
 from onnx import TensorProto, helper, numpy_helper
-from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
 import drunet_cli
-from drunet_cli.brats import CHANNELS, N_CLASSES, ClassMap, TumourClass
-from drunet_cli.errors import DeviceError, WeightsError
-from drunet_cli.host import cpu_name, granted_cpus, is_out_of_memory
-from drunet_cli.network.engine import EngineName, Head, Images, Precision, ignore_progress
+from drunet_cli.brats import CHANNELS, N_CLASSES, TumourClass
+from drunet_cli.network.engine import Head, Precision
 from drunet_cli.weights.checkpoint import Checkpoint, check_tensors
 from drunet_cli.weights.structure import IMAGES, N_CHANNELS, PlacedLayer, folded_norms, layers
 
@@ -29,156 +22,6 @@ Weight: TypeAlias = npt.NDArray[np.float32] | npt.NDArray[np.float16]
 _OPSET: Final = 17
 _IR_VERSION: Final = 8  # that of the opset, so that every runtime that knows it reads the file
 _NUMBERS: Final = {Precision.FLOAT32: (TensorProto.FLOAT, np.float32), Precision.FLOAT16: (TensorProto.FLOAT16, np.float16)}
-_HeadFunction: TypeAlias = Callable[[npt.NDArray[np.float32]], npt.NDArray[Any]]
-
-# With a slice of its own, no thread waits for another (tests/benchmarks/cpu.py), but each slice takes memory.
-_MOST_AT_ONCE: Final = 4
-_RUNTIME_ERRORS: Final = (MemoryError, ort_errors.Fail, ort_errors.RuntimeException)
-
-
-class OnnxEngine:
-    """An Engine that computes `batch_size` slices side by side, but no more than there are threads.
-
-    Each slice has a thread of its own; the threads that are left over help all of them.
-
-    on_halved: called with the new batch size whenever memory did not suffice for the old one.
-    """
-
-    name: Final = EngineName.ONNXRUNTIME
-    device: Final = "cpu"
-    precision: Final = Precision.FLOAT32
-
-    def __init__(
-        self,
-        checkpoint: Checkpoint,
-        *,
-        batch_size: int | None = None,
-        threads: int | None = None,
-        on_halved: Callable[[int], None] = lambda _: None,
-    ) -> None:
-        self.threads = threads or granted_cpus()
-        self.batch_size = min(self.threads, batch_size or _MOST_AT_ONCE)
-        self._on_halved = on_halved
-        with np.errstate(over="ignore"):  # an output that is not finite is refused later
-            graph = build_graph(checkpoint)
-        options = ort.SessionOptions()
-        # ONNX Runtime's pool belongs to the session: its threads but one, and those that call it, compute.
-        options.intra_op_num_threads = self.threads - self.batch_size + 1
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # other processes want the CPUs too
-        options.log_severity_level = 4  # what goes wrong is raised too
-        values = [ort.OrtValue.ortvalue_from_numpy(array) for array in graph.weights.values()]
-        options.add_external_initializers(list(graph.weights), values)
-        try:
-            self._session = ort.InferenceSession(graph.model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-        except _RUNTIME_ERRORS as error:
-            if not is_out_of_memory(error):
-                raise
-            raise _out_of_memory(error) from error
-
-    @property
-    def device_name(self) -> str:
-        """The processor in words."""
-        return cpu_name()
-
-    @property
-    def versions(self) -> dict[str, str]:
-        """Versions of the software that computes."""
-        return {"onnxruntime": ort.__version__}
-
-    def classes(self, slices: npt.NDArray[np.uint8], *, on_done: Callable[[int], None] = ignore_progress) -> ClassMap:
-        """Most probable class [N, X, Y] of slices [N, X, Y, 4]. Raises DeviceError when not even one slice fits."""
-        result = np.empty(slices.shape[:3], dtype=np.uint8)
-        self._run(slices, lambda logits: logits.argmax(axis=0), result, on_done)
-        return result
-
-    def probabilities(
-        self,
-        slices: npt.NDArray[np.uint8],
-        *,
-        on_done: Callable[[int], None] = ignore_progress,
-        dropout_seeds: Sequence[int] | None = None,
-    ) -> npt.NDArray[np.float32]:
-        """Softmax probabilities [N, X, Y, 4] of slices [N, X, Y, 4]. Raises DeviceError when not even one slice fits."""
-        assert dropout_seeds is None, "the graph has no dropout; choose_engine takes PyTorch for samples"
-        result = np.empty(slices.shape, dtype=np.float32)
-        self._run(slices, _softmax, result, on_done)
-        return result
-
-    def _run(
-        self, slices: npt.NDArray[np.uint8], head: _HeadFunction, result: npt.NDArray[Any], on_done: Callable[[int], None]
-    ) -> None:
-        remaining = list(range(len(slices)))
-        while True:
-            how = ort.RunOptions()
-            runs: dict[int, Future[None]] = {}
-            with ThreadPoolExecutor(self.batch_size, thread_name_prefix="drunet-engine") as pool:
-                try:
-                    for index in remaining:
-                        runs[index] = pool.submit(self._forward, slices[index], head, result[index], how)
-                    failed = _wait(runs, on_done)
-                except BaseException:  # an interruption, too, waits for no slice
-                    how.terminate = True
-                    raise
-                finally:
-                    _cancel(runs)
-            if not failed:
-                return
-            if self.batch_size == 1:
-                error = next(iter(failed.values()))
-                raise _out_of_memory(error) from error
-            self.batch_size //= 2
-            self._on_halved(self.batch_size)
-            remaining = [index for index, run in runs.items() if index in failed or run.cancelled()]
-
-    def logits(self, images: Images, how: ort.RunOptions | None = None) -> Images:
-        """Logits [N, 4, X, Y] of images [N, 4, X, Y], which are slices divided by 255."""
-        (logits,) = self._session.run(None, {IMAGES: images}, how)
-        return np.asarray(logits)
-
-    def _forward(
-        self, image: npt.NDArray[np.uint8], head: _HeadFunction, result: npt.NDArray[Any], how: ort.RunOptions
-    ) -> None:
-        """One slice [X, Y, 4] through the network; the head takes its logits [4, X, Y]."""
-        pixels = np.ascontiguousarray(image.transpose(2, 0, 1)[None], dtype=np.float32)
-        pixels /= 255
-        logits = self.logits(pixels, how)
-        if not np.isfinite(logits).all():  # else argmax would call it background
-            raise WeightsError("the network's output is not finite; these weights are damaged")
-        result[...] = head(logits[0])
-
-
-def _wait(runs: Mapping[int, Future[None]], on_done: Callable[[int], None]) -> dict[int, Exception]:
-    """Wait for slices; return by index those for which memory did not suffice, after which no other begins."""
-    failed: dict[int, Exception] = {}
-    for index, run in runs.items():
-        try:
-            run.result()
-        except CancelledError:
-            continue
-        except _RUNTIME_ERRORS as error:
-            if not is_out_of_memory(error):
-                raise
-            failed[index] = error
-            _cancel(runs)
-        else:
-            on_done(1)
-    return failed
-
-
-def _cancel(runs: Mapping[int, Future[None]]) -> None:
-    for run in runs.values():
-        run.cancel()
-
-
-def _softmax(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    """[4, X, Y] to probabilities [X, Y, 4]."""
-    exponentials = np.exp(logits - logits.max(axis=0))
-    return np.moveaxis(exponentials / exponentials.sum(axis=0), 0, 2)
-
-
-def _out_of_memory(error: Exception) -> DeviceError:
-    first_line = str(error).split("\n")[0]
-    return DeviceError(f"device cpu: memory does not suffice for the network and one slice ({first_line})")
 
 
 @dataclass(frozen=True)
