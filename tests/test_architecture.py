@@ -45,7 +45,7 @@ HOMES: Final = {
     "h5py": re.compile(r"weights/keras\.py"),
     "safetensors": re.compile(r"weights/checkpoint\.py|training/(store|run_folder)\.py|network/export\.py"),
     "platformdirs": re.compile(r"weights/registry\.py"),
-    "nibabel": re.compile(r"io/\w+\.py|prepare/(brain|prepared_case)\.py|segmentation/outputs\.py"),
+    "nibabel": re.compile(r"io/\w+\.py|prepare/(brain|record)\.py|segmentation/outputs\.py"),
     "isal": re.compile(r"io/nifti\.py"),
     "pandas": re.compile(r"segmentation/segmenter\.py"),
     "pydicom": re.compile(r"prepare/series\.py"),

@@ -20,7 +20,7 @@ from drunet_cli.io.checks import CaseWarning, WarningCode
 from drunet_cli.io.geometry import box_of
 from drunet_cli.io.inputs import InputFile
 from drunet_cli.io.nifti import Header, header_of
-from drunet_cli.prepare.prepared_case import read_record, record_beside
+from drunet_cli.prepare.record import read_record, record_beside
 from drunet_cli.prepare.registration import Affine
 
 # With these a sidecar suffices to go back to the scans, also where the prepared files are gone.

@@ -7,24 +7,20 @@ killed run has left is drunet's to replace, and nothing else is.
 import hashlib
 import json
 import os
-import platform
 import shutil
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
-import nibabel as nib
 import numpy as np
 import numpy.typing as npt
-import scipy
 
-import drunet_cli
 from drunet_cli.brats import CHANNELS, Modality
 from drunet_cli.errors import CaseError, DeviceError, DrunetError, OutputError, join_some
 from drunet_cli.host import is_out_of_memory
@@ -40,17 +36,15 @@ from drunet_cli.io.case import Case
 from drunet_cli.io.checks import refuse_serious
 from drunet_cli.io.claims import Claim, claim_file, claim_of, claimant, remove_abandoned_claims
 from drunet_cli.io.inputs import InputFile, file_sha256
-from drunet_cli.io.nifti import encode_again, encode_map, stored_header
+from drunet_cli.io.nifti import encode_again, encode_map
 from drunet_cli.jobs import run_tasks
 from drunet_cli.prepare.grid import brats_header
 from drunet_cli.prepare.preparation import Preparation, PreparationSettings, prepare_scans
+from drunet_cli.prepare.record import describe_preparation, picture_beside, read_record, record_beside
 from drunet_cli.prepare.scans import changed_scans
 from drunet_cli.signals import hold_signals
 
-SCHEMA: Final = "drunet.preparation/1"
-_CONVENTION: Final = "a transform takes positions in a scan to the BraTS grid; in mm along R, A and S, as NIfTI has them"
 _REMEDY: Final = "give --overwrite to prepare the case again"
-_LARGEST_RECORD_BYTES: Final = 2**20
 _POLL_S: Final = 0.5
 _THREADS: Final = 8  # file systems that answer slowly answer many questions at once
 
@@ -196,28 +190,6 @@ def plan_preparations(cases: Sequence[Case], settings: PreparationSettings) -> l
 
 # A second preparation would take the images for the scans, and carry labels back to them.
 _PREPARED_ALREADY: Final = "drunet has prepared these images; give them to drunet segment without --prepare, or name raw scans"
-
-
-def record_beside(case: Case) -> Path | None:
-    """Where the record of a case's images is if `drunet prepare` has made them; None for images of other names."""
-    flair = case.images[Modality.FLAIR]
-    name, ending, _ = flair.name.rpartition(f"_{Modality.FLAIR}.nii.gz")
-    return flair.with_name(f"{name}.json") if ending else None
-
-
-def picture_beside(record: Path) -> Path:
-    """Where the picture of a prepared case is, if there is one."""
-    return record.with_name(f"{record.stem}_preview.png")
-
-
-def read_picture(case: Case) -> bytes:
-    """The picture of a prepared case, by its images. Raises OutputError."""
-    record = record_beside(case)
-    assert record is not None, "the images are those that drunet has just prepared"
-    try:
-        return picture_beside(record).read_bytes()
-    except OSError as error:
-        raise OutputError(f"{picture_beside(record)}: cannot be read: {error.strerror}") from error
 
 
 def compare_preparations(planned: Sequence[PlannedPreparation]) -> list[PlannedPreparation]:
@@ -419,61 +391,3 @@ def _encoded(preparation: Preparation, files: PreparedFiles, settings: Preparati
             warnings=[warning.message for warning in preparation.warnings],
         )
     return contents
-
-
-# The record: one JSON object a case, the same that --json prints. Keys are stable within a schema version; more may be added.
-
-
-def describe_preparation(preparation: Preparation, settings: PreparationSettings) -> dict[str, Any]:
-    """The record's object, without the SHA-256 of the files."""
-    sources = {modality: preparation.scans[modality].volume for modality in CHANNELS}
-    return {
-        "schema": SCHEMA,
-        "case": preparation.case.name,
-        "folder": str(PreparedFiles(settings.folder, preparation.case.name).folder) if settings.keep else None,
-        "untouched": preparation.untouched,
-        "warnings": [{"code": warning.code, "message": warning.message} for warning in preparation.warnings],
-        "inputs": {modality: asdict(volume.source) for modality, volume in sources.items() if volume.source is not None},
-        "grids": {
-            modality: {"shape": list(volume.shape), "affine": volume.affine.tolist(), "header": stored_header(volume.header)}
-            for modality, volume in sources.items()
-        },
-        "transforms": {modality: preparation.transforms[modality].tolist() for modality in CHANNELS},
-        "convention": _CONVENTION,
-        "moved": {
-            modality: {"mm": round(found.moved_mm, 3), "degrees": round(found.moved_degrees, 3)}
-            for modality, found in preparation.registrations.items()
-        },
-        "similarity": {
-            modality: {name: round(value, 4) for name, value in asdict(found).items()}
-            for modality, found in preparation.similarity.items()
-        },
-        "brain": {
-            "method": preparation.method,
-            "sha256": preparation.mask_sha256,
-            "volume_ml": round(preparation.brain_ml, 3),
-        },
-        "atlas": {"name": preparation.atlas, "sha256": preparation.atlas_sha256},
-        "settings": settings.recorded(),
-        "versions": {
-            "drunet": drunet_cli.__version__,
-            "python": platform.python_version(),
-            "numpy": np.__version__,
-            "scipy": scipy.__version__,
-            "nibabel": nib.__version__,
-            **preparation.tools,
-        },
-        "seconds": round(preparation.seconds, 3),
-        "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-    }
-
-
-def read_record(path: Path) -> dict[str, Any] | None:
-    """The object of a record that drunet wrote; None for any other file, and where there is none."""
-    try:
-        with path.open("rb") as stream:
-            document = json.loads(stream.read(_LARGEST_RECORD_BYTES))
-    except (OSError, ValueError, RecursionError):
-        return None
-    ours = isinstance(document, dict) and str(document.get("schema", "")).startswith("drunet.preparation/")
-    return document if ours else None

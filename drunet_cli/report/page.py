@@ -21,7 +21,7 @@ from drunet_cli.errors import CaseError
 from drunet_cli.io.bids import beside
 from drunet_cli.io.html import render_page
 from drunet_cli.io.png import encode_webp
-from drunet_cli.prepare.prepared_case import picture_beside
+from drunet_cli.prepare.record import picture_beside
 from drunet_cli.report.case_pages import NO_FILES, CaseFiles
 from drunet_cli.report.runs import Record, Runs, provenance, told_once
 from drunet_cli.segmentation.outputs import PREPARED_ENDING, PREVIEW_ENDING

@@ -30,7 +30,7 @@ from drunet_cli.io.naming import NIFTI_SUFFIXES, stem
 from drunet_cli.io.nifti import encode_label_map, encode_map
 from drunet_cli.network.engine import Engine
 from drunet_cli.prepare.native_space import labels_in
-from drunet_cli.prepare.prepared_case import read_picture
+from drunet_cli.prepare.record import read_picture
 from drunet_cli.segmentation.derivatives import LABEL_ABBREVIATIONS, facts_of, lookup_table
 from drunet_cli.segmentation.ensemble import Ensemble
 from drunet_cli.segmentation.pipeline import PredictedCase

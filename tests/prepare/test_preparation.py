@@ -30,8 +30,8 @@ from drunet_cli.prepare.prepared_case import (
     PreparedFiles,
     plan_preparations,
     prepare_case,
-    read_record,
 )
+from drunet_cli.prepare.record import read_record
 from drunet_cli.prepare.scans import Scan
 from tests.prepare.simulated import (
     Acquisition,
