@@ -51,16 +51,23 @@ app.add_typer(weights.app, name="weights", cls=Group)
 _add(app, demo.demo, doctor.doctor, guide.guide)
 
 
-def _print_version(wanted: bool) -> None:
-    if wanted:
-        typer.echo(f"drunet {drunet_cli.__version__}")
-        raise typer.Exit
+def _print_version(context: typer.Context, wanted: bool) -> None:
+    if not wanted:
+        return
+    typer.echo(f"drunet {drunet_cli.__version__}")
+    if context.params.get("verbose"):
+        for name, version in doctor.library_versions().items():
+            typer.echo(f"{name} {version or 'not installed'}")
+    raise typer.Exit
 
 
 @app.callback()
 def drunet(
-    version: Annotated[
-        bool, typer.Option("--version", help="Print the version and exit.", callback=_print_version, is_eager=True)
+    version: Annotated[  # noqa: ARG001  # its callback prints it
+        bool, typer.Option("--version", help="Print the version and exit.", callback=_print_version)
+    ] = False,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", "-v", help="With --version: print those of what computes too.", is_eager=True)
     ] = False,
 ) -> None:
     """Brain tumour segmentation in MRI with DR-Unet104 (Colman et al. 2020).
@@ -77,6 +84,8 @@ def drunet(
     Read the manual, here in the terminal:
     drunet guide
     """
+    if verbose:
+        raise MisuseError("-v of drunet itself is for --version; a command has its own: drunet segment -v ...")
 
 
 def main(arguments: list[str]) -> int:

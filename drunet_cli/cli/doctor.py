@@ -32,7 +32,7 @@ from drunet_cli.weights.registry import (
 _DISTRIBUTION: Final = "drunet-cli"
 _OF_EXTRA: Final = re.compile(r"([\w.-]+).*;.*\bextra == [\"'](\w+)[\"']")
 _FOR_DEVELOPERS: Final = "test"
-_LIBRARIES: Final = ("torch", "numpy", "scipy", "nibabel")
+_LIBRARIES: Final = ("torch", "onnxruntime", "openvino", "numpy", "scipy", "nibabel")
 _SLICE: Final = (1, 80, 80, 4)  # of a size that the network takes
 
 
@@ -54,7 +54,7 @@ def doctor(weights: options.WeightsOfSegment = None, device: options.Device = "a
         "drunet": drunet_cli.__version__,
         "python": platform.python_version(),
         "system": platform.platform(),
-        "libraries": {name: _version(name) for name in _LIBRARIES},
+        "libraries": library_versions(),
         "processor": cpu_name(),
         "cpus": {"granted": granted_cpus(), "by": cpu_grants()},
         **_computing(device, screen.warning, problems),
@@ -163,6 +163,11 @@ def _cache() -> dict[str, Any]:
         "can_be_written": there.is_dir() and os.access(there, os.W_OK | os.X_OK),
         "free_bytes": shutil.disk_usage(there).free,
     }
+
+
+def library_versions() -> dict[str, str | None]:
+    """The version of each library that computes; None where it is not installed."""
+    return {name: _version(name) for name in _LIBRARIES}
 
 
 def _extras() -> dict[str, dict[str, str | None]]:

@@ -2,8 +2,10 @@
 
 import base64
 import html
+import importlib
 import logging
 import os
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -130,13 +132,13 @@ class Segmenter:
         affine: npt.ArrayLike | None = None,
         name: str | None = None,
         labels: Labels | str = Labels.BRATS2020,
-        on_progress: Callable[[int, int], None] = lambda *_: None,
+        on_progress: Callable[[int, int], None] | None = None,
     ) -> "SegmentedCase":
         """Segment one case: four NIfTI files, or four arrays [I, J, K] of one shape, background 0.
 
         affine: for arrays, 4 x 4, voxel indices to RAS millimetres. name: of the case, by default what the files share, else
         "case". labels: "brats2020" (enhancing tumour is 4) or "brats2023" (3). on_progress: called with (slices done, slices in
-        all).
+        all), by default a bar where a notebook runs this, and nothing elsewhere.
 
         Raises CaseError for images that cannot be segmented, WeightsError for weights that cannot be had, DeviceError for a
         device that is absent or too small, MisuseError where files and arrays are mixed or an affine is missing or too much,
@@ -146,10 +148,28 @@ class Segmenter:
         images = {Modality.FLAIR: flair, Modality.T1CE: t1ce, Modality.T1: t1, Modality.T2: t2}
         prepared = _prepared(images, affine, name=name, strict=self._ensemble.settings.strict)
         self._ensemble.open()
+        on_progress = on_progress or _bar_in_notebook(prepared.case.name)
         predicted = pipeline.segment(prepared, self._ensemble, on_progress=on_progress)
         document = describe(predicted, self._ensemble)
         kept = replace(predicted, prepared=replace(prepared, slices=prepared.slices[:0].copy()))  # the largest part
         return SegmentedCase(kept, document, replace(self._ensemble.settings, labels=labels))
+
+
+def _bar_in_notebook(name: str) -> Callable[[int, int], None]:
+    """A callback that draws a bar below the cell of a notebook, and that does nothing in other programs."""
+    ipython = sys.modules.get("IPython")  # of a notebook, which has imported it
+    shell = ipython.get_ipython() if ipython else None
+    if not hasattr(shell, "kernel"):
+        return lambda *_: None
+    display = importlib.import_module("IPython.display")
+    shown = display.display(display.HTML(""), display_id=True)
+    label = html.escape(name)
+
+    def draw(n_done: int, n_all: int) -> None:
+        bar = f'<progress value="{n_done}" max="{n_all}"></progress>'
+        shown.update(display.HTML(f"{label}: {bar} {n_done} of {n_all} slices"))
+
+    return draw
 
 
 def _prepared(

@@ -114,3 +114,15 @@ def test_an_engine_that_fails_is_told(monkeypatch: pytest.MonkeyPatch, capsys: p
     monkeypatch.setattr("drunet_cli.cli.doctor.open_engine", fail)
     document = examined(capsys, code=5)
     assert (document["engine"], document["problems"]) == (None, [{"error": "device cpu: broken", "exit_code": 5}])
+
+
+def test_the_version_is_told_with_those_of_what_computes_where_more_is_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--version"]) == 0
+    plain = capsys.readouterr().out
+    for words in (["--version", "-v"], ["-v", "--version"]):
+        assert main(words) == 0
+        lines = capsys.readouterr().out.splitlines()
+        assert lines[0] == plain.strip()
+        assert {line.split()[0] for line in lines[1:]} >= {"torch", "onnxruntime", "openvino", "numpy"}
+    assert main(["-v", "doctor"]) == 2
+    assert "a command has its own" in capsys.readouterr().err

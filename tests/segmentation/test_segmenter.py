@@ -3,6 +3,7 @@
 import base64
 import json
 import logging
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -149,6 +150,27 @@ def test_a_case_is_an_image_a_row_and_a_picture(result: SegmentedCase, tmp_path:
     monkeypatch.setitem(sys.modules, "pandas", None)
     with pytest.raises(MisuseError, match="pip install pandas"):
         result.to_dataframe()
+
+
+def test_a_notebook_gets_a_bar_and_no_other_program(segmenter: Segmenter, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stand-in for IPython, which is not among the packages that the tests need."""
+    drawn: list[str] = []
+
+    class Shown:
+        def update(self, text: str) -> None:
+            drawn.append(text)
+
+    shell = SimpleNamespace()
+    display = SimpleNamespace(HTML=str, display=lambda _html, *, display_id: Shown())
+    monkeypatch.setitem(sys.modules, "IPython", SimpleNamespace(get_ipython=lambda: shell))
+    monkeypatch.setitem(sys.modules, "IPython.display", display)
+    segmenter.segment(**FILES)  # IPython in a terminal has no kernel
+    assert drawn == []
+    shell.kernel = object()
+    segmenter.segment(**FILES, name="a<b")
+    assert drawn[-1].startswith('a&lt;b: <progress value="')
+    done, n_slices = re.findall(r"\d+", drawn[-1])[:2]
+    assert done == n_slices
 
 
 def test_weights_are_checked_before_the_first_case() -> None:
