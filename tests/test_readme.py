@@ -48,7 +48,7 @@ NOT_RUN: Final = {
     r"(\.venv/bin/)?pip |python3 -m venv |\. \S+/activate": "needs a package index; .ci/run and .ci/package install drunet",
     r"docker |(srun .*)?apptainer |mkdir -p weights": "needs a builder of containers",
     r"drunet demo": "takes a case of full size; tests/cli/test_demo.py runs it",
-    r"drunet prepare (studies|--t1 study:3) ": "needs DICOM series; tests/cli/test_dicom.py makes some",
+    r"drunet (prepare|segment) (studies|--t1 study:3) ": "needs DICOM series; tests/cli/test_dicom.py makes some",
     r"drunet --install-completion": "changes the settings of a shell; tests/cli/test_completion.py asks what Tab offers",
     r"export |wait$|drunet\.?/bin/": "is of the shell alone",
     r"\.venv/bin/(python|ruff)|\.ci/|pipx ": "is of those who change drunet",

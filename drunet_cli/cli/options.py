@@ -479,6 +479,15 @@ InSpace = Annotated[
         rich_help_panel=FILES,
     ),
 ]
+DicomSeg = Annotated[
+    bool,
+    typer.Option(
+        "--dicom-seg",
+        help="NAME_in_t1ce.dcm: a DICOM segmentation object on the series of T1ce, or of the scans that --in-space names. "
+        "With --prepare, for cases from DICOM. Needs the extra dicom.",
+        rich_help_panel=FILES,
+    ),
+]
 Probabilities = Annotated[
     bool,
     typer.Option(

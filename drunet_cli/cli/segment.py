@@ -13,7 +13,7 @@ import typer
 
 from drunet_cli.brats import Labels, Modality
 from drunet_cli.cli import options
-from drunet_cli.errors import DrunetError, MisuseError, OutputError, plural
+from drunet_cli.errors import CaseError, DrunetError, MisuseError, OutputError, plural
 from drunet_cli.network.engine import EngineName, Precision, WindowMode
 from drunet_cli.weights.registry import DEFAULT, members_of
 
@@ -119,6 +119,7 @@ def segment(
     preview: options.Preview = False,
     viewer: options.Viewer = False,
     in_space: options.InSpace = None,
+    dicom_seg: options.DicomSeg = False,
     probabilities: options.Probabilities = False,
     uncertainty: options.Uncertainty = False,
 ) -> None:
@@ -149,6 +150,10 @@ def segment(
         raise MisuseError("--keep-prepared DIR is for --prepare; give both")
     if prepare and bids and keep_prepared is None:
         raise MisuseError("--bids with --prepare needs --keep-prepared DIR: the labels lie on the grid of the prepared images")
+    if dicom_seg and not prepare:
+        raise MisuseError("--dicom-seg refers to the DICOM series of raw scans; give these with --prepare")
+    if dicom_seg and bids:
+        raise MisuseError("--dicom-seg and --bids exclude one another: a BIDS data set has no place for DICOM")
     if prepare and skip_existing and keep_prepared is None:
         raise MisuseError("--skip-existing with --prepare needs --keep-prepared DIR: prepared cases are compared with it")
 
@@ -194,6 +199,7 @@ def segment(
             shows_preparation=preview and prepare,
             viewer=viewer,
             in_space=tuple(dict.fromkeys(in_space or ())),
+            dicom_seg=dicom_seg,
             sidecar=not no_sidecar,
             bids=bids,
             labels=labels,
@@ -211,6 +217,8 @@ def segment(
     share = None if shard is None else options.parsed_shard(shard)
     if share is not None:
         cohort = share_of(cohort, share)
+    if settings.dicom_seg:
+        cohort = _from_dicom(cohort, settings)
     if names_a_file(output) and not cohort.alone:
         raise MisuseError(f"-o {output}: is one file; name a folder, which gets a label map of each case")
     label_maps = label_maps_of(cohort, output, bids=bids, prepare=prepare)
@@ -235,6 +243,24 @@ def segment(
             _print_plan(plan, ensemble, screen, json=json)
         else:
             _segment(plan, ensemble, screen, output=output, json=json)
+
+
+def _from_dicom(raw: "Cohort", settings: "Settings") -> "Cohort":
+    """The cohort in which the cases that are not from DICOM are broken. Raises the error of a case that was given alone."""
+    from drunet_cli.io.case import BrokenCase
+    from drunet_cli.prepare.dicom_seg import check_from_dicom, check_highdicom
+
+    check_highdicom()
+    cases, broken = [], []
+    for case in raw.cases:
+        try:
+            check_from_dicom(case, settings.carried_to)
+            cases.append(case)
+        except CaseError as error:
+            if raw.alone:
+                raise
+            broken.append(BrokenCase(case.name, error))
+    return replace(raw, cases=tuple(cases), broken=(*raw.broken, *broken))
 
 
 def _as_prepared(raw: "Cohort", folder: Path) -> "Cohort":

@@ -82,13 +82,35 @@ def studies_in(folder: Path) -> list[Path]:
     return sorted(found)
 
 
+def chosen_series(scan: Path) -> Series:
+    """The one series that a path stands for. Raises CaseError where there is none, or it is no image of a case."""
+    folder, number = _parted(scan)
+    series = series_in(folder)
+    if number is not None:
+        found = [each for each in series if each.number == number.lstrip("0") or each.number == number]
+        if not found:
+            raise CaseError(f"{folder}: holds no DICOM series {number}; give a number of the table", details=_table(series))
+    elif len(series) == 1:
+        found = list(series)
+    else:
+        found = [each for each in series if not each.flaw]
+        if len(found) != 1:
+            example = (found or series)[0].number
+            message = f"{folder}: holds {len(series)} DICOM series; name the one that is meant, as {folder}:{example}"
+            raise CaseError(message, details=_table(series))
+    if found[0].flaw:
+        remedy = "" if ";" in found[0].flaw else f"; {_ANOTHER}"
+        raise CaseError(f"{scan}: series {found[0].number} {found[0].flaw}{remedy}")
+    return found[0]
+
+
 def load_series(scan: Path) -> Volume:
     """Read a series, converted by dcm2niix, as a volume whose path and header tell nothing but the series' number.
 
     scan: a folder that holds one series with a stack of slices, or FOLDER:NUMBER, which names one of several.
     Raises CaseError where that is not so, or dcm2niix cannot convert it; MisuseError where a program is not installed.
     """
-    series = _chosen(scan)
+    series = chosen_series(scan)
     source = _source_of(series)
     with temporary_folder() as place:
         staged, converted = place / "dicom", place / "converted"
@@ -109,7 +131,7 @@ def load_series(scan: Path) -> Volume:
 
 def source_of(scan: Path) -> InputFile:
     """What the files of a series are now, as one input; its path is the series' number alone. Raises CaseError."""
-    return _source_of(_chosen(scan))
+    return _source_of(chosen_series(scan))
 
 
 def names_patient(text: str, folder: Path) -> bool:
@@ -141,28 +163,6 @@ def _parted(scan: Path) -> tuple[Path, str | None]:
     """The folder, and the number of the series in it. What exists under the whole name is a folder whose name has a colon."""
     found = None if os.path.lexists(scan) else _NUMBERED.fullmatch(str(scan))
     return (Path(found[1]), found[2]) if found and Path(found[1]).is_dir() else (scan, None)
-
-
-def _chosen(scan: Path) -> Series:
-    """The one series that a path stands for."""
-    folder, number = _parted(scan)
-    series = series_in(folder)
-    if number is not None:
-        found = [each for each in series if each.number == number.lstrip("0") or each.number == number]
-        if not found:
-            raise CaseError(f"{folder}: holds no DICOM series {number}; give a number of the table", details=_table(series))
-    elif len(series) == 1:
-        found = list(series)
-    else:
-        found = [each for each in series if not each.flaw]
-        if len(found) != 1:
-            example = (found or series)[0].number
-            message = f"{folder}: holds {len(series)} DICOM series; name the one that is meant, as {folder}:{example}"
-            raise CaseError(message, details=_table(series))
-    if found[0].flaw:
-        remedy = "" if ";" in found[0].flaw else f"; {_ANOTHER}"
-        raise CaseError(f"{scan}: series {found[0].number} {found[0].flaw}{remedy}")
-    return found[0]
 
 
 def _table(series: Sequence[Series]) -> tuple[str, ...]:

@@ -11,6 +11,7 @@ import threading
 import warnings
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from itertools import pairwise
@@ -50,12 +51,28 @@ class Series:
 _ONE_AT_A_TIME: Final = threading.Lock()  # `warnings` are of the whole process, and the next one finds the answer in the cache
 
 
+@contextmanager
+def silenced() -> Iterator[None]:
+    """Let no warning of pydicom out while the block runs: it would name a value. One thread at a time."""
+    with _ONE_AT_A_TIME, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def header_errors() -> tuple[type[Exception], ...]:
+    """Whatever a header may hold comes as one of these, some of them where a value is first looked at."""
+    from pydicom.errors import BytesLengthException, InvalidDicomError
+
+    bad_values = (ValueError, TypeError, AttributeError, LookupError, ArithmeticError, struct.error)
+    return (InvalidDicomError, BytesLengthException, EOFError, OSError, *bad_values)
+
+
 def series_of_files(files: tuple[Path, ...], name: str) -> tuple[Series, ...]:
     """The series that DICOM files make, sorted by number. name: of their folder, in messages.
 
     Raises CaseError where there is no image, or a file is damaged; MisuseError where pydicom is not installed.
     """
-    with _ONE_AT_A_TIME:
+    with silenced():
         return _read_series(files, name)
 
 
@@ -89,7 +106,8 @@ def _read_series(files: tuple[Path, ...], name: str) -> tuple[Series, ...]:
 def study_of(file: Path) -> str | None:
     """The study that an image belongs to; None for a file without an image, and for a damaged one."""
     try:
-        image = _read(file)
+        with silenced():
+            image = _read(file)
     except _Damaged:
         return None
     return None if image is None else image.study
@@ -137,12 +155,12 @@ _PRIVATE: Final = (
     *("PatientName", "PatientID", "OtherPatientIDs", "PatientBirthName", "AccessionNumber", "PatientBirthDate"),
     *("StudyDate", "SeriesDate", "AcquisitionDate", "ContentDate"),
 )
-_GROUPS: Final = ("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence")
+GROUPS: Final = ("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence")
 _TAGS: Final = (
     *("SOPClassUID", "SeriesInstanceUID", "StudyInstanceUID", "SeriesNumber", "SeriesDescription", "ProtocolName", "Modality"),
     *("ImageType", "ContrastBolusAgent", "ContrastBolusAgentSequence", "EchoTime", "RepetitionTime", "InversionTime", "Rows"),
     *("Columns", "PixelSpacing", "SliceThickness", "ImageOrientationPatient", "ImagePositionPatient"),
-    *("DiffusionBValue", "PatientIdentityRemoved", *_PRIVATE, *_GROUPS),
+    *("DiffusionBValue", "PatientIdentityRemoved", *_PRIVATE, *GROUPS),
 )
 _MR_IMAGES: Final = "1.2.840.10008.5.1.4.1.1.4"  # of one frame a file, and of many
 _SECONDARY_CAPTURE: Final = "1.2.840.10008.5.1.4.1.1.7"
@@ -163,25 +181,9 @@ def _read(path: Path) -> _Image | None:
         from pydicom import dcmread
     except ModuleNotFoundError as error:
         raise MisuseError("DICOM needs pydicom, which is not installed; run: pip install pydicom dcm2niix") from error
-    from pydicom.errors import BytesLengthException, InvalidDicomError
-
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # as above
-            return _image_of(path, dcmread(path, stop_before_pixels=True, specific_tags=[*_TAGS]))
-    except (
-        InvalidDicomError,
-        BytesLengthException,
-        EOFError,
-        OSError,
-        ValueError,
-        TypeError,
-        AttributeError,
-        LookupError,
-        ArithmeticError,
-        struct.error,
-    ) as error:
-        # Whatever a header may hold comes as one of these, some of them where a value is first looked at.
+        return _image_of(path, dcmread(path, stop_before_pixels=True, specific_tags=[*_TAGS]))
+    except header_errors() as error:
         raise _Damaged from error
 
 
@@ -222,7 +224,7 @@ def _value(header: Any, *keywords: str) -> Any:
     for keyword in keywords:
         if keyword in header:
             return header[keyword].value
-        for groups in _GROUPS:
+        for groups in GROUPS:
             for item in list(header.get(groups) or [])[:1]:
                 for element in item:
                     if element.VR == "SQ" and element.value and keyword in element.value[0]:

@@ -9,7 +9,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final, TypeAlias
 
-from drunet_cli.errors import DeviceError, DrunetError, LostDeviceError, OutputError
+from drunet_cli.brats import Modality
+from drunet_cli.errors import CaseError, DeviceError, DrunetError, LostDeviceError, OutputError
 from drunet_cli.io.atomic import remove_stale_folders, remove_stale_in
 from drunet_cli.io.claims import Claim, claim_file, claim_of, claimant, remove_abandoned_claims
 from drunet_cli.prepare.grid import BRATS_SHAPE
@@ -25,7 +26,7 @@ _CPUS_A_READER: Final = 4  # a case's four files are inflated at once
 _WRITERS: Final = 2
 _PUBLISHED_WITHIN_S: Final = 2.0  # by another run that has begun to publish its files of a case
 _POLL_S: Final = 0.5  # while another run computes a case
-_OUTPUT_SUFFIXES: Final = (".nii.gz", ".json", ".png", ".html", ".txt", ".ctbl", ".csv", ".tsv", ".claim")
+_OUTPUT_SUFFIXES: Final = (".nii.gz", ".json", ".png", ".html", ".txt", ".ctbl", ".csv", ".tsv", ".dcm", ".claim")
 
 
 @dataclass(frozen=True)
@@ -216,8 +217,15 @@ def _read(planned: PlannedCase, ensemble: Ensemble) -> _Read:
             if document is not None:
                 return planned, CaseResult(document, left_out=True)
         settings = planned.files.settings
+        scans: dict[Modality, Path] = {}
+        if settings.dicom_seg and planned.preparation is not None:
+            scans = {modality: planned.preparation.case.images[modality] for modality in settings.carried_to}
         prepared = pipeline.prepare(
-            planned.case, shown=settings.shown, strict=settings.strict, needs_origin=bool(settings.in_space)
+            planned.case,
+            shown=settings.shown,
+            strict=settings.strict,
+            needs_origin=bool(settings.carried_to),
+            referred_to=scans,
         )
         return planned, prepared
     except DrunetError as error:
@@ -261,6 +269,8 @@ def _write(
         return CaseResult(planned.files.write(predicted, document, adding=planned.action is Action.ADD_FILES))
     except OutputError as error:
         return _made_by_another_run(planned, ensemble, error)
+    except CaseError as error:  # headers of a DICOM series
+        return error
     except MemoryError:
         return DeviceError(f"{planned.case.name}: this machine's memory does not suffice to write the label map")
     finally:

@@ -29,6 +29,7 @@ from drunet_cli.io.inputs import file_sha256
 from drunet_cli.io.naming import NIFTI_SUFFIXES, stem
 from drunet_cli.io.nifti import encode_label_map, encode_map
 from drunet_cli.network.engine import Engine
+from drunet_cli.prepare.dicom_seg import encode_segmentation
 from drunet_cli.prepare.native_space import labels_in
 from drunet_cli.prepare.record import read_picture
 from drunet_cli.segmentation.derivatives import LABEL_ABBREVIATIONS, facts_of, lookup_table
@@ -79,6 +80,7 @@ class OutputFiles:
             *([self._beside(PREPARED_ENDING)] if self.settings.shows_preparation else []),
             *([self._beside(VIEW_ENDING)] if self.settings.viewer else []),
             *(self._map(f"_in_{modality}") for modality in self.settings.in_space),
+            *(map(self._object, self.settings.carried_to) if self.settings.dicom_seg else []),
             *([self._map("_probabilities")] if self.settings.probabilities else []),
             *(map(self._map, (*UNCERTAINTY_MAPS.values(), "_entropy")) if self.settings.uncertainty else []),
             *(self._of_bids if self.settings.bids else []),
@@ -97,6 +99,9 @@ class OutputFiles:
             *(self._beside(f"_in_{modality}{suffix}") for modality in self.settings.in_space for suffix in (".tsv", ".json")),
             *([self._beside("_probabilities.json")] if self.settings.probabilities else []),
         ]
+
+    def _object(self, modality: Modality) -> Path:
+        return self._beside(f"_in_{modality}.dcm")
 
     def _map(self, ending: str) -> Path:
         """A NIfTI file of the label map's kind: seg.nii.gz has seg_entropy.nii.gz."""
@@ -180,7 +185,7 @@ class OutputFiles:
         """Write all files, the label map last; return the sidecar's object, completed by what is known of the files.
 
         document: see `describe`. adding: the label map is there, and only extras are missing; where it comes out the same, the
-        other files beside it stay. Raises OutputError.
+        other files beside it stay. Raises OutputError, and CaseError for a DICOM series whose headers cannot be used.
         """
         label_map = label_values(predicted.class_map, self.settings.labels)
         content = encode_label_map(label_map, predicted.prepared.header, compress=self._compress)
@@ -236,8 +241,8 @@ class OutputFiles:
             yield self._beside(PREPARED_ENDING), read_picture(predicted.prepared.case)
         if self.settings.viewer:
             yield self._beside(VIEW_ENDING), _page(predicted, document, self.settings.labels)
-        for modality in self.settings.in_space:
-            yield self._map(f"_in_{modality}"), self._in_native_space(predicted, modality)
+        for modality in self.settings.carried_to:
+            yield from self._encoded_in_native_space(predicted, document, modality)
         if prediction.probabilities is not None:
             yield self._map("_probabilities"), encode_map(prediction.probabilities, header, compress=self._compress)
         if prediction.uncertainty is not None and prediction.entropy is not None:
@@ -271,13 +276,20 @@ class OutputFiles:
         reference = case.images[Modality.FLAIR] if scan is None else images[scan]
         return facts_of(images.values(), reference, dataset_of(self.label_map), words=words)
 
-    def _in_native_space(self, predicted: PredictedCase, modality: Modality) -> bytes:
-        """The label map on the grid of a raw scan, with the scan's geometry."""
+    def _encoded_in_native_space(
+        self, predicted: PredictedCase, document: Mapping[str, Any], modality: Modality
+    ) -> Iterator[tuple[Path, bytes]]:
+        """The labels on the grid of a raw scan, with the scan's geometry: as NIfTI, and as DICOM."""
         prepared = predicted.prepared
         assert prepared.origin is not None, "a case without an origin was refused"
         space = prepared.origin.spaces[modality]
         classes = labels_in(predicted.class_map, np.asarray(prepared.header.get_best_affine()), space)
-        return encode_label_map(label_values(classes, self.settings.labels), space.header, compress=self._compress)
+        if modality in self.settings.in_space:
+            label_map = label_values(classes, self.settings.labels)
+            yield self._map(f"_in_{modality}"), encode_label_map(label_map, space.header, compress=self._compress)
+        if self.settings.dicom_seg:
+            weights = [(str(each["name"]), str(each["sha256"])) for each in described_weights(document)]
+            yield self._object(modality), encode_segmentation(classes, prepared.series[modality], weights=weights)
 
 
 def sha256_of(path: Path) -> str:

@@ -3,7 +3,9 @@
 import logging
 import time
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Final
 
 import numpy as np
@@ -17,6 +19,7 @@ from drunet_cli.io.inputs import InputFile
 from drunet_cli.io.nifti import Header
 from drunet_cli.io.slices import SliceStack
 from drunet_cli.io.volumes import CaseImages, images_of, read_images
+from drunet_cli.prepare.dicom_seg import SegmentedSeries, series_of_space
 from drunet_cli.prepare.native_space import PreparedFrom, needed_origin, origin_of
 from drunet_cli.segmentation.ensemble import Ensemble
 from drunet_cli.segmentation.label_map import clean_up, label_map_warnings, measure
@@ -39,7 +42,7 @@ class PreparedCase:
 
     header, voxel_ml: of FLAIR, whose geometry the label map gets. inputs: the files by modality; empty for arrays.
     brain: [I, J, K], where any of the four images is above 0. views: kept for pictures. seconds: how long reading took.
-    origin: the raw scans, where drunet has prepared the images.
+    origin: the raw scans, where drunet has prepared the images. series: those that DICOM segmentation objects will refer to.
     """
 
     case: Case
@@ -53,6 +56,7 @@ class PreparedCase:
     warnings: tuple[CaseWarning, ...]
     seconds: float
     origin: PreparedFrom | None = None
+    series: Mapping[Modality, SegmentedSeries] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,18 +82,30 @@ class PredictedCase:
         return (*self.prepared.warnings, *self.new_warnings)
 
 
-def prepare(case: Case, *, shown: Collection[Modality] = (), strict: bool = False, needs_origin: bool = False) -> PreparedCase:
-    """Read the files of a case, check them, and make the network's slices. shown: the images that are kept for pictures.
+def prepare(
+    case: Case,
+    *,
+    shown: Collection[Modality] = (),
+    strict: bool = False,
+    needs_origin: bool = False,
+    referred_to: Mapping[Modality, Path] = MappingProxyType({}),
+) -> PreparedCase:
+    """Read the files of a case, check them, and make the network's slices.
 
+    shown: the images that are kept for pictures. referred_to: raw scans from DICOM, whose series are looked at too.
     Raises CaseError for whatever cannot be segmented, and, where it is to be strict, for a serious warning; and for a case that
-    needs its origin and has none.
+    needs its origin or a series and has none.
     """
     begin = time.perf_counter()
     images = read_images(case)
     origin = needed_origin(case, images.inputs) if needs_origin else origin_of(case, images.inputs)
     if origin is not None:  # what was doubtful about its preparation is doubtful about its label map
         images = replace(images, warnings=(*origin.warnings, *images.warnings))
-    return replace(_prepared(images, images.inputs, shown=shown, strict=strict, begin=begin), origin=origin)
+    series = {}
+    if origin is not None:
+        series = {modality: series_of_space(scan, origin.spaces[modality]) for modality, scan in referred_to.items()}
+    prepared = _prepared(images, images.inputs, shown=shown, strict=strict, begin=begin)
+    return replace(prepared, origin=origin, series=series)
 
 
 def prepare_arrays(

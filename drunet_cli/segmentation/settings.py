@@ -92,6 +92,10 @@ class Settings:
     in_space: tuple[Modality, ...] = ()
     """Raw scans on whose own grids the labels are written too; for cases that drunet has prepared."""
 
+    dicom_seg: bool = False
+    """Write a DICOM segmentation object on the series of the raw scans in `in_space`, else on that of T1ce; for cases that
+    drunet prepares from DICOM in the same run."""
+
     sidecar: bool = True
     """Write the JSON file beside the label map, which says what it was made of."""
 
@@ -143,6 +147,11 @@ class Settings:
     def shown(self) -> tuple[Modality, ...]:
         """The images that the files beside the label map show."""
         return CHANNELS if self.viewer else PREVIEWED if self.preview else ()
+
+    @property
+    def carried_to(self) -> tuple[Modality, ...]:
+        """The raw scans that the labels are carried back to."""
+        return self.in_space or ((Modality.T1CE,) if self.dicom_seg else ())
 
     @property
     def cleans_up(self) -> bool:

@@ -14,8 +14,20 @@ from drunet_cli.errors import CaseError, ExitCode
 from drunet_cli.io.nifti import load_volume
 from drunet_cli.phantom.scanner import write_phantom
 from tests.phantom.test_phantom import small
-from tests.prepare.dicom_files import FLAIR, SECRETS, T1, T1CE, T2, number_of_study, write_series, write_study, write_volume
+from tests.prepare.dicom_files import (
+    FLAIR,
+    PATIENT,
+    SECRETS,
+    T1,
+    T1CE,
+    T2,
+    number_of_study,
+    write_series,
+    write_study,
+    write_volume,
+)
 from tests.prepare.simulated import Acquisition, head_of_phantom, movement, scan_of
+from tests.support import GOLDEN_WEIGHTS
 
 TAGS: Final = {Modality.T1: T1, Modality.T1CE: T1CE, Modality.T2: T2, Modality.FLAIR: FLAIR}
 NUMBERS: Final = {modality: tags["SeriesNumber"] for modality, tags in TAGS.items()}
@@ -23,6 +35,13 @@ NUMBERS: Final = {modality: tags["SeriesNumber"] for modality, tags in TAGS.item
 
 def series_options(study: Path) -> list[str]:
     return [word for modality, number in NUMBERS.items() for word in (f"--{modality}", f"{study}:{number}")]
+
+
+def write_stripped(study: Path) -> None:
+    """Four skull-stripped images of a phantom as DICOM series, which are prepared soon."""
+    for modality, path in write_phantom(small(0), study.parent, "phantom").images.items():
+        image = load_volume(path)
+        write_volume(study / f"Mustermann_{modality}", {**TAGS[modality], **number_of_study(study)}, image.voxels, image.affine)
 
 
 def test_folders_of_studies_are_a_cohort_beside_nifti(tmp_path: Path) -> None:
@@ -135,3 +154,56 @@ def test_a_study_that_leaves_a_choice_prints_the_table(tmp_path: Path, capfd: py
     assert "several series may be T1ce; name each by --t1 FOLDER:NUMBER and so on, with numbers of the table" in told[0]
     assert told[-1].split()[0] == "8"
     assert told[-1].endswith("yes    T1ce")
+
+
+def test_a_segmented_study_has_a_segmentation_object_beside_its_label_map(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("highdicom")
+    from pydicom import dcmread
+
+    write_stripped(tmp_path / "in" / "p7")
+    out, kept = tmp_path / "out", str(tmp_path / "kept")
+    words = ["segment", str(tmp_path / "in"), "-o", str(out), "--prepare", "--keep-prepared", kept, "--dicom-seg"]
+    words += ["--in-space", "t1ce", "--in-space", "flair", "--weights", str(GOLDEN_WEIGHTS), "--window", "auto"]
+    assert drunet([*words, "--dry-run"]) == ExitCode.SOME_FAILED
+    assert "prepare, segment" in capfd.readouterr().out
+    assert not out.exists()
+    assert drunet([*words, "--json"]) == ExitCode.SOME_FAILED
+    told = capfd.readouterr()
+    assert "phantom: has no DICOM series of T1ce and FLAIR" in told.err
+    document = {each["case"]: each for each in map(json.loads, told.out.splitlines())}["p7"]
+    names = {f"p7_in_{modality}.{ending}" for modality in ("t1ce", "flair") for ending in ("nii.gz", "dcm")}
+    assert document["files"].keys() == names
+    for modality in ("t1ce", "flair"):
+        segmentation = dcmread(out / f"p7_in_{modality}.dcm")
+        assert segmentation.PatientID == PATIENT["PatientID"]
+        assert segmentation.SeriesNumber == 100 * NUMBERS[Modality(modality)] + 1
+        carried = load_volume(out / f"p7_in_{modality}.nii.gz").voxels
+        assert np.count_nonzero(segmentation.pixel_array) == np.count_nonzero(carried)
+    texts = [told.err, told.out, *(path.read_bytes().decode("latin-1") for path in out.iterdir() if path.suffix != ".dcm")]
+    assert [secret for secret in SECRETS for text in texts if secret in text.lower()] == []
+
+    written = (out / "p7_in_t1ce.dcm").read_bytes()
+    assert drunet([*words, "--skip-existing"]) == ExitCode.SOME_FAILED
+    assert (out / "p7_in_t1ce.dcm").read_bytes() == written
+    (out / "p7_in_flair.dcm").unlink()
+    assert drunet([*words, "--skip-existing"]) == ExitCode.SOME_FAILED
+    assert (out / "p7_in_flair.dcm").exists()
+
+
+def test_segmentation_objects_need_raw_scans_from_dicom(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images = write_phantom(small(0), tmp_path, "p4").images
+    words = ["segment", *(word for modality, path in images.items() for word in (f"--{modality}", str(path)))]
+    words += ["-o", str(tmp_path / "out"), "--dicom-seg"]
+    assert drunet(words) == ExitCode.MISUSE
+    assert "--dicom-seg refers to the DICOM series of raw scans; give these with --prepare" in capfd.readouterr().err
+    monkeypatch.setattr("drunet_cli.prepare.dicom_seg.find_spec", lambda name: None if name == "highdicom" else name)
+    assert drunet([*words, "--prepare"]) == ExitCode.MISUSE
+    assert "highdicom not installed; run: pip install highdicom" in capfd.readouterr().err
+    monkeypatch.setattr("drunet_cli.prepare.dicom_seg.find_spec", lambda name: name)
+    assert drunet([*words, "--prepare"]) == ExitCode.BAD_INPUT
+    assert "p4: has no DICOM series of T1ce, to which --dicom-seg refers; give one, or leave" in capfd.readouterr().err
+    assert not (tmp_path / "out").exists()

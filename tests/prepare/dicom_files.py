@@ -162,6 +162,7 @@ def _header(series: str, syntax: UID) -> Dataset:
                 "Manufacturer": "SIEMENS",
                 "StudyInstanceUID": "1.2.3",
                 "SeriesInstanceUID": series,
+                "FrameOfReferenceUID": "1.2.3.4",
                 "ImageType": ["ORIGINAL", "PRIMARY", "M", "ND"],
                 "ScanningSequence": "SE",
                 "SequenceVariant": "SK",

@@ -125,6 +125,7 @@ CHANGES: Final[dict[str, tuple[dict[str, Any], bool]]] = {
     "bids": ({"bids": True}, False),
     "in_space": ({"in_space": (Modality.T1,)}, False),
     "shows_preparation": ({"shows_preparation": True}, False),
+    "dicom_seg": ({"dicom_seg": True}, False),
     "strict": ({"strict": True}, False),
     "overwrite": ({"overwrite": True}, False),
     "skip_existing": ({"skip_existing": True}, False),
