@@ -110,6 +110,7 @@ def test_tables_and_options_name_series(tmp_path: Path) -> None:
         raw_case_of({**named, Modality.T1: tmp_path / "empty"}, name=None)
 
 
+@pytest.mark.slow
 def test_a_study_is_prepared_and_nothing_names_the_patient(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     head = head_of_phantom()
     study = tmp_path / "patient 7"
@@ -156,6 +157,7 @@ def test_a_study_that_leaves_a_choice_prints_the_table(tmp_path: Path, capfd: py
     assert told[-1].endswith("yes    T1ce")
 
 
+@pytest.mark.slow
 def test_a_segmented_study_has_a_segmentation_object_beside_its_label_map(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

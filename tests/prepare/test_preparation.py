@@ -381,6 +381,7 @@ def test_without_the_extra_one_line_says_how_to_install_it(
     assert "SimpleITK and deepbet not installed; run: pip install SimpleITK deepbet" in capfd.readouterr().err
 
 
+@pytest.mark.slow
 def test_segment_prepares_each_case_just_before_it_and_keeps_no_other(
     tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
