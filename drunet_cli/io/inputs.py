@@ -5,12 +5,16 @@ Where one of these differs, as after a copy or a touch, equal size and an equal 
 """
 
 import hashlib
+import json
 import os
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Final
 
 from drunet_cli.errors import CaseError
+
+_LARGEST_DOCUMENT_BYTES: Final = 2**20
 
 
 @dataclass(frozen=True)
@@ -95,3 +99,13 @@ def _input_sha256(path: Path) -> str:
         return file_sha256(path)
     except OSError as error:
         raise CaseError(f"{path}: cannot be read: {error.strerror}") from error
+
+
+def read_document(path: Path, *, schema: str) -> dict[str, Any] | None:
+    """The object of a JSON file that drunet wrote, whose `schema` begins so; None for any other file or none."""
+    try:
+        with path.open("rb") as stream:
+            document = json.loads(stream.read(_LARGEST_DOCUMENT_BYTES))
+    except (OSError, ValueError, RecursionError):
+        return None
+    return document if isinstance(document, dict) and str(document.get("schema", "")).startswith(schema) else None

@@ -3,7 +3,6 @@
 One JSON object a case, the same that --json prints. Keys are stable within a schema version; more may be added.
 """
 
-import json
 import platform
 import time
 from dataclasses import asdict
@@ -18,12 +17,12 @@ import drunet_cli
 from drunet_cli.brats import CHANNELS, Modality
 from drunet_cli.errors import OutputError
 from drunet_cli.io.case import Case
+from drunet_cli.io.inputs import read_document
 from drunet_cli.io.nifti import stored_header
 from drunet_cli.prepare.preparation import Preparation, PreparationSettings
 
 SCHEMA: Final = "drunet.preparation/1"
 _CONVENTION: Final = "a transform takes positions in a scan to the BraTS grid; in mm along R, A and S, as NIfTI has them"
-_LARGEST_RECORD_BYTES: Final = 2**20
 
 
 def describe_preparation(preparation: Preparation, settings: PreparationSettings) -> dict[str, Any]:
@@ -72,13 +71,7 @@ def describe_preparation(preparation: Preparation, settings: PreparationSettings
 
 def read_record(path: Path) -> dict[str, Any] | None:
     """The object of a record that drunet wrote; None for any other file, and where there is none."""
-    try:
-        with path.open("rb") as stream:
-            document = json.loads(stream.read(_LARGEST_RECORD_BYTES))
-    except (OSError, ValueError, RecursionError):
-        return None
-    ours = isinstance(document, dict) and str(document.get("schema", "")).startswith("drunet.preparation/")
-    return document if ours else None
+    return read_document(path, schema="drunet.preparation/")
 
 
 def record_beside(case: Case) -> Path | None:

@@ -25,7 +25,7 @@ from drunet_cli.errors import OutputError
 from drunet_cli.io.atomic import check_writable, is_same_file, remove_stale, write_atomically
 from drunet_cli.io.bids import beside, dataset_of
 from drunet_cli.io.geometry import Geometry
-from drunet_cli.io.inputs import file_sha256
+from drunet_cli.io.inputs import file_sha256, read_document
 from drunet_cli.io.naming import NIFTI_SUFFIXES, stem
 from drunet_cli.io.nifti import encode_label_map, encode_map
 from drunet_cli.network.engine import Engine
@@ -45,7 +45,6 @@ SCHEMA: Final = "drunet.segmentation/1"
 PREVIEW_ENDING: Final = "_preview.png"
 PREPARED_ENDING: Final = "_prepared.png"
 VIEW_ENDING: Final = "_view.html"
-_LARGEST_SIDECAR_BYTES: Final = 2**20
 
 
 class OutputState(StrEnum):
@@ -424,13 +423,7 @@ def encode_sidecar(document: Mapping[str, Any]) -> bytes:
 
 def read_sidecar(path: Path) -> dict[str, Any] | None:
     """The object of a file that drunet wrote beside a label map; None for any other file, and where there is none."""
-    try:
-        with path.open("rb") as stream:
-            document = json.loads(stream.read(_LARGEST_SIDECAR_BYTES))
-    except (OSError, ValueError, RecursionError):
-        return None
-    ours = isinstance(document, dict) and str(document.get("schema", "")).startswith("drunet.segmentation/")
-    return document if ours else None
+    return read_document(path, schema="drunet.segmentation/")
 
 
 def _files_named(label_map: Path, document: Mapping[str, Any]) -> dict[Path, str]:
