@@ -204,26 +204,33 @@ class OpenvinoEngine(CpuEngine):
         }
         core = openvino.Core()
         network = core.read_model(embed_weights(build_graph(checkpoint)).SerializeToString())
-        compiled = core.compile_model(network, "CPU", how)
+        self._compiled = core.compile_model(network, "CPU", how)
         self._version = openvino.__version__.partition("-")[0]
-        self._requests = [compiled.create_infer_request() for _ in range(self.batch_size)]
+        self._make_requests()
+
+    def _make_requests(self) -> None:
+        self._requests = [self._compiled.create_infer_request() for _ in range(self.batch_size)]
         self._idle: SimpleQueue[Any] = SimpleQueue()
         for request in self._requests:
             self._idle.put(request)
 
     def logits(self, images: Images) -> Images:
         """Logits [N, 4, X, Y] of images [N, 4, X, Y], which are slices divided by 255."""
-        request = self._idle.get()
+        idle = self._idle
+        request = idle.get()
         try:
             request.start_async({IMAGES: images}, share_inputs=True)
             request.wait()
             logits: Images = request.get_output_tensor(0).data.copy()
         finally:
-            self._idle.put(request)
+            idle.put(request)
         return logits
 
     def _interrupt(self) -> None:
-        for request in self._requests:
+        # A request that was cancelled may take the next slice for cancelled too, and give the one before as its result.
+        cancelled = self._requests
+        self._make_requests()
+        for request in cancelled:
             request.cancel()
 
     @property
