@@ -8,7 +8,7 @@ from typing import Final
 
 import pytest
 
-from drunet_cli.host import cpu_name, disable_onnxruntime_telemetry, granted_cpus, limit_openmp_spinning
+from drunet_cli.host import cpu_name, disable_onnxruntime_telemetry, granted_cpus, has_bfloat16, limit_openmp_spinning
 
 N_AFFINITY: Final = 64
 
@@ -149,6 +149,21 @@ def test_the_least_of_all_grants_wins(root: Path, slurm: str, quota: str, expect
 
 def test_the_processor_has_a_name() -> None:
     assert cpu_name().strip()
+
+
+@pytest.mark.parametrize(
+    ("flags", "has"),
+    [
+        ("fpu avx2 avx512f", False),
+        ("fpu avx512f avx512_bf16", True),
+        ("fpu amx_bf16 amx_tile", True),
+        ("fpu amx_bf16x", False),
+    ],
+)
+def test_bfloat16_is_what_the_flags_of_the_processor_name(flags: str, has: bool, tmp_path: Path) -> None:
+    (tmp_path / "cpuinfo").write_text(f"processor\t: 0\nmodel name\t: a\nflags\t\t: {flags}\nbugs\t\t: avx512_bf16\n")
+    assert has_bfloat16(tmp_path / "cpuinfo") is has
+    assert not has_bfloat16(tmp_path / "absent")
 
 
 @pytest.mark.parametrize(

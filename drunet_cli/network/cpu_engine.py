@@ -4,6 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from queue import SimpleQueue
+from types import ModuleType
 from typing import Any, ClassVar, Final, TypeAlias
 
 import numpy as np
@@ -184,6 +185,14 @@ class OnnxEngine(CpuEngine):
         return {"onnxruntime": ort.__version__}
 
 
+def import_openvino() -> ModuleType:
+    """OpenVINO, an extra, which a run in float32 does without. Raises ImportError."""
+    import openvino
+
+    module: ModuleType = openvino
+    return module
+
+
 class OpenvinoEngine(CpuEngine):
     """OpenVINO in bfloat16, for processors that have it; elsewhere it would compute in float32, unasked."""
 
@@ -192,8 +201,7 @@ class OpenvinoEngine(CpuEngine):
     errors = (MemoryError, RuntimeError)
 
     def _load(self, checkpoint: Checkpoint) -> None:
-        import openvino  # an extra, of which a run in float32 knows nothing
-
+        openvino = import_openvino()
         properties = openvino.properties
         how = {
             properties.inference_num_threads: self.threads,

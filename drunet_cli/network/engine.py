@@ -202,9 +202,9 @@ def choose_engine(name: EngineName, *, device: str, precision: Precision, sampli
 
 def fastest_precision(name: EngineName, *, device: str, sampling: bool = False) -> Precision:
     """The fastest precision for an engine and device as they were asked for: bfloat16 on a CPU that has it, else `auto`."""
-    on_cpu = choose_engine(name, device=device, precision=Precision.AUTO, sampling=sampling) is EngineName.ONNXRUNTIME
-    pays = on_cpu and name is EngineName.AUTO and has_bfloat16() and not missing_packages(_ON_CPU[EngineName.OPENVINO].packages)
-    return Precision.BFLOAT16 if pays else Precision.AUTO
+    on_cpu = device == "cpu" or (device == "auto" and not _torch_may_find_gpu())
+    may_choose = name is EngineName.AUTO and not sampling and not missing_packages(_ON_CPU[EngineName.OPENVINO].packages)
+    return Precision.BFLOAT16 if may_choose and on_cpu and has_bfloat16() else Precision.AUTO
 
 
 def missing_packages(packages: Sequence[str]) -> list[str]:
@@ -267,9 +267,12 @@ def open_engine(
     if name in _ON_CPU:
         disable_onnxruntime_telemetry()
         try:
-            from drunet_cli.network.cpu_engine import OnnxEngine, OpenvinoEngine
+            from drunet_cli.network.cpu_engine import OnnxEngine, OpenvinoEngine, import_openvino
+
+            if name is EngineName.OPENVINO:
+                import_openvino()
         except (ImportError, TypeError) as error:  # TypeError: a protobuf or a C++ library that is too old
-            failure = f"ONNX Runtime is installed but cannot be imported ({one_line(str(error))})"
+            failure = f"{_ON_CPU[name].title} is installed but cannot be imported ({one_line(str(error))})"
             if named:
                 raise MisuseError(f"{failure}; use engine=torch") from error
             on_warning(f"{failure}; PyTorch computes, which is slower")

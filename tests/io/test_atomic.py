@@ -453,13 +453,14 @@ def test_folders_of_scans_that_killed_processes_left_are_removed(
     tmp_path: Path, dead_pid: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    left = [f"drunet-{HOST}.{pid}.x1_y" for pid in (dead_pid, os.getpid())]
+    left = [f"drunet-temporary-{HOST}.{pid}.x1_y" for pid in (dead_pid, os.getpid())]
     kept = [
-        f"drunet-{HOST}.{os.getppid()}.x",
-        f"drunet-other.{dead_pid}.x",
+        f"drunet-temporary-{HOST}.{os.getppid()}.x",
+        f"drunet-temporary-other.{dead_pid}.x",
         f"{HOST}.{dead_pid}.x",
         "drunet-demo",
-        "drunet-1.x",
+        "drunet-temporary-1.x",
+        f"drunet-{HOST}.{dead_pid}.x",  # results of somebody, by name
     ]
     for name in (*left, *kept):
         (tmp_path / name).mkdir()

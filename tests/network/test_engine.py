@@ -166,15 +166,19 @@ def test_gpus_are_those_that_the_driver_counts_or_cannot_for_a_fault(
     assert may_have_gpu(tmp_path / "kfd")
 
 
-def test_onnx_runtime_that_cannot_be_imported_is_told_with_the_way_on(
-    checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("engine", "module", "title"),
+    [(ONNX, "drunet_cli.network.cpu_engine", "ONNX Runtime"), (OPENVINO, "openvino", "OpenVINO")],
+)
+def test_an_engine_that_cannot_be_imported_is_told_with_the_way_on(
+    engine: EngineName, module: str, title: str, checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(sys.modules, "drunet_cli.network.cpu_engine", None)
-    with pytest.raises(MisuseError, match=r"cannot be imported \(.*\); use engine=torch"):
-        opened(checkpoint)
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(MisuseError, match=rf"^{title} is installed but cannot be imported \(.*\); use engine=torch"):
+        opened(checkpoint, engine)
     warnings: list[str] = []
     standing_in = open_engine(
-        *(ONNX, checkpoint),
+        *(engine, checkpoint),
         device="cpu",
         precision=Precision.AUTO,
         batch_size=None,
