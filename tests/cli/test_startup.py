@@ -15,7 +15,7 @@ from tests.cli.small_cohort import write_case
 from tests.mutations import with_fields
 from tests.support import GOLDEN_IMAGES, GOLDEN_WEIGHTS, image_options
 
-HEAVY: Final = ("torch", "requests", "h5py", "onnx", "onnxruntime", "openvino")
+HEAVY: Final = ("torch", "requests", "h5py", "onnx", "onnxruntime", "openvino", "scipy.optimize", "SimpleITK")
 READERS: Final = ("nibabel", "scipy", "safetensors")  # of files
 WEIGHTS: Final = ("--weights", str(GOLDEN_WEIGHTS))
 
