@@ -5,7 +5,6 @@ else.
 """
 
 import io
-import logging
 import re
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
@@ -50,10 +49,6 @@ _SEXES: Final = ("M", "F", "O")
 _SERIES_NUMBERS: Final = 100  # the series that are made of series 7 begin with 701, far from those of a scanner
 _FARTHEST: Final = 0.25  # voxels; below a half, no frame is taken for its neighbour, though slices lie a little unevenly
 _AWAY: Final = "leave --dicom-seg out"
-
-# highdicom reports a name that it finds odd, with the name.
-logging.getLogger("highdicom").addHandler(logging.NullHandler())
-logging.getLogger("highdicom").propagate = False
 
 
 @dataclass(frozen=True)

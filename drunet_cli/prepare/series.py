@@ -48,15 +48,23 @@ class Series:
     private: frozenset[str] = field(repr=False)  # what names the patient, in small letters and digits
 
 
+_LOGGERS: Final = ("pydicom", "highdicom")
 _ONE_AT_A_TIME: Final = threading.Lock()  # `warnings` are of the whole process, and the next one finds the answer in the cache
 
 
 @contextmanager
 def silenced() -> Iterator[None]:
-    """Let no warning of pydicom out while the block runs: it would name a value. One thread at a time."""
+    """Let no warning or log of pydicom and highdicom out while the block runs: it would name a value. One thread at a time."""
     with _ONE_AT_A_TIME, warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        yield
+        levels = {logger: logger.level for logger in map(logging.getLogger, _LOGGERS)}
+        try:
+            for logger in levels:
+                logger.setLevel(logging.CRITICAL + 1)
+            yield
+        finally:
+            for logger, level in levels.items():
+                logger.setLevel(level)
 
 
 def header_errors() -> tuple[type[Exception], ...]:
@@ -165,10 +173,6 @@ _TAGS: Final = (
 _MR_IMAGES: Final = "1.2.840.10008.5.1.4.1.1.4"  # of one frame a file, and of many
 _SECONDARY_CAPTURE: Final = "1.2.840.10008.5.1.4.1.1.7"
 _NO_AGENT: Final = frozenset(("", "0", "n", "no", "none", "nil", "without"))
-
-# pydicom reports what it finds odd in a value, with the value.
-logging.getLogger("pydicom").addHandler(logging.NullHandler())
-logging.getLogger("pydicom").propagate = False
 
 
 class _Damaged(Exception):  # noqa: N818  # never leaves this module

@@ -1,5 +1,6 @@
 """DICOM folders: what their series are taken for, what is refused, and that nothing in them names the patient outside."""
 
+import logging
 import stat
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -15,6 +16,7 @@ from drunet_cli.brats import Modality
 from drunet_cli.errors import CaseError, DrunetError, ExitCode
 from drunet_cli.prepare import dicom
 from drunet_cli.prepare.dicom import dicom_folder, load_series, names_patient, scans_of_study, series_in, source_of, studies_in
+from drunet_cli.prepare.series import silenced
 from tests.prepare.dicom_files import (
     FLAIR,
     SECRETS,
@@ -272,3 +274,12 @@ def test_without_its_package_a_program_on_the_path_is_taken(tmp_path: Path, monk
     assert error.exit_code == ExitCode.MISUSE
     monkeypatch.setenv("PATH", f"{program.parent}:/bin:/usr/bin")
     assert load_series(folder).shape == SHAPE
+
+
+def test_only_while_dicom_is_read_its_libraries_are_silent(caplog: pytest.LogCaptureFixture) -> None:
+    logger = logging.getLogger("highdicom.seg")
+    with silenced():
+        logger.error("Mustermann^Erika")
+    assert caplog.text == ""
+    logger.error("of another program")
+    assert "of another program" in caplog.text
