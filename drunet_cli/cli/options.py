@@ -435,6 +435,25 @@ WithinBrain = Annotated[
         "--within-brain", help="Remove labels where all four images are background (0 or below).", rich_help_panel=ANSWER
     ),
 ]
+
+
+class Postprocess(StrEnum):
+    """Who chooses what is changed in the label map."""
+
+    NONE = "none"
+    RECOMMENDED = "recommended"
+
+
+Postprocessing = Annotated[
+    Postprocess,
+    typer.Option(
+        "--postprocess",
+        metavar="none|recommended",
+        help="recommended: take the --min-volume and --min-enhancing that the weights record (drunet weights info); they were "
+        "chosen on cases held out of the training.",
+        rich_help_panel=ANSWER,
+    ),
+]
 MinVolume = Annotated[
     float,
     typer.Option(

@@ -116,6 +116,7 @@ def segment(
     within_brain: options.WithinBrain = False,
     min_volume: options.MinVolume = 0.0,
     min_enhancing: options.MinEnhancing = 0.0,
+    postprocess: options.Postprocessing = options.Postprocess.NONE,
     preview: options.Preview = False,
     viewer: options.Viewer = False,
     in_space: options.InSpace = None,
@@ -193,6 +194,7 @@ def segment(
             within_brain=within_brain,
             min_volume_ml=min_volume,
             min_enhancing_ml=min_enhancing,
+            recommended_postprocessing=postprocess is options.Postprocess.RECOMMENDED,
             probabilities=probabilities,
             uncertainty=uncertainty,
             preview=preview,
@@ -329,9 +331,16 @@ def _parameters_as_options() -> Iterator[None]:
         raise MisuseError(_PARAMETER.sub(_as_option, str(error)), details=error.details) from error
 
 
-_OPTIONS: Final = {"flips=True": "--tta flips", "sidecar=False": "--no-sidecar"}
+_OPTIONS: Final = {
+    "flips=True": "--tta flips",
+    "min_enhancing_ml=": "--min-enhancing ",
+    "min_volume_ml=": "--min-volume ",
+    "recommended_postprocessing=True": "--postprocess recommended",
+    "sidecar=False": "--no-sidecar",
+}
 _PARAMETER: Final = re.compile(
-    r"(?<![\w/.-])(bids|dropout|engine|fast|flips|mc_samples|overwrite|precision|preview|seed|sidecar|skip_existing|weights|window)"
+    r"(?<![\w/.-])(bids|dropout|engine|fast|flips|mc_samples|min_enhancing_ml|min_volume_ml|overwrite|precision|preview"
+    r"|recommended_postprocessing|seed|sidecar|skip_existing|weights|window)"
     r"=(True\b|False\b)?"
 )
 

@@ -62,6 +62,7 @@ _LABELS: Final = {  # of the facts about weights, in the order in which a person
     "bn_epsilon": "batch-norm epsilon",
     "dropout": "trained with dropout",
     "window": "window",
+    "postprocessing": "recommended",
     "licence": "licence",
     "citation": "citation",
     "origin": "origin",
@@ -333,11 +334,20 @@ def _description_in_words(document: Mapping[str, Any]) -> dict[str, str]:
     if words["window"]:
         words["window"] = _WINDOWS[document["window"]]
     words["origin"] = _origin(document)
+    if document.get("postprocessing"):
+        words["postprocessing"] = _options_of(document["postprocessing"])
     if document["where"] == "not-downloaded":
         name = document["name"]
         words["get"] = f"drunet weights download {name}; without internet: drunet weights import FILE --name {name}"
         words["megabytes"] = f"about {document['megabytes']} MB"
     return {_LABELS[name]: text for name, text in words.items() if text}
+
+
+def _options_of(postprocessing: Mapping[str, float]) -> str:
+    """The options that do what is recommended, and the one that stands for them."""
+    named = {"min_volume_ml": "--min-volume", "min_enhancing_ml": "--min-enhancing"}
+    options = " ".join(f"{named[step]} {volume:g}" for step, volume in postprocessing.items() if volume)
+    return f"{options or 'no post-processing'} (--postprocess recommended)"
 
 
 def _origin(document: Mapping[str, Any]) -> str:

@@ -79,8 +79,10 @@ def embed_weights(graph: Graph) -> onnx.ModelProto:
 
 def _properties(checkpoint: Checkpoint, head: Head, precision: Precision) -> dict[str, str]:
     """Facts that a user of the file must know, as text."""
+    postprocessing = checkpoint.metadata.postprocessing
     facts: dict[str, Any] = {
         **asdict(checkpoint.metadata),
+        "postprocessing": postprocessing and json.dumps(asdict(postprocessing)),
         "sha256": checkpoint.sha256,
         "network": "DR-Unet104, Colman et al. 2020, arXiv:2011.02840",
         "channels": json.dumps(list(CHANNELS)),

@@ -16,7 +16,7 @@ from drunet_cli.network.engine import (
     settle_device,
 )
 from drunet_cli.segmentation.settings import Settings
-from drunet_cli.weights.checkpoint import Checkpoint
+from drunet_cli.weights.checkpoint import Checkpoint, Postprocessing
 from drunet_cli.weights.registry import caveat_of, check_available
 
 _LOG: Final = logging.getLogger("drunet_cli")
@@ -66,6 +66,7 @@ class Ensemble:
         device = settle_device(self._engine_name, self.settings.device, on_warning=self._on_warning)
         self.settings.window_for(self._metadata)
         rates = self.settings.dropout_rates(self._metadata)
+        self.settings.postprocessing_for(self._metadata)
         return tuple(
             open_engine(
                 self._engine_name,
@@ -90,6 +91,11 @@ class Ensemble:
     def window(self) -> WindowMode:
         """What the networks see of a slice. Opens the weights."""
         return self.settings.window_for(self._metadata)
+
+    @property
+    def postprocessing(self) -> Postprocessing:
+        """What is changed in the label map. Opens the weights."""
+        return self.settings.postprocessing_for(self._metadata)
 
     @property
     def recorded(self) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from drunet_cli.brats import ClassMap, TumourClass, volume_in_words
 from drunet_cli.errors import join_some
 from drunet_cli.io.checks import CaseWarning, WarningCode
 from drunet_cli.io.geometry import FRAME, AxisFit, Box, Geometry, box_of
+from drunet_cli.weights.checkpoint import Postprocessing
 
 _Mask = npt.NDArray[np.bool_]
 
@@ -41,23 +42,21 @@ class CleanedMap:
         }
 
 
-def clean_up(
-    class_map: ClassMap, *, brain: _Mask | None = None, min_volume_ml: float, min_enhancing_ml: float, voxel_ml: float
-) -> CleanedMap:
-    """Remove labels outside the brain, then small components, then turn too little enhancing tumour into NCR. See Settings.
+def clean_up(class_map: ClassMap, postprocessing: Postprocessing, *, brain: _Mask | None = None, voxel_ml: float) -> CleanedMap:
+    """Remove labels outside the brain, then small components, then turn too little enhancing tumour into NCR.
 
     class_map: class indices [I, J, K], which stay as they are; the result is a copy where anything changes.
-    brain: [I, J, K]; None keeps labels anywhere. A volume of 0 leaves its step out.
+    brain: [I, J, K]; None keeps labels anywhere.
     """
     n_outside = 0
     if brain is not None and (n_outside := int(np.count_nonzero(class_map[~brain]))):
         class_map = np.where(brain, class_map, np.uint8(TumourClass.BACKGROUND))
     kept, n_components, n_voxels = class_map, 0, 0
-    if min_volume_ml > 0:
-        kept, n_components, n_voxels = _without_small_components(class_map, min_volume_ml / voxel_ml)
+    if postprocessing.min_volume_ml > 0:
+        kept, n_components, n_voxels = _without_small_components(class_map, postprocessing.min_volume_ml / voxel_ml)
     enhancing = kept == TumourClass.ET
     n_enhancing = int(np.count_nonzero(enhancing))
-    if 0 < n_enhancing < _least_voxels(min_enhancing_ml / voxel_ml):
+    if 0 < n_enhancing < _least_voxels(postprocessing.min_enhancing_ml / voxel_ml):
         kept = np.where(enhancing, np.uint8(TumourClass.NCR), kept)
     else:
         n_enhancing = 0

@@ -170,8 +170,7 @@ def segment(
     cleaned = clean_up(
         prediction.class_map,
         brain=prepared.brain if settings.within_brain else None,
-        min_volume_ml=settings.min_volume_ml,
-        min_enhancing_ml=settings.min_enhancing_ml,
+        postprocessing=ensemble.postprocessing,
         voxel_ml=prepared.voxel_ml,
     )
     predicted = time.perf_counter()

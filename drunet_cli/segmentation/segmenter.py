@@ -90,6 +90,7 @@ class Segmenter:
         within_brain: bool = False,
         min_volume_ml: float = 0.0,
         min_enhancing_ml: float = 0.0,
+        recommended_postprocessing: bool = False,
         strict: bool = False,
         on_warning: Callable[[str], None] = _LOG.warning,
         open_weights: Callable[[str], Checkpoint] = _open_logged,
@@ -114,6 +115,7 @@ class Segmenter:
             within_brain=within_brain,
             min_volume_ml=min_volume_ml,
             min_enhancing_ml=min_enhancing_ml,
+            recommended_postprocessing=recommended_postprocessing,
             strict=strict,
         )
         self._ensemble = Ensemble(settings, on_warning=on_warning, open_weights=open_weights)

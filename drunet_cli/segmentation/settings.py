@@ -9,7 +9,7 @@ from drunet_cli.brats import CHANNELS, Labels, Modality
 from drunet_cli.errors import MisuseError
 from drunet_cli.host import check_device_name
 from drunet_cli.network.engine import EngineName, Precision, WindowMode
-from drunet_cli.weights.checkpoint import Metadata
+from drunet_cli.weights.checkpoint import Metadata, Postprocessing
 from drunet_cli.weights.registry import DEFAULT
 
 PREVIEWED: Final = (Modality.FLAIR, Modality.T1CE)
@@ -74,6 +74,9 @@ class Settings:
     enhancing tumour, a single false voxel makes BraTS' Dice 0.
     """
 
+    recommended_postprocessing: bool = False
+    """Take the volumes that the weights recommend for the two steps above, which are then not given."""
+
     probabilities: bool = False
     """Keep the probabilities of the classes, and write them beside the label map."""
 
@@ -132,6 +135,8 @@ class Settings:
             raise MisuseError("dropout=P and seed=N are for samples; give mc_samples=N too")
         if self.fast and (self.window is not None or self.precision is not Precision.AUTO):
             raise MisuseError("fast=True chooses window and precision itself; leave them out")
+        if self.recommended_postprocessing and (self.min_volume_ml or self.min_enhancing_ml):
+            raise MisuseError("recommended_postprocessing=True chooses min_volume_ml=N and min_enhancing_ml=N; leave them out")
         if self.skip_existing and self.overwrite:
             raise MisuseError("skip_existing=True and overwrite=True exclude one another")
         if self.skip_existing and not self.sidecar:
@@ -156,7 +161,8 @@ class Settings:
     @property
     def cleans_up(self) -> bool:
         """Whether anything is to be changed in the label map that the network gives."""
-        return bool(self.within_brain or self.min_volume_ml or self.min_enhancing_ml)
+        given = self.min_volume_ml or self.min_enhancing_ml or self.recommended_postprocessing
+        return bool(self.within_brain or given)
 
     def window_for(self, weights: Sequence[Metadata]) -> WindowMode:
         """What the network sees of a slice: as asked for, else as the weights were trained.
@@ -178,12 +184,33 @@ class Settings:
             return [self.dropout for _ in weights]
         return [_recorded_dropout(metadata) for metadata in weights]
 
+    def postprocessing_for(self, weights: Sequence[Metadata]) -> Postprocessing:
+        """What is changed in the label map: as given, else as the weights recommend.
+
+        Raises MisuseError for weights that recommend nothing, or different things.
+        """
+        if not self.recommended_postprocessing:
+            return Postprocessing(min_volume_ml=self.min_volume_ml, min_enhancing_ml=self.min_enhancing_ml)
+        recommended = [(metadata.name, metadata.postprocessing) for metadata in weights]
+        for name, postprocessing in recommended:
+            if postprocessing is None:
+                raise MisuseError(
+                    f"recommended_postprocessing=True: the weights {name} recommend none; give min_volume_ml=N or "
+                    "min_enhancing_ml=N, or leave both out"
+                )
+            if postprocessing != recommended[0][1]:
+                raise MisuseError(
+                    f"recommended_postprocessing=True: the weights {recommended[0][0]} and {name} recommend different volumes; "
+                    "give min_volume_ml=N and min_enhancing_ml=N"
+                )
+        return recommended[0][1] or Postprocessing()
+
     def recorded(self, weights: Sequence[Metadata]) -> dict[str, Any]:
         """What may change a voxel beside weights, label values and engine, as the sidecar has it.
 
         weights: the metadata of the weights, which decide what was not asked for.
         """
-        rates = self.dropout_rates(weights)
+        rates, postprocessing = self.dropout_rates(weights), self.postprocessing_for(weights)
         source = "recorded in the weights" if self.dropout is None else "given"
         rate: Any = rates[0] if len(set(rates)) == 1 else rates
         return {
@@ -193,8 +220,8 @@ class Settings:
             "dropout": {"rate": rate, "source": source} if self.mc_samples else None,
             "seed": self.seed if self.mc_samples else None,
             "within_brain": self.within_brain,
-            "min_volume_ml": self.min_volume_ml,
-            "min_enhancing_ml": self.min_enhancing_ml,
+            "min_volume_ml": postprocessing.min_volume_ml,
+            "min_enhancing_ml": postprocessing.min_enhancing_ml,
             "deterministic": self.deterministic,
         }
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final
 
 from drunet_cli.errors import CaseError, DeviceError, DrunetError, MisuseError, OutputError, WeightsError
-from drunet_cli.host import is_out_of_memory
+from drunet_cli.host import cpu_name, has_bfloat16, is_out_of_memory
 from drunet_cli.jobs import run_tasks
 from drunet_cli.network.engine import Precision, changed_network
 from drunet_cli.training.cases import (
@@ -273,6 +273,11 @@ def resolve_precision(precision: Precision, device: "torch.device") -> Precision
     """Settle `auto`: bfloat16 on CUDA, or float16 where the card lacks it; elsewhere float32. Raises MisuseError."""
     if precision is Precision.FLOAT16 and device.type != "cuda":
         raise MisuseError("--precision float16: trains on CUDA GPUs only; give bfloat16 or float32")
+    if precision is Precision.BFLOAT16 and device.type == "cpu" and not has_bfloat16():
+        raise MisuseError(
+            f"--precision bfloat16: this processor ({cpu_name()}) has no arithmetic for it, so that training would be several "
+            "times slower than in float32; leave it out"
+        )
     if precision is not Precision.AUTO:
         return precision
     if device.type != "cuda":

@@ -6,6 +6,7 @@ order, and the same import must give the same bytes everywhere.
 """
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -29,6 +30,18 @@ _FORMAT: Final = 1
 
 
 @dataclass(frozen=True, kw_only=True)
+class Postprocessing:
+    """What is changed in the label maps of a network, in mL; 0 leaves a step out.
+
+    min_volume_ml: connected parts of the whole tumour below this are removed. min_enhancing_ml: enhancing tumour that is less
+    than this in all becomes necrotic core.
+    """
+
+    min_volume_ml: float = 0.0
+    min_enhancing_ml: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
 class Metadata:
     """The facts about a set of weights.
 
@@ -37,6 +50,7 @@ class Metadata:
     window: "auto" where they were trained on windows of the frame and are run on windows, "full" where they were not.
     origin: where the source file came from (URL or file name), or how it was trained; source_sha256: of that file.
     network: fingerprint of the network that was trained, if somebody had changed it; else empty.
+    postprocessing: what is recommended for their label maps, by cases that were held out; None where nobody measured.
     """
 
     name: str
@@ -49,6 +63,7 @@ class Metadata:
     licence: str = ""
     citation: str = ""
     network: str = ""
+    postprocessing: Postprocessing | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,6 +101,8 @@ def encode_checkpoint(state: Mapping[str, npt.NDArray[np.float32] | npt.NDArray[
     document = {"format": _FORMAT, "channels": list(CHANNELS), **asdict(metadata)}
     if not metadata.network:  # as version 0.1.0 wrote it
         del document["network"]
+    if metadata.postprocessing is None:
+        del document["postprocessing"]
     return safetensors.numpy.save(dict(state), {_METADATA_KEY: json.dumps(document, sort_keys=True)})
 
 
@@ -142,6 +159,8 @@ def _metadata(document: dict[str, Any]) -> Metadata:
     if document.get("channels") != list(CHANNELS):
         raise ValueError(f"channels {document.get('channels')}; this drunet feeds {list(CHANNELS)}")
     facts = {field.name: document[field.name] for field in fields(Metadata) if field.name in document}
+    if facts.get("postprocessing") is not None:
+        facts["postprocessing"] = _postprocessing(facts["postprocessing"])
     metadata = Metadata(**facts)
     width, epsilon, dropout = metadata.base_width, metadata.bn_epsilon, metadata.dropout
     if type(width) is not int or not 1 <= width <= MAX_BASE_WIDTH:
@@ -156,6 +175,14 @@ def _metadata(document: dict[str, Any]) -> Metadata:
     if not all(type(text) is str for text in texts):
         raise ValueError("a text that is none")
     return metadata
+
+
+def _postprocessing(document: Any) -> Postprocessing:
+    """Check a recommendation; a step that this version does not know cannot be left aside. Raises ValueError, TypeError."""
+    recommended = Postprocessing(**document)
+    if not all(type(volume) in (int, float) and 0 <= volume < math.inf for volume in asdict(recommended).values()):
+        raise ValueError(f"postprocessing {document!r}")
+    return recommended
 
 
 def _tensor(file: Any, key: str, path: Path) -> npt.NDArray[np.float32]:

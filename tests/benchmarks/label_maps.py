@@ -18,6 +18,7 @@ from drunet_cli.io.discovery import find_cases
 from drunet_cli.io.nifti import load_volume
 from drunet_cli.io.volumes import class_map_of, read_images
 from drunet_cli.segmentation.label_map import clean_up, label_map_warnings, measure
+from drunet_cli.weights.checkpoint import Postprocessing
 
 
 def main() -> None:
@@ -40,7 +41,7 @@ def main() -> None:
         if measures is None:
             print(f"| {case.name} | | | | | {codes} | |")
             continue
-        cleaned = clean_up(class_map, brain=images.brain, min_volume_ml=0, min_enhancing_ml=0, voxel_ml=voxel_ml).class_map
+        cleaned = clean_up(class_map, Postprocessing(), brain=images.brain, voxel_ml=voxel_ml).class_map
         changed = _dice_in_words(class_map, cleaned, reference) if class_map is not reference else ""
         print(
             f"| {case.name} | {measures.brain_share:.3f} | {measures.outside_ml:.3f} | {max(measures.edges_mm2.values()):.0f} "

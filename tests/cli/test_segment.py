@@ -18,7 +18,7 @@ from drunet_cli.cli.app import main
 from drunet_cli.io.inputs import file_sha256
 from drunet_cli.network.model import DRUNet104
 from drunet_cli.weights.cache import open_weights
-from drunet_cli.weights.checkpoint import write_checkpoint
+from drunet_cli.weights.checkpoint import Postprocessing, write_checkpoint
 from drunet_cli.weights.keras import read_keras_h5
 from tests.cli.small_cohort import write_cases
 from tests.support import GOLDEN, GOLDEN_IMAGES, GOLDEN_LABELS, GOLDEN_WEIGHTS, image_options, open_image, voxels_of
@@ -363,6 +363,20 @@ def test_small_enhancing_tumour_becomes_necrosis_and_the_sidecar_says_so(plain: 
     assert document["settings"]["min_enhancing_ml"] == 1000
 
 
+def test_recommended_postprocessing_is_that_of_the_weights(plain: Path, capsys: Captured) -> None:
+    golden = open_weights(WEIGHTS[1])
+    recommending = replace(golden.metadata, postprocessing=Postprocessing(min_enhancing_ml=1000))
+    write_checkpoint(Path("recommending.safetensors"), golden.state, recommending, overwrite=False)
+    weights = ["--weights", "recommending.safetensors"]
+    assert segment("--postprocess", "recommended", weights=weights) == 0
+    before = voxels_of(plain)
+    assert np.array_equal(voxels_of("seg.nii.gz"), np.where(before == 4, 1, before))
+    assert sidecar()["settings"]["min_enhancing_ml"] == 1000
+    capsys.readouterr()
+    assert main(["weights", "info", "recommending.safetensors"]) == 0
+    assert "--min-enhancing 1000 (--postprocess recommended)" in capsys.readouterr().out
+
+
 def test_labels_outside_the_brain_are_removed_and_the_sidecar_says_so(plain: Path) -> None:
     assert segment("--within-brain") == 0
     before, after = voxels_of(plain), voxels_of("seg.nii.gz")
@@ -389,6 +403,14 @@ def test_a_strict_run_of_one_case_is_bad_input_and_writes_nothing(capsys: Captur
         (
             ["--mc-samples", "2"],
             "--mc-samples N: the weights keras_base1 do not record their dropout rate; name one by --dropout P",
+        ),
+        (
+            ["--postprocess", "recommended"],
+            "--postprocess recommended: the weights keras_base1 recommend none; give --min-volume N or --min-enhancing N",
+        ),
+        (
+            ["--postprocess", "recommended", "--min-volume", "1"],
+            "--postprocess recommended chooses --min-volume N and --min-enhancing N; leave them out",
         ),
         (["--dropout", "0.2"], "--dropout P and --seed N are for samples; give --mc-samples N too"),
         (

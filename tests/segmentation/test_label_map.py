@@ -1,6 +1,6 @@
 """The label map after the network: what cleaning up changes, and which label maps cannot be right."""
 
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
@@ -10,6 +10,7 @@ from drunet_cli.brats import ClassMap, TumourClass
 from drunet_cli.io.checks import WarningCode
 from drunet_cli.io.geometry import Geometry, fit
 from drunet_cli.segmentation.label_map import CleanedMap, clean_up, label_map_warnings, measure
+from drunet_cli.weights.checkpoint import Postprocessing
 
 NCR, ED, ET = TumourClass.NCR, TumourClass.ED, TumourClass.ET
 MICROLITRE: Final = 0.001
@@ -22,8 +23,10 @@ def _map_of(**parts: tuple[slice, slice, slice]) -> npt.NDArray[np.uint8]:
     return class_map
 
 
-def _cleaned(class_map: ClassMap, *, voxel_ml: float = MICROLITRE, **asked: Any) -> CleanedMap:
-    return clean_up(class_map, voxel_ml=voxel_ml, **{"min_volume_ml": 0.0, "min_enhancing_ml": 0.0, **asked})
+def _cleaned(
+    class_map: ClassMap, *, brain: npt.NDArray[np.bool_] | None = None, voxel_ml: float = MICROLITRE, **volumes_ml: float
+) -> CleanedMap:
+    return clean_up(class_map, Postprocessing(**volumes_ml), brain=brain, voxel_ml=voxel_ml)
 
 
 @pytest.fixture

@@ -11,11 +11,11 @@ from drunet_cli.brats import Modality
 from drunet_cli.errors import MisuseError
 from drunet_cli.network.engine import EngineName, Precision, WindowMode
 from drunet_cli.segmentation.settings import Settings
-from drunet_cli.weights.checkpoint import Metadata
+from drunet_cli.weights.checkpoint import Metadata, Postprocessing
 
 PUBLISHED: Final = Metadata(name="published", base_width=16, bn_epsilon=1e-3)
 WINDOWED: Final = replace(PUBLISHED, name="windowed", window="auto")
-RECORDED: Final = replace(PUBLISHED, name="recorded", dropout=0.5)
+RECORDED: Final = replace(PUBLISHED, name="recorded", dropout=0.5, postprocessing=Postprocessing(min_volume_ml=0.3))
 
 
 @pytest.mark.parametrize(
@@ -46,6 +46,8 @@ def test_a_word_or_number_that_cannot_be_is_a_value_error(wrong: dict[str, Any],
         ({"dropout": 0.0, "mc_samples": 2}, "dropout=0: samples differ only"),
         ({"dropout": 0.5}, "give mc_samples=N too"),
         ({"seed": 3}, "give mc_samples=N too"),
+        ({"recommended_postprocessing": True, "min_volume_ml": 0.1}, "recommended_postprocessing=True chooses min_volume_ml=N"),
+        ({"recommended_postprocessing": True, "min_enhancing_ml": 0.1}, "recommended_postprocessing=True chooses"),
         ({"skip_existing": True, "overwrite": True}, "skip_existing=True and overwrite=True exclude"),
         ({"skip_existing": True, "sidecar": False}, "skip_existing=True needs the sidecars"),
     ],
@@ -72,6 +74,21 @@ def test_samples_take_the_rate_that_is_given_else_the_recorded_one() -> None:
     for weights, reason in ((PUBLISHED, "do not record"), (replace(PUBLISHED, dropout=0.0), "were trained without")):
         with pytest.raises(MisuseError, match=f"the weights published {reason}.*name one by dropout=P"):
             Settings(mc_samples=2).dropout_rates([RECORDED, weights])
+
+
+def test_postprocessing_is_as_given_unless_that_of_the_weights_is_asked_for() -> None:
+    recommended = Settings(recommended_postprocessing=True)
+    assert Settings().postprocessing_for([RECORDED]) == Postprocessing()
+    assert Settings(min_enhancing_ml=0.2).postprocessing_for([RECORDED]) == Postprocessing(min_enhancing_ml=0.2)
+    assert recommended.postprocessing_for([RECORDED, RECORDED]) == Postprocessing(min_volume_ml=0.3)
+    assert (recommended.recorded([RECORDED])["min_volume_ml"], recommended.cleans_up) == (0.3, True)
+    other = replace(RECORDED, name="other", postprocessing=Postprocessing(min_volume_ml=0.4))
+    for weights, reason in (
+        (PUBLISHED, "the weights published recommend none"),
+        (other, "recorded and other recommend different"),
+    ):
+        with pytest.raises(MisuseError, match=reason):
+            recommended.postprocessing_for([RECORDED, weights])
 
 
 def test_a_plain_run_is_recorded_in_full() -> None:
@@ -118,6 +135,7 @@ CHANGES: Final[dict[str, tuple[dict[str, Any], bool]]] = {
     "within_brain": ({"within_brain": True}, True),
     "min_volume_ml": ({"min_volume_ml": 0.1}, True),
     "min_enhancing_ml": ({"min_enhancing_ml": 0.1}, True),
+    "recommended_postprocessing": ({"recommended_postprocessing": True}, True),
     "probabilities": ({"probabilities": True}, False),
     "uncertainty": ({"uncertainty": True}, False),
     "preview": ({"preview": True}, False),

@@ -20,7 +20,7 @@ from drunet_cli.io.geometry import FRAME
 from drunet_cli.network.engine import Engine, Precision, WindowMode
 from drunet_cli.network.torch_engine import build_model
 from drunet_cli.phantom.scanner import make_phantom, write_phantom
-from drunet_cli.training import loop
+from drunet_cli.training import loop, session
 from drunet_cli.training.batches import BatchPlan
 from drunet_cli.training.history import CaseScore
 from drunet_cli.training.learner import Learner
@@ -217,8 +217,9 @@ def test_progress_is_told_step_by_step_and_epoch_by_epoch(train: Callable[..., R
 
 
 def test_training_uses_the_threads_and_the_algorithms_that_it_was_given_and_records_them(
-    train: Callable[..., RunFolder],
+    train: Callable[..., RunFolder], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(session, "has_bfloat16", lambda: True)
     seen: list[tuple[int, bool]] = []
     follower = Follower(on_epoch=lambda: seen.append((torch.get_num_threads(), torch.are_deterministic_algorithms_enabled())))
     train(ONE_STEP, follower, threads=3, deterministic=True, precision=Precision.BFLOAT16)

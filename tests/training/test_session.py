@@ -21,6 +21,7 @@ from torch import Tensor
 from drunet_cli.cli.app import main
 from drunet_cli.errors import CaseError, MisuseError, OutputError, WeightsError
 from drunet_cli.network.engine import Precision
+from drunet_cli.training import session
 from drunet_cli.training.cases import Split
 from drunet_cli.training.recipe import RECIPES, RecipeName, TrainingSettings, changed, recipe_toml
 from drunet_cli.training.run_folder import RunFolder
@@ -330,11 +331,15 @@ def test_resume_where_there_is_nothing_and_no_cases_is_refused(cases: Path, tmp_
     ("others", "message"),
     [
         ({"precision": Precision.FLOAT16}, "float16"),
+        ({"precision": Precision.BFLOAT16}, "this processor .+ has no arithmetic for it.+leave it out"),
         ({"changes": merge(SMALL, {"batches": {"size": 11}})}, "10 slices do not make one batch of 11"),
     ],
-    ids=["float16 on the CPU", "fewer slices than a batch"],
+    ids=["float16 on the CPU", "bfloat16 on a CPU without it", "fewer slices than a batch"],
 )
-def test_training_that_cannot_begin_writes_nothing(others: dict[str, Any], message: str, cases: Path, tmp_path: Path) -> None:
+def test_training_that_cannot_begin_writes_nothing(
+    others: dict[str, Any], message: str, cases: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(session, "has_bfloat16", lambda: False)
     with pytest.raises(MisuseError, match=message):
         run_training(replace(small_settings(tmp_path / "run", cases), **others))
     assert not (tmp_path / "run").exists()

@@ -1,6 +1,7 @@
 """drunet's own weights file."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,14 @@ from safetensors.torch import save_file as torch_save_file
 
 from drunet_cli.errors import OutputError, WeightsError
 from drunet_cli.io.inputs import file_sha256
-from drunet_cli.weights.checkpoint import Metadata, encode_checkpoint, read_checkpoint, read_metadata, write_checkpoint
+from drunet_cli.weights.checkpoint import (
+    Metadata,
+    Postprocessing,
+    encode_checkpoint,
+    read_checkpoint,
+    read_metadata,
+    write_checkpoint,
+)
 
 STATE = {"head.weight": np.arange(8, dtype=np.float32).reshape(4, 2, 1, 1), "head.bias": np.zeros(4, dtype=np.float32)}
 METADATA = Metadata(name="ours", base_width=2, bn_epsilon=1e-5, dropout=0.2, origin="run 1", licence="Apache-2.0")
@@ -25,6 +33,13 @@ def test_weights_and_metadata_come_back_as_they_went(tmp_path: Path) -> None:
     assert checkpoint.sha256 == file_sha256(path)
     assert checkpoint.state.keys() == STATE.keys()
     assert all(np.array_equal(checkpoint.state[key], STATE[key]) for key in STATE)
+
+
+def test_recommended_postprocessing_comes_back_and_is_left_out_where_there_is_none(tmp_path: Path) -> None:
+    recommended = replace(METADATA, postprocessing=Postprocessing(min_volume_ml=0.25))
+    write_checkpoint(tmp_path / "w.safetensors", STATE, recommended, overwrite=False)
+    assert read_metadata(tmp_path / "w.safetensors") == recommended
+    assert b"postprocessing" not in encode_checkpoint(STATE, METADATA)
 
 
 def test_equal_weights_give_equal_bytes_and_an_existing_file_is_kept(tmp_path: Path) -> None:
@@ -78,6 +93,9 @@ def _document(**changes: object) -> dict[str, object]:
         ({"drunet": json.dumps(_document(bn_epsilon="0.001"))}, "epsilon '0.001'"),
         ({"drunet": json.dumps(_document(dropout="x"))}, "dropout 'x'"),
         ({"drunet": json.dumps(_document(name=5))}, "a text that is none"),
+        ({"drunet": json.dumps(_document(postprocessing={"min_volume_ml": -1}))}, "postprocessing {'min_volume_ml': -1}"),
+        ({"drunet": json.dumps(_document(postprocessing={"min_volume_ml": "1"}))}, "postprocessing {'min_volume_ml': '1'}"),
+        ({"drunet": json.dumps(_document(postprocessing={"smallest": 1}))}, "cannot be understood"),
     ],
 )
 def test_a_file_that_does_not_say_how_to_run_it_is_refused(
