@@ -55,7 +55,7 @@ HOMES: Final = {
     "deepbet": re.compile(r"prepare/brain\.py"),
     "PIL": re.compile(r"io/(canvas|png)\.py"),
     "jinja2": re.compile(r"io/html\.py"),
-    "matplotlib": re.compile(r"evaluation/plots\.py|training/history\.py"),
+    "matplotlib": re.compile(r"evaluation/evaluate\.py|training/history\.py"),
     "tensorboard": re.compile(r"training/history\.py"),
     "rich": re.compile(r"cli/console\.py"),
     "typer": re.compile(r"cli/\w+\.py"),

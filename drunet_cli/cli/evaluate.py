@@ -182,7 +182,7 @@ def _check_outputs(csv: Path | None, plot: Path | None, *, overwrite: bool) -> N
     from drunet_cli.io.atomic import check_writable
 
     if plot is not None:
-        from drunet_cli.evaluation.plots import check_plottable
+        from drunet_cli.evaluation.evaluate import check_plottable
 
         check_plottable()
     for path in (csv, plot):
@@ -234,8 +234,7 @@ def _write(
     documents: Sequence[Mapping[str, Any]], *, csv: Path | None, plot: Path | None, overwrite: bool
 ) -> OutputError | None:
     """Write the files that are wanted; return why one could not be written."""
-    from drunet_cli.evaluation.evaluate import encode_csv
-    from drunet_cli.evaluation.plots import box_plots
+    from drunet_cli.evaluation.evaluate import box_plots, encode_csv
     from drunet_cli.io.atomic import write_atomically
 
     try:

@@ -1,4 +1,4 @@
-"""The scores of a case from its files or class maps, and statistics and tables of many cases."""
+"""The scores of a case from its files or class maps; statistics, tables and box plots of many cases."""
 
 import csv
 import io
@@ -13,11 +13,19 @@ import numpy as np
 import numpy.typing as npt
 
 from drunet_cli.brats import N_CLASSES, REGIONS, TUMOUR_CLASSES, ClassMap, ReadLabels, TumourClass
-from drunet_cli.errors import CaseError
-from drunet_cli.evaluation.lesions import LesionCounts, lesion_scores
+from drunet_cli.errors import CaseError, MisuseError, plural
 from drunet_cli.evaluation.pairs import Pair, t1_of, uncertainty_maps_of
-from drunet_cli.evaluation.scores import Mask, SpacingMm, mask_of, overlap
-from drunet_cli.evaluation.surfaces import border_hd95_mm, box_around, surface_distances
+from drunet_cli.evaluation.scores import (
+    LesionCounts,
+    Mask,
+    SpacingMm,
+    border_hd95_mm,
+    box_around,
+    lesion_scores,
+    mask_of,
+    overlap,
+    surface_distances,
+)
 from drunet_cli.evaluation.uncertainty import UncertaintyMap, UncertaintyScores, percentages, uncertainty_scores
 from drunet_cli.io.checks import CaseWarning, grids_differ, rounded_grid_warnings
 from drunet_cli.io.nifti import Volume, load_volume
@@ -338,3 +346,46 @@ def _flatten(scores: Mapping[str, Any]) -> dict[str, Any]:
     for name, value in scores.items():
         flat |= {f"{name}_{inner}": number for inner, number in value.items()} if isinstance(value, Mapping) else {name: value}
     return flat
+
+
+# Colours of the regions that a colour-blind reader can tell apart (Okabe and Ito).
+REGION_COLOURS: Final = {"WT": "#0072B2", "TC": "#E69F00", "ET": "#009E73"}
+_PANELS: Final = {"dice": "Dice", "hd95_mm": "HD95 (mm)"}
+_JITTER: Final = 0.12
+_HD95_TICKS_MM: Final = (0, 1, 3, 10, 30, 100, 373)
+
+
+def check_plottable() -> None:
+    """Raise MisuseError where matplotlib is not installed."""
+    try:
+        import matplotlib  # noqa: F401
+    except ImportError as error:
+        raise MisuseError("--plot needs matplotlib, which is not installed; run: pip install matplotlib") from error
+
+
+def box_plots(documents: Sequence[Mapping[str, Any]]) -> bytes:
+    """A PNG picture: Dice and HD95 by region, every case a point. documents: the objects of `evaluate`, one a case."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg  # draws without a display
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    FigureCanvasAgg(figure)
+    regions = list(REGION_COLOURS)
+    jitter = np.random.default_rng(0).uniform(-_JITTER, _JITTER, len(documents))
+    for axes, (score, label) in zip(figure.subplots(1, len(_PANELS)), _PANELS.items(), strict=True):
+        values = [[document["regions"][region][score] for document in documents] for region in regions]
+        axes.boxplot(values, tick_labels=regions, showfliers=False, widths=0.5, medianprops={"color": "black"})
+        for position, (region, of_region) in enumerate(zip(regions, values, strict=True), start=1):
+            axes.scatter(position + jitter, of_region, s=26, color=REGION_COLOURS[region], alpha=0.7, linewidths=0, zorder=3)
+        axes.set_ylabel(label)
+        axes.grid(axis="y", linewidth=0.5, alpha=0.5)
+        if score == "dice":
+            axes.set_ylim(-0.03, 1.03)
+        else:  # most distances are a few mm, that of a missed region is 373
+            axes.set_yscale("symlog", linthresh=1)
+            axes.set_yticks(_HD95_TICKS_MM, [str(tick) for tick in _HD95_TICKS_MM])
+            axes.set_ylim(-0.2, 500)
+    figure.suptitle(f"{plural(len(documents), 'case')}, convention {documents[0]['convention']}", fontsize="medium")
+    stream = io.BytesIO()
+    figure.savefig(stream, format="png", dpi=150)
+    return stream.getvalue()

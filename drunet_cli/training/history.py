@@ -10,7 +10,7 @@ from types import TracebackType
 from typing import Any, Self, TypeAlias
 
 from drunet_cli.brats import REGIONS
-from drunet_cli.evaluation.plots import REGION_COLOURS
+from drunet_cli.evaluation.evaluate import REGION_COLOURS
 from drunet_cli.io.atomic import write_atomically
 
 

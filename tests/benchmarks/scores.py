@@ -15,7 +15,7 @@ import numpy as np
 
 from drunet_cli.brats import REGIONS, ClassMap
 from drunet_cli.evaluation.evaluate import Convention, compare
-from drunet_cli.evaluation.surfaces import box_around
+from drunet_cli.evaluation.scores import box_around
 from drunet_cli.io.nifti import load_volume
 from drunet_cli.io.volumes import class_map_of
 from tests.evaluation.make_reference_scores import TOLERANCES_MM, package_scores, published_lesionwise

@@ -33,9 +33,8 @@ from drunet_cli.evaluation.evaluate import (
     summarise,
     worst_cases,
 )
-from drunet_cli.evaluation.lesions import LesionCounts
 from drunet_cli.evaluation.pairs import Pair
-from drunet_cli.evaluation.scores import Mask, SpacingMm, mask_of
+from drunet_cli.evaluation.scores import LesionCounts, Mask, SpacingMm, mask_of
 from drunet_cli.evaluation.uncertainty import uncertainty_scores
 from tests.evaluation.random_masks import plainly
 

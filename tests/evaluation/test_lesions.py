@@ -6,9 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 
-from drunet_cli.evaluation.lesions import LesionCounts, LesionScores, lesion_scores
-from drunet_cli.evaluation.scores import Mask, SpacingMm, dice
-from drunet_cli.evaluation.surfaces import surface_distances
+from drunet_cli.evaluation.scores import LesionCounts, LesionScores, Mask, SpacingMm, dice, lesion_scores, surface_distances
 from tests.evaluation.make_reference_scores import lesionwise
 from tests.evaluation.random_masks import SPACINGS_MM, masks, plainly
 from tests.evaluation.stored_scores import PAIRS, STORED, TOLERANCE, every_pair

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from drunet_cli.errors import MisuseError
-from drunet_cli.evaluation.plots import box_plots, check_plottable
+from drunet_cli.evaluation.evaluate import box_plots, check_plottable
 
 pytest.importorskip("matplotlib")
 from matplotlib.figure import Figure

@@ -11,8 +11,7 @@ import numpy.typing as npt
 import pytest
 from hypothesis import given
 
-from drunet_cli.evaluation.scores import Mask, SpacingMm
-from drunet_cli.evaluation.surfaces import border_hd95_mm, surface_distances
+from drunet_cli.evaluation.scores import Mask, SpacingMm, border_hd95_mm, surface_distances
 from tests.evaluation.random_masks import SPACINGS_MM, masks, plainly
 from tests.evaluation.stored_scores import PAIRS, STORED, TOLERANCE, every_pair
 
