@@ -9,17 +9,22 @@ from typing import Final
 
 from drunet_cli.brats import Modality
 from drunet_cli.errors import CaseError, MisuseError, join_some
-from drunet_cli.io.bids import (
+from drunet_cli.io.case import HEADER, BrokenCase, Case, SeriesFolder, case_of, no_series, paths_of_list
+from drunet_cli.io.discovery import Cohort, find_cases
+from drunet_cli.io.naming import (
     BRATS_SPACE,
     ORIGINAL_SPACE,
     SUBJECT_AND_SESSION,
+    Naming,
     is_case_name,
+    is_nifti,
     label_map_in,
+    may_name_a_file,
+    parse_channels,
+    parse_patterns,
     space_of,
+    stem,
 )
-from drunet_cli.io.case import HEADER, BrokenCase, Case, SeriesFolder, case_of, no_series, paths_of_list
-from drunet_cli.io.discovery import Cohort, find_cases
-from drunet_cli.io.naming import Naming, is_nifti, may_name_a_file, parse_channels, parse_patterns, stem
 
 STDIN: Final = "-"
 _OTHER_FORMATS: Final = (".gz", ".mgz", ".mgh", ".mha", ".mhd", ".nrrd", ".img", ".hdr", ".png", ".json", ".h5", ".zip")

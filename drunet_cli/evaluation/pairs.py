@@ -10,7 +10,6 @@ from typing import Final
 
 from drunet_cli.brats import CHANNELS, UNCERTAINTY_MAPS, Modality
 from drunet_cli.errors import CaseError, MisuseError, join_some
-from drunet_cli.io.bids import beside, case_of_segmentation, is_on_grid_of_scan
 from drunet_cli.io.case import is_text, text_of
 from drunet_cli.io.folders import Folder, folders_from
 from drunet_cli.io.naming import (
@@ -18,7 +17,10 @@ from drunet_cli.io.naming import (
     SEGMENTATION,
     WORDS,
     before_and_last_word,
+    beside,
+    case_of_segmentation,
     is_nifti,
+    is_on_grid_of_scan,
     names_by_folder,
     role_by_words,
     stem,

@@ -18,8 +18,18 @@ from drunet_cli.io import atomic
 from drunet_cli.io.case import Case, case_of
 from drunet_cli.io.naming import SEGMENTATION, may_name_a_file
 from drunet_cli.io.nifti import encode_label_map, encode_map, new_header
-from drunet_cli.phantom.anatomy import BRATS_SHAPE, FloatArray, HeadGrid, Shape, SyntheticHead, healthy_shares, squares
-from drunet_cli.phantom.tumour import draw_glioma, places_before, tumour_shares
+from drunet_cli.phantom.anatomy import (
+    BRATS_SHAPE,
+    FloatArray,
+    HeadGrid,
+    Shape,
+    SyntheticHead,
+    draw_glioma,
+    healthy_shares,
+    places_before,
+    squares,
+    tumour_shares,
+)
 
 _SMALLEST: Final = 24  # voxels an axis, below which nothing looks like a brain
 _GZIP_LEVEL: Final = 1  # voxel noise hardly compresses; level 6 takes four times as long for 5 %

@@ -11,8 +11,8 @@ import numpy.typing as npt
 from scipy import ndimage
 
 from drunet_cli.brats import Colour, Modality
-from drunet_cli.io.canvas import Canvas, Pixels, enlarged, fitted, text_width
 from drunet_cli.io.geometry import box_of
+from drunet_cli.io.png import Canvas, Pixels, enlarged, fitted, text_width
 
 _ORDER: Final = (Modality.T1, Modality.T1CE, Modality.T2, Modality.FLAIR)
 _OUTLINE: Final[Colour] = (0xF0, 0xE4, 0x42)  # yellow of Okabe and Ito, which no grey hides

@@ -152,7 +152,7 @@ def check_extra(settings: PreparationSettings) -> None:
     if settings.method is not None:
         chosen_method(settings.method, stripped=True)
     if settings.preview:
-        from drunet_cli.io.canvas import check_drawable  # Pillow: not for runs without a picture
+        from drunet_cli.io.png import check_drawable  # Pillow: not for runs without a picture
 
         check_drawable()
 

@@ -25,16 +25,20 @@ from drunet_cli.brats import CHANNELS, Modality
 from drunet_cli.errors import CaseError, DeviceError, DrunetError, OutputError, join_some
 from drunet_cli.host import is_out_of_memory
 from drunet_cli.io.atomic import (
+    Claim,
     check_writable,
+    claim_file,
+    claim_of,
+    claimant,
     create_folder,
     is_same_file,
+    remove_abandoned_claims,
     remove_stale,
     remove_stale_folders,
     write_atomically,
 )
 from drunet_cli.io.case import Case
 from drunet_cli.io.checks import refuse_serious
-from drunet_cli.io.claims import Claim, claim_file, claim_of, claimant, remove_abandoned_claims
 from drunet_cli.io.inputs import InputFile, file_sha256
 from drunet_cli.io.nifti import encode_again, encode_map
 from drunet_cli.jobs import run_tasks

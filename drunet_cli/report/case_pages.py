@@ -12,11 +12,10 @@ from drunet_cli.brats import CHANNELS, Labels, Modality
 from drunet_cli.errors import CaseError
 from drunet_cli.evaluation.pairs import label_maps_in
 from drunet_cli.io.atomic import write_atomically
-from drunet_cli.io.bids import beside
 from drunet_cli.io.case import Case
 from drunet_cli.io.checks import grids_differ
 from drunet_cli.io.inputs import InputFile, changed_files
-from drunet_cli.io.naming import stem
+from drunet_cli.io.naming import beside, stem
 from drunet_cli.io.nifti import load_volume
 from drunet_cli.io.volumes import CaseImages, class_map_of, read_images
 from drunet_cli.report.runs import Record, told_once

@@ -18,14 +18,14 @@ import numpy as np
 
 from drunet_cli.brats import REGION_NAMES, REGIONS
 from drunet_cli.errors import CaseError
-from drunet_cli.io.bids import beside
-from drunet_cli.io.html import render_page
+from drunet_cli.io.naming import beside
 from drunet_cli.io.png import encode_webp
 from drunet_cli.prepare.record import picture_beside
 from drunet_cli.report.case_pages import NO_FILES, CaseFiles
 from drunet_cli.report.runs import Record, Runs, provenance, told_once
 from drunet_cli.segmentation.outputs import PREPARED_ENDING, PREVIEW_ENDING
 from drunet_cli.segmentation.summary import VOLUMES, Status
+from drunet_cli.segmentation.viewer import render_page
 from drunet_cli.weights.registry import caveat_of
 
 # Pixels. A preview 1496 pixels wide takes about 460 kB; as WebP 50 kB when wide and 15 kB when narrow (synthetic cases). A page

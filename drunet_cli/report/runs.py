@@ -12,9 +12,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from drunet_cli.errors import CaseError, OutputError
-from drunet_cli.io.bids import dataset_of
 from drunet_cli.io.inputs import file_sha256
-from drunet_cli.io.naming import stem
+from drunet_cli.io.naming import dataset_of, stem
 from drunet_cli.segmentation.outputs import SCHEMA, read_sidecar
 from drunet_cli.segmentation.summary import (
     Status,

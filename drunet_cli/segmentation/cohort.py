@@ -11,8 +11,15 @@ from typing import Any, Final, TypeAlias
 
 from drunet_cli.brats import Modality
 from drunet_cli.errors import CaseError, DeviceError, DrunetError, LostDeviceError, OutputError
-from drunet_cli.io.atomic import remove_stale_folders, remove_stale_in
-from drunet_cli.io.claims import Claim, claim_file, claim_of, claimant, remove_abandoned_claims
+from drunet_cli.io.atomic import (
+    Claim,
+    claim_file,
+    claim_of,
+    claimant,
+    remove_abandoned_claims,
+    remove_stale_folders,
+    remove_stale_in,
+)
 from drunet_cli.prepare.grid import BRATS_SHAPE
 from drunet_cli.prepare.prepared_case import prepare_case
 from drunet_cli.segmentation import pipeline

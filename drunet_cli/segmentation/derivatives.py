@@ -15,9 +15,8 @@ from typing import Any, Final
 import drunet_cli
 from drunet_cli.brats import CLASS_COLOURS, CLASS_NAMES, TUMOUR_CLASSES, Labels, label_value
 from drunet_cli.errors import OutputError
-from drunet_cli.io.atomic import check_writable, write_atomically
-from drunet_cli.io.bids import ORIGINAL_SPACE
-from drunet_cli.io.claims import take_turns
+from drunet_cli.io.atomic import check_writable, take_turns, write_atomically
+from drunet_cli.io.naming import ORIGINAL_SPACE
 from drunet_cli.segmentation.colour_tables import ITKSNAP, SLICER
 from drunet_cli.segmentation.summary import SUMMARY
 

@@ -23,10 +23,9 @@ import drunet_cli
 from drunet_cli.brats import REGIONS, UNCERTAINTY_MAPS, ClassMap, Labels, Modality, describe_labels, label_values, volumes_ml
 from drunet_cli.errors import OutputError
 from drunet_cli.io.atomic import check_writable, is_same_file, remove_stale, write_atomically
-from drunet_cli.io.bids import beside, dataset_of
 from drunet_cli.io.geometry import Geometry
 from drunet_cli.io.inputs import file_sha256, read_document
-from drunet_cli.io.naming import NIFTI_SUFFIXES, stem
+from drunet_cli.io.naming import NIFTI_SUFFIXES, beside, dataset_of, stem
 from drunet_cli.io.nifti import encode_label_map, encode_map
 from drunet_cli.network.engine import Engine
 from drunet_cli.prepare.dicom_seg import encode_segmentation

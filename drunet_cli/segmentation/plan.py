@@ -13,11 +13,11 @@ from typing import Any, Final
 from drunet_cli.brats import REGIONS, Modality, describe_labels
 from drunet_cli.errors import CaseError, DrunetError, MisuseError, OutputError, WeightsError, without_remedy
 from drunet_cli.io.atomic import check_writable
-from drunet_cli.io.bids import dataset_of
 from drunet_cli.io.case import Case
 from drunet_cli.io.checks import CaseWarning, refuse_serious
 from drunet_cli.io.discovery import Cohort
 from drunet_cli.io.inputs import InputFile, changed_files
+from drunet_cli.io.naming import dataset_of
 from drunet_cli.io.nifti import load_volume
 from drunet_cli.io.volumes import check_headers
 from drunet_cli.prepare.prepared_case import PlannedPreparation

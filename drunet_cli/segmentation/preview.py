@@ -11,8 +11,8 @@ import numpy.typing as npt
 from scipy import ndimage
 
 from drunet_cli.brats import CLASS_COLOURS, CLASS_NAMES, REGION_NAMES, ClassMap, Modality, TumourClass, volume_in_words
-from drunet_cli.io.canvas import Canvas, Pixels, enlarged, fitted, text_width
 from drunet_cli.io.geometry import Box, Turn, box_of, spacing_mm
+from drunet_cli.io.png import Canvas, Pixels, enlarged, fitted, text_width
 
 Greys = npt.NDArray[np.uint8]
 Voxels = npt.NDArray[Any]

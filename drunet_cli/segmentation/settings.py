@@ -144,7 +144,7 @@ class Settings:
         if self.bids and not self.sidecar:
             raise MisuseError("bids=True needs the sidecars; leave sidecar=False out")
         if self.preview:
-            from drunet_cli.io.canvas import check_drawable  # Pillow: not for runs without a picture
+            from drunet_cli.io.png import check_drawable  # Pillow: not for runs without a picture
 
             check_drawable()
 

@@ -15,8 +15,7 @@ from xml.sax.saxutils import escape
 
 from drunet_cli.brats import REGIONS, TUMOUR_CLASSES
 from drunet_cli.errors import CaseError, DrunetError, OutputError, one_line
-from drunet_cli.io.atomic import write_atomically
-from drunet_cli.io.claims import take_turns
+from drunet_cli.io.atomic import take_turns, write_atomically
 
 SUMMARY: Final = "summary.csv"
 _SHARDS: Final = "summary-*-of-*.csv"  # one for each shard, as version 0.1.0 wrote them

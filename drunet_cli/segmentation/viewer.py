@@ -3,18 +3,25 @@
 The page is `viewer.html.j2` with `viewer.css` and `viewer.js` in it. This module packs the voxels that the script unpacks:
 turned to X, Y, Z (L, P, S), cropped to the brain, 8 bits each. No other data of the patient go into the page than these and
 the name of the case.
+
+`render_page` makes this page and that of `drunet report`. Such a page NAME is made of three files in the room that fills it:
+NAME.html.j2 (a template), NAME.css and NAME.js.
 """
 
 import base64
+import hashlib
 import math
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from importlib.resources import files
 from typing import Any, Final
 
+import jinja2
 import numpy as np
 import numpy.typing as npt
 
+import drunet_cli
 from drunet_cli.brats import (
     CLASS_COLOURS,
     CLASS_NAMES,
@@ -27,12 +34,13 @@ from drunet_cli.brats import (
     TumourClass,
     dice_of,
     label_value,
+    volume_digits,
     volumes_ml,
     voxel_counts,
 )
+from drunet_cli.errors import one_line
 from drunet_cli.io.checks import WarningCode, voxel_litres
 from drunet_cli.io.geometry import Box, Turn, spacing_mm
-from drunet_cli.io.html import render_page
 from drunet_cli.segmentation.preview import LETTERS, box_of_all, grey_window
 
 Voxels = npt.NDArray[Any]
@@ -259,3 +267,39 @@ def _in_words(levels: int, step: tuple[int, int, int]) -> str:
     """What there is of coarser images; empty for those of full fineness."""
     means = f" and means of {' x '.join(map(str, step))} voxels" if max(step) > 1 else ""
     return f"{levels} greys{means}" if levels < _LEVELS[0] else ""
+
+
+def render_page(package: str, page: str, /, **values: Any) -> bytes:
+    """A page that opens from a file and loads nothing from anywhere, as UTF-8; equal values give equal bytes.
+
+    package: where its three files lie, such as "drunet_cli.report". values: what the template names, beside `style`, `script`,
+    their digests for the page's security policy, and the `version` of drunet. Every value is escaped and folded to one line,
+    but for those that are marked as HTML.
+    """
+    folder = files(package)
+    template, style, script = (folder.joinpath(f"{page}{suffix}").read_text("utf-8") for suffix in (".html.j2", ".css", ".js"))
+    environment = jinja2.Environment(
+        autoescape=True, finalize=_folded, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
+    )
+    environment.policies["json.dumps_kwargs"] = {"sort_keys": False}  # modalities have an order
+    environment.filters["millilitres"] = volume_digits
+    environment.filters["fixed"] = lambda number: f"{number:.1f}"
+    rendered = environment.from_string(template).render(
+        style=style,
+        script=script,
+        style_digest=_digest(style),
+        script_digest=_digest(script),
+        version=drunet_cli.__version__,
+        **values,
+    )
+    return rendered.encode()
+
+
+def _folded(value: object) -> object:
+    """A value as one line: names of files may hold anything. Text that is HTML already stays as it is."""
+    return value if hasattr(value, "__html__") else one_line(str(value))
+
+
+def _digest(source: str) -> str:
+    """How the page's security policy names the one script, or style, that it allows."""
+    return f"sha256-{base64.b64encode(hashlib.sha256(source.encode()).digest()).decode()}"

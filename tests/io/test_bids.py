@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from drunet_cli.errors import MisuseError
-from drunet_cli.io.bids import (
+from drunet_cli.io.naming import (
     beside,
     case_of_segmentation,
     dataset_of,

@@ -10,8 +10,8 @@ from unittest import mock
 
 import pytest
 
-from drunet_cli.io import claims
-from drunet_cli.io.claims import claim_file, claimant, remove_abandoned_claims
+from drunet_cli.io import atomic
+from drunet_cli.io.atomic import claim_file, claimant, remove_abandoned_claims
 from tests.support import open_to_all, unprivileged
 
 HOST: Final = socket.gethostname()
@@ -70,16 +70,16 @@ def test_a_claim_is_renewed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     os.utime(path, (0, 0))
     claim.renew()  # made just now
     assert path.stat().st_mtime == 0
-    monkeypatch.setattr(claims, "_RENEWED_AFTER_S", 0.0)
+    monkeypatch.setattr(atomic, "_RENEWED_AFTER_S", 0.0)
     claim.renew()
     assert path.stat().st_mtime > 0
 
 
 def test_a_claim_is_renewed_while_a_single_step_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(claims, "_RENEWED_AFTER_S", 0.01)
+    monkeypatch.setattr(atomic, "_RENEWED_AFTER_S", 0.01)
     claim = claim_file(tmp_path / "p1.nii.gz")
     assert claim is not None
-    path = claims.claim_of(tmp_path / "p1.nii.gz")
+    path = atomic.claim_of(tmp_path / "p1.nii.gz")
     with claim.keep_renewed():
         os.utime(path, (0, 0))
         until = time.monotonic() + 10
@@ -99,7 +99,7 @@ def test_work_goes_on_where_nothing_can_be_claimed(tmp_path: Path) -> None:
 
 
 def test_a_claim_that_cannot_be_signed_is_not_left_for_others_to_wait_for(tmp_path: Path) -> None:
-    with mock.patch.object(claims, "_signature", side_effect=OSError(errno.ENOSPC, "No space left on device")):
+    with mock.patch.object(atomic, "_signature", side_effect=OSError(errno.ENOSPC, "No space left on device")):
         claim = claim_file(tmp_path / "seg.nii.gz")
         assert claim is not None
         assert list(tmp_path.iterdir()) == []

@@ -14,7 +14,7 @@ from scipy.spatial.transform import Rotation
 
 from drunet_cli.brats import CLASS_COLOURS, ClassMap, Modality, TumourClass, volumes_ml, voxel_counts
 from drunet_cli.errors import MisuseError
-from drunet_cli.io.canvas import Canvas, check_drawable, fitted, text_width
+from drunet_cli.io.png import Canvas, check_drawable, fitted, text_width
 from drunet_cli.segmentation.preview import (
     Cut,
     Plane,
