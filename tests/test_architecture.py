@@ -19,7 +19,7 @@ MODULES: Final = sorted(path.relative_to(PACKAGE).as_posix() for path in PACKAGE
 
 # From left to right. A room imports its own modules and rooms to its left, never a neighbour in its column.
 ROOMS: Final = (
-    {"brats", "errors", "host", "jobs", "signals"},
+    {"brats", "errors", "host", "processes"},
     {"io"},
     {"phantom", "conversion", "evaluation", "prepare"},
     {"weights"},
@@ -29,11 +29,11 @@ ROOMS: Final = (
     {"cli"},
 )
 # Modules that import torch whenever they are imported. Nothing else imports these but inside a function.
-TORCH: Final = re.compile(r"network/(model|torch_engine)\.py|training/(augmentation|learner|loop)\.py")
+TORCH: Final = re.compile(r"network/(model|torch_engine)\.py|training/(batches|learner|loop)\.py")
 # Where each third-party package is at home; a package that is not named here may be imported anywhere, as numpy.
 HOMES: Final = {
     "torch": re.compile(
-        rf"{TORCH.pattern}|prepare/brain\.py|network/(engine|export)\.py|segmentation/\w+\.py|training/(batches|distributed|history|run_folder|session)\.py"
+        rf"{TORCH.pattern}|prepare/brain\.py|network/(engine|export)\.py|segmentation/\w+\.py|training/(distributed|history|run_folder|session)\.py"
     ),
     "onnx": re.compile(r"network/onnx_graph\.py"),
     "onnxruntime": re.compile(r"network/(cpu_engine|export)\.py"),

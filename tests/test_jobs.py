@@ -15,7 +15,7 @@ import psutil
 import pytest
 
 from drunet_cli.errors import CaseError, DeviceError, DrunetError, MisuseError, OutputError, WeightsError
-from drunet_cli.jobs import run_tasks
+from drunet_cli.processes import run_tasks
 from tests import job_functions
 from tests.job_functions import Wait
 from tests.support import wait_until
@@ -29,7 +29,7 @@ WAIT_IN_WORKERS: Final = """
 import sys
 from contextlib import closing
 from pathlib import Path
-from drunet_cli.jobs import run_tasks
+from drunet_cli.processes import run_tasks
 from tests.job_functions import Wait, waited
 try:
     tasks = [Wait(Path(sys.argv[1]), n, float(sys.argv[3])) for n in range(int(sys.argv[2]))]

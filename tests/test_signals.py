@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from drunet_cli.errors import Terminated
-from drunet_cli.signals import hold_signals, signals_raised
+from drunet_cli.processes import hold_signals, signals_raised
 
 EXCEPTIONS = [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, Terminated)]
 both = pytest.mark.parametrize(("number", "expected"), EXCEPTIONS, ids=["SIGINT", "SIGTERM"])

@@ -15,7 +15,7 @@ from drunet_cli.cli import demo, doctor, evaluate, export, guide, nii2png, png2n
 from drunet_cli.cli.console import Screen, give_up_stdout, reason_of_lost_stdout, telling
 from drunet_cli.cli.options import Command, Group, telling_more
 from drunet_cli.errors import DeviceError, DrunetError, ExitCode, MisuseError, OutputError, Terminated
-from drunet_cli.signals import signals_raised
+from drunet_cli.processes import signals_raised
 
 # Errors of writing to a stream; files are written through io/atomic, which has an error of its own.
 _STREAM_ERRORS: Final = (errno.EPIPE, errno.ENOSPC, errno.EIO, errno.EBADF)

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Final, TextIO
 
 from drunet_cli.brats import REGIONS, volume_digits, volume_in_words
 from drunet_cli.errors import OutputError, one_line
-from drunet_cli.signals import hold_signals
+from drunet_cli.processes import hold_signals
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -170,10 +170,10 @@ def _say_how_to_go_on(screen: "Screen") -> None:
 
 
 def _write_cases(seeds: range, folder: Path, *, overwrite: bool, screen: "Screen", json: bool) -> None:
-    from drunet_cli.cli.batch import Batch
+    from drunet_cli.cli.cases import Batch
     from drunet_cli.host import granted_cpus
-    from drunet_cli.jobs import run_tasks
     from drunet_cli.phantom.scanner import check_phantom_writable
+    from drunet_cli.processes import run_tasks
 
     for seed in seeds:
         check_phantom_writable(folder, _name(seed), overwrite=overwrite)

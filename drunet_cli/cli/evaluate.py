@@ -15,7 +15,7 @@ from drunet_cli.cli.options import one_of
 from drunet_cli.errors import CaseError, DrunetError, MisuseError, OutputError, one_line, plural
 
 if TYPE_CHECKING:
-    from drunet_cli.cli.batch import Batch
+    from drunet_cli.cli.cases import Batch
     from drunet_cli.evaluation.evaluate import EvaluationTask
     from drunet_cli.evaluation.pairs import Pairing
 
@@ -128,7 +128,7 @@ def evaluate(
     if json and worst is not None:
         raise MisuseError("--worst and --json exclude one another: --json prints every case")
 
-    from drunet_cli.cli.batch import Batch
+    from drunet_cli.cli.cases import Batch
     from drunet_cli.cli.console import Screen
     from drunet_cli.evaluation.evaluate import Convention, EvaluationTask
     from drunet_cli.host import granted_cpus
@@ -215,7 +215,7 @@ def _check_not_an_input(outputs: Sequence[Path | None], prediction: str, pairing
 def _evaluate(tasks: "Sequence[EvaluationTask]", batch: "Batch", *, n_jobs: int) -> list[Mapping[str, Any]]:
     """The objects of all cases that could be compared, by case."""
     from drunet_cli.evaluation.evaluate import evaluate
-    from drunet_cli.jobs import run_tasks
+    from drunet_cli.processes import run_tasks
 
     documents: list[Mapping[str, Any]] = []
     with batch.bar(), closing(run_tasks(evaluate, tasks, n_processes=n_jobs)) as outcomes:

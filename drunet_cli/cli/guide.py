@@ -61,7 +61,7 @@ def guide(
     drunet guide labels_itksnap.txt > labels_itksnap.txt
     """
     from drunet_cli.cli.console import Screen, result, show_markdown, topics_table
-    from drunet_cli.segmentation.colour_tables import ITKSNAP, SLICER, colour_table
+    from drunet_cli.segmentation.derivatives import ITKSNAP, SLICER, colour_table
 
     if topic is None:
         Screen().table(topics_table([(name, summary_of(name)) for name in TOPICS]))

@@ -13,7 +13,7 @@ from drunet_cli.cli import options
 from drunet_cli.errors import DrunetError, MisuseError, OutputError, plural
 
 if TYPE_CHECKING:
-    from drunet_cli.cli.batch import Batch
+    from drunet_cli.cli.cases import Batch
     from drunet_cli.cli.console import Screen
     from drunet_cli.conversion.nii2png import ConvertedCase, PlannedSlices, SliceSettings
 
@@ -81,8 +81,7 @@ def nii2png(
         raise MisuseError("CASES (--pattern, --channels) and --t1 --t1ce --t2 --flair --seg --case exclude one another")
     options.check_exclusive(skip_existing=skip_existing, overwrite=overwrite)
 
-    from drunet_cli.cli.batch import Batch, PlanRow, print_plan
-    from drunet_cli.cli.cases import case_of_files, cohort_of
+    from drunet_cli.cli.cases import Batch, PlanRow, case_of_files, cohort_of, print_plan
     from drunet_cli.cli.console import Screen
     from drunet_cli.conversion.nii2png import SliceSettings, plan_slices, remove_stale_slices
     from drunet_cli.host import granted_cpus
@@ -140,7 +139,7 @@ def _convert(
 ) -> list[tuple[bool, bool]]:
     """Convert and report every case; whether each that succeeded has label slices, and whether it was left out."""
     from drunet_cli.conversion.nii2png import convert_case
-    from drunet_cli.jobs import run_tasks
+    from drunet_cli.processes import run_tasks
 
     converted = []
     convert = partial(convert_case, settings=settings)

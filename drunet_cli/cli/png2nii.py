@@ -15,7 +15,7 @@ from drunet_cli.cli import options
 from drunet_cli.errors import CaseError, DrunetError, MisuseError, join_some, plural
 
 if TYPE_CHECKING:
-    from drunet_cli.cli.batch import Batch
+    from drunet_cli.cli.cases import Batch
     from drunet_cli.cli.console import Screen
     from drunet_cli.conversion.dataset import SliceFile
     from drunet_cli.conversion.png2nii import LabelMapSettings, PlannedLabelMap
@@ -84,8 +84,7 @@ def png2nii(
         raise MisuseError("missing -o: name the label map to write, or a folder for them")
     options.check_exclusive(skip_existing=skip_existing, overwrite=overwrite)
 
-    from drunet_cli.cli.batch import Batch
-    from drunet_cli.cli.cases import names_a_file
+    from drunet_cli.cli.cases import Batch, names_a_file
     from drunet_cli.cli.console import Screen
     from drunet_cli.conversion.png2nii import LabelMapSettings, check_outputs, label_slices, masks_folder
     from drunet_cli.host import granted_cpus
@@ -200,7 +199,7 @@ def _common_labels(planned: Sequence["PlannedLabelMap"], screen: "Screen") -> La
 def _convert(planned: Sequence["PlannedLabelMap"], settings: "LabelMapSettings", batch: "Batch", *, n_jobs: int) -> None:
     from drunet_cli.cli.console import regions_in_words
     from drunet_cli.conversion.png2nii import convert_labels
-    from drunet_cli.jobs import run_tasks
+    from drunet_cli.processes import run_tasks
 
     convert = partial(convert_labels, settings=settings)
     with batch.bar(), closing(run_tasks(convert, planned, n_processes=n_jobs)) as outcomes:

@@ -13,7 +13,7 @@ from drunet_cli.cli import options
 from drunet_cli.errors import DrunetError, MisuseError, OutputError, plural
 
 if TYPE_CHECKING:
-    from drunet_cli.cli.batch import Batch
+    from drunet_cli.cli.cases import Batch
     from drunet_cli.prepare.preparation import PreparationSettings
     from drunet_cli.prepare.prepared_case import PlannedPreparation, PreparedResult
 
@@ -102,8 +102,7 @@ def prepare(
         raise MisuseError(f"CASES (--pattern, --channels, --shard) and --t1 --t1ce --t2 --flair --case {exclude}")
     options.check_exclusive(skip_existing=skip_existing, overwrite=overwrite)
 
-    from drunet_cli.cli.batch import Batch, PlanRow, print_plan
-    from drunet_cli.cli.cases import raw_case_of, raw_cohort_of, share_of
+    from drunet_cli.cli.cases import Batch, PlanRow, print_plan, raw_case_of, raw_cohort_of, share_of
     from drunet_cli.cli.console import Screen
     from drunet_cli.host import granted_cpus
     from drunet_cli.io.discovery import Cohort

@@ -11,7 +11,7 @@ from drunet_cli.errors import MisuseError, OutputError, plural
 
 if TYPE_CHECKING:
     from drunet_cli.cli.console import Screen
-    from drunet_cli.report.case_pages import CaseFiles
+    from drunet_cli.report.page import CaseFiles
     from drunet_cli.report.runs import Record, Runs
 
 
@@ -156,7 +156,7 @@ def _viewers(runs: "Runs", path: Path, screen: "Screen", reference: Path | None,
     """Write the pages of the cases, in a folder beside the report."""
     from drunet_cli.host import granted_cpus
     from drunet_cli.io.atomic import check_writable
-    from drunet_cli.report.case_pages import NO_FILES, CaseFiles, plan_pages, references_of, write_pages
+    from drunet_cli.report.page import NO_FILES, CaseFiles, plan_pages, references_of, write_pages
 
     pages = plan_pages(runs.records, path.with_name(f"{path.stem}_views"))
     for page in pages.values():
@@ -172,8 +172,7 @@ def _viewers(runs: "Runs", path: Path, screen: "Screen", reference: Path | None,
 def _write_page(runs: "Runs", path: Path, screen: "Screen", viewers: "CaseFiles | None", *, overwrite: bool) -> None:
     from drunet_cli.host import granted_cpus
     from drunet_cli.io.atomic import write_atomically
-    from drunet_cli.report.case_pages import pages_beside_label_maps
-    from drunet_cli.report.page import encode_page, read_thumbnails
+    from drunet_cli.report.page import encode_page, pages_beside_label_maps, read_thumbnails
 
     viewers = pages_beside_label_maps(runs.records) if viewers is None else viewers
     with screen.case_bar(len(runs.records)) as advance:

@@ -18,14 +18,14 @@ from drunet_cli.network.engine import EngineName, Precision, WindowMode
 from drunet_cli.weights.registry import DEFAULT, members_of
 
 if TYPE_CHECKING:
-    from drunet_cli.cli.batch import Batch
+    from drunet_cli.cli.cases import Batch
     from drunet_cli.cli.console import Screen
     from drunet_cli.io.discovery import Cohort
     from drunet_cli.prepare.preparation import PreparationSettings
     from drunet_cli.segmentation.cohort import Outcome
-    from drunet_cli.segmentation.ensemble import Ensemble
     from drunet_cli.segmentation.outputs import OutputFiles
     from drunet_cli.segmentation.plan import PlannedCase, RunPlan
+    from drunet_cli.segmentation.predict import Ensemble
     from drunet_cli.segmentation.settings import Settings
     from drunet_cli.segmentation.summary import SummaryRow
 
@@ -170,8 +170,8 @@ def segment(
     from drunet_cli.cli.console import Screen
     from drunet_cli.cli.weights import opener
     from drunet_cli.io.discovery import Cohort
-    from drunet_cli.segmentation.ensemble import Ensemble
     from drunet_cli.segmentation.plan import plan_run
+    from drunet_cli.segmentation.predict import Ensemble
     from drunet_cli.segmentation.settings import Settings
     from drunet_cli.segmentation.summary import SUMMARY
 
@@ -308,7 +308,7 @@ def _with_preparation(plan: "RunPlan", raw: "Cohort", asked: "PreparationSetting
 
 def _print_raw_plan(plan: "RunPlan", raw: "Cohort", screen: "Screen", *, json: bool) -> None:
     """Print what would be done with raw scans, of which nothing is read."""
-    from drunet_cli.cli.batch import PlanRow, print_plan
+    from drunet_cli.cli.cases import PlanRow, print_plan
     from drunet_cli.prepare.prepared_case import PreparationAction
 
     rows = []
@@ -352,7 +352,7 @@ def _as_option(found: re.Match[str]) -> str:
 
 def _print_plan(plan: "RunPlan", ensemble: "Ensemble", screen: "Screen", *, json: bool) -> None:
     """Print what would be done. Raises what would stop the run before its first case, else as the run would end."""
-    from drunet_cli.cli.batch import PlanRow, print_plan
+    from drunet_cli.cli.cases import PlanRow, print_plan
     from drunet_cli.cli.weights import would_download
     from drunet_cli.segmentation.outputs import OutputState
     from drunet_cli.segmentation.plan import compare_outputs, look_at_headers, missing_weights
@@ -394,8 +394,7 @@ _VOXELS_UNREAD: Final = " (headers were read; voxels were not, nor was the devic
 
 def _segment(plan: "RunPlan", ensemble: "Ensemble", screen: "Screen", *, output: Path, json: bool) -> None:
     """Segment all cases. Raises the error of a case that was given alone, typer.Exit where one of several failed."""
-    from drunet_cli.cli.batch import Batch
-    from drunet_cli.cli.cases import names_a_file
+    from drunet_cli.cli.cases import Batch, names_a_file
     from drunet_cli.host import limit_malloc_arenas
     from drunet_cli.io.atomic import create_folder
     from drunet_cli.segmentation.cohort import segment_cases
@@ -473,7 +472,7 @@ def _case_note(document: Mapping[str, Any], *, left_out: bool, seconds: float) -
 
 def _enter(rows: Sequence["SummaryRow"], plan: "RunPlan") -> OutputError | None:
     """Enter the rows of a run into the table; return the error of a table that cannot be written, which undoes no case."""
-    from drunet_cli.segmentation.colour_tables import write_colour_tables
+    from drunet_cli.segmentation.derivatives import write_colour_tables
     from drunet_cli.segmentation.summary import enter_rows
 
     assert plan.summary is not None, "the run has a table"

@@ -14,7 +14,7 @@ from drunet_cli.cli.console import Screen
 from drunet_cli.cli.options import weights_names
 from drunet_cli.errors import DrunetError, MisuseError, Terminated, plural
 from drunet_cli.network.engine import Precision
-from drunet_cli.signals import hold_signals
+from drunet_cli.processes import hold_signals
 from drunet_cli.training.recipe import RecipeName, TrainingSettings
 
 if TYPE_CHECKING:

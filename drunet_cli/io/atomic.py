@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import BinaryIO, Final
 
 from drunet_cli.errors import OutputError
-from drunet_cli.signals import hold_signals
+from drunet_cli.processes import hold_signals
 
 
 @contextmanager

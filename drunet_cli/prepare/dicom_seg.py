@@ -21,7 +21,7 @@ from drunet_cli.brats import CLASS_COLOURS, ClassMap, Modality, TumourClass
 from drunet_cli.errors import CaseError, MisuseError
 from drunet_cli.io.case import Case
 from drunet_cli.prepare.dicom import chosen_series, dicom_folder
-from drunet_cli.prepare.native_space import NativeSpace
+from drunet_cli.prepare.record import NativeSpace
 from drunet_cli.prepare.registration import Affine
 from drunet_cli.prepare.series import GROUPS, header_errors, silenced
 

@@ -41,12 +41,11 @@ from drunet_cli.io.case import Case
 from drunet_cli.io.checks import refuse_serious
 from drunet_cli.io.inputs import InputFile, file_sha256
 from drunet_cli.io.nifti import encode_again, encode_map
-from drunet_cli.jobs import run_tasks
 from drunet_cli.prepare.grid import brats_header
 from drunet_cli.prepare.preparation import Preparation, PreparationSettings, prepare_scans
 from drunet_cli.prepare.record import describe_preparation, picture_beside, read_record, record_beside
 from drunet_cli.prepare.scans import changed_scans
-from drunet_cli.signals import hold_signals
+from drunet_cli.processes import hold_signals, run_tasks
 
 _REMEDY: Final = "give --overwrite to prepare the case again"
 _POLL_S: Final = 0.5

@@ -23,10 +23,10 @@ from drunet_cli.io.atomic import (
 from drunet_cli.prepare.grid import BRATS_SHAPE
 from drunet_cli.prepare.prepared_case import prepare_case
 from drunet_cli.segmentation import pipeline
-from drunet_cli.segmentation.ensemble import Ensemble
 from drunet_cli.segmentation.outputs import OutputState, describe
 from drunet_cli.segmentation.pipeline import PredictedCase, PreparedCase
 from drunet_cli.segmentation.plan import Action, PlannedCase, RunPlan, look_again
+from drunet_cli.segmentation.predict import Ensemble
 
 _MOST_READERS: Final = 8
 _CPUS_A_READER: Final = 4  # a case's four files are inflated at once

@@ -1,6 +1,9 @@
-"""A folder of results as a BIDS derivatives data set: its description, and what BIDS wants to be told beside a label map.
+"""A folder of results for other programs: the labels in words and colours, and the description of a BIDS derivatives data set.
 
-Every run into the folder adds to the description what it brings, the data sets that its images come from above all; whatever
+The colour tables serve ITK-SNAP and 3D Slicer, in the colours of our pictures. Enhancing tumour has a row for 4 and one for 3,
+as no label map holds both: one file serves all label maps.
+
+Every run into a data set adds to its description what it brings, the data sets that its images come from above all; whatever
 else people write there stays. Source: BIDS 1.10.
 """
 
@@ -13,12 +16,21 @@ from pathlib import Path
 from typing import Any, Final
 
 import drunet_cli
-from drunet_cli.brats import CLASS_COLOURS, CLASS_NAMES, TUMOUR_CLASSES, Labels, label_value
+from drunet_cli.brats import CLASS_COLOURS, CLASS_NAMES, TUMOUR_CLASSES, Colour, Labels, label_value
 from drunet_cli.errors import OutputError
 from drunet_cli.io.atomic import check_writable, take_turns, write_atomically
 from drunet_cli.io.naming import ORIGINAL_SPACE
-from drunet_cli.segmentation.colour_tables import ITKSNAP, SLICER
 from drunet_cli.segmentation.summary import SUMMARY
+
+ITKSNAP: Final = "labels_itksnap.txt"
+SLICER: Final = "labels_slicer.ctbl"
+
+_ROWS: Final[dict[int, tuple[str, Colour]]] = {
+    label_value(index, labels): (f"{index.name} {CLASS_NAMES[index]}", CLASS_COLOURS[index])
+    for index in TUMOUR_CLASSES
+    for labels in sorted(Labels, reverse=True)
+}
+
 
 _DESCRIPTION: Final = "dataset_description.json"
 _IGNORED: Final = ".bidsignore"
@@ -45,6 +57,37 @@ Each *_dseg.nii.gz is a label map of one session. The table *_dseg.tsv beside it
 *_dseg.json tells volumes, warnings, images, weights and settings. summary.csv has a row for each session. Files that BIDS
 has no place for are named in .bidsignore.
 """
+
+
+def colour_table(name: str) -> str:
+    """The file of this name: label descriptions of ITK-SNAP, or a colour table of 3D Slicer."""
+    if name == ITKSNAP:
+        header = ["# ITK-SnAP Label Description File", "# IDX   -R-  -G-  -B-  -A--  VIS MSH  LABEL"]
+        lines = [_itksnap_row(0, (0, 0, 0), "Clear Label", shown=0)]
+        lines += [_itksnap_row(value, colour, words, shown=1) for value, (words, colour) in _ROWS.items()]
+    else:
+        header = [f"# Color table file {SLICER}", f"# {1 + len(_ROWS)} values"]
+        lines = ["0 Background 0 0 0 0"]
+        for value, (words, (red, green, blue)) in _ROWS.items():
+            lines.append(f"{value} {words.replace(' ', '_')} {red} {green} {blue} 255")
+    return "\n".join([*header, *lines, ""])
+
+
+def write_colour_tables(folder: Path) -> None:
+    """Write both files where they are not there; what is there stays, as somebody may have changed the colours.
+
+    Raises OutputError.
+    """
+    for name in (ITKSNAP, SLICER):
+        if not os.path.lexists(folder / name):
+            # Another run may write the same bytes at the same time.
+            with write_atomically(folder / name, overwrite=True) as stream:
+                stream.write(colour_table(name).encode())
+
+
+def _itksnap_row(value: int, colour: Colour, words: str, *, shown: int) -> str:
+    red, green, blue = colour
+    return f'{value:5}{red:6}{green:5}{blue:5}{shown:9}{shown:3}{shown:3}    "{words}"'
 
 
 def check_dataset(dataset: Path) -> None:

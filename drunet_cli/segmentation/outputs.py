@@ -29,14 +29,13 @@ from drunet_cli.io.naming import NIFTI_SUFFIXES, beside, dataset_of, stem
 from drunet_cli.io.nifti import encode_label_map, encode_map
 from drunet_cli.network.engine import Engine
 from drunet_cli.prepare.dicom_seg import encode_segmentation
-from drunet_cli.prepare.native_space import labels_in
-from drunet_cli.prepare.record import read_picture
+from drunet_cli.prepare.record import labels_in, read_picture
+from drunet_cli.processes import hold_signals
 from drunet_cli.segmentation.derivatives import LABEL_ABBREVIATIONS, facts_of, lookup_table
-from drunet_cli.segmentation.ensemble import Ensemble
 from drunet_cli.segmentation.pipeline import PredictedCase
+from drunet_cli.segmentation.predict import Ensemble
 from drunet_cli.segmentation.settings import Settings
 from drunet_cli.segmentation.summary import described_weights, time_now
-from drunet_cli.signals import hold_signals
 from drunet_cli.weights.checkpoint import Checkpoint
 from drunet_cli.weights.registry import caveat_of
 

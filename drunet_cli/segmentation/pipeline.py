@@ -20,10 +20,9 @@ from drunet_cli.io.nifti import Header
 from drunet_cli.io.slices import SliceStack
 from drunet_cli.io.volumes import CaseImages, images_of, read_images
 from drunet_cli.prepare.dicom_seg import SegmentedSeries, series_of_space
-from drunet_cli.prepare.native_space import PreparedFrom, needed_origin, origin_of
-from drunet_cli.segmentation.ensemble import Ensemble
+from drunet_cli.prepare.record import PreparedFrom, needed_origin, origin_of
 from drunet_cli.segmentation.label_map import clean_up, label_map_warnings, measure
-from drunet_cli.segmentation.predict import Prediction, predict
+from drunet_cli.segmentation.predict import Ensemble, Prediction, predict
 
 _LOG: Final = logging.getLogger("drunet_cli")
 

@@ -22,8 +22,8 @@ from drunet_cli.io.nifti import load_volume
 from drunet_cli.io.volumes import check_headers
 from drunet_cli.prepare.prepared_case import PlannedPreparation
 from drunet_cli.segmentation.derivatives import check_dataset
-from drunet_cli.segmentation.ensemble import Ensemble
 from drunet_cli.segmentation.outputs import OutputFiles, OutputState, read_sidecar, sha256_of
+from drunet_cli.segmentation.predict import Ensemble
 from drunet_cli.segmentation.settings import Settings
 from drunet_cli.segmentation.summary import (
     Status,

@@ -21,8 +21,8 @@ from drunet_cli.io.naming import is_nifti, stem
 from drunet_cli.io.nifti import NiftiImage, label_image
 from drunet_cli.network.engine import EngineName, Precision, WindowMode
 from drunet_cli.segmentation import pipeline
-from drunet_cli.segmentation.ensemble import Ensemble
 from drunet_cli.segmentation.outputs import OutputFiles, describe, draw_case
+from drunet_cli.segmentation.predict import Ensemble
 from drunet_cli.segmentation.settings import Settings
 from drunet_cli.segmentation.summary import Status, columns_of, row_of
 from drunet_cli.weights.checkpoint import Checkpoint

@@ -33,12 +33,12 @@ from drunet_cli.evaluation.pairs import Pair
 from drunet_cli.io.atomic import check_writable, write_atomically
 from drunet_cli.io.case import Case
 from drunet_cli.io.discovery import Cohort
-from drunet_cli.jobs import run_tasks
 from drunet_cli.network.engine import EngineName, is_proved
+from drunet_cli.processes import run_tasks
 from drunet_cli.segmentation.cohort import segment_cases
-from drunet_cli.segmentation.ensemble import Ensemble
 from drunet_cli.segmentation.outputs import OutputFiles, read_sidecar
 from drunet_cli.segmentation.plan import plan_run, same_document, whole_document
+from drunet_cli.segmentation.predict import Ensemble
 from drunet_cli.segmentation.settings import Settings
 from drunet_cli.segmentation.summary import described_weights
 from drunet_cli.training.cases import FoundCases, Split, draw_folds, patients_of

@@ -12,8 +12,7 @@ from drunet_cli.brats import N_CLASSES, REGIONS
 from drunet_cli.network.engine import Precision
 from drunet_cli.network.model import DRUNet104
 from drunet_cli.network.torch_engine import check_model
-from drunet_cli.training.augmentation import draw_variation, vary
-from drunet_cli.training.batches import BatchPlan
+from drunet_cli.training.batches import BatchPlan, draw_variation, vary
 from drunet_cli.training.recipe import (
     Decay,
     LossSettings,

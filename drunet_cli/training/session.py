@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 from drunet_cli.errors import CaseError, DeviceError, DrunetError, MisuseError, OutputError, WeightsError
 from drunet_cli.host import cpu_name, has_bfloat16, is_out_of_memory
-from drunet_cli.jobs import run_tasks
 from drunet_cli.network.engine import Precision, changed_network
+from drunet_cli.processes import run_tasks
 from drunet_cli.training.cases import (
     FoundCases,
     Split,

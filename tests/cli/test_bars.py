@@ -17,7 +17,7 @@ from typing import Final
 
 import pytest
 
-from drunet_cli.cli.batch import Batch
+from drunet_cli.cli.cases import Batch
 from drunet_cli.cli.console import Screen, SegmentationBar
 from tests.cli.small_cohort import write_cases
 from tests.support import GOLDEN_WEIGHTS, image_options

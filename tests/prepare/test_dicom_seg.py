@@ -14,7 +14,7 @@ from drunet_cli.errors import CaseError
 from drunet_cli.io.nifti import Header, Volume
 from drunet_cli.prepare.dicom import load_series
 from drunet_cli.prepare.dicom_seg import encode_segmentation, series_of_space
-from drunet_cli.prepare.native_space import NativeSpace
+from drunet_cli.prepare.record import NativeSpace
 from tests.prepare.dicom_files import PATIENT, T1CE, voxels_of_series, write_enhanced, write_series, write_volume
 
 hd = pytest.importorskip("highdicom")

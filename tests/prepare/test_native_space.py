@@ -10,7 +10,7 @@ from drunet_cli.errors import CaseError
 from drunet_cli.io.case import Case
 from drunet_cli.io.nifti import Header
 from drunet_cli.prepare.grid import BRATS_AFFINE, BRATS_SHAPE
-from drunet_cli.prepare.native_space import NativeSpace, labels_in, needed_origin
+from drunet_cli.prepare.record import NativeSpace, labels_in, needed_origin
 from drunet_cli.prepare.registration import Affine
 from tests.prepare.simulated import head_of_phantom, movement
 

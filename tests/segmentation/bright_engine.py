@@ -12,8 +12,8 @@ from drunet_cli.brats import ClassMap
 from drunet_cli.io.discovery import find_cases
 from drunet_cli.network.engine import Engine, EngineName, Precision, WindowMode, ignore_progress
 from drunet_cli.segmentation.cohort import Outcome, segment_cases
-from drunet_cli.segmentation.ensemble import Ensemble
 from drunet_cli.segmentation.plan import PlannedCase, RunPlan, plan_run
+from drunet_cli.segmentation.predict import Ensemble
 from drunet_cli.segmentation.settings import Settings
 from drunet_cli.weights.checkpoint import Checkpoint, Metadata
 

@@ -11,8 +11,8 @@ import torch
 from scipy import ndimage
 from torch import Tensor
 
-from drunet_cli.training import augmentation
-from drunet_cli.training.augmentation import Variation, draw_variation, vary
+from drunet_cli.training import batches
+from drunet_cli.training.batches import Variation, draw_variation, vary
 from drunet_cli.training.recipe import AugmentationSettings
 
 Floats = npt.NDArray[Any]
@@ -40,7 +40,7 @@ class LargestDraws:
 @pytest.fixture
 def draw_largest(monkeypatch: pytest.MonkeyPatch) -> Draw:
     """Draw the largest variation of one slice of a shape, so that nothing is a matter of chance."""
-    monkeypatch.setattr(augmentation, "generator", lambda *_: LargestDraws())
+    monkeypatch.setattr(batches, "generator", lambda *_: LargestDraws())
     return lambda shape, **settings: draw_variation(replace(NOTHING, **settings), seed=0, step=0, n=1, shape=shape)
 
 
