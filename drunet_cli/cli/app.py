@@ -11,7 +11,7 @@ from typing import Annotated, Final
 import typer
 
 import drunet_cli
-from drunet_cli.cli import demo, doctor, evaluate, export, guide, nii2png, png2nii, prepare, report, segment, train, weights
+from drunet_cli.cli import convert, demo, doctor, evaluate, export, guide, prepare, report, segment, train, weights
 from drunet_cli.cli.console import Screen, give_up_stdout, reason_of_lost_stdout, telling
 from drunet_cli.cli.options import Command, Group, telling_more
 from drunet_cli.errors import DeviceError, DrunetError, ExitCode, MisuseError, OutputError, Terminated
@@ -19,12 +19,6 @@ from drunet_cli.processes import signals_raised
 
 # Errors of writing to a stream; files are written through io/atomic, which has an error of its own.
 _STREAM_ERRORS: Final = (errno.EPIPE, errno.ENOSPC, errno.EIO, errno.EBADF)
-_CONVERT: Final = """Convert cases to PNG slices, and label slices to label maps.
-
-drunet convert nii2png BraTS2021_TrainingData -o slices
-
-drunet convert png2nii slices --like BraTS2021_TrainingData -o label_maps
-"""
 
 app = typer.Typer(
     name="drunet",
@@ -41,12 +35,11 @@ def _add(group: typer.Typer, *commands: Callable[..., None]) -> None:
         group.command(cls=Command)(telling_more(command))
 
 
-convert = typer.Typer(no_args_is_help=True, help=_CONVERT)
-_add(convert, nii2png.nii2png, png2nii.png2nii)
+_add(convert.app, convert.nii2png, convert.png2nii)
 for _command in weights.app.registered_commands:
     _command.cls = Command
 _add(app, segment.segment, prepare.prepare, train.train, export.export, evaluate.evaluate, report.report)
-app.add_typer(convert, name="convert", cls=Group)
+app.add_typer(convert.app, name="convert", cls=Group)
 app.add_typer(weights.app, name="weights", cls=Group)
 _add(app, demo.demo, doctor.doctor, guide.guide)
 

@@ -30,8 +30,8 @@ from drunet_cli.io.atomic import check_writable, remove_stale, remove_stale_in, 
 from drunet_cli.io.case import Case
 from drunet_cli.io.geometry import FRAME
 from drunet_cli.io.inputs import changed_files
+from drunet_cli.io.intensities import SliceStack
 from drunet_cli.io.png import DamagedPngError, decode_png, encode_label_slices, encode_slices
-from drunet_cli.io.slices import SliceStack
 from drunet_cli.io.volumes import read_labelled
 
 _SLICES_AT_ONCE: Final = 16  # encoded by one thread, in a few steps of numpy

@@ -12,7 +12,6 @@ from nibabel.orientations import apply_orientation
 
 from drunet_cli.brats import CHANNELS, Modality, dice_of
 from drunet_cli.errors import CaseError
-from drunet_cli.io.background import background_remarks, why_background_is_unusable
 from drunet_cli.io.geometry import (
     FRAME,
     Geometry,
@@ -23,6 +22,7 @@ from drunet_cli.io.geometry import (
     orientation_to_network,
     skew_degrees,
 )
+from drunet_cli.io.intensities import background_remarks, why_background_is_unusable
 from drunet_cli.io.naming import modality_in_name
 from drunet_cli.io.nifti import Grid, Volume
 

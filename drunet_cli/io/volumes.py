@@ -10,7 +10,6 @@ import numpy.typing as npt
 
 from drunet_cli.brats import CHANNELS, ClassMap, Labels, Modality, ReadLabels, TumourClass, class_indices, label_value
 from drunet_cli.errors import CaseError
-from drunet_cli.io.background import mend_rounded_zero, without_ringing
 from drunet_cli.io.case import Case
 from drunet_cli.io.checks import (
     CaseWarning,
@@ -24,9 +23,9 @@ from drunet_cli.io.checks import (
 )
 from drunet_cli.io.geometry import FRAME, Geometry, at_1_mm, box_of, fit
 from drunet_cli.io.inputs import InputFile
+from drunet_cli.io.intensities import SliceStack, mend_rounded_zero, network_slices, without_ringing
 from drunet_cli.io.naming import SEGMENTATION
 from drunet_cli.io.nifti import Volume, load_grid, load_volume, volume_of
-from drunet_cli.io.slices import SliceStack, network_slices
 
 
 @dataclass(frozen=True)

@@ -121,7 +121,7 @@ class Reference:
 def comparison_images() -> list[Images]:
     """Slices of a synthetic case with tumour, and a blank one: two of 240 x 240 in one batch, one of 144 x 176 alone."""
     from drunet_cli.brats import CHANNELS
-    from drunet_cli.io.slices import normalise
+    from drunet_cli.io.intensities import normalise
     from drunet_cli.phantom.scanner import make_phantom
 
     phantom = make_phantom(0, shape=(*_WINDOW, _DEPTH))

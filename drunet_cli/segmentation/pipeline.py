@@ -16,8 +16,8 @@ from drunet_cli.io.case import Case
 from drunet_cli.io.checks import CaseWarning, refuse_serious, voxel_litres
 from drunet_cli.io.geometry import Geometry
 from drunet_cli.io.inputs import InputFile
+from drunet_cli.io.intensities import SliceStack
 from drunet_cli.io.nifti import Header
-from drunet_cli.io.slices import SliceStack
 from drunet_cli.io.volumes import CaseImages, images_of, read_images
 from drunet_cli.prepare.dicom_seg import SegmentedSeries, series_of_space
 from drunet_cli.prepare.record import PreparedFrom, needed_origin, origin_of

@@ -13,7 +13,7 @@ import numpy.typing as npt
 from drunet_cli.brats import N_CLASSES, REGIONS, ClassMap, TumourClass
 from drunet_cli.host import cpu_grants, granted_cpus, limit_openmp_spinning
 from drunet_cli.io.geometry import FRAME, Geometry
-from drunet_cli.io.slices import SliceStack
+from drunet_cli.io.intensities import SliceStack
 from drunet_cli.network.engine import (
     WINDOW_REST,
     WINDOW_STRIDE,

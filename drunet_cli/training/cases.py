@@ -27,9 +27,9 @@ from drunet_cli.io.case import BrokenCase, Case
 from drunet_cli.io.discovery import find_cases
 from drunet_cli.io.folders import Identity, identity_of
 from drunet_cli.io.geometry import FRAME
+from drunet_cli.io.intensities import SliceStack
 from drunet_cli.io.naming import BUILT_IN, SEGMENTATION, Naming, may_name_a_file
 from drunet_cli.io.png import read_label_slice, read_slice_file
-from drunet_cli.io.slices import SliceStack
 from drunet_cli.io.volumes import read_labelled
 from drunet_cli.training.recipe import Stream, generator
 

@@ -20,7 +20,7 @@ from drunet_cli.errors import CaseError, OutputError
 from drunet_cli.io.atomic import check_writable, write_atomically
 from drunet_cli.io.geometry import FRAME, box_of
 from drunet_cli.io.inputs import Stamp, file_sha256, is_same_input, read_status
-from drunet_cli.io.slices import SliceStack
+from drunet_cli.io.intensities import SliceStack
 from drunet_cli.training.cases import MOST_SLICES, LabelledSlices, TrainingCase, read_labelled_slices
 
 _SCHEMAS: Final = "drunet.training-slices/"

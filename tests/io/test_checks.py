@@ -13,7 +13,6 @@ from scipy import ndimage
 
 from drunet_cli.brats import CHANNELS, Modality
 from drunet_cli.errors import CaseError
-from drunet_cli.io.background import mend_rounded_zero, without_ringing
 from drunet_cli.io.checks import (
     CaseWarning,
     WarningCode,
@@ -23,6 +22,7 @@ from drunet_cli.io.checks import (
     voxel_litres,
 )
 from drunet_cli.io.geometry import fit
+from drunet_cli.io.intensities import mend_rounded_zero, without_ringing
 from drunet_cli.io.nifti import Volume, load_volume
 
 SHAPE: Final = (60, 64, 20)

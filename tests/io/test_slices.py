@@ -11,8 +11,8 @@ import pytest
 from drunet_cli.brats import CHANNELS
 from drunet_cli.errors import CaseError
 from drunet_cli.io.geometry import FRAME, fit
+from drunet_cli.io.intensities import network_slices, normalise
 from drunet_cli.io.nifti import Volume, load_volume
-from drunet_cli.io.slices import network_slices, normalise
 from tests.support import GOLDEN, GOLDEN_IMAGES
 
 

@@ -13,8 +13,8 @@ from scipy import ndimage
 from drunet_cli.brats import CHANNELS, TUMOUR_CLASSES, Labels, Modality, TumourClass, class_indices
 from drunet_cli.errors import MisuseError, OutputError
 from drunet_cli.io.discovery import find_cases
+from drunet_cli.io.intensities import normalise
 from drunet_cli.io.nifti import load_volume
-from drunet_cli.io.slices import normalise
 from drunet_cli.io.volumes import read_images
 from drunet_cli.phantom.anatomy import BRATS_SHAPE
 from drunet_cli.phantom.scanner import Phantom, make_phantom, write_phantom
