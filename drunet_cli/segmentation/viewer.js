@@ -15,7 +15,6 @@ const PLANES = {
   coronal: { across: 0, down: 2, through: 1, upward: true },
   sagittal: { across: 1, down: 2, through: 0, upward: true },
 };
-const SIDES = [["L", "R"], ["P", "A"], ["I", "S"]]; // of the patient, below and above 0 mm along R, A and S
 const NCR = 1, ED = 2, ET = 3;
 const LETTER_ROOM = 24; // CSS pixels around an image
 const LINE = 1.6; // CSS pixels
@@ -314,15 +313,14 @@ function drawStrip(view) {
 const isDownwards = (through) => through !== 2;
 const topOfSlice = (slice, n, height, through) => (height * (isDownwards(through) ? slice : n - 1 - slice)) / n;
 
-const inMm = (mm, [below, above]) => `${mm < 0 ? below : above} ${Math.abs(mm).toFixed(1)}`;
-
-// RAS millimetres of the middle of a voxel.
+// RAS millimetres of the middle of a voxel. They are not told as "L 99 mm": BraTS images have their origin in a corner, so that
+// this would be said of the patient's right side too.
 const patientPlace = (place) => info.affine.map((row) => row[3] + place.reduce((sum, index, axis) => sum + row[axis] * index, 0));
 
 function describe(view, place) {
   const { through } = view.plane;
   const [slice, n] = [state.cross[through] + 1, info.shape[through]];
-  const mm = inMm(patientPlace(state.cross)[through], SIDES[through]); // X, Y, Z lie along R, A, S, or nearly so
+  const mm = `${"xyz"[through]} = ${patientPlace(state.cross)[through].toFixed(1)}`; // the axes lie along R, A, S, or nearly so
   const number = Object.assign(document.createElement("b"), { textContent: `${view.name} ${slice}` });
   one(".caption", view.element).replaceChildren(number, `/${n}`);
   one(".place", view.element).textContent = `${mm} mm`;
@@ -355,8 +353,7 @@ function readOut() {
   }
   for (const modality of modalities)
     one(`#value-${modality}`).textContent = volumes[modality] ? intensityInWords(modality, codeAt(modality, place)) : "\u2026";
-  const [r, a, s] = patientPlace(place);
-  one("#patient").textContent = `${inMm(r, SIDES[0])}  ${inMm(a, SIDES[1])}  ${inMm(s, SIDES[2])} mm`;
+  one("#patient").textContent = `${patientPlace(place).map((mm) => mm.toFixed(1)).join("  ")} mm`;
   one("#voxel").textContent = info.stored.map(([axis, first, flip]) => first + flip * place[axis]).join("  ");
 }
 

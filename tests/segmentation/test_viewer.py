@@ -181,9 +181,7 @@ def voxel(page: "Page") -> tuple[int, ...]:
 
 def patient_mm(page: "Page") -> npt.NDArray[np.float64]:
     """RAS millimetres that the page tells."""
-    words = page.locator("#patient").inner_text().split()
-    signs = [1 if letter in "RAS" else -1 for letter in words[:6:2]]
-    return np.array([sign * float(mm) for sign, mm in zip(signs, words[1:6:2], strict=True)])
+    return np.array([float(word) for word in page.locator("#patient").inner_text().removesuffix(" mm").split()])
 
 
 @pytest.mark.parametrize(("orientation", "limit"), [("RAS", 6_000_000), ("oblique", 6_000_000), ("SPL", 100_000)])
