@@ -45,7 +45,8 @@ _NOT_OF_BIDS: Final = (
     SLICER,
     "*_preview.png",
     "*_prepared.png",
-    "*_view.html",
+    "*.html",  # of `segment --viewer`, and of `report` where its page is written here
+    "*_views",  # the validator knows no slash at the end
     "*_uncertainty.nii.gz",
     "*_entropy.nii.gz",
 )
