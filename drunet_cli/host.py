@@ -12,6 +12,8 @@ from typing import Final
 _CGROUP_ROOT = Path("/sys/fs/cgroup")
 _OWN_CGROUPS = Path("/proc/self/cgroup")
 _CPUINFO = Path("/proc/cpuinfo")
+_MEMINFO = Path("/proc/meminfo")
+_NO_LIMIT = 1 << 60  # bytes; cgroups of version 1 have 2^63 less a page where there is no limit
 _AMD_DRIVER = Path("/dev/kfd")
 _CUDA_ERROR_NO_DEVICE = 100
 _DEVICE = re.compile(r"auto|cpu|mps|cuda(:(0|[1-9]\d?))?")
@@ -33,8 +35,31 @@ def cpu_grants(
     slurm = environment.get("SLURM_CPUS_PER_TASK", "")
     if slurm.isdecimal():
         grants["Slurm"] = int(slurm)
-    quotas = [cpus for folder in _cgroups(cgroup_root, own_cgroups) if (cpus := _quota(folder)) is not None]
+    quotas = [cpus for folder in _cgroups("cpu", cgroup_root, own_cgroups) if (cpus := _quota(folder)) is not None]
     return {**grants, "cgroup": min(quotas)} if quotas else grants
+
+
+def memory_grants(
+    *,
+    environment: Mapping[str, str] = os.environ,
+    cgroup_root: Path = _CGROUP_ROOT,
+    own_cgroups: Path = _OWN_CGROUPS,
+    meminfo: Path = _MEMINFO,
+) -> dict[str, int]:
+    """Bytes of memory that the machine has, and that Slurm and the cgroups grant to the process, where they are known."""
+    grants = {}
+    if (total := _read_words(meminfo)[1:2]) and total[0].isdecimal():  # MemTotal: N kB
+        grants["machine"] = int(total[0]) * 1024
+    slurm = environment.get("SLURM_MEM_PER_NODE", "")
+    if slurm.isdecimal() and slurm != "0":  # 0: all of the node
+        grants["Slurm"] = int(slurm) * 1024**2
+    limits = [
+        int(words[0])
+        for folder in _cgroups("memory", cgroup_root, own_cgroups)
+        for name in ("memory.max", "memory.limit_in_bytes")  # versions 2 and 1
+        if (words := _read_words(folder / name)) and words[0].isdecimal() and int(words[0]) < _NO_LIMIT
+    ]
+    return {**grants, "cgroup": min(limits)} if limits else grants
 
 
 def check_device_name(name: str) -> None:
@@ -87,8 +112,18 @@ def disable_onnxruntime_telemetry(environment: MutableMapping[str, str] = os.env
     environment.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 
-def _cgroups(root: Path, own_cgroups: Path) -> Iterator[Path]:
-    """Folders of the cgroups that hold this process, each with its ancestors: any of them may set a quota."""
+def _read_words(path: Path) -> list[str]:
+    try:
+        return path.read_text().split()
+    except OSError:
+        return []
+
+
+def _cgroups(controller: str, root: Path, own_cgroups: Path) -> Iterator[Path]:
+    """Folders of the cgroups that hold this process, each with its ancestors: any of them may set a limit.
+
+    controller: "cpu" or "memory", which have hierarchies of their own in version 1.
+    """
     try:
         lines = own_cgroups.read_text().splitlines()
     except OSError:
@@ -97,13 +132,13 @@ def _cgroups(root: Path, own_cgroups: Path) -> Iterator[Path]:
         _, controllers, path = line.split(":", 2)
         if controllers == "":  # version 2
             mount = root
-        elif "cpu" in controllers.split(","):  # version 1
+        elif controller in controllers.split(","):  # version 1
             mount = root / controllers
         else:
             continue
         folder = mount / path.lstrip("/")
         yield from (folder, *(parent for parent in folder.parents if parent.is_relative_to(mount)))
-    yield from (root, root / "cpu")  # a container sees its own cgroup as the root, whatever the path above says
+    yield from (root, root / controller)  # a container sees its own cgroup as the root, whatever the path above says
 
 
 def _quota(folder: Path) -> int | None:

@@ -1,4 +1,4 @@
-"""How many CPUs a process may use, in cgroup folders of the test's own making."""
+"""How many CPUs and how much memory a process may use, in cgroup folders of the test's own making."""
 
 import os
 import subprocess
@@ -8,7 +8,14 @@ from typing import Final
 
 import pytest
 
-from drunet_cli.host import cpu_name, disable_onnxruntime_telemetry, granted_cpus, has_bfloat16, limit_openmp_spinning
+from drunet_cli.host import (
+    cpu_name,
+    disable_onnxruntime_telemetry,
+    granted_cpus,
+    has_bfloat16,
+    limit_openmp_spinning,
+    memory_grants,
+)
 
 N_AFFINITY: Final = 64
 
@@ -183,3 +190,25 @@ def test_threads_wait_considerately_unless_the_user_has_said_how(before: dict[st
 def test_onnx_runtime_tells_nobody_unless_the_user_has_said_so(before: dict[str, str], after: str) -> None:
     disable_onnxruntime_telemetry(before)
     assert before == {"ORT_DISABLE_TELEMETRY": after}
+
+
+@pytest.mark.parametrize(
+    ("own_cgroups", "file", "limit", "slurm", "expected"),
+    [
+        ("0::/job/step", "job/memory.max", "3000", "", {"machine": 8192, "cgroup": 3000}),
+        ("0::/job/step", "job/memory.max", "max", "2", {"machine": 8192, "Slurm": 2 * 1024**2}),
+        ("5:memory:/job", "memory/job/memory.limit_in_bytes", "4096", "0", {"machine": 8192, "cgroup": 4096}),
+        ("5:memory:/job", "memory/job/memory.limit_in_bytes", "9223372036854771712", "x", {"machine": 8192}),
+        ("5:cpu:/job", "memory/job/memory.limit_in_bytes", "4096", "", {"machine": 8192}),
+    ],
+)
+def test_memory_is_that_of_the_machine_slurm_and_the_tightest_cgroup(
+    own_cgroups: str, file: str, limit: str, slurm: str, expected: dict[str, int], root: Path
+) -> None:
+    (root / file).parent.mkdir(parents=True)
+    (root / file).write_text(f"{limit}\n")
+    meminfo, listing = root.parent / "meminfo", root.parent / "self"
+    meminfo.write_text("MemTotal:       8 kB\nMemFree:        4 kB\n")
+    listing.write_text(f"{own_cgroups}\n")
+    environment = {"SLURM_MEM_PER_NODE": slurm}
+    assert memory_grants(environment=environment, cgroup_root=root, own_cgroups=listing, meminfo=meminfo) == expected

@@ -3,6 +3,7 @@
 import errno
 import io
 import os
+import shlex
 import sys
 import traceback
 from collections.abc import Callable
@@ -19,6 +20,11 @@ from drunet_cli.processes import signals_raised
 
 # Errors of writing to a stream; files are written through io/atomic, which has an error of its own.
 _STREAM_ERRORS: Final = (errno.EPIPE, errno.ENOSPC, errno.EIO, errno.EBADF)
+# A library of the system is missing or too old, or half a package is there. For an absent extra each command has its words.
+_BROKEN_LIBRARY: Final = (
+    "{name} cannot be imported ({error}); this is the installation's fault: install drunet and its extras again in a new "
+    "environment, or look which other libraries LD_LIBRARY_PATH and PYTHONPATH bring"
+)
 
 app = typer.Typer(
     name="drunet",
@@ -84,6 +90,16 @@ def drunet(
 def main(arguments: list[str]) -> int:
     """Run one command line; return its exit code, as the guide documents them."""
     _prepare_streams()
+    telling.command_line = shlex.join(["drunet", *arguments])
+    code: int = ExitCode.FAULT
+    try:
+        code = _run_until_signal(arguments)
+        return code
+    finally:
+        telling.end(code)
+
+
+def _run_until_signal(arguments: list[str]) -> int:
     try:
         with signals_raised():
             code = _run(arguments)
@@ -93,8 +109,6 @@ def main(arguments: list[str]) -> int:
         return ExitCode.INTERRUPTED
     except Terminated:
         return ExitCode.TERMINATED
-    finally:
-        telling.end()
 
 
 def _run(arguments: list[str]) -> int:
@@ -117,8 +131,10 @@ def _run(arguments: list[str]) -> int:
     except Exception as error:  # noqa: BLE001  # a fault of drunet: shown whole, and told apart by its exit code
         if isinstance(error, OSError) and error.filename is None and error.errno in _STREAM_ERRORS:
             return _report_lost_stdout(error)
+        telling.write(traceback.format_exc().rstrip())
+        if isinstance(error, ImportError) and not (error.name or "").startswith(drunet_cli.__name__):
+            return _report(MisuseError(_BROKEN_LIBRARY.format(name=error.name or "a library", error=error)))
         traceback.print_exc()
-        telling.write(traceback.format_exc())
         sys.stderr.write("\nThis is a fault of drunet, not yours. Please report it with the lines above.\n")
         return ExitCode.FAULT
 

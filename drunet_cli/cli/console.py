@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import platform
 import re
 import sys
 from collections import Counter
@@ -15,6 +16,7 @@ from socket import gethostname
 from time import strftime
 from typing import TYPE_CHECKING, Any, Final, TextIO
 
+import drunet_cli
 from drunet_cli.brats import REGIONS, volume_digits, volume_in_words
 from drunet_cli.errors import OutputError, one_line
 from drunet_cli.processes import hold_signals
@@ -37,18 +39,21 @@ _WIDEST_PAGE = 100  # columns; longer lines tire the reader
 class Telling:
     """What --verbose and --log ask for: the same for all screens of a command line.
 
-    verbose: tell what is decided, and why. log: a file that gets every line too, with time and host.
+    verbose: tell what is decided, and why. log: a file that gets every line too, with time and host. command_line: as it was
+    typed, for the log.
     """
 
     verbose: bool = False
     log: TextIO | None = None
+    command_line: str = ""
 
     def log_to(self, path: Path) -> None:
-        """Append every further line to this file. Raises OutputError."""
+        """Append every further line to this file, and first what is run, and where. Raises OutputError."""
         try:
             self.log = path.open("a", encoding="utf-8", errors="backslashreplace")
         except (OSError, ValueError) as error:
             raise OutputError(f"--log {path}: cannot be written: {getattr(error, 'strerror', error)}") from error
+        self.write(f"drunet {drunet_cli.__version__}, Python {platform.python_version()}, in {Path.cwd()}: {self.command_line}")
 
     def write(self, line: str, *, place: str = "") -> None:
         """Append a line to the log, if there is one. A lost line is no reason to stop the work."""
@@ -57,8 +62,9 @@ class Telling:
                 self.log.write(f"{log_prefix(place)}{line}\n")
                 self.log.flush()
 
-    def end(self) -> None:
-        """Tell as if neither had been asked for."""
+    def end(self, exit_code: int) -> None:
+        """Log how the command line ended, and tell as if neither had been asked for."""
+        self.write(f"exit code {int(exit_code)}")
         if self.log is not None:
             with suppress(OSError):
                 self.log.close()

@@ -4,8 +4,11 @@ import os
 import platform
 import re
 import shutil
+import sys
 import time
 from collections.abc import Callable, Mapping
+from importlib import import_module
+from pathlib import Path
 from typing import Any, Final
 
 import typer
@@ -13,8 +16,8 @@ import typer
 import drunet_cli
 from drunet_cli.cli import options
 from drunet_cli.cli.weights import PLACES, place_of
-from drunet_cli.errors import DrunetError, OutputError, WeightsError
-from drunet_cli.host import cpu_grants, cpu_name, granted_cpus
+from drunet_cli.errors import DrunetError, OutputError, WeightsError, one_line
+from drunet_cli.host import cpu_grants, cpu_name, granted_cpus, memory_grants
 from drunet_cli.network.engine import EngineName, Precision, choose_engine, open_engine, settle_device
 from drunet_cli.weights.registry import (
     COMPACT,
@@ -33,6 +36,7 @@ _DISTRIBUTION: Final = "drunet-cli"
 _OF_EXTRA: Final = re.compile(r"([\w.-]+).*;.*\bextra == [\"'](\w+)[\"']")
 _FOR_DEVELOPERS: Final = "test"
 _LIBRARIES: Final = ("torch", "onnxruntime", "openvino", "numpy", "scipy", "nibabel")
+_MODULES: Final = {"simpleitk": "SimpleITK"}  # where another name is imported than was installed
 _SLICE: Final = (1, 80, 80, 4)  # of a size that the network takes
 
 
@@ -53,10 +57,12 @@ def doctor(weights: options.WeightsOfSegment = None, device: options.Device = "a
     document = {
         "drunet": drunet_cli.__version__,
         "python": platform.python_version(),
+        "installed": {"drunet": str(Path(drunet_cli.__file__).parent), "python": sys.executable},
         "system": platform.platform(),
-        "libraries": library_versions(),
+        "libraries": {name: _state(name) for name in _LIBRARIES},
         "processor": cpu_name(),
         "cpus": {"granted": granted_cpus(), "by": cpu_grants()},
+        "memory_bytes": memory_grants(),
         **_computing(device, screen.warning, problems),
         "weights": [_described(name, problems) for each in weights or [DEFAULT] for name in _members(each, problems)],
         "cache": _cache(),
@@ -171,7 +177,7 @@ def library_versions() -> dict[str, str | None]:
 
 
 def _extras() -> dict[str, dict[str, str | None]]:
-    """The packages of each extra with their versions, None for those that are not installed, as the installation has them."""
+    """The packages of each extra with their state, None for those that are not installed, as the installation has them."""
     from importlib import metadata
 
     try:
@@ -181,8 +187,22 @@ def _extras() -> dict[str, dict[str, str | None]]:
     extras: dict[str, dict[str, str | None]] = {}
     for requirement in requirements:
         if (found := _OF_EXTRA.fullmatch(requirement)) and found[2] != _FOR_DEVELOPERS:
-            extras.setdefault(found[2], {})[found[1]] = _version(found[1])
+            extras.setdefault(found[2], {})[found[1]] = _state(found[1])
     return extras
+
+
+def _state(package: str) -> str | None:
+    """The version of a package, and why it cannot be imported where that is so; None where it is not installed.
+
+    A version alone says little: a library of the system may be missing, or too old.
+    """
+    version = _version(package)
+    try:
+        if version is not None:
+            import_module(_MODULES.get(package, package))
+    except (ImportError, OSError, TypeError) as error:  # OSError: of ctypes; TypeError: of a protobuf that is too old
+        return f"{version} (cannot be imported: {one_line(str(error))})"
+    return version
 
 
 def _version(package: str) -> str | None:
@@ -194,9 +214,13 @@ def _version(package: str) -> str | None:
         return None
 
 
+def _in_gb(grants: Mapping[str, int]) -> str:
+    return ", ".join(f"{name} {n_bytes / 1e9:.1f}" for name, n_bytes in grants.items())
+
+
 def _in_words(document: Mapping[str, Any]) -> dict[str, str]:
     """The document as a person reads it, by label."""
-    engine, cache, gpus = document["engine"], document["cache"], document["gpus"]
+    engine, cache, gpus, memory = (document[key] for key in ("engine", "cache", "gpus", "memory_bytes"))
     computes = "nothing, see below"
     if engine is not None:
         versions = ", ".join(f"{name} {version}" for name, version in engine["versions"].items())
@@ -205,10 +229,12 @@ def _in_words(document: Mapping[str, Any]) -> dict[str, str]:
     grants = ", ".join(f"{name} {n}" for name, n in document["cpus"]["by"].items())
     words = {
         "drunet": f"{document['drunet']}, Python {document['python']}",
+        "installed": f"{document['installed']['drunet']}, run by {document['installed']['python']}",
         "libraries": ", ".join(f"{name} {version}" for name, version in document["libraries"].items()),
         "system": document["system"],
         "processor": document["processor"],
         "CPUs": f"{document['cpus']['granted']} granted ({grants})",
+        "memory": f"{min(memory.values()) / 1e9:.1f} GB granted ({_in_gb(memory)})" if memory else "unknown",
         "GPUs": "; ".join(f"{device}: {name}" for device, name in gpus.items()) or "none that PyTorch can use",
         "computes": computes,
         "weights": "; ".join(_weights_in_words(**each) for each in document["weights"]),

@@ -2,6 +2,7 @@
 
 import json
 import re
+import sys
 import tomllib
 from pathlib import Path
 from typing import Any, Final
@@ -33,12 +34,14 @@ def test_a_screen_tells_what_would_compute_and_leaves_nothing(tmp_path: Path, ca
     out, err = capsys.readouterr()
     assert err == ""
     labels = [line.split("  ")[0] for line in out.splitlines()]
-    assert labels[:10] == [
+    assert labels[:12] == [
         "drunet",
+        "installed",
         "libraries",
         "system",
         "processor",
         "CPUs",
+        "memory",
         "GPUs",
         "computes",
         "weights",
@@ -67,6 +70,13 @@ def test_every_extra_of_the_installation_is_told(capsys: pytest.CaptureFixture[s
     assert {"plot"} <= extras.keys() <= declared.keys() - {"test"}
     assert {"matplotlib"} == extras["plot"].keys()
     assert all(extras["plot"].values())
+
+
+def test_a_package_that_is_there_and_cannot_be_imported_is_told(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)  # as a library of the system that is missing: ImportError
+    assert re.fullmatch(r"[\d.]+ \(cannot be imported: .*matplotlib.*\)", examined(capsys)["extras"]["plot"]["matplotlib"])
 
 
 @pytest.mark.parametrize(

@@ -1,11 +1,13 @@
 """What --verbose adds to stderr, and what --log keeps of it."""
 
 import re
+import shlex
 from pathlib import Path
 from typing import Final
 
 import pytest
 
+import drunet_cli
 from drunet_cli.brats import Modality
 from drunet_cli.cli.app import main
 from tests.support import GOLDEN_IMAGES, GOLDEN_WEIGHTS, image_options
@@ -49,12 +51,17 @@ def test_a_log_holds_what_a_quiet_run_does_not_tell_and_is_appended_to(
     assert main([*SEGMENT, "-o", str(output), "--quiet", "--log", str(log)]) == 0
     assert capsys.readouterr() == (f"{output}\n", "")
     first = logged(log)
-    assert first[0] == "threads: 1 (as asked for)"
+    assert first[0].startswith(f"drunet {drunet_cli.__version__}, Python ")
+    assert first[0].endswith(
+        f", in {Path.cwd()}: {shlex.join(['drunet', *SEGMENT, '-o', str(output), '--quiet', '--log', str(log)])}"
+    )
+    assert first[1] == "threads: 1 (as asked for)"
     assert any(line.startswith("Warning: the whole tumour") for line in first)  # random weights give no likely label map
-    assert first[-1].startswith("golden: WT ")
+    assert first[-2].startswith("golden: WT ")
+    assert first[-1] == "exit code 0"
     assert main([*SEGMENT, "-o", str(output), "-q", "--log", str(log)]) == 6
     assert capsys.readouterr().err == f"Error: {output}: exists already; give --overwrite to replace it\n"
-    assert logged(log)[len(first) :][-1] == f"Error: {output}: exists already; give --overwrite to replace it"
+    assert logged(log)[-2:] == [f"Error: {output}: exists already; give --overwrite to replace it", "exit code 6"]
     before = log.read_bytes()
     assert main([*SEGMENT, "-o", str(output)]) == 6
     assert log.read_bytes() == before
@@ -77,7 +84,25 @@ def test_a_fault_of_drunet_is_logged_with_its_traceback(tmp_path: Path, monkeypa
     monkeypatch.setattr("drunet_cli.segmentation.plan.plan_run", fail)
     log = tmp_path / "run.log"
     assert main([*SEGMENT, "-o", str(tmp_path / "seg.nii.gz"), "--log", str(log)]) == 70
-    assert log.read_text().rstrip().endswith("AssertionError: a fault")
+    *before, last = log.read_text().splitlines()
+    assert before[-1] == "AssertionError: a fault"
+    assert last.endswith(": exit code 70")
+
+
+@pytest.mark.parametrize(("name", "code"), [("_SimpleITK", 2), ("drunet_cli.brats", 70)])
+def test_a_library_that_cannot_be_imported_is_no_fault_of_drunet(
+    name: str, code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise ImportError("libstdc++.so.6: too old", name=name)
+
+    monkeypatch.setattr("drunet_cli.segmentation.plan.plan_run", fail)
+    log = tmp_path / "run.log"
+    assert main([*SEGMENT, "-o", str(tmp_path / "seg.nii.gz"), "--log", str(log)]) == code
+    err = capsys.readouterr().err
+    told = [line for line in err.splitlines() if line.startswith(f"Error: {name} cannot be imported (libstdc++.so.6: too old)")]
+    assert (len(told), "Traceback" in err) == ((1, False) if code == 2 else (0, True))
+    assert "Traceback" in log.read_text()
 
 
 @pytest.mark.parametrize(
