@@ -131,7 +131,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert main(["convert", "nii2png", training, "-o", str(folder / "slices"), "--quiet", "--jobs", "1"]) == 0
     shutil.copytree(folder / "slices" / "masks", folder / "slices" / "predictions")
     shutil.copytree(folder / "BraTS2021_TrainingData", folder / "TestData")
-    for copy in ("test_results", "cv/out_of_fold"):
+    for copy in ("test_results", "cv/out_of_fold", "mended"):
         shutil.copytree(folder / "results", folder / copy)
     assert main(["export", "--weights", str(GOLDEN_WEIGHTS), "-o", str(folder / "run" / "best.safetensors"), "--quiet"]) == 0
     (folder / "cv" / "ensemble.json").write_text('{"weights": ["../run/best.safetensors"]}')

@@ -239,12 +239,20 @@ def segment(
             screen.warning(f"{output / SUMMARY}: is not a table that drunet wrote; the case is not entered there")
         if share is not None and plan.n_cases == 0:
             screen.note(f"shard {share[0]} of {share[1]} is empty: there are fewer cases than shards")
+        if prepare and keep_prepared is None and not settings.carried_to:
+            screen.note(_NOT_KEPT)
         if dry_run and prepare:
             _print_raw_plan(plan, raw, screen, json=json)
         elif dry_run:
             _print_plan(plan, ensemble, screen, json=json)
         else:
             _segment(plan, ensemble, screen, output=output, json=json)
+
+
+_NOT_KEPT: Final = (
+    "Labels lie on the grid of the prepared images, which are removed: to lay them over images in another program, add "
+    "--keep-prepared DIR, or --in-space t1ce for labels on that scan's own grid"
+)
 
 
 def _from_dicom(raw: "Cohort", settings: "Settings") -> "Cohort":
