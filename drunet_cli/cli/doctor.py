@@ -140,12 +140,21 @@ def _described(name: str, problems: list[DrunetError]) -> dict[str, str]:
         else:
             check_available(name)
             check_writable(cached_path(name), overwrite=True)
+            _check_room(name)
     except OutputError as error:
         ways = other_ways(find_entry(name))
         problems.append(WeightsError(f"weights {name} are not in the cache, and cannot be downloaded: {error}", details=ways))
     except WeightsError as error:
         problems.append(error)
     return {"name": name, "where": where}
+
+
+def _check_room(name: str) -> None:
+    """Raise OutputError where the cache has no room for a download: the authors' file, and as much that drunet makes of it."""
+    cache, needed_bytes = _cache(), 2 * ENTRIES[name].megabytes * 10**6
+    if cache["free_bytes"] < needed_bytes:
+        free_mb = cache["free_bytes"] / 1e6
+        raise OutputError(f"{cache['folder']}: has {free_mb:.0f} MB free, and {needed_bytes / 1e6:.0f} MB are needed")
 
 
 def _weights_in_words(name: str, where: str) -> str:

@@ -5,6 +5,7 @@ import re
 import sys
 import tomllib
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Final
 
 import pytest
@@ -115,6 +116,15 @@ def test_a_cache_that_cannot_be_written_matters_where_weights_would_be_downloade
     assert "cannot be downloaded: " in problems[0]["error"]
     document = examined(capsys, "--weights", "compact")
     assert (document["cache"]["can_be_written"], document["problems"]) == (False, [])
+
+
+def test_a_disk_without_room_for_a_download_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=600_000_000))
+    (problem,) = examined(capsys, code=4)["problems"]
+    assert problem["error"].endswith(f"{tmp_path / 'cache' / 'weights'}: has 600 MB free, and 614 MB are needed")
+    assert examined(capsys, "--weights", "compact")["problems"] == []
 
 
 def test_an_engine_that_fails_is_told(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
