@@ -368,7 +368,7 @@ function showControls() {
   for (const [index, id] of ["black", "white"].entries())
     if (document.activeElement?.id !== id) one(`#${id}`).value = windows[state.modality][index].toFixed(digits);
   if (one("#legend"))
-    one("#legend").textContent = { both: "Dotted lines: reference." }[state.shown] ?? "";
+    one("#legend").textContent = { both: "dotted lines: reference" }[state.shown] ?? "";
 }
 
 function update(changes = {}) {
