@@ -359,7 +359,7 @@ def check_plottable() -> None:
     """Raise MisuseError where matplotlib is not installed."""
     try:
         import matplotlib  # noqa: F401
-    except ImportError as error:
+    except ModuleNotFoundError as error:
         raise MisuseError("--plot needs matplotlib, which is not installed; run: pip install matplotlib") from error
 
 

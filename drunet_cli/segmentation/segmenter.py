@@ -278,7 +278,7 @@ class SegmentedCase:
         """One row with the columns of summary.csv, which any number of cases share. Raises MisuseError without pandas."""
         try:
             import pandas
-        except ImportError as error:
+        except ModuleNotFoundError as error:
             raise MisuseError("to_dataframe needs pandas, which is not installed; run: pip install pandas") from error
         return pandas.DataFrame([columns_of(row_of(self.document, Status.DONE))])
 

@@ -3,6 +3,7 @@
 import io
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
@@ -98,4 +99,12 @@ def test_points_have_the_colours_of_their_regions_and_nothing_is_cut_off(n_cases
 def test_without_matplotlib_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(MisuseError, match="--plot needs matplotlib, which is not installed; run: pip install matplotlib"):
+        check_plottable()
+
+
+def test_a_matplotlib_that_is_there_and_broken_is_not_called_absent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "matplotlib.py").write_text("raise ImportError('libpng16.so.16: cannot open')")
+    monkeypatch.delitem(sys.modules, "matplotlib", raising=False)
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ImportError, match=r"libpng16\.so\.16"):
         check_plottable()
