@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy.spatial.transform import Rotation
 
 from drunet_cli.brats import Modality, TumourClass, dice_of
 from drunet_cli.errors import CaseError
@@ -12,14 +13,15 @@ from drunet_cli.io.nifti import Header
 from drunet_cli.prepare.grid import BRATS_AFFINE, BRATS_SHAPE
 from drunet_cli.prepare.record import NativeSpace, labels_in, needed_origin
 from drunet_cli.prepare.registration import Affine
-from tests.prepare.simulated import head_of_phantom, movement
+
+MIDDLE_MM = np.array([-100.0, 130, 80])  # of the tumour on the BraTS grid
 
 
 def blob(affine: Affine, shape: tuple[int, int, int], to_grid: Affine) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
     """An ellipsoid of oedema around a ball of enhancing tumour, at the voxels of any grid."""
     indices = np.indices(shape).reshape(3, -1)
     places = (to_grid @ affine)[:3, :3] @ indices + (to_grid @ affine)[:3, 3:]
-    offset = places - np.array([[-100.0], [130], [80]])
+    offset = places - MIDDLE_MM[:, np.newaxis]
     outer, inner = (np.linalg.norm(offset / np.array([[a], [b], [c]]), axis=0) < 1 for a, b, c in ((30, 22, 18), (12, 12, 12)))
     classes = np.where(inner, TumourClass.ET, np.where(outer, TumourClass.ED, TumourClass.BACKGROUND))
     return np.asarray(classes.reshape(shape), dtype=np.uint8)
@@ -27,9 +29,11 @@ def blob(affine: Affine, shape: tuple[int, int, int], to_grid: Affine) -> np.nda
 
 @pytest.mark.parametrize(("slice_mm", "least"), [(1.0, 0.97), (5.0, 0.95)])
 def test_labels_lie_where_the_tumour_is(slice_mm: float, least: float) -> None:
-    to_grid = movement(head_of_phantom(), np.random.default_rng(0), degrees=15, mm=10)
-    scan = np.array([[0, 0, slice_mm, -210], [0, -1, 0, 250], [-1, 0, 0, 190], [0, 0, 0, 1.0]])
-    shape = (200, 200, round(200 / slice_mm))
+    to_grid = np.eye(4)
+    to_grid[:3, :3] = Rotation.from_euler("xyz", (9, -7, 10), degrees=True).as_matrix()
+    to_grid[:3, 3] = np.array([-95, 135, 74]) - to_grid[:3, :3] @ MIDDLE_MM  # moved by some millimetres
+    scan = np.array([[0, 0, slice_mm, -160], [0, -1, 0, 190], [-1, 0, 0, 140], [0, 0, 0, 1.0]])
+    shape = (120, 120, round(120 / slice_mm))
     space = NativeSpace(Modality.T1CE, "t1ce.nii", Header(), shape, scan, to_grid)
     prepared = blob(BRATS_AFFINE, BRATS_SHAPE, np.eye(4))
     true = blob(scan, shape, to_grid)

@@ -32,6 +32,7 @@ from drunet_cli.prepare.prepared_case import (
     prepare_case,
 )
 from drunet_cli.prepare.record import read_record
+from drunet_cli.prepare.registration import isotropic
 from drunet_cli.prepare.scans import Scan
 from tests.prepare.simulated import (
     Acquisition,
@@ -43,10 +44,12 @@ from tests.prepare.simulated import (
     write_raw_case,
     write_scan,
 )
-from tests.support import GOLDEN_WEIGHTS
+from tests.support import GOLDEN_WEIGHTS, image_options
 
 NAME: Final = "p1"
 MASK: Final = "mask.nii"
+AXCODES: Final = ("LPS", "RAS", "PSL", "RSA")  # of the scans of the prepared case, FLAIR, T1ce, T1 and T2
+SLICES_MM: Final = (3.0, 3.0, 3.0, 5.0)
 HEADINGS: Final = ("t1", "t1ce", "t2", "flair")
 
 
@@ -60,16 +63,13 @@ def prepared(head: SimulatedHead, tmp_path_factory: pytest.TempPathFactory) -> t
     """A raw case of moved scans on four grids, prepared with a mask on the grid of T1."""
     folder = tmp_path_factory.mktemp("prepared")
     scans = {}
-    for seed, modality in enumerate(CHANNELS):
-        how = Acquisition(axcodes=("LPS", "RAS", "PSL", "LAS")[seed], spacing_mm=1.5, slice_mm=3.0, seed=seed)
+    for seed, (modality, axcodes, slice_mm) in enumerate(zip(CHANNELS, AXCODES, SLICES_MM, strict=True)):
+        how = Acquisition(axcodes=axcodes, spacing_mm=1.5, slice_mm=slice_mm, seed=seed)
         scans[modality] = scan_of(head, modality, how, movement(head, np.random.default_rng(seed), degrees=10, mm=10))
     case = write_raw_case(folder / "raw", NAME, scans)
-    t1 = scans[Modality.T1]
-    brain = replace(head, images={Modality.T1: head.brain.astype(np.float32)})
+    brain = replace(head, images={**head.images, Modality.T1: head.brain.astype(np.float32)})
     how = Acquisition(axcodes="PSL", spacing_mm=1.5, slice_mm=3.0, noise=0, bias=0)
-    mask = scan_of(
-        replace(brain, images={**head.images, Modality.T1: brain.images[Modality.T1]}), Modality.T1, how, t1.transform
-    )
+    mask = scan_of(brain, Modality.T1, how, scans[Modality.T1].transform)
     write_scan(replace(mask, voxels=(mask.voxels > 1000).astype(np.int16)), folder / MASK)
     settings = PreparationSettings(folder=folder / "out", brain=str(folder / MASK), preview=True, threads=2)
     return case, settings, done(case, settings)
@@ -170,9 +170,9 @@ def test_what_lies_beside_a_stripped_brain_does_not_shine_at_its_edge() -> None:
 
 
 def brats_case(folder: Path, name: str = NAME) -> Case:
-    """Four blobs on the BraTS grid."""
+    """Four blobs on the BraTS grid, smaller than any brain: the network has less to compute."""
     folder.mkdir(parents=True, exist_ok=True)
-    distance = np.linalg.norm((np.indices(BRATS_SHAPE).T - np.array([120, 120, 75])) / [65, 80, 60], axis=-1).T
+    distance = np.linalg.norm((np.indices(BRATS_SHAPE).T - np.array([120, 120, 75])) / [22, 26, 15], axis=-1).T
     paths = {}
     for level, modality in enumerate(CHANNELS, start=1):
         voxels = np.where(distance < 1, 900 - 100 * level * distance, 0).astype(np.int16)
@@ -189,7 +189,7 @@ def test_prepared_scans_pass_through_untouched(tmp_path: Path, capfd: pytest.Cap
     content[148:154] = b"Miller"  # descrip
     scaled.write_bytes(content)
     files = PreparedFiles(tmp_path / "out", NAME)
-    options = [word for modality, path in case.images.items() for word in (f"--{modality}", str(path))]
+    options = image_options(case.images)
     assert drunet(["prepare", *options, "-o", str(tmp_path / "out")]) == 0
     out, err = capfd.readouterr()
     assert out == f"{files.record}\n"
@@ -248,27 +248,14 @@ def test_a_mask_is_of_a_scan(tmp_path: Path) -> None:
         read_mask(scans[1].path, scans[:1])
 
 
-PROGRAM: Final = """#!{python}
-import shutil, sys
-import nibabel, numpy
-words = dict(zip(sys.argv[1::2], sys.argv[2::2]))
-image = nibabel.load(words["-i"])
-voxels = numpy.asanyarray(image.dataobj).copy()
-{work}
-nibabel.save(nibabel.Nifti1Image(voxels, image.affine), words["-o"])
-"""
-
-
 @pytest.fixture
 def program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, str], None]:
-    """Installs a stand-in of hd-bet or synthstrip, which both take -i IN -o OUT."""
-    import sys
-
+    """Installs a stand-in of hd-bet or synthstrip, which both take -i IN -o OUT: $4 is OUT."""
     monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
 
     def install(name: str, work: str) -> None:
         path = tmp_path / name
-        path.write_text(PROGRAM.format(python=sys.executable, work=work))
+        path.write_text(f"#!/bin/sh\n{work}\n")
         path.chmod(path.stat().st_mode | stat.S_IXUSR)
 
     return install
@@ -277,16 +264,22 @@ def program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, s
 @pytest.mark.parametrize(("method", "name"), [("hd-bet", "hd-bet"), ("synthstrip", "nipreps-synthstrip")])
 def test_other_programs_find_the_brain(method: str, name: str, program: Callable[[str, str], None], tmp_path: Path) -> None:
     scan = load_volume(small_scan(tmp_path / "t1.nii"))
-    program(name, "voxels[:20] = 0; voxels[30:35, 20:25, 20:25] = 0")
+    head = isotropic(scan.voxels, scan.affine, size_mm=1.0)
+    stripped = {"brain": head.voxels.copy(), "nothing": np.zeros_like(head.voxels)}
+    stripped["brain"][:20] = stripped["brain"][30:35, 20:25, 20:25] = 0
+    for file, voxels in stripped.items():
+        header = new_header(voxels.shape, np.float32, head.affine)
+        (tmp_path / f"{file}.nii.gz").write_bytes(encode_map(voxels, header, compress=True))
+    program(name, f'cp "{tmp_path}/brain.nii.gz" "$4"')
     found = find_brain(scan, chosen_method(BrainMethod(method), stripped=False), threads=1)
     assert found.mask[20:].all()  # the hole is filled
     assert not found.mask[:20].any()
     assert found.cut_off
-    program(name, "sys.exit('out of memory')")
-    with pytest.raises(DeviceError, match="failed with exit code 1: out of memory"):
-        find_brain(scan, method, threads=1)
-    program(name, "voxels[:] = 0")
+    program(name, f'cp "{tmp_path}/nothing.nii.gz" "$4"')
     with pytest.raises(CaseError, match="finds no brain"):
+        find_brain(scan, method, threads=1)
+    program(name, "echo 'out of memory' >&2; exit 1")
+    with pytest.raises(DeviceError, match="failed with exit code 1: out of memory"):
         find_brain(scan, method, threads=1)
 
 
@@ -376,7 +369,8 @@ def test_without_the_extra_one_line_says_how_to_install_it(
     tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("drunet_cli.prepare.preparation.find_spec", lambda name: None)
-    brats_case(tmp_path)
+    for modality in CHANNELS:
+        small_scan(tmp_path / f"p1_{modality}.nii")
     assert drunet(["prepare", str(tmp_path), "-o", str(tmp_path / "out")]) == ExitCode.MISUSE
     assert "SimpleITK and deepbet not installed; run: pip install SimpleITK deepbet" in capfd.readouterr().err
 
@@ -409,7 +403,7 @@ def test_segment_prepares_each_case_just_before_it_and_keeps_no_other(
 
 def test_segment_prepares_and_carries_labels_back(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     case = brats_case(tmp_path / "raw")
-    options = [word for modality, path in case.images.items() for word in (f"--{modality}", str(path))]
+    options = image_options(case.images)
     keep, out = str(tmp_path / "prepared"), tmp_path / "out"
     words = ["segment", *options, "-o", str(out), "--prepare", "--weights", str(GOLDEN_WEIGHTS), "--window", "auto"]
     assert drunet([*words, "--keep-prepared", keep, "--dry-run"]) == 0
@@ -443,7 +437,6 @@ def test_segment_prepares_and_carries_labels_back(tmp_path: Path, capfd: pytest.
     assert "--skip-existing with --prepare needs --keep-prepared DIR" in capfd.readouterr().err
     assert drunet([*words, "--keep-prepared", keep, "--in-space", "t2", "--skip-existing"]) == 0
     assert "complete, left out" in capfd.readouterr().err
-    options = [word for modality, path in case.images.items() for word in (f"--{modality}", str(path))]
     words = ["segment", *options, "-o", str(tmp_path / "other"), "--in-space", "t1", "--weights", str(GOLDEN_WEIGHTS)]
     assert drunet([*words, "--window", "auto"]) == ExitCode.BAD_INPUT
     assert "is not a case that drunet prepare has made" in capfd.readouterr().err

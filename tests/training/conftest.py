@@ -7,7 +7,15 @@ import pytest
 import torch
 
 from drunet_cli.training import loop
+from tests.training.shallow import SHALLOW, stage_blocks
 from tests.training.small_runs import Run, run_training, small_settings, stop_training, write_small_cases
+
+
+@pytest.fixture(scope="module")
+def shallow() -> Iterator[None]:
+    """Train a network of a third of the depth."""
+    with stage_blocks(SHALLOW):
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -17,13 +25,13 @@ def cases(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def whole(cases: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
+def whole(shallow: None, cases: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
     """A training that nobody disturbs, of two epochs of two steps, with everything that it writes."""
     return run_training(small_settings(tmp_path_factory.mktemp("whole") / "run", cases))
 
 
 @pytest.fixture(scope="module")
-def half(cases: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
+def half(shallow: None, cases: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
     """A training that was stopped in its second epoch."""
     return stop_training(small_settings(tmp_path_factory.mktemp("half") / "run", cases), 3)
 

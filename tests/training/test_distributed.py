@@ -26,6 +26,7 @@ from drunet_cli.training.recipe import Recipe, changed, recipe_toml
 from drunet_cli.training.session import plan_training, read_cases
 from drunet_cli.weights.checkpoint import read_checkpoint
 from tests.conversion.small_cases import files_in, small_case
+from tests.training.shallow import SHALLOW_FROM_HERE
 from tests.training.small_runs import (
     CPU,
     SMALL,
@@ -41,7 +42,9 @@ from tests.training.small_runs import (
 LIMIT_S: Final = 90.0  # an end with a message, not a hang; torchrun itself waits 30 s for what does not heed it
 TORCHRUN: Final = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
 
-Ended = tuple[Path, "subprocess.CompletedProcess[str]"]
+pytestmark = pytest.mark.usefixtures("shallow")
+
+Ended = tuple[Path, str, str]
 
 
 # The variables of torchrun
@@ -109,6 +112,7 @@ def test_peers_are_no_longer_watched_when_parting_from_them_fails(monkeypatch: p
 
 # Programs for torchrun
 
+DRUNET: Final = "from drunet_cli.__main__ import run\nrun()\n"
 # Gradients of one step, by rank 0, of two processes and of one process with the whole batch.
 GRADIENTS: Final = """
 import sys
@@ -219,16 +223,35 @@ def started(*command: str, folder: Path, **environment: str) -> Iterator["subpro
                 child.kill()
 
 
-def ended(*words: str, folder: Path) -> "subprocess.CompletedProcess[str]":
-    with started(*TORCHRUN, *words, folder=folder) as process:
-        stdout, stderr = process.communicate(timeout=240)
-    return subprocess.CompletedProcess(process.args, process.returncode, stdout, stderr)
+@contextmanager
+def pair(*words: str, folder: Path) -> Iterator[tuple["subprocess.Popen[str]", "subprocess.Popen[str]"]]:
+    """Two processes of one training, as torchrun starts them, but without its own."""
+    rendezvous = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
+    command = (sys.executable, *words)
+    with (
+        started(*command, folder=folder, RANK="0", **rendezvous) as first,
+        started(*command, folder=folder, RANK="1", **rendezvous) as second,
+    ):
+        yield first, second
+
+
+def ended(*words: str, folder: Path) -> tuple[list[int], str]:
+    """The exit codes of two processes of one training, and what both have told on stderr."""
+    with pair(*words, folder=folder) as processes:
+        told = [process.communicate(timeout=240)[1] for process in processes]
+    return [process.returncode for process in processes], "".join(told)
+
+
+def free_port() -> str:
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        return str(server.getsockname()[1])
 
 
 def program(source: str, folder: Path) -> str:
-    """Write a program for torchrun, which takes a file."""
+    """Write a program for torchrun, which takes a file; it trains a shallow network."""
     path = folder / "program.py"
-    path.write_text(source)
+    path.write_text(SHALLOW_FROM_HERE + source)
     return str(path)
 
 
@@ -264,8 +287,8 @@ def test_gradients_of_two_processes_are_those_of_one_with_the_whole_batch(cases:
     }
     options_of(cases, tmp_path, changes)
     words = [str(tmp_path / "config.toml"), str(settings.slices), str(tmp_path)]
-    done = ended(program(GRADIENTS, tmp_path), *words, folder=tmp_path)
-    assert done.returncode == 0, done.stderr
+    codes, stderr = ended(program(GRADIENTS, tmp_path), *words, folder=tmp_path)
+    assert codes == [0, 0], stderr
     together, alone = (safetensors.numpy.load_file(tmp_path / f"{name}.safetensors") for name in ("together", "alone"))
     assert together.keys() == alone.keys()
     largest = max(float(np.abs(gradient).max()) for gradient in alone.values())
@@ -277,19 +300,20 @@ def test_gradients_of_two_processes_are_those_of_one_with_the_whole_batch(cases:
 
 @pytest.fixture(scope="module")
 def both(cases: Path, tmp_path_factory: pytest.TempPathFactory) -> Ended:
-    """A training by two processes to its end."""
+    """A training by two processes to its end, which torchrun starts."""
     folder = tmp_path_factory.mktemp("both")
-    done = ended(program(ENDING, folder), str(folder), *options_of(cases, folder), folder=folder)
-    assert done.returncode == 0, done.stderr
-    return folder, done
+    with started(*TORCHRUN, program(ENDING, folder), str(folder), *options_of(cases, folder), folder=folder) as process:
+        told = process.communicate(timeout=240)
+    assert process.returncode == 0, told
+    return folder, *told
 
 
 @pytest.mark.slow
 def test_only_the_first_of_two_processes_speaks_and_writes(both: Ended) -> None:
-    folder, done = both
-    assert errors_in(done.stderr) == []
-    assert done.stdout == "run/best.safetensors\nrun/last.safetensors\n"
-    assert re.findall(r"^epoch (\d)/2", done.stderr, re.MULTILINE) == ["1", "2"]
+    folder, stdout, stderr = both
+    assert errors_in(stderr) == []
+    assert stdout == "run/best.safetensors\nrun/last.safetensors\n"
+    assert re.findall(r"^epoch (\d)/2", stderr, re.MULTILINE) == ["1", "2"]
     assert [(row["epoch"], row["step"]) for row in rows_of(folder / "run" / "metrics.csv")] == [("1", "2"), ("2", "4")]
     sessions = json.loads((folder / "run" / "run.json").read_text())["sessions"]
     assert [recorded["processes"] for recorded in sessions] == [2]
@@ -301,7 +325,7 @@ def test_only_the_first_of_two_processes_speaks_and_writes(both: Ended) -> None:
 
 @pytest.mark.slow
 def test_two_processes_have_one_network_with_the_batch_norm_statistics_of_the_first(both: Ended) -> None:
-    folder, _ = both
+    folder, *_ = both
     first, second = (safetensors.numpy.load_file(folder / f"rank{rank}.safetensors") for rank in (0, 1))
     kept, state = (safetensors.numpy.load_file(folder / "run" / f"{name}.safetensors") for name in ("last", "state"))
     build_model(read_checkpoint(folder / "run" / "best.safetensors"))
@@ -309,7 +333,7 @@ def test_two_processes_have_one_network_with_the_batch_norm_statistics_of_the_fi
     assert len(learnt) > 200
     assert [name for name in learnt if not np.array_equal(first[name], second[name])] == []
     statistics = [name for name in kept if "running_" in name]
-    assert len(statistics) > 100
+    assert len(statistics) > 50
     for name in statistics:
         assert np.array_equal(first[f"average.{name}"], second[f"average.{name}"]), name
         assert np.array_equal(first[f"average.{name}"], kept[name]), name
@@ -322,40 +346,36 @@ def test_two_processes_have_one_network_with_the_batch_norm_statistics_of_the_fi
 
 
 @pytest.mark.slow
-def test_sigterm_to_torchrun_saves_the_state_from_which_two_processes_go_on(both: Ended, cases: Path, tmp_path: Path) -> None:
+def test_sigterm_to_every_process_saves_the_state_from_which_two_processes_go_on(
+    both: Ended, cases: Path, tmp_path: Path
+) -> None:
+    """As Slurm does with all processes of a step; torchrun then sends its own SIGTERM to the same two."""
     options = options_of(cases, tmp_path)
-    words = (program(AT_STEP, tmp_path), "0", "2", "waits", *options)
-    with started(*TORCHRUN, *words, folder=tmp_path) as process:
+    with started(*TORCHRUN, program(AT_STEP, tmp_path), "0", "2", "waits", *options, folder=tmp_path) as process:
         wait_for(tmp_path / "at_step.0", process)
-        process.send_signal(signal.SIGTERM)
+        torchrun = psutil.Process(process.pid)
+        for each in (*torchrun.children(), torchrun):
+            each.terminate()
         _, stderr = process.communicate(timeout=LIMIT_S)
     assert process.returncode != 0
     assert stderr.count("Stopped; the state is saved. To continue: ") == 1
     assert errors_in(stderr) == []
     assert step_of(tmp_path) == 3
-    done = ended("-m", "drunet_cli", *options, "--resume", folder=tmp_path)
-    assert done.returncode == 0, done.stderr
+    codes, stderr = ended(program(DRUNET, tmp_path), *options, "--resume", folder=tmp_path)
+    assert codes == [0, 0], stderr
     for name in ("network.head.weight", "network.bridge.0.conv2.weight", "average.head.bias"):
         one, other = (safetensors.numpy.load_file(root / "run/state.safetensors")[name] for root in (both[0], tmp_path))
         assert np.array_equal(one, other), name
 
 
 @pytest.mark.slow
-def test_sigterm_to_every_process_or_to_one_of_them_saves_the_state_too(cases: Path, tmp_path: Path) -> None:
-    for name in ("every", "one"):
-        folder = tmp_path / name
-        folder.mkdir()
-        words = (program(AT_STEP, folder), "0", "2", "waits", *options_of(cases, folder))
-        with started(*TORCHRUN, *words, folder=folder) as process:
-            wait_for(folder / "at_step.0", process)
-            ranks = psutil.Process(process.pid).children()
-            # As Slurm does with all processes of a step; torchrun then sends its own SIGTERM to the same two.
-            [second] = [rank for rank in ranks if rank.environ()["RANK"] == "1"]
-            for each in [*ranks, psutil.Process(process.pid)] if name == "every" else [second]:
-                each.terminate()
-            _, stderr = process.communicate(timeout=LIMIT_S)
-        assert errors_in(stderr) == []
-        assert step_of(folder) == 3, stderr
+def test_sigterm_to_one_process_stops_both_and_saves_the_state_too(cases: Path, tmp_path: Path) -> None:
+    with pair(program(AT_STEP, tmp_path), "0", "2", "waits", *options_of(cases, tmp_path), folder=tmp_path) as processes:
+        wait_for(tmp_path / "at_step.0", processes[0])
+        processes[1].terminate()
+        told = [process.communicate(timeout=LIMIT_S)[1] for process in processes]
+    assert errors_in("".join(told)) == []
+    assert step_of(tmp_path) == 3, told
 
 
 @pytest.mark.slow
@@ -363,19 +383,13 @@ def test_killed_process_ends_the_other_with_a_message_and_one_process_can_go_on(
     cases: Path, tmp_path: Path, no_curves: None
 ) -> None:
     words = (program(AT_STEP, tmp_path), "0", "2", "dies", *options_of(cases, tmp_path))
-    done = ended(*words, folder=tmp_path)
-    [error] = errors_in(done.stderr)
+    _, stderr = ended(*words, folder=tmp_path)
+    [error] = errors_in(stderr)
     assert error.startswith("Error: rank 1 of 2: another process of this training has ended, or cannot be reached; ")
     assert step_of(tmp_path) == 2  # the epoch before
     settings = small_settings(tmp_path / "run", cases, slices=tmp_path / "run" / "slices")
     run = run_training(resuming(settings))
     assert [(row["epoch"], row["step"]) for row in rows_of(run.folder.metrics)] == [("1", "2"), ("2", "4")]
-
-
-def free_port() -> str:
-    with socket.socket() as server:
-        server.bind(("127.0.0.1", 0))
-        return str(server.getsockname()[1])
 
 
 @pytest.mark.slow
@@ -410,14 +424,10 @@ def test_training_whose_peers_never_come_gives_up_after_the_time_that_was_set(ca
 @pytest.mark.slow
 def test_training_whose_peer_stands_still_heeds_signals(cases: Path, tmp_path: Path) -> None:
     """The step hangs where PyTorch averages the gradients, which Python cannot interrupt."""
-    command = (sys.executable, program(AT_STEP, tmp_path), "1", "3", "stands still", *options_of(cases, tmp_path))
-    rendezvous = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
-    with (
-        started(*command, folder=tmp_path, RANK="0", **rendezvous) as first,
-        started(*command, folder=tmp_path, RANK="1", **rendezvous) as second,
-    ):
+    words = (program(AT_STEP, tmp_path), "1", "3", "stands still", *options_of(cases, tmp_path))
+    with pair(*words, folder=tmp_path) as (first, second):
         wait_for(tmp_path / "at_step.1", first)
-        time.sleep(2)
+        time.sleep(1)
         first.send_signal(signal.SIGTERM)
         _, stderr = first.communicate(timeout=LIMIT_S)
         second.kill()
@@ -436,18 +446,16 @@ def test_what_cannot_be_trained_is_told_once_and_ends_both(cases: Path, tmp_path
     for n in range(3):
         small_case(spoilt, name=f"case_{n}", seed=n)
     (spoilt / "case_1" / "case_1_t2.nii").write_bytes(b"not an image")
-    faults: dict[str, tuple[Path, dict[str, Any], str]] = {
-        "batch": (cases, {"batches": {"size": 3}}, "a batch of 3 cannot be dealt out to 2 processes"),
-        "case": (spoilt, {}, "case_1_t2.nii"),
-        "range": (cases, {"optimiser": {"learning_rate": 1e30}}, "is no longer finite at step"),
-    }
-    for name, (sources, changes, message) in faults.items():
+    for name, sources, changes, message in (
+        ("case", spoilt, {}, "case_1_t2.nii"),
+        ("range", cases, {"optimiser": {"learning_rate": 1e30}}, "is no longer finite at step"),
+    ):
         folder = tmp_path / name
         folder.mkdir()
-        done = ended("-m", "drunet_cli", *options_of(sources, folder, changes), folder=folder)
-        assert done.returncode != 0
-        errors = errors_in(done.stderr)
-        assert any(message in error for error in errors), done.stderr
+        codes, stderr = ended(program(DRUNET, folder), *options_of(sources, folder, changes), folder=folder)
+        assert 0 not in codes
+        errors = errors_in(stderr)
+        assert any(message in error for error in errors), stderr
         assert name == "range" or len(errors) == 1, errors
         written = {path.name for path in (folder / "run").glob("*")}
-        assert "config.toml" in written if name == "range" else written == ({"slices"} if name == "case" else set())
+        assert "config.toml" in written if name == "range" else written == {"slices"}

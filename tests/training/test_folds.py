@@ -20,7 +20,7 @@ from drunet_cli.weights.checkpoint import weights_sha256
 from tests.conversion.small_cases import convert, files_in, small_case
 from tests.training.small_runs import ONE_STEP, SMALL, assert_equal_tensors, merge
 
-pytestmark = pytest.mark.usefixtures("no_curves")
+pytestmark = pytest.mark.usefixtures("shallow", "no_curves")
 
 NAMES: Final = ("a_20190301", "a_20200301", "b")
 Outcome = tuple[int, str, str]
@@ -45,7 +45,7 @@ def command(*words: str) -> int:
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def finished(shallow: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two folds, trained by two jobs, the second of which scores."""
     folder = tmp_path_factory.mktemp("folds")
     for seed, name in enumerate(NAMES):

@@ -29,6 +29,7 @@ from drunet_cli.training.recipe import (
     RecipeName,
     changed,
 )
+from tests.training.shallow import SHALLOW, stage_blocks
 
 CPU: Final = torch.device("cpu")
 N_STEPS: Final = 100
@@ -67,8 +68,10 @@ def test_constant_learning_rate_stays_and_without_warm_up_begins_at_its_height()
 
 
 def learner(recipe: Recipe = RECIPE, *, part: slice = slice(None), **options: Any) -> Learner:
+    """Of a shallow network."""
     options = {"n_steps": N_STEPS, **options}
-    return Learner(new_network(recipe.network, seed=recipe.seed), recipe, device=CPU, part=part, **options)
+    with stage_blocks(SHALLOW):
+        return Learner(new_network(recipe.network, seed=recipe.seed), recipe, device=CPU, part=part, **options)
 
 
 def with_changes(**sections: dict[str, Any]) -> Recipe:

@@ -28,6 +28,7 @@ from drunet_cli.training.run_folder import RunFolder
 from drunet_cli.training.session import plan_training, read_cases
 from drunet_cli.weights.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
 from tests.conversion.small_cases import brain_in, files_in, labels_in, save, small_case
+from tests.training.shallow import SHALLOW_DRUNET, SHALLOW_FROM_HERE
 from tests.training.small_runs import (
     N_STEPS,
     ONE_STEP,
@@ -45,7 +46,7 @@ from tests.training.small_runs import (
     tensors_of,
 )
 
-pytestmark = pytest.mark.usefixtures("no_curves")
+pytestmark = pytest.mark.usefixtures("shallow", "no_curves")
 
 
 @pytest.fixture
@@ -396,7 +397,7 @@ def test_split_that_is_damaged_is_named(half: Run, tmp_path: Path) -> None:
 # The command itself, which a signal meets
 
 # Runs drunet, which gets a signal when it is about to take a step, counted from 0.
-AT_STEP: Final = """
+AT_STEP: Final = f"""{SHALLOW_FROM_HERE}
 import os, sys
 number, at_step = int(sys.argv[1]), int(sys.argv[2])
 del sys.argv[1:3]
@@ -439,7 +440,7 @@ def test_training_that_a_signal_ends_goes_on_by_the_command_that_it_names(
         assert words == ["drunet", "train", "--resume", "-o", "my run"]
     assert step_of(folder) == (2 if number == signal.SIGKILL else 3)  # the step in which the signal came is finished
     on_cpu = [] if number == signal.SIGKILL else ["--device", "cpu", "--threads", "1"]
-    again = [sys.executable, "-m", "drunet_cli", *words[1:], *on_cpu]
+    again = [sys.executable, "-c", SHALLOW_DRUNET, *words[1:], *on_cpu]
     assert subprocess.run(again, capture_output=True, cwd=tmp_path, timeout=240, check=False).returncode == 0
     assert_same_result(folder, whole.folder)
 
