@@ -523,7 +523,7 @@ def test_the_worst_cases_come_first_by_the_mean_of_regions_and_then_by_name() ->
 
 
 @plainly
-@given(case=st.text("aé ,;\"'\n\r\t=+-", min_size=1), dice=st.floats(0, 1))
+@given(case=st.text("aé ,;\"'\n\t=+-", min_size=1), dice=st.floats(0, 1))
 def test_names_and_numbers_come_back_from_the_table_as_they_were(case: str, dice: float) -> None:
     text = encode_csv([document(case, dice)]).decode(errors="surrogateescape")
     rows = list(csv.DictReader(io.StringIO(text, newline="")))

@@ -76,7 +76,7 @@ class Run:
         settings: Settings = SETTINGS,
         *,
         meanwhile: Callable[[str], object] = lambda _: None,
-        on_progress: Callable[[str, int, int], object] = lambda *_: None,
+        on_progress: Callable[[str, int, int], None] = lambda *_: None,
         device: str = "cuda:0",
         error: Exception | None = None,
     ) -> None:

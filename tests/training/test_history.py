@@ -116,7 +116,7 @@ def test_document_that_is_no_history_raises_what_its_reader_expects(documents: l
         History.from_json(documents)
 
 
-@pytest.mark.parametrize("epochs", [(), (FIRST,), (UNSCORED, replace(UNSCORED, step=750))], ids=["none", "one", "not scored"])
+@pytest.mark.parametrize("epochs", [(), (UNSCORED, replace(UNSCORED, step=750))], ids=["none", "not scored"])
 def test_curves_are_drawn_of_any_history(epochs: tuple[Epoch, ...], tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     assert draw_curves(History(epochs), tmp_path / "curves.png")

@@ -5,7 +5,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -104,6 +104,25 @@ def brute_force_box(mask: npt.NDArray[np.bool_]) -> list[int]:
 # --- what is stored
 
 
+@pytest.fixture(scope="module")
+def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a case, `nifti`, the same as slices, `png`, and the store of each."""
+    folder = tmp_path_factory.mktemp("template") / "case"
+    convert(small_case(folder / "nifti"), folder / "png")
+    for source in ("nifti", "png"):
+        prepare(folder / source, folder / f"{source}-store")
+    shutil.copytree(folder, folder.with_name("original"))
+    return folder
+
+
+@pytest.fixture
+def kept(template: Path) -> Iterator[Path]:
+    """That folder, to be changed: in its place and with the times of its files, by which a store knows them."""
+    yield template
+    shutil.rmtree(template)
+    shutil.copytree(template.with_name("original"), template)
+
+
 def test_a_case_on_the_brats_grid_is_stored_as_segment_sees_it(tmp_path: Path) -> None:
     case = Case("golden", GOLDEN_IMAGES, GOLDEN_LABELS)
     prepare_case(StoreTask(case=TrainingCase("golden", case), folder=tmp_path))
@@ -176,14 +195,11 @@ def test_what_is_stored_is_cropped_to_brain_and_labels(tmp_path: Path) -> None:
     assert not outside.any()
 
 
-def test_nothing_of_a_path_is_stored(tmp_path: Path) -> None:
-    convert(small_case(tmp_path / "nifti"), tmp_path / "png")
+def test_nothing_of_a_path_is_stored(template: Path) -> None:
     for source in ("nifti", "png"):
-        prepare(tmp_path / source, tmp_path / f"{source}-store")
-        content = file_of(tmp_path / f"{source}-store").read_bytes()
-        assert tmp_path.name.encode() not in content
-    inputs = opened(tmp_path / "nifti-store").inputs
-    for name, file in found_in(tmp_path / "nifti").inputs.items():
+        assert template.parent.name.encode() not in file_of(template / f"{source}-store").read_bytes()
+    inputs = opened(template / "nifti-store").inputs
+    for name, file in found_in(template / "nifti").inputs.items():
         assert inputs[name].sha256 == hashlib.sha256(file[0].read_bytes()).hexdigest()  # as other programs give it
     assert {name: file.name for name, file in inputs.items()} == {
         **{modality.value: f"{NAME}_{modality}.nii" for modality in CHANNELS},
@@ -195,11 +211,9 @@ def test_nothing_of_a_path_is_stored(tmp_path: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def padded(tmp_path_factory: pytest.TempPathFactory) -> tuple[StoredCase, Pixels]:
+def padded(template: Path) -> tuple[StoredCase, Pixels]:
     """A case, and its whole frames [Z, X, Y, 5] within 300 black pixels on all sides."""
-    folder = tmp_path_factory.mktemp("padded")
-    small_case(folder / "nifti")
-    read = stored(folder / "nifti", folder / "store")
+    read = opened(template / "nifti-store")
     whole = np.concatenate([read.slices(), read.classes()[..., np.newaxis]], axis=3)
     return read, np.pad(whole, ((0, 0), (300, 300), (300, 300), (0, 0)))
 
@@ -235,14 +249,12 @@ def test_several_threads_read_at_the_same_time(padded: tuple[StoredCase, Pixels]
         np.testing.assert_array_equal(window, expected_window(whole, z, x, 100, (40, 40)))
 
 
-def test_open_cases_outlive_their_file_and_keep_no_file_descriptor(tmp_path: Path) -> None:
-    small_case(tmp_path / "nifti")
-    prepare(tmp_path / "nifti", tmp_path / "store")
+def test_open_cases_outlive_their_file_and_keep_no_file_descriptor(kept: Path) -> None:
     before = len(list(Path("/proc/self/fd").iterdir()))
-    cases = open_store(tmp_path / "store", [NAME] * 20)
+    cases = open_store(kept / "nifti-store", [NAME] * 20)
     assert cases[-1].window(2, 0, 0, (144, 176)).shape == (144, 176, 5)
     assert len(list(Path("/proc/self/fd").iterdir())) == before
-    file_of(tmp_path / "store").unlink()
+    file_of(kept / "nifti-store").unlink()
     assert cases[0].window(2, 90, 90, (60, 60)).any()
 
 
@@ -289,15 +301,13 @@ OURS_NO_MORE: Final[dict[str, Callable[[Path], object]]] = {
 
 
 @pytest.mark.parametrize("damage", OURS_NO_MORE)
-def test_a_file_that_is_not_as_it_was_written_is_not_opened_but_made_again(tmp_path: Path, damage: str) -> None:
-    small_case(tmp_path / "nifti")
-    prepare(tmp_path / "nifti", tmp_path / "store")
-    path = file_of(tmp_path / "store")
+def test_a_file_that_is_not_as_it_was_written_is_not_opened_but_made_again(kept: Path, damage: str) -> None:
+    path = file_of(kept / "nifti-store")
     good = path.read_bytes()
     OURS_NO_MORE[damage](path)
     assert path.read_bytes() != good
     assert_not_opened(path, "prepare the case again")
-    assert not prepare(tmp_path / "nifti", tmp_path / "store").reused
+    assert not prepare(kept / "nifti", path.parent).reused
     assert path.read_bytes() == good
 
 
@@ -345,18 +355,6 @@ def test_a_file_of_somebody_else_is_refused(tmp_path: Path, kind: str, write: bo
 
 
 # --- what is there already
-
-
-@pytest.fixture
-def kept(tmp_path: Path) -> Path:
-    """A folder with a case, `nifti`, the same as slices, `png`, and the store of each."""
-    convert(small_case(tmp_path / "nifti"), tmp_path / "png")
-    for source in ("nifti", "png"):
-        prepare(tmp_path / source, tmp_path / f"{source}-store")
-    return tmp_path
-
-
-every_source = pytest.mark.parametrize("source", ["nifti", "png"])
 
 
 def is_reused(kept: Path, source: str, *, moved_to: Path | None = None) -> bool:
@@ -449,16 +447,15 @@ def test_a_case_is_made_again_where_its_files_are_no_longer_the_same(
     assert is_reused(kept, source, moved_to=moved_to) is same
 
 
-def test_a_bare_case_of_one_slice_whose_number_has_changed_is_made_again(tmp_path: Path) -> None:
-    convert(small_case(tmp_path / "nifti"), tmp_path / "png")
-    shutil.rmtree(tmp_path / "png" / "cases")
-    for path in (tmp_path / "png").rglob("*.png"):
+def test_a_bare_case_of_one_slice_whose_number_has_changed_is_made_again(kept: Path) -> None:
+    shutil.rmtree(kept / "png" / "cases")
+    for path in (kept / "png").rglob("*.png"):
         if "_slice_2" not in path.name:
             path.unlink()
-    prepare(tmp_path / "png", tmp_path / "png-store")
-    for path in (tmp_path / "png").rglob("*.png"):
+    prepare(kept / "png", kept / "png-store")
+    for path in (kept / "png").rglob("*.png"):
         path.rename(path.with_name(f"{NAME}_slice_7.png"))
-    assert not is_reused(tmp_path, "png")
+    assert not is_reused(kept, "png")
 
 
 @pytest.mark.parametrize("other", ["size", "content"])
