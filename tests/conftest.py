@@ -1,10 +1,9 @@
 """Fixtures that every room shares: an environment of one's own, and the command line."""
 
+import functools
 import os
 import signal
-import subprocess
-import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import cast
@@ -21,6 +20,7 @@ from drunet_cli.weights import keras
 from drunet_cli.weights.cache import open_weights
 from drunet_cli.weights.checkpoint import Checkpoint, State
 from drunet_cli.weights.registry import DEFAULT, ENTRIES, Entry
+from tests.forks import Forks
 from tests.support import GOLDEN, GOLDEN_WEIGHTS, Drunet
 
 limit_openmp_spinning()  # here, before a test imports torch: beside other work the tests would take twice as long
@@ -77,24 +77,18 @@ def label_maps_unjudged(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pipeline, "label_map_warnings", lambda _: [])
 
 
+@pytest.fixture(scope="session")
+def forks() -> Iterator[Forks]:
+    """Processes of drunet that begin at once."""
+    servers = Forks()
+    yield servers
+    servers.close()
+
+
 @pytest.fixture
-def drunet(tmp_path: Path) -> Drunet:
+def drunet(forks: Forks, tmp_path: Path) -> Drunet:
     """Run the command line as a process of its own, in tmp_path; gives its code, stdout and stderr."""
-
-    def run(
-        *arguments: str | Path, timeout: float = 120, environment: Mapping[str, str] | None = None
-    ) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, "-m", "drunet_cli", *map(str, arguments)],
-            capture_output=True,
-            text=True,
-            timeout=timeout,
-            cwd=tmp_path,
-            env={**os.environ, **(environment or {})},
-            check=False,
-        )
-
-    return run
+    return functools.partial(forks.run, folder=tmp_path)
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from subprocess import CompletedProcess
 from typing import Any, Final
 
 import nibabel as nib
@@ -14,13 +13,14 @@ import numpy as np
 import numpy.typing as npt
 
 from drunet_cli.brats import CHANNELS, Modality
+from tests.forks import Done
 
 GOLDEN: Final = Path(__file__).parent / "golden"
 GOLDEN_WEIGHTS: Final = GOLDEN / "keras_base1.h5"
 GOLDEN_IMAGES: Final = {modality: GOLDEN / "case" / f"golden_{modality}.nii.gz" for modality in CHANNELS}
 GOLDEN_LABELS: Final = GOLDEN / "case" / "golden_seg_expected.nii.gz"
 
-Drunet = Callable[..., CompletedProcess[str]]
+Drunet = Callable[..., Done]
 
 
 def image_options(images: Mapping[Modality, Path] = GOLDEN_IMAGES) -> list[str]:

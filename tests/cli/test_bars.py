@@ -5,11 +5,9 @@ import os
 import pty
 import re
 import signal
-import subprocess
-import sys
 import termios
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,7 +18,9 @@ import pytest
 from drunet_cli.cli.cases import Batch
 from drunet_cli.cli.console import Screen, SegmentationBar
 from tests.cli.small_cohort import write_cases
-from tests.support import GOLDEN_WEIGHTS, image_options
+from tests.cli.test_interruption import SETTINGS
+from tests.forks import Forks, Run
+from tests.support import GOLDEN_WEIGHTS
 from tests.weights.file_server import Answer, serving
 
 COLUMNS: Final = 80
@@ -28,7 +28,7 @@ HIDE_CURSOR: Final = "\x1b[?25l"
 SHOW_CURSOR: Final = "\x1b[?25h"
 ERASE_LINE: Final = "\x1b[2K"
 _SEQUENCE: Final = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
-SETTINGS: Final = ("--device", "cpu", "--threads", "1")
+COLOUR: Final = re.compile(r"\x1b\[(?:\d+;)*(?:[34][0-8]|9[0-7]|10[0-7])(?:;\d+)*m")
 TRAINING: Final = """
 [network]
 base_width = 1
@@ -43,9 +43,10 @@ windows = [[48, 48]]
 
 @dataclass
 class OnTerminal:
-    """A process whose stderr is a terminal. stdout, terminal: what it wrote there, known once it has ended."""
+    """A process whose stderr is a terminal. code, stdout, terminal: how it ended and what it wrote, known once it has ended."""
 
-    process: subprocess.Popen[str]
+    run: Run
+    code: int | None = None
     stdout: str = ""
     terminal: str = ""
     _seen: threading.Event = field(default_factory=threading.Event)
@@ -71,98 +72,121 @@ class OnTerminal:
 
 
 @contextmanager
-def on_terminal(folder: Path, *arguments: str | Path, environment: Mapping[str, str] | None = None) -> Iterator[OnTerminal]:
+def on_terminal(
+    forks: Forks, folder: Path, *words: str | Path, environment: Mapping[str, str] | None = None
+) -> Iterator[OnTerminal]:
     """Run the command line until the block ends, and then to its own end."""
     ours, theirs = pty.openpty()
     termios.tcsetwinsize(theirs, (24, COLUMNS))
-    without = ("NO_COLOR", "TERM", "COLUMNS", "FORCE_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE")
-    inherited = {name: value for name, value in os.environ.items() if name not in without}
-    process = subprocess.Popen(
-        [sys.executable, "-m", "drunet_cli", *map(str, arguments)],
-        stdout=subprocess.PIPE,
-        stderr=theirs,
-        text=True,
-        cwd=folder,
-        env={**inherited, "TERM": "xterm-256color", **(environment or {})},
-    )
-    os.close(theirs)
-    run = OnTerminal(process)
-    reader = threading.Thread(target=run.read, args=(ours,))
-    reader.start()
-    try:
-        yield run
-        run.stdout, _ = process.communicate(timeout=120)
-    finally:
-        process.kill()
-        process.wait()
-        reader.join(10)
-        os.close(ours)
+    variables = {"TERM": "xterm-256color", "COLUMNS": str(COLUMNS), **(environment or {})}
+    with forks.started(*words, folder=folder, environment=variables, streams={"stderr": os.ttyname(theirs)}) as run:
+        shown = OnTerminal(run)
+        reader = threading.Thread(target=shown.read, args=(ours,))
+        reader.start()
+        try:
+            yield shown
+            done = run.wait()
+        finally:
+            run.send_signal(signal.SIGKILL)
+            run.wait()
+            os.close(theirs)  # not before: the process may still have to open the terminal
+            reader.join()
+            os.close(ours)
+    shown.code, shown.stdout = done.returncode, done.stdout
 
 
-def assert_left_clean(run: OnTerminal) -> None:
+def assert_left_clean(shown: OnTerminal) -> None:
     """The bar was there, its line was erased, and the cursor is back."""
-    assert HIDE_CURSOR in run.terminal
-    assert run.terminal.rindex(SHOW_CURSOR) > run.terminal.rindex(HIDE_CURSOR)
-    after = run.terminal[run.terminal.rindex(SHOW_CURSOR) :]
+    assert HIDE_CURSOR in shown.terminal
+    assert shown.terminal.rindex(SHOW_CURSOR) > shown.terminal.rindex(HIDE_CURSOR)
+    after = shown.terminal[shown.terminal.rindex(SHOW_CURSOR) :]
     assert ERASE_LINE in after
     assert "━" not in after
 
 
-def test_the_bar_of_a_case_counts_its_slices(golden_safetensors: Path, tmp_path: Path) -> None:
-    with on_terminal(
-        tmp_path, "segment", *image_options(), "-o", "seg.nii.gz", "--weights", golden_safetensors, *SETTINGS
-    ) as run:
+@pytest.fixture
+def one(golden_safetensors: Path, tmp_path: Path) -> tuple[str, ...]:
+    """Segment a case alone."""
+    write_cases(tmp_path / "cases", 1)
+    return ("segment", "cases/case_0", "-o", "out", "--weights", str(golden_safetensors), *SETTINGS)
+
+
+@pytest.fixture
+def many(golden_safetensors: Path, tmp_path: Path) -> tuple[str, ...]:
+    """Segment more cases than are done in a moment."""
+    write_cases(tmp_path / "cases", 8)
+    return ("segment", "cases", "-o", "out", "--weights", str(golden_safetensors), *SETTINGS)
+
+
+def test_the_bar_of_a_case_counts_its_slices(one: Sequence[str], forks: Forks, tmp_path: Path) -> None:
+    with on_terminal(forks, tmp_path, *one, environment={"NO_COLOR": "1"}) as shown:
         pass
-    assert run.process.returncode == 0, run.terminal
-    assert run.stdout == "seg.nii.gz\n"
-    assert re.search(r"golden ━+ 5/5 slices", run.words), run.words  # the last frame
-    assert_left_clean(run)
+    assert (shown.code, shown.stdout) == (0, "out/case_0.nii.gz\n"), shown.terminal
+    assert re.search(r"case_0 ━+ 6/6 slices", shown.words), shown.words  # the last frame
+    assert not COLOUR.search(shown.terminal)
+    assert_left_clean(shown)
 
 
-def test_the_bar_of_a_cohort_counts_cases(golden_safetensors: Path, tmp_path: Path) -> None:
-    write_cases(tmp_path / "cases", 3)
-    with on_terminal(tmp_path, "segment", "cases", "-o", "out", "--weights", golden_safetensors, *SETTINGS) as run:
+def test_the_bar_of_a_cohort_counts_cases(many: Sequence[str], forks: Forks, tmp_path: Path) -> None:
+    with on_terminal(forks, tmp_path, *many) as shown:
         pass
-    assert run.process.returncode == 0, run.terminal
-    assert sorted(run.stdout.split()) == [f"out/case_{n}.nii.gz" for n in range(3)]
-    assert re.search(r"3/3 cases case_\d \d+/\d+ slices", run.words), run.words
-    assert_left_clean(run)
-    assert "3 cases in out" in run.terminal[run.terminal.rindex(SHOW_CURSOR) :]
+    assert shown.code == 0, shown.terminal
+    assert len(shown.stdout.split()) == 8
+    assert re.search(r"8/8 cases case_\d \d+/\d+ slices", shown.words), shown.words
+    assert_left_clean(shown)
+    assert "8 cases in out" in shown.terminal[shown.terminal.rindex(SHOW_CURSOR) :]
 
 
-def test_the_bar_of_a_training_shows_what_it_is_at(tmp_path: Path) -> None:
+def test_the_bar_of_a_training_shows_what_it_is_at(forks: Forks, tmp_path: Path) -> None:
     write_cases(tmp_path / "cases", 3)
     (tmp_path / "small.toml").write_text(TRAINING)
-    with on_terminal(
-        tmp_path, "train", "cases", "-o", "run", "--config", "small.toml", "--device", "cpu", "--threads", "1", "--jobs", "1"
-    ) as run:
+    words = ("train", "cases", "-o", "run", "--config", "small.toml", "--device", "cpu", "--threads", "1", "--jobs", "1")
+    with on_terminal(forks, tmp_path, *words) as shown:
         pass
-    assert run.process.returncode == 0, run.terminal
-    assert re.search(r"reading cases ━+ \d/3", run.words), run.words
-    assert re.search(r"training ━+ \d/2 ", run.words), run.words
-    assert re.search(r"validating case_\d ━+", run.words), run.words
-    assert_left_clean(run)
+    assert shown.code == 0, shown.terminal
+    for bar in (r"reading cases ━+ \d/3", r"training ━+ \d/2 ", r"validating case_\d ━+"):
+        assert re.search(bar, shown.words), shown.words
+    assert_left_clean(shown)
 
 
-def test_the_bar_of_a_download_counts_bytes_and_goes_away_with_its_error(tmp_path: Path) -> None:
+def test_the_bar_of_a_download_counts_bytes_and_goes_away_with_its_error(forks: Forks, tmp_path: Path) -> None:
     content = GOLDEN_WEIGHTS.read_bytes()
     with serving(content, default=Answer(pause_s=0.2, block=len(content) // 5)) as server:
         environment = {"DRUNET_WEIGHTS_URL": server.url, "DRUNET_CACHE_DIR": str(tmp_path / "cache"), "DRUNET_OFFLINE": "0"}
-        with on_terminal(tmp_path, "weights", "download", environment=environment) as run:
+        with on_terminal(forks, tmp_path, "weights", "download", environment=environment) as shown:
             pass
-    assert run.process.returncode == 4, run.terminal  # other weights than the published ones
-    assert run.stdout == ""
-    assert re.search(r"brats2020 ━+ (\d+(?:\.\d+)?)/\1 .?B", run.words), run.words
-    assert_left_clean(run)
+    assert (shown.code, shown.stdout) == (4, ""), shown.terminal  # other weights than the published ones
+    assert re.search(r"brats2020 ━+ (\d+(?:\.\d+)?)/\1 .?B", shown.words), shown.words
+    assert_left_clean(shown)
 
 
-def test_an_interrupted_run_gives_the_terminal_back(golden_safetensors: Path, tmp_path: Path) -> None:
-    write_cases(tmp_path / "cases", 40)
-    with on_terminal(tmp_path, "segment", "cases", "-o", "out", "--weights", golden_safetensors, *SETTINGS) as run:
-        run.wait_for_bar()
-        run.process.send_signal(signal.SIGINT)
-    assert run.process.returncode == 130, run.terminal
-    assert_left_clean(run)
+def test_an_interrupted_run_gives_the_terminal_back(many: Sequence[str], forks: Forks, tmp_path: Path) -> None:
+    with on_terminal(forks, tmp_path, *many) as shown:
+        shown.wait_for_bar()
+        shown.run.send_signal(signal.SIGINT)
+    assert shown.code == 130, shown.terminal
+    assert_left_clean(shown)
+
+
+@pytest.mark.parametrize(("environment", "options"), [({"TERM": "dumb"}, []), ({}, ["--quiet"])])
+def test_no_bar_where_none_can_or_may_be(
+    environment: Mapping[str, str], options: list[str], one: Sequence[str], forks: Forks, tmp_path: Path
+) -> None:
+    with on_terminal(forks, tmp_path, *one, *options, environment=environment) as shown:
+        pass
+    assert (shown.code, shown.stdout) == (0, "out/case_0.nii.gz\n"), shown.terminal
+    assert HIDE_CURSOR not in shown.terminal
+    assert "━" not in shown.terminal
+
+
+@pytest.mark.parametrize(("environment", "coloured"), [({}, True), ({"NO_COLOR": "1"}, False)])
+def test_errors_are_coloured_on_a_terminal_unless_that_is_turned_off(
+    environment: Mapping[str, str], coloured: bool, forks: Forks, tmp_path: Path
+) -> None:
+    with on_terminal(forks, tmp_path, "segment", environment=environment) as shown:
+        pass
+    assert "Error" in shown.words
+    assert bool(COLOUR.search(shown.terminal)) is coloured
 
 
 class InterruptedTerminal(io.StringIO):
@@ -203,28 +227,6 @@ def test_a_run_that_is_stopped_says_how_far_it_came(resumes: bool, line: str, ca
     with pytest.raises(KeyboardInterrupt):
         run()
     assert capfd.readouterr().err.rstrip().endswith(line)
-
-
-@pytest.mark.parametrize("environment", [{"TERM": "dumb"}, {}], ids=["dumb terminal", "--quiet"])
-def test_no_bar_where_none_can_or_may_be(environment: Mapping[str, str], golden_safetensors: Path, tmp_path: Path) -> None:
-    quiet = [] if environment else ["--quiet"]
-    with on_terminal(
-        tmp_path,
-        "segment",
-        *image_options(),
-        "-o",
-        "seg.nii.gz",
-        "--weights",
-        golden_safetensors,
-        *SETTINGS,
-        *quiet,
-        environment=environment,
-    ) as run:
-        pass
-    assert run.process.returncode == 0, run.terminal
-    assert run.stdout == "seg.nii.gz\n"
-    assert HIDE_CURSOR not in run.terminal
-    assert "━" not in run.terminal
 
 
 def test_colours_that_are_forced_draw_no_bar_into_a_log(monkeypatch: pytest.MonkeyPatch) -> None:

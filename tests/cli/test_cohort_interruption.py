@@ -12,23 +12,21 @@ from typing import Any, Final
 import pytest
 
 from tests.cli.small_cohort import write_cases
-from tests.cli.test_interruption import names, started, struck
-from tests.support import GOLDEN_WEIGHTS, Drunet
+from tests.cli.test_interruption import SETTINGS, names
+from tests.forks import Forks, Strike
+from tests.support import Drunet
 
 N_CASES: Final = 6
 CASES: Final = [f"case_{n}" for n in range(N_CASES)]
 LABEL_FILES: Final = [f"{case}{suffix}" for case in CASES for suffix in (".json", ".nii.gz")]
 OUTPUTS: Final = sorted([*LABEL_FILES, "labels_itksnap.txt", "labels_slicer.ctbl", "summary.csv"])
-SETTINGS: Final = ("--weights", str(GOLDEN_WEIGHTS), "--device", "cpu", "--threads", "1")
-N_DISTURBED: Final = 9
+N_DISTURBED: Final = 6
 SIGNALS: Final = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
 CODES: Final = {signal.SIGTERM: 143, signal.SIGINT: 130}
-# A run's imports and the reading of the weights take this share of its time; before it there is nothing to be lost.
+# Reading the weights and making the engine take this share of a run's time; before there is nothing to be lost.
 BEGINNING: Final = 0.3
 # Some steps of writing: what Python is about to do, and with which temporary. All of them: tests/segmentation/test_outputs.py.
 STEPS: Final = [("os.link", ".case_2.json."), ("os.link", ".case_2.nii.gz."), ("os.rename", ".summary.csv.")]
-
-every_step = pytest.mark.parametrize(("event", "temporary"), STEPS, ids=lambda word: word.strip("."))
 
 
 @dataclass(frozen=True)
@@ -43,16 +41,13 @@ class WholeRun:
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> WholeRun:
+def whole(golden_safetensors: Path, forks: Forks, tmp_path_factory: pytest.TempPathFactory) -> WholeRun:
     cohort = write_cases(tmp_path_factory.mktemp("cohort"), N_CASES)
     folder = tmp_path_factory.mktemp("whole")
-    words = ("segment", str(cohort), *SETTINGS, "-o", "out")
-    begin = time.monotonic()
-    with started(*words, folder=folder) as process:
-        _, stderr = process.communicate(timeout=240)
-    assert process.returncode == 0, stderr
-    seconds = time.monotonic() - begin
-    return WholeRun(words, seconds, label_maps(folder), sidecars(folder), summary(folder))
+    words = ("segment", str(cohort), "--weights", str(golden_safetensors), *SETTINGS, "-o", "out")
+    done = forks.run(*words, folder=folder)
+    assert done.returncode == 0, done.stderr
+    return WholeRun(words, done.seconds, label_maps(folder), sidecars(folder), summary(folder))
 
 
 def label_maps(folder: Path) -> dict[str, bytes]:
@@ -102,17 +97,17 @@ def assert_as_undisturbed(folder: Path, whole: WholeRun) -> None:
     assert summary(folder) == whole.summary
 
 
-def disturb(number: signal.Signals, whole: WholeRun, folder: Path, *options: str, after_s: float) -> None:
+def disturb(number: signal.Signals, whole: WholeRun, forks: Forks, folder: Path, *options: str, after_s: float) -> None:
     """One signal, which ends the run with its code; a run that hears it leaves nothing unfinished of its own."""
     of_earlier_runs = temporaries(folder)
-    with started(*whole.words, *options, folder=folder) as process:
+    with forks.started(*whole.words, *options, folder=folder) as run:
         time.sleep(after_s)
-        process.send_signal(number)
-        _, stderr = process.communicate(timeout=60)
+        run.send_signal(number)
+        done = run.wait()
     # Before drunet has the word, the signal itself ends the process: to a shell that is the same code. At the end it is done.
-    assert process.returncode in (0, -number, CODES.get(number)), stderr
-    assert "Traceback" not in stderr
-    assert "Error" not in stderr
+    assert done.returncode in (0, -number, CODES.get(number)), done.stderr
+    assert "Traceback" not in done.stderr
+    assert "Error" not in done.stderr
     if number in CODES:
         assert temporaries(folder) <= of_earlier_runs
     assert_whole_where_there(folder, whole)
@@ -120,49 +115,48 @@ def disturb(number: signal.Signals, whole: WholeRun, folder: Path, *options: str
 
 @pytest.mark.slow
 @pytest.mark.parametrize("n", range(N_DISTURBED), ids=lambda n: f"{n}-{SIGNALS[n % 3].name}")
-def test_disturbed_run_is_completed_by_the_next(n: int, whole: WholeRun, drunet: Drunet, tmp_path: Path) -> None:
+def test_disturbed_run_is_completed_by_the_next(n: int, whole: WholeRun, forks: Forks, drunet: Drunet, tmp_path: Path) -> None:
     share = BEGINNING + (1 - BEGINNING) * (n + 0.5) / N_DISTURBED
-    disturb(SIGNALS[n % 3], whole, tmp_path, after_s=share * whole.seconds)
+    disturb(SIGNALS[n % 3], whole, forks, tmp_path, after_s=share * whole.seconds)
     assert_next_run_completes(drunet, tmp_path, whole)
 
 
 @pytest.mark.slow
-def test_run_that_is_disturbed_again_and_again_is_completed_at_last(whole: WholeRun, drunet: Drunet, tmp_path: Path) -> None:
+def test_run_that_is_disturbed_again_and_again_is_completed_at_last(
+    whole: WholeRun, forks: Forks, drunet: Drunet, tmp_path: Path
+) -> None:
     for n in range(6):
-        disturb(SIGNALS[n % 3], whole, tmp_path, "--skip-existing", after_s=(0.5 + n / 30) * whole.seconds)
+        disturb(SIGNALS[n % 3], whole, forks, tmp_path, "--skip-existing", after_s=(0.5 + n / 30) * whole.seconds)
     assert_next_run_completes(drunet, tmp_path, whole)
 
 
 @pytest.mark.slow
-@every_step
-def test_run_killed_while_it_writes_is_completed_by_the_next(
-    event: str, temporary: str, whole: WholeRun, drunet: Drunet, tmp_path: Path
+@pytest.mark.parametrize(
+    ("event", "temporary", "options"),
+    [*((*step, []) for step in STEPS), *(("os.rename", f".case_2.{kind}.", ["--overwrite"]) for kind in ("json", "nii.gz"))],
+    ids=str,
+)
+def test_run_killed_while_it_writes_or_replaces_is_completed_by_the_next(
+    event: str, temporary: str, options: list[str], whole: WholeRun, drunet: Drunet, tmp_path: Path
 ) -> None:
-    done = struck(signal.SIGKILL, event, temporary, *whole.words, folder=tmp_path)
+    if options:
+        assert drunet(*whole.words).returncode == 0
+    done = drunet(*whole.words, *options, strike=Strike(signal.SIGKILL, event, temporary))
     assert done.returncode == -signal.SIGKILL
     assert_whole_where_there(tmp_path, whole)
     assert_next_run_completes(drunet, tmp_path, whole)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("temporary", [".case_2.json.", ".case_2.nii.gz."])
-def test_run_that_replaces_outputs_and_is_killed_is_completed_by_the_next(
-    temporary: str, whole: WholeRun, drunet: Drunet, tmp_path: Path
-) -> None:
-    assert drunet(*whole.words).returncode == 0
-    done = struck(signal.SIGKILL, "os.rename", temporary, *whole.words, "--overwrite", folder=tmp_path)
-    assert done.returncode == -signal.SIGKILL
-    assert_whole_where_there(tmp_path, whole)
-    assert_next_run_completes(drunet, tmp_path, whole)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("number", CODES)
-@every_step
+@pytest.mark.parametrize(
+    ("event", "temporary", "number"),
+    [(*STEPS[0], signal.SIGINT), (*STEPS[0], signal.SIGTERM), (*STEPS[1], signal.SIGTERM), (*STEPS[2], signal.SIGINT)],
+    ids=str,
+)
 def test_signal_while_outputs_are_written_ends_the_run_with_its_code_and_nothing_unfinished(
     event: str, temporary: str, number: signal.Signals, whole: WholeRun, drunet: Drunet, tmp_path: Path
 ) -> None:
-    done = struck(number, event, temporary, *whole.words, folder=tmp_path)
+    done = drunet(*whole.words, strike=Strike(number, event, temporary))
     finished = temporary == ".summary.csv."  # the last thing that a run does
     assert done.returncode in ((CODES[number], 0) if finished else (CODES[number],)), done.stderr
     assert "Traceback" not in done.stderr
@@ -176,25 +170,27 @@ def test_signal_while_outputs_are_written_ends_the_run_with_its_code_and_nothing
 
 @pytest.mark.slow
 @pytest.mark.parametrize("option", [[], ["--skip-existing"]], ids=["plain", "skip-existing"])
-def test_two_runs_over_the_same_cases_share_them_and_both_succeed(option: list[str], whole: WholeRun, tmp_path: Path) -> None:
+def test_two_runs_over_the_same_cases_share_them_and_both_succeed(
+    option: list[str], whole: WholeRun, forks: Forks, tmp_path: Path
+) -> None:
+    forks.warm(2)
     with (
-        started(*whole.words, *option, folder=tmp_path) as one,
-        started(*whole.words, *option, folder=tmp_path) as other,
+        forks.started(*whole.words, *option, folder=tmp_path) as one,
+        forks.started(*whole.words, *option, folder=tmp_path) as other,
     ):
-        for process in (one, other):
-            stdout, stderr = process.communicate(timeout=240)
-            assert process.returncode == 0, stderr
-            assert sorted(stdout.splitlines()) == [f"out/{case}.nii.gz" for case in CASES]
+        for run in (one, other):
+            done = run.wait()
+            assert done.returncode == 0, done.stderr
+            assert sorted(done.stdout.splitlines()) == [f"out/{case}.nii.gz" for case in CASES]
     assert_as_undisturbed(tmp_path, whole)
 
 
 @pytest.mark.slow
 def test_killed_shard_is_completed_when_it_is_submitted_again_beside_the_others(
-    whole: WholeRun, drunet: Drunet, tmp_path: Path
+    whole: WholeRun, forks: Forks, drunet: Drunet, tmp_path: Path
 ) -> None:
-    struck(signal.SIGKILL, "os.link", ".case_2.json.", *whole.words, "--shard", "1/2", folder=tmp_path)
-    with started(*whole.words, "--shard", "2/2", folder=tmp_path) as other:
-        again = drunet(*whole.words, "--shard", "1/2", "--skip-existing")
-        _, stderr = other.communicate(timeout=240)
-    assert (again.returncode, other.returncode) == (0, 0), again.stderr + stderr
+    drunet(*whole.words, "--shard", "1/2", strike=Strike(signal.SIGKILL, "os.link", ".case_2.json."))
+    with forks.started(*whole.words, "--shard", "2/2", folder=tmp_path) as other:
+        again, beside = drunet(*whole.words, "--shard", "1/2", "--skip-existing"), other.wait()
+    assert (again.returncode, beside.returncode) == (0, 0), again.stderr + beside.stderr
     assert_as_undisturbed(tmp_path, whole)

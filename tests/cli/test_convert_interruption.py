@@ -2,11 +2,8 @@
 
 import os
 import signal
-import subprocess
-import sys
-import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -15,7 +12,8 @@ import psutil
 import pytest
 
 from tests.cli.small_cohort import contents, write_cases
-from tests.support import Drunet
+from tests.forks import Forks, Run
+from tests.support import Drunet, wait_until
 
 N_CASES: Final = 6
 JOBS: Final = ("--jobs", "2")
@@ -35,44 +33,33 @@ class WholeRun:
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, WholeRun]:
+def runs(forks: Forks, tmp_path_factory: pytest.TempPathFactory) -> dict[str, WholeRun]:
     cohort, folder = write_cases(tmp_path_factory.mktemp("cohort"), N_CASES), tmp_path_factory.mktemp("whole")
-    to_slices = ("nii2png", str(cohort), "-o", "out")
     dataset = folder / "slices" / "out"
-    to_label_maps = ("png2nii", str(dataset), "--like", str(cohort), "-o", "out")
     found = {}
-    for name, words in (("slices", to_slices), ("label_maps", to_label_maps)):
+    for name, words in (
+        ("slices", ("nii2png", str(cohort), "-o", "out")),
+        ("label_maps", ("png2nii", str(dataset), "--like", str(cohort), "-o", "out")),
+    ):
         (folder / name).mkdir()
-        with started(words, folder / name) as process:
-            _, stderr = process.communicate(timeout=120)
-        assert process.returncode == 0, stderr
+        done = forks.run("convert", *words, *JOBS, folder=folder / name)
+        assert done.returncode == 0, done.stderr
         found[name] = WholeRun(words, contents(folder / name / "out"))
     return found
 
 
-@contextmanager
-def started(words: Sequence[str], folder: Path) -> Iterator["subprocess.Popen[str]"]:
+def started(forks: Forks, words: Sequence[str], folder: Path) -> AbstractContextManager[Run]:
     """A conversion with two workers, in a process group of its own as a shell or Slurm would start it."""
-    command = [sys.executable, "-m", "drunet_cli", "convert", *words, *JOBS]
-    with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=folder, start_new_session=True
-    ) as process:
-        try:
-            yield process
-        finally:
-            process.kill()
+    return forks.started("convert", *words, *JOBS, folder=folder, before="import os; os.setsid()")
 
 
 def wait_until_some_case_is_done(folder: Path, kind: str) -> None:
     pattern = "out/cases/*.json" if kind == "slices" else "out/*.nii.gz"
-    limit = time.monotonic() + 60
-    while not list(folder.glob(pattern)):
-        assert time.monotonic() < limit
-        time.sleep(0.002)
+    wait_until(lambda: bool(list(folder.glob(pattern))))
 
 
-def offspring(process: "subprocess.Popen[str]") -> list[psutil.Process]:
-    found: list[psutil.Process] = psutil.Process(process.pid).children(recursive=True)
+def offspring(run: Run) -> list[psutil.Process]:
+    found: list[psutil.Process] = psutil.Process(run.pid).children(recursive=True)
     return found
 
 
@@ -88,78 +75,81 @@ def assert_next_run_completes(drunet: Drunet, folder: Path, whole: WholeRun) -> 
             assert set(content.splitlines()) <= set(whole.files[name].splitlines())
         else:
             assert name.endswith((".tmp", ".part")) or content == whole.files[name], name
-    done = drunet("convert", *whole.words, *JOBS, "--skip-existing")
+    done = drunet("convert", *whole.words, "--jobs", "1", "--skip-existing")
     assert done.returncode == 0, done.stderr
     assert contents(folder / "out") == whole.files
 
 
-@pytest.mark.parametrize("kind", ["slices", "label_maps"])
 @pytest.mark.parametrize(
-    ("number", "group"),
-    [(signal.SIGKILL, False), (signal.SIGINT, True), (signal.SIGTERM, False), (signal.SIGTERM, True)],
-    ids=["SIGKILL", "Ctrl-C on a terminal", "SIGTERM", "SIGTERM for all, as Slurm sends it"],
+    ("kind", "number", "group"),
+    [
+        ("slices", signal.SIGKILL, False),
+        ("slices", signal.SIGINT, True),  # Ctrl-C on a terminal
+        ("slices", signal.SIGTERM, False),
+        ("slices", signal.SIGTERM, True),  # as Slurm sends it
+        ("label_maps", signal.SIGKILL, False),
+        ("label_maps", signal.SIGINT, True),
+    ],
 )
 def test_a_run_that_is_stopped_leaves_no_process_and_the_next_completes_it(
-    kind: str, number: signal.Signals, group: bool, runs: dict[str, WholeRun], drunet: Drunet, tmp_path: Path
+    kind: str, number: signal.Signals, group: bool, runs: dict[str, WholeRun], forks: Forks, drunet: Drunet, tmp_path: Path
 ) -> None:
-    with started(runs[kind].words, tmp_path) as process:
+    with started(forks, runs[kind].words, tmp_path) as run:
         wait_until_some_case_is_done(tmp_path, kind)
-        children = offspring(process)
+        children = offspring(run)
         if group:
-            os.killpg(process.pid, number)
+            os.killpg(run.pid, number)
         else:
-            process.send_signal(number)
-        _, stderr = process.communicate(timeout=60)
+            run.send_signal(number)
+        done = run.wait()
     # Where a worker is killed first, as by Slurm, the run may end by its loss.
-    assert process.returncode in {CODES[number], *([5] if number == signal.SIGTERM and group else [])}, stderr
-    assert "Traceback" not in stderr
+    assert done.returncode in {CODES[number], *([5] if number == signal.SIGTERM and group else [])}, done.stderr
+    assert "Traceback" not in done.stderr
     assert_none_left(children)
     assert_next_run_completes(drunet, tmp_path, runs[kind])
 
 
 def test_a_run_that_is_interrupted_while_its_workers_start_says_at_most_how_far_it_was(
-    runs: dict[str, WholeRun], drunet: Drunet, tmp_path: Path
+    runs: dict[str, WholeRun], forks: Forks, drunet: Drunet, tmp_path: Path
 ) -> None:
-    with started(runs["slices"].words, tmp_path) as process:
-        while not (children := offspring(process)):
-            time.sleep(0.002)
-        os.killpg(process.pid, signal.SIGINT)
-        stdout, stderr = process.communicate(timeout=60)
-    told = [line for line in stderr.splitlines() if "Stopped: 0 of 6 cases done; --skip-existing goes on" not in line]
-    assert (process.returncode, stdout, told) == (130, "", [])
+    with started(forks, runs["slices"].words, tmp_path) as run:
+        wait_until(lambda: bool(offspring(run)))
+        children = offspring(run)
+        os.killpg(run.pid, signal.SIGINT)
+        done = run.wait()
+    told = [line for line in done.stderr.splitlines() if "Stopped: 0 of 6 cases done; --skip-existing goes on" not in line]
+    assert (done.returncode, done.stdout, told) == (130, "", [])
     assert_none_left(children)
     assert_next_run_completes(drunet, tmp_path, runs["slices"])
 
 
 def test_a_killed_worker_ends_the_run_in_one_line_and_the_next_completes_it(
-    runs: dict[str, WholeRun], drunet: Drunet, tmp_path: Path
+    runs: dict[str, WholeRun], forks: Forks, drunet: Drunet, tmp_path: Path
 ) -> None:
-    with started(runs["slices"].words, tmp_path) as process:
+    with started(forks, runs["slices"].words, tmp_path) as run:
         wait_until_some_case_is_done(tmp_path, "slices")
-        workers = [child for child in offspring(process) if "spawn_main" in " ".join(child.cmdline())]
+        workers = [child for child in offspring(run) if "spawn_main" in " ".join(child.cmdline())]
         workers[0].kill()
-        _, stderr = process.communicate(timeout=60)
-    assert process.returncode == 5, stderr
-    assert stderr.splitlines()[-1].startswith("Error: a worker process was killed")
-    assert "Traceback" not in stderr
+        done = run.wait()
+    assert done.returncode == 5, done.stderr
+    assert done.stderr.splitlines()[-1].startswith("Error: a worker process was killed")
+    assert "Traceback" not in done.stderr
     assert_none_left(workers)
     assert_next_run_completes(drunet, tmp_path, runs["slices"])
 
 
 def test_a_run_that_replaces_slices_and_is_killed_is_completed_without_overwrite(
-    runs: dict[str, WholeRun], drunet: Drunet, tmp_path: Path
+    runs: dict[str, WholeRun], forks: Forks, drunet: Drunet, tmp_path: Path
 ) -> None:
     whole = runs["slices"]
     for name, content in whole.files.items():
         path = tmp_path / "out" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(content)
-    with started((*whole.words, "--overwrite"), tmp_path) as process:
-        limit = time.monotonic() + 60
-        while not list((tmp_path / "out/cases").glob("*.part")):
-            assert time.monotonic() < limit
-        children = offspring(process)
-        process.kill()
-        process.communicate(timeout=60)
+    with started(forks, (*whole.words, "--overwrite"), tmp_path) as run:
+        wait_until(lambda: bool(list((tmp_path / "out/cases").glob("*.part"))))
+        children = offspring(run)
+        run.send_signal(signal.SIGKILL)
+        run.wait()
     assert_none_left(children)
     assert_next_run_completes(drunet, tmp_path, whole)

@@ -2,10 +2,8 @@
 
 import csv
 import io
-import os
 import re
 import socket
-import subprocess
 import sys
 from pathlib import Path
 from typing import Final
@@ -17,6 +15,7 @@ from PIL import Image
 
 from drunet_cli.cli.app import main
 from tests.cli.small_cohort import CASES, N_CASES, SHAPE, objects, save, segmentation, write_cases
+from tests.forks import CLOSED_PIPE
 from tests.support import Drunet, open_image
 
 pytestmark = pytest.mark.usefixtures("in_tmp_path")
@@ -452,17 +451,9 @@ def test_bad_input_is_exit_3_in_one_line(arguments: tuple[str, ...], cohort: Pat
 # The process as a whole
 
 
-def test_a_reader_that_goes_away_does_not_cost_the_csv(folders: tuple[Path, Path]) -> None:
-    reader, writer = os.pipe()
-    os.close(reader)
-    command = [sys.executable, "-m", "drunet_cli", "evaluate", *map(str, folders), "--jobs", "1", "--quiet"]
-    try:
-        done = subprocess.run(
-            [*command, "--csv", "scores.csv"], stdout=writer, stderr=subprocess.PIPE, check=False, timeout=120
-        )
-    finally:
-        os.close(writer)
-    assert (done.returncode, done.stderr) == (0, b"")
+def test_a_reader_that_goes_away_does_not_cost_the_csv(folders: tuple[Path, Path], drunet: Drunet) -> None:
+    done = drunet("evaluate", *folders, "--jobs", "1", "--quiet", "--csv", "scores.csv", streams={"stdout": CLOSED_PIPE})
+    assert (done.returncode, done.stderr) == (0, "")
     assert len(rows("scores.csv")) == 15
 
 

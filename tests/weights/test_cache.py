@@ -5,9 +5,9 @@ import fcntl
 import os
 import shutil
 import signal
-import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -24,6 +24,7 @@ from drunet_cli.weights import download, registry
 from drunet_cli.weights.cache import import_weights, metadata_of, obtain, open_weights
 from drunet_cli.weights.checkpoint import read_checkpoint, write_checkpoint
 from drunet_cli.weights.registry import BUNDLED, COMPACT, DEFAULT, ENTRIES, Entry, cache_folder, cached_path, check_available
+from tests.forks import Forks, Run
 from tests.support import GOLDEN_WEIGHTS, wait_until
 from tests.weights.file_server import Answer, FileServer, serving
 
@@ -235,53 +236,44 @@ def test_parts_that_other_hosts_have_left_go_once_the_weights_are_there(monkeypa
 # Several processes
 
 # In a process of its own, which no fixture reaches.
-PROGRAM: Final = """
-import sys
+GOLDEN_IS_PUBLISHED: Final = """
 from dataclasses import replace
-from drunet_cli.cli.app import main
 from drunet_cli.weights.registry import DEFAULT, ENTRIES
 ENTRIES[DEFAULT] = replace(ENTRIES[DEFAULT], base_width=1)
-sys.exit(main(["weights", "download"]))
 """
 
 
-def start() -> "subprocess.Popen[str]":
-    return subprocess.Popen([sys.executable, "-c", PROGRAM], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+def start(forks: Forks, folder: Path) -> AbstractContextManager[Run]:
+    return forks.started("weights", "download", folder=folder, before=GOLDEN_IS_PUBLISHED)
 
 
-@pytest.mark.parametrize("n", [2, pytest.param(10, marks=pytest.mark.slow)])
-def test_processes_at_once_on_an_empty_cache_make_one_download(n: int, mirror: Callable[[FileServer], None]) -> None:
-    with serving(CONTENT, default=Answer(pause_s=0.02 * n)) as server:
+@pytest.mark.parametrize("n", [2, pytest.param(8, marks=pytest.mark.slow)])
+def test_processes_at_once_on_an_empty_cache_make_one_download(
+    n: int, mirror: Callable[[FileServer], None], forks: Forks, tmp_path: Path
+) -> None:
+    with serving(CONTENT, default=Answer(pause_s=0.02 * n)) as server, ExitStack() as stack:
         mirror(server)
-        processes = [start() for _ in range(n)]
-        results = [(*process.communicate(timeout=120), process.returncode) for process in processes]
-    assert [code for _, _, code in results] == [0] * n, [errors for _, errors, _ in results]
-    assert {output for output, _, _ in results} == {f"{cached_path(DEFAULT)}\n"}
+        runs = [stack.enter_context(start(forks, tmp_path)) for _ in range(n)]
+        results = [run.wait() for run in runs]
+    assert [(done.returncode, done.stdout) for done in results] == [(0, f"{cached_path(DEFAULT)}\n")] * n, results
     assert len(server.requests) == 1
-    assert n == 2 or any("Another process is downloading" in errors for _, errors, _ in results)
+    assert n == 2 or any("Another process is downloading" in done.stderr for done in results)
     assert_golden(cached_path(DEFAULT))
     assert not list(cache_folder().glob(".*"))
 
 
 def test_a_killed_downloader_gives_way_to_the_one_that_waits_and_its_bytes_are_used(
-    mirror: Callable[[FileServer], None],
+    mirror: Callable[[FileServer], None], forks: Forks, tmp_path: Path
 ) -> None:
     with serving(CONTENT, Answer(pause_s=0.2)) as server:
         mirror(server)
-        killed, waiting = start(), None
-        try:
+        with start(forks, tmp_path) as killed:
             wait_until(lambda: any(path.stat().st_size > 100_000 for path in cache_folder().glob(".*.part")))
-            waiting = start()
-            assert waiting.stderr is not None
-            assert "waiting" in waiting.stderr.readline()
-            killed.send_signal(signal.SIGKILL)
-            output, _ = waiting.communicate(timeout=60)
-        finally:
-            for process in (killed, waiting):
-                if process is not None:
-                    process.kill()
-                    process.communicate()
-    assert output == f"{cached_path(DEFAULT)}\n"
+            with start(forks, tmp_path) as waiting:
+                wait_until(lambda: "waiting" in waiting.written("stderr"))
+                killed.send_signal(signal.SIGKILL)
+                done = waiting.wait()
+    assert done.stdout == f"{cached_path(DEFAULT)}\n"
     assert server.ranges[0] is None
     assert int(str(server.ranges[1]).removeprefix("bytes=").removesuffix("-")) > 100_000
     assert_golden(cached_path(DEFAULT))
