@@ -76,9 +76,8 @@ def test_label_values_of_every_type_mean_what_was_asked_for(
     assert (found.dtype.name, found.tolist()) == ("uint8", list(indices))
 
 
-@pytest.mark.parametrize("dtype", ["f4", "f8"])
-@pytest.mark.parametrize("labels", Labels)
-def test_the_fractions_that_the_published_script_writes_count_as_the_labels_they_are_near(dtype: str, labels: Labels) -> None:
+@pytest.mark.parametrize(("labels", "dtype"), [(Labels.BRATS2020, "f4"), (Labels.BRATS2023, "f8")])
+def test_the_fractions_that_the_published_script_writes_count_as_the_labels_they_are_near(labels: Labels, dtype: str) -> None:
     classes = np.arange(4, dtype=np.uint8)
     # (float)(value * slope) where the script's file has a slope: off by a few 1e-5, as 1.000015 and 2.00003.
     voxels = (label_values(classes, labels) * 1.000015).astype(dtype)

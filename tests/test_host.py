@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
@@ -30,17 +31,6 @@ def root(tmp_path: Path) -> Path:
     return tmp_path / "cgroup"
 
 
-def version_2(folder: Path, limit: str) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "cpu.max").write_text(f"{limit}\n")
-
-
-def version_1(folder: Path, quota_us: str, period_us: str = "100000") -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "cpu.cfs_quota_us").write_text(f"{quota_us}\n")
-    (folder / "cpu.cfs_period_us").write_text(f"{period_us}\n")
-
-
 def cpus(root: Path, own_cgroups: str = "", *, slurm: str | None = None) -> int:
     """What is granted under these cgroup folders, where /proc/self/cgroup reads `own_cgroups`."""
     root.mkdir(exist_ok=True)
@@ -48,10 +38,6 @@ def cpus(root: Path, own_cgroups: str = "", *, slurm: str | None = None) -> int:
     listing.write_text(own_cgroups)
     environment = {} if slurm is None else {"SLURM_CPUS_PER_TASK": slurm}
     return granted_cpus(environment=environment, cgroup_root=root, own_cgroups=listing)
-
-
-def test_affinity_alone_decides_where_nothing_else_is_set(root: Path) -> None:
-    assert cpus(root) == N_AFFINITY
 
 
 def test_missing_cgroup_files_set_no_limit(tmp_path: Path) -> None:
@@ -74,84 +60,63 @@ def test_the_processs_own_affinity_mask_is_read() -> None:
     assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == "1\n"
 
 
-@pytest.mark.parametrize(
-    ("words", "expected"), [("6", 6), ("0", 1), *((w, N_AFFINITY) for w in ("", "many", "-3", "2.5", "²"))]
-)
-def test_slurm_is_heeded_and_rubbish_in_its_variable_ignored(root: Path, words: str, expected: int) -> None:
-    assert cpus(root, slurm=words) == expected
-
-
 def test_the_real_environment_is_the_default(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("SLURM_CPUS_PER_TASK", "1")
     assert granted_cpus(cgroup_root=tmp_path, own_cgroups=tmp_path / "none") == 1
 
 
-@pytest.mark.parametrize(
-    ("limit", "expected"), [("400000 100000", 4), ("250000 100000", 3), ("50000 100000", 1), ("1 100000", 1), ("8000 1000", 8)]
-)
-def test_a_version_2_quota_is_rounded_up(root: Path, limit: str, expected: int) -> None:
-    version_2(root / "job", limit)
-    assert cpus(root, "0::/job\n") == expected
+JOB: Final = "0::/job\n"  # the process's own cgroup, of version 2
+STEP: Final = "0::/slurm/job_7/step_0\n"
+JOB_7: Final = "7:memory:/else\n4:cpu,cpuacct:/slurm/job_7\n1:name=systemd:/else\n"  # of version 1
+# SLURM's variable, the process's cgroups, quotas by folder (one word: of version 1, else of version 2), and the CPUs.
+GRANTS: Final[list[tuple[str | None, str, dict[str, str], int]]] = [
+    # affinity alone, and SLURM's variable or rubbish in it
+    (None, "", {}, N_AFFINITY),
+    ("6", "", {}, 6),
+    ("0", "", {}, 1),
+    *((rubbish, "", {}, N_AFFINITY) for rubbish in ("", "many", "-3", "2.5", "²")),
+    # a quota of version 2 is rounded up; a file without one sets no limit
+    (None, JOB, {"job": "400000 100000"}, 4),
+    (None, JOB, {"job": "250000 100000"}, 3),
+    (None, JOB, {"job": "1 100000"}, 1),
+    (None, JOB, {"job": "8000 1000"}, 8),
+    *(
+        (None, JOB, {"job": none}, N_AFFINITY)
+        for none in ("max 100000", " ", "4 ", "four 100000", "-1 100000", "400000 0", "1 2 3")
+    ),
+    # that of any ancestor counts, and the tightest; not those of others, nor above the mount
+    *((None, STEP, {folder: "300000 100000"}, 3) for folder in ("", "slurm", "slurm/job_7", "slurm/job_7/step_0")),
+    (None, "0::/a/b/c\n", {"a": "500000 100000", "a/b": "200000 100000", "a/b/c": "900000 100000"}, 2),
+    (None, JOB, {"other": "100000 100000", "..": "100000 100000"}, N_AFFINITY),
+    (None, "0::/docker/0123abcd\n", {"": "200000 100000"}, 2),  # as a container sees its own cgroup
+    # version 1, where -1 means none
+    *((None, JOB_7, {"cpu,cpuacct/slurm/job_7": quota}, n) for quota, n in (("150000", 2), ("400000", 4), ("-1", N_AFFINITY))),
+    (None, JOB_7, {"cpu,cpuacct/slurm/job_7": "x"}, N_AFFINITY),
+    (None, "4:cpu:/slurm/job_7\n", {"cpu/slurm/job_7": "-1", "cpu/slurm": "300000"}, 3),
+    (None, "4:cpu:/docker/0123abcd\n", {"cpu": "200000"}, 2),
+    (None, "", {"cpu": "200000"}, 2),
+    (None, "4:cpuset:/job\n", {"cpuset/job": "100000"}, N_AFFINITY),  # merely begins with cpu
+    (None, "4:cpu,cpuacct:/job\n0::/job\n", {"cpu,cpuacct/job": "500000"}, 5),
+    # the least of all
+    ("4", JOB, {"job": "800000 100000"}, 4),
+    ("8", JOB, {"job": "400000 100000"}, 4),
+    ("99", JOB, {"job": "9900000 100000"}, N_AFFINITY),
+]
 
 
-@pytest.mark.parametrize("limit", ["max 100000", "", "4", "four 100000", "-1 100000", "400000 0", "1 2 3"])
-def test_a_version_2_file_without_a_quota_sets_no_limit(root: Path, limit: str) -> None:
-    version_2(root / "job", limit)
-    assert cpus(root, "0::/job\n") == N_AFFINITY
-
-
-@pytest.mark.parametrize("tight", ["", "slurm", "slurm/job_7", "slurm/job_7/step_0"])
-def test_a_quota_of_any_ancestor_counts(root: Path, tight: str) -> None:
-    for folder in ("", "slurm", "slurm/job_7", "slurm/job_7/step_0"):
-        version_2(root / folder, "300000 100000" if folder == tight else "max 100000")
-    assert cpus(root, "0::/slurm/job_7/step_0\n") == 3
-
-
-def test_the_tightest_of_nested_quotas_counts(root: Path) -> None:
-    version_2(root / "a", "500000 100000")
-    version_2(root / "a/b", "200000 100000")
-    version_2(root / "a/b/c", "900000 100000")
-    assert cpus(root, "0::/a/b/c\n") == 2
-
-
-def test_only_quotas_of_ones_own_cgroups_below_the_mount_count(root: Path) -> None:
-    version_2(root / "other", "100000 100000")
-    version_2(root.parent, "100000 100000")
-    assert cpus(root, "0::/job\n") == N_AFFINITY
-    version_2(root, "200000 100000")  # as a container sees its own cgroup
-    assert cpus(root, "0::/docker/0123abcd\n") == 2
-
-
-@pytest.mark.parametrize(("quota", "expected"), [("150000", 2), ("400000", 4), ("-1", N_AFFINITY), ("x", N_AFFINITY)])
-def test_a_version_1_quota_is_read_and_minus_one_means_none(root: Path, quota: str, expected: int) -> None:
-    version_1(root / "cpu,cpuacct/slurm/job_7", quota)
-    assert cpus(root, "7:memory:/else\n4:cpu,cpuacct:/slurm/job_7\n1:name=systemd:/else\n") == expected
-
-
-def test_a_version_1_quota_of_an_ancestor_or_of_the_root_counts(root: Path) -> None:
-    version_1(root / "cpu/slurm/job_7", "-1")
-    version_1(root / "cpu/slurm", "300000")
-    assert cpus(root, "4:cpu:/slurm/job_7\n") == 3
-    version_1(root / "cpu", "200000")
-    assert cpus(root) == cpus(root, "4:cpu:/docker/0123abcd\n") == 2
-
-
-def test_controllers_that_merely_begin_with_cpu_are_not_read(root: Path) -> None:
-    version_1(root / "cpuset/job", "100000")
-    assert cpus(root, "4:cpuset:/job\n") == N_AFFINITY
-
-
-def test_a_hybrid_system_heeds_version_1(root: Path) -> None:
-    version_1(root / "cpu,cpuacct/job", "500000")
-    assert cpus(root, "4:cpu,cpuacct:/job\n0::/job\n") == 5
-
-
-@pytest.mark.parametrize(
-    ("slurm", "quota", "expected"), [("4", "800000", 4), ("8", "400000", 4), ("99", "9900000", N_AFFINITY)]
-)
-def test_the_least_of_all_grants_wins(root: Path, slurm: str, quota: str, expected: int) -> None:
-    version_2(root / "job", f"{quota} 100000")
-    assert cpus(root, "0::/job\n", slurm=slurm) == expected
+@pytest.mark.parametrize(("slurm", "own_cgroups", "quotas", "expected"), GRANTS)
+def test_a_process_may_use_the_least_of_what_affinity_slurm_and_its_cgroups_grant(
+    slurm: str | None, own_cgroups: str, quotas: Mapping[str, str], expected: int, root: Path
+) -> None:
+    for name, quota in quotas.items():
+        folder = root / name
+        folder.mkdir(parents=True, exist_ok=True)
+        if " " in quota:
+            (folder / "cpu.max").write_text(f"{quota}\n")
+        else:
+            (folder / "cpu.cfs_quota_us").write_text(f"{quota}\n")
+            (folder / "cpu.cfs_period_us").write_text("100000\n")
+    assert cpus(root, own_cgroups, slurm=slurm) == expected
 
 
 def test_the_processor_has_a_name() -> None:

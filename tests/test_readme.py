@@ -21,7 +21,7 @@ from drunet_cli.io.checks import WarningCode
 from drunet_cli.report.runs import LabelMapState
 from drunet_cli.segmentation.outputs import read_sidecar
 from tests.cli.test_help import COMMANDS
-from tests.support import GOLDEN_IMAGES, GOLDEN_LABELS, GOLDEN_WEIGHTS, image_options, open_image
+from tests.support import GOLDEN_IMAGES, GOLDEN_LABELS, GOLDEN_WEIGHTS, open_image
 
 REPOSITORY: Final = Path(__file__).parents[1]
 README: Final = REPOSITORY / "README.md"
@@ -95,12 +95,13 @@ OF_THE_HELP: Final = commands_of(
 PROGRAMS: Final = [block for text in DOCUMENTS.values() for kind, block in BLOCK.findall(text) if kind == "python"]
 
 
-def _place(folder: Path, names: dict[Modality, str], *, segmentation: str | None = None) -> None:
+def _place(folder: Path, names: dict[Modality, str], *, segmentation: str | None = None, suffix: str = ".nii.gz") -> None:
+    """The middle of the golden case, which is soon compared and shown, under these names."""
     folder.mkdir(parents=True, exist_ok=True)
     for modality, name in names.items():
-        shutil.copyfile(GOLDEN_IMAGES[modality], folder / f"{name}.nii.gz")
+        nib.save(open_image(GOLDEN_IMAGES[modality]).slicer[88:152, 88:152], folder / f"{name}{suffix}")
     if segmentation is not None:
-        shutil.copyfile(GOLDEN_LABELS, folder / f"{segmentation}.nii.gz")
+        nib.save(open_image(GOLDEN_LABELS).slicer[88:152, 88:152], folder / f"{segmentation}{suffix}")
 
 
 @pytest.fixture(scope="module")
@@ -109,8 +110,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("reader")
     _place(folder, {modality: str(modality) for modality in CHANNELS})
     _place(folder, {modality: f"p01_{modality}" for modality in CHANNELS}, segmentation="p01_reference")
-    for name, modality in (("t1", Modality.T1), ("t1c", Modality.T1CE), ("t2", Modality.T2), ("f", Modality.FLAIR)):
-        nib.save(open_image(GOLDEN_IMAGES[modality]), folder / f"{name}.nii")
+    _place(folder, {Modality.T1: "t1", Modality.T1CE: "t1c", Modality.T2: "t2", Modality.FLAIR: "f"}, suffix=".nii")
     _place(folder / "patients" / "p02", {modality: f"p02_{name}" for modality, name in NAMES_OF_THE_SCANNER.items()})
     _place(folder / "p03", NAMES_OF_THE_TABLE)
     [table] = [block for kind, block in BLOCK.findall((PAGES / "many-cases.md").read_text()) if kind == "text"]
@@ -127,7 +127,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     quiet = ["--quiet", "--weights", str(GOLDEN_WEIGHTS)]
     training = str(folder / "BraTS2021_TrainingData")
     assert main(["segment", training, "-o", str(folder / "results"), "--uncertainty", *quiet]) == 0
-    assert main(["segment", *image_options(), "-o", str(folder / "p01_seg.nii.gz"), "--no-sidecar", *quiet]) == 0
+    assert main(["segment", f"{training}/p01", "-o", str(folder / "p01_seg.nii.gz"), "--no-sidecar", *quiet]) == 0
     assert main(["convert", "nii2png", training, "-o", str(folder / "slices"), "--quiet", "--jobs", "1"]) == 0
     shutil.copytree(folder / "slices" / "masks", folder / "slices" / "predictions")
     shutil.copytree(folder / "BraTS2021_TrainingData", folder / "TestData")

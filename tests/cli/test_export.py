@@ -141,12 +141,3 @@ def test_outputs_that_cannot_be_are_refused_and_nothing_is_replaced(tmp_path: Pa
         assert words in complaint(capsys)
     assert (tmp_path / "a.h5").read_text() == "mine"
     assert own.read_bytes() == GOLDEN_WEIGHTS.read_bytes()
-
-
-def test_a_file_that_fails_its_check_is_one_line_and_no_file(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
-) -> None:
-    monkeypatch.setattr(exports, "TOLERANCES", dict.fromkeys(Precision, 1e-12))
-    assert export(tmp_path / "a.onnx") == 6
-    assert "a.onnx: not written: it failed its check: largest difference of a logit" in complaint(capsys)
-    assert not list(tmp_path.iterdir())

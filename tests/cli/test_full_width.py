@@ -14,10 +14,8 @@ from tests.keras_file import write_keras_h5
 from tests.support import GOLDEN_IMAGES, image_options, open_image
 
 _LIMIT_GB = 2.5
-_N_SLICES, _N_BRAIN = (
-    155,
-    40,
-)  # a real brain has some 135 slices; slices that are computed after one another take no more memory
+# A real brain has some 135 slices; slices that are computed after one another take no more memory.
+_N_SLICES, _N_BRAIN = 155, 15
 
 
 def _brats_sized(folder: Path) -> dict[Modality, Path]:

@@ -54,29 +54,16 @@ def test_help_fits_the_terminal_breaks_no_word_and_shows_no_python_type(
 
 
 @every_command
-def test_lines_of_the_description_are_not_wrapped_again(words: tuple[str, ...]) -> None:
-    assert [line for line in COMMANDS[words].help.splitlines() if len(line) > WIDTH - _MARGINS] == []
-
-
-@every_command
-def test_help_gives_an_example_that_can_be_copied(words: tuple[str, ...]) -> None:
-    """In one line: in two, the blanks that fill up a line of the terminal would follow the backslash."""
-    lines = COMMANDS[words].help.splitlines()
+def test_a_command_is_described_in_short_lines_with_an_example_and_names_its_options_alike(words: tuple[str, ...]) -> None:
+    command = COMMANDS[words]
+    lines = command.help.splitlines()
+    assert [line for line in lines if len(line) > WIDTH - _MARGINS] == []  # else they would be wrapped again
+    # In one line: in two, the blanks that fill up a line of the terminal would follow the backslash.
     assert [line for line in lines if line.startswith(" ".join(["drunet", *words]))]
     assert not [line for line in lines if line.endswith("\\")]
-
-
-@every_command
-def test_long_options_are_in_small_letters(words: tuple[str, ...]) -> None:
-    """Some versions of Typer name an option after its metavar."""
-    long_options = [name for parameter in COMMANDS[words].params for name in parameter.opts if name.startswith("--")]
-    assert long_options == [name.lower() for name in long_options]
-
-
-@every_command
-def test_an_output_has_a_long_option_too(words: tuple[str, ...]) -> None:
-    short = [parameter for parameter in COMMANDS[words].params if "-o" in parameter.opts]
-    assert [parameter.opts for parameter in short] == [["--output", "-o"]] * len(short)
+    # Some versions of Typer name an option after its metavar.
+    assert [name for each in command.params for name in each.opts if name.startswith("--") and name != name.lower()] == []
+    assert [each.opts for each in command.params if "-o" in each.opts] in ([], [["--output", "-o"]])
 
 
 @pytest.mark.usefixtures("small_phantoms")

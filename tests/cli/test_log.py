@@ -8,18 +8,25 @@ from typing import Final
 import pytest
 
 import drunet_cli
-from drunet_cli.brats import Modality
+from drunet_cli.brats import CHANNELS
 from drunet_cli.cli.app import main
-from tests.support import GOLDEN_IMAGES, GOLDEN_WEIGHTS, image_options
+from tests.cli.small_cohort import spoil, write_cases
+from tests.support import GOLDEN_WEIGHTS, image_options
 
-SETTINGS: Final = ("--weights", str(GOLDEN_WEIGHTS), "--device", "cpu", "--threads", "1")
-SEGMENT: Final = ["segment", *map(str, image_options()), *SETTINGS]
+SETTINGS: Final = ("--weights", str(GOLDEN_WEIGHTS), "--window", "auto", "--device", "cpu", "--threads", "1")
 PREFIX: Final = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d \S+?(, \d+ of \d+)?: ")
 
 
 @pytest.fixture(autouse=True)
 def _lines_without_time_and_host() -> None:
     """They have both here, where other tests of the command line take them away."""
+
+
+@pytest.fixture
+def words(cohort: Path) -> list[str]:
+    """Segment a small case."""
+    images = {modality: cohort / "case_0" / f"case_0_{modality}.nii.gz" for modality in CHANNELS}
+    return ["segment", *image_options(images), *SETTINGS]
 
 
 def logged(path: Path) -> list[str]:
@@ -30,60 +37,62 @@ def logged(path: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("letter", ["-v", "--verbose"])
-def test_verbose_tells_what_is_decided_and_why(letter: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main([*SEGMENT, "-o", str(tmp_path / "seg.nii.gz"), letter]) == 0
+def test_verbose_tells_what_is_decided_and_why(
+    letter: str, words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*words, "-o", str(tmp_path / "seg.nii.gz"), letter]) == 0
     out, err = capsys.readouterr()
     assert out == f"{tmp_path / 'seg.nii.gz'}\n"
     for beginning in (
         "threads: 1 (as asked for)",
         "engine: ONNX Runtime, which is",
-        "golden: 240 x 240 x 5 voxels, axes LPS, slices 1 mm apart, untouched for the network; brain ",
+        "case_0: 24 x 20 x 6 voxels, axes LPS, slices 1 mm apart, shifted for the network; brain ",
         "weights keras_base1 (base width 1, epsilon 0.001, SHA-256 ",
-        "golden: the network took ",
+        "case_0: the network took ",
     ):
         assert [line for line in err.splitlines() if line.startswith(beginning)], beginning
 
 
 def test_a_log_holds_what_a_quiet_run_does_not_tell_and_is_appended_to(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     output, log = tmp_path / "seg.nii.gz", tmp_path / "run.log"
-    assert main([*SEGMENT, "-o", str(output), "--quiet", "--log", str(log)]) == 0
+    assert main([*words, "-o", str(output), "--quiet", "--log", str(log)]) == 0
     assert capsys.readouterr() == (f"{output}\n", "")
     first = logged(log)
     assert first[0].startswith(f"drunet {drunet_cli.__version__}, Python ")
     assert first[0].endswith(
-        f", in {Path.cwd()}: {shlex.join(['drunet', *SEGMENT, '-o', str(output), '--quiet', '--log', str(log)])}"
+        f", in {Path.cwd()}: {shlex.join(['drunet', *words, '-o', str(output), '--quiet', '--log', str(log)])}"
     )
     assert first[1] == "threads: 1 (as asked for)"
-    assert any(line.startswith("Warning: the whole tumour") for line in first)  # random weights give no likely label map
-    assert first[-2].startswith("golden: WT ")
+    assert any(line.startswith("Warning: ") for line in first)  # random weights give no likely label map
+    assert first[-2].startswith("case_0: WT ")
     assert first[-1] == "exit code 0"
-    assert main([*SEGMENT, "-o", str(output), "-q", "--log", str(log)]) == 6
+    assert main([*words, "-o", str(output), "-q", "--log", str(log)]) == 6
     assert capsys.readouterr().err == f"Error: {output}: exists already; give --overwrite to replace it\n"
     assert logged(log)[-2:] == [f"Error: {output}: exists already; give --overwrite to replace it", "exit code 6"]
     before = log.read_bytes()
-    assert main([*SEGMENT, "-o", str(output)]) == 6
+    assert main([*words, "-o", str(output)]) == 6
     assert log.read_bytes() == before
 
 
 def test_a_log_tells_which_case_of_how_many_a_line_is_about(tmp_path: Path) -> None:
-    table = tmp_path / "cases.csv"
-    files = ",".join(str(GOLDEN_IMAGES[modality]) for modality in (Modality.T1, Modality.T1CE, Modality.T2, Modality.FLAIR))
-    table.write_text(f"case,t1,t1ce,t2,flair\na,{files}\nb,{files.replace('golden_t2', 'none')}\n")
+    spoil(write_cases(tmp_path / "cases", 2) / "case_1")
     log = tmp_path / "run.log"
-    assert main(["segment", str(table), *SETTINGS, "-o", str(tmp_path / "out"), "--quiet", "--log", str(log)]) == 1
+    assert main(["segment", str(tmp_path / "cases"), *SETTINGS, "-o", str(tmp_path / "out"), "--quiet", "--log", str(log)]) == 1
     places = [found[1] for line in log.read_text().splitlines() if (found := PREFIX.match(line)) and found[1]]
     assert places == [", 1 of 2", ", 2 of 2"]
 
 
-def test_a_fault_of_drunet_is_logged_with_its_traceback(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_fault_of_drunet_is_logged_with_its_traceback(
+    words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def fail(*_: object, **__: object) -> None:
         raise AssertionError("a fault")
 
     monkeypatch.setattr("drunet_cli.segmentation.plan.plan_run", fail)
     log = tmp_path / "run.log"
-    assert main([*SEGMENT, "-o", str(tmp_path / "seg.nii.gz"), "--log", str(log)]) == 70
+    assert main([*words, "-o", str(tmp_path / "seg.nii.gz"), "--log", str(log)]) == 70
     *before, last = log.read_text().splitlines()
     assert before[-1] == "AssertionError: a fault"
     assert last.endswith(": exit code 70")
@@ -91,14 +100,14 @@ def test_a_fault_of_drunet_is_logged_with_its_traceback(tmp_path: Path, monkeypa
 
 @pytest.mark.parametrize(("name", "code"), [("_SimpleITK", 2), ("drunet_cli.brats", 70)])
 def test_a_library_that_cannot_be_imported_is_no_fault_of_drunet(
-    name: str, code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    name: str, code: int, words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def fail(*_: object, **__: object) -> None:
         raise ImportError("libstdc++.so.6: too old", name=name)
 
     monkeypatch.setattr("drunet_cli.segmentation.plan.plan_run", fail)
     log = tmp_path / "run.log"
-    assert main([*SEGMENT, "-o", str(tmp_path / "seg.nii.gz"), "--log", str(log)]) == code
+    assert main([*words, "-o", str(tmp_path / "seg.nii.gz"), "--log", str(log)]) == code
     err = capsys.readouterr().err
     told = [line for line in err.splitlines() if line.startswith(f"Error: {name} cannot be imported (libstdc++.so.6: too old)")]
     assert (len(told), "Traceback" in err) == ((1, False) if code == 2 else (0, True))
@@ -106,7 +115,7 @@ def test_a_library_that_cannot_be_imported_is_no_fault_of_drunet(
 
 
 @pytest.mark.parametrize(
-    ("options", "code", "words"),
+    ("options", "code", "told"),
     [
         (["-q", "-v"], 2, "--verbose and --quiet exclude one another"),
         (["--log", "no/run.log"], 6, "--log no/run.log: cannot be written: No such file or directory"),
@@ -117,12 +126,13 @@ def test_a_library_that_cannot_be_imported_is_no_fault_of_drunet(
 def test_what_cannot_be_told_is_refused_before_anything_is_done(
     options: list[str],
     code: int,
-    words: str,
+    told: str,
+    words: list[str],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert main([*SEGMENT, "-o", "seg.nii.gz", *options]) == code
-    assert words in capsys.readouterr().err
+    assert main([*words, "-o", "seg.nii.gz", *options]) == code
+    assert told in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []

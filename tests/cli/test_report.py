@@ -3,8 +3,6 @@
 import csv
 import io
 import json
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -124,16 +122,6 @@ def test_what_is_wrong_with_many_is_told_once_with_a_count(runs: Path, capsys: C
     assert (page.count("not shown"), page.count(gone)) == (1, 3)  # on the page every case says what is wrong with it
     assert main(["report", *folders, "-o", "report.html", "--overwrite", "--quiet"]) == 0
     assert capsys.readouterr() == ("report.html\n", "")
-
-
-def test_report_imports_no_torch(runs: Path) -> None:
-    program = """
-import sys
-from drunet_cli.cli.app import main
-code = main(["report", "runs", "-o", "report.html", "--csv", "cases.csv"])
-sys.exit(code or "torch" in sys.modules)
-"""
-    assert subprocess.run([sys.executable, "-c", program], check=False, capture_output=True).returncode == 0
 
 
 def test_what_segment_wrote_is_reported(capsys: Captured) -> None:

@@ -256,24 +256,6 @@ def test_misuse_is_one_line_and_exit_2(arguments: list[str], line: str, cohort: 
     assert names_in(".") == []
 
 
-@pytest.mark.parametrize(
-    ("arguments", "code"),
-    [
-        (["--weights", "absent.h5"], 4),
-        (["--weights", "nonesuch"], 4),
-        (["--threads", "1", "--engine", "onnxruntime", "--device", "mps"], 2),
-    ],
-    ids=str,
-)
-def test_what_concerns_all_cases_stops_the_run_with_its_own_code(
-    arguments: list[str], code: int, cohort: Path, capsys: Captured
-) -> None:
-    assert segment(cohort, "-o", "out", *arguments) == code
-    out, err = capsys.readouterr()
-    assert (out, err.count("\n")) == ("", 1)
-    assert not Path("out").exists()
-
-
 def test_one_case_that_is_given_alone_has_its_own_code(cohort: Path, capsys: Captured) -> None:
     shutil.copytree(cohort / "case_1", "case_1")
     spoiled = spoil(Path("case_1"))
@@ -283,18 +265,6 @@ def test_one_case_that_is_given_alone_has_its_own_code(cohort: Path, capsys: Cap
     assert segment("case_1", "-o", "out") == 3
     assert segment("absent", "-o", "out") == 3
     assert not Path("out").exists()
-
-
-def test_existing_outputs_stop_the_run_before_it_begins(segmented: Path, cohort: Path, capsys: Captured) -> None:
-    outputs(segmented, "case_1", "case_2")
-    before = contents(Path("out"))
-    assert segment(cohort, "-o", "out") == 6
-    assert capsys.readouterr() == (
-        "",
-        "Error: out/case_1.nii.gz: exists already, and the outputs of 1 more of 3 cases; "
-        "give --skip-existing to leave out what is complete, or --overwrite\n",
-    )
-    assert contents(Path("out")) == before
 
 
 @pytest.mark.parametrize("option", [[], ["--skip-existing"]], ids=["plain", "skip-existing"])
@@ -340,24 +310,6 @@ def test_skip_existing_leaves_out_what_is_complete_and_segments_the_rest(
         "case_2": "left out",
     }
     assert {row["output"] for row in rows.values()} == set(LABEL_MAPS)
-
-
-def test_outputs_made_otherwise_fail_and_stay_and_do_not_stop_the_rest(segmented: Path, cohort: Path, capsys: Captured) -> None:
-    outputs(segmented, "case_1")
-    before = contents(Path("out"))
-    assert segment(cohort, "-o", "out", "--skip-existing", "--labels", "brats2023") == 1
-    out, err = capsys.readouterr()
-    assert out.splitlines() == [LABEL_MAPS[0], LABEL_MAPS[2]]
-    reason = "was made with other label values; give --overwrite to segment the case again"
-    assert errors(err) == {"case_1": f"differs: out/case_1.nii.gz: {reason}"}
-    assert {case: row["status"] for case, row in summary().items()} == {
-        "case_0": "done",
-        "case_1": "differs",
-        "case_2": "done",
-    }
-    assert before.items() <= contents(Path("out")).items()
-    older, newer = (np.asarray(open_image(f"{folder}/case_2.nii.gz").dataobj) for folder in (segmented, "out"))
-    assert np.array_equal(np.where(older == 4, 3, older), newer)
 
 
 def test_a_case_that_differs_is_called_so_everywhere_and_keeps_what_is_known_of_its_label_map(

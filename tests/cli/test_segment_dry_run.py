@@ -202,20 +202,3 @@ def test_a_file_that_holds_no_weights_ends_it_with_their_code(name: str, content
         said.append(capsys.readouterr().err.splitlines()[-1])
     assert said[0] == said[1]
     assert said[0].startswith(f"Error: {reason}")
-
-
-@pytest.mark.parametrize("weights", [GOLDEN_WEIGHTS, DEFAULT])
-def test_samples_of_weights_that_record_no_dropout_end_it_as_misuse(weights: str | Path, capsys: Captured) -> None:
-    assert segment("cases", "--dry-run", "--mc-samples", "2", weights=weights) == 2
-    assert "do not record their dropout rate; name one by --dropout" in capsys.readouterr().err.splitlines()[-1]
-    assert segment("cases", "--dry-run", "--mc-samples", "2", "--dropout", "0.2", weights=weights) == 0
-
-
-def test_the_same_weights_twice_are_misuse_by_whatever_name(capsys: Captured) -> None:
-    Path("link.h5").symlink_to(GOLDEN_WEIGHTS)
-    for option in (["--dry-run"], []):
-        assert segment("cases", "--weights", "link.h5", *option) == 2
-        said = f"Error: --weights link.h5: the same file as --weights {GOLDEN_WEIGHTS}; give it once\n"
-        assert capsys.readouterr() == ("", said)
-    assert segment("cases", "--weights", "compact", "--dry-run", weights="compact") == 2
-    assert segment("cases", "--weights", "compact", "--dry-run") == 0

@@ -13,10 +13,11 @@ import pytest
 from drunet_cli.brats import Modality
 from tests.cli.small_cohort import write_case
 from tests.mutations import with_fields
+from tests.segmentation.small_runs import document_of, write_outputs
 from tests.support import GOLDEN_IMAGES, GOLDEN_WEIGHTS, image_options
 
-HEAVY: Final = ("torch", "requests", "h5py", "onnx", "onnxruntime", "openvino", "scipy.optimize", "SimpleITK")
-READERS: Final = ("nibabel", "scipy", "safetensors")  # of files
+HEAVY: Final = ("torch", "requests", "h5py", "onnx", "onnxruntime", "openvino", "scipy.optimize", "SimpleITK", "matplotlib")
+READERS: Final = ("numpy", "nibabel", "scipy", "safetensors", "PIL")  # of files
 WEIGHTS: Final = ("--weights", str(GOLDEN_WEIGHTS))
 
 # Runs command lines in one process, one after the other; prints the code of each and what has been imported until then.
@@ -54,7 +55,7 @@ def test_help_and_misuse_import_nothing_that_reads_files(tmp_path: Path) -> None
     commands = (
         "|segment|train|export|evaluate|report|demo|doctor|guide|convert|convert nii2png|convert png2nii|weights|weights import"
     )
-    helps = [[*command.split(), "--help"] for command in commands.split("|")] + [["--version"]]
+    helps = [[*command.split(), "--help"] for command in commands.split("|")] + [["--version"], ["guide", "network"]]
     assert_light(helps, 0, tmp_path, without=(*HEAVY, *READERS))
     lines = """
         no-such-command|--no-such-option|segment|segment --t1 t1.nii.gz -o seg.nii.gz|segment cases -o out --device tpu
@@ -69,8 +70,10 @@ def test_help_and_misuse_import_nothing_that_reads_files(tmp_path: Path) -> None
 
 def test_what_lists_plans_and_converts_imports_nothing_heavy(tmp_path: Path) -> None:
     write_case(tmp_path / "cases" / "case")
+    write_outputs(tmp_path / "results", document_of("case"))
     lines = ["weights list --json", "segment cases -o out --dry-run", "segment cases -o out --dry-run --weights compact"]
     lines += ["convert nii2png cases -o slices --jobs 1", "convert png2nii slices --like cases -o label_maps --jobs 1"]
+    lines += ["report results -o report.html --csv cases.csv"]
     assert_light([line.split() for line in lines], 0, tmp_path)
 
 
@@ -85,7 +88,8 @@ def test_refused_images_weights_and_outputs_import_nothing_heavy(tmp_path: Path,
         (tmp_path / name).write_bytes(bytes_)
     images = [GOLDEN_IMAGES[Modality.FLAIR], tmp_path / "absent.nii.gz", *(tmp_path / name for name in damages)]
     options = [image_options({**GOLDEN_IMAGES, Modality.T1CE: image}) for image in images]
-    assert_light([["segment", *each, "-o", "seg.nii.gz", *WEIGHTS] for each in options], 3, tmp_path)
+    segments = [["segment", *each, "-o", "seg.nii.gz", *WEIGHTS] for each in options]
+    assert_light([*segments, ["train", "nowhere", "-o", "run"]], 3, tmp_path)
     case = ["segment", *image_options(), "-o", "seg.nii.gz"]
     unknown = [[*case, "--weights", name] for name in ("no_such_name", "no_such_file.h5", "illegal name")]
     export = ["export", "-o", "network.onnx", "--weights", "no_such_name"]

@@ -1,7 +1,8 @@
 """Cases to slices: pixel for pixel the published ones; what is refused; what a second run finds and does; kills."""
 
+import itertools
 import os
-import signal
+import shutil
 import subprocess
 import sys
 import zlib
@@ -70,7 +71,7 @@ def segmented(folder: Path, label_map: npt.NDArray[np.generic]) -> Case:
 # --- pixels
 
 
-@pytest.mark.parametrize("order", ["LPS", "RAS", "SPL", "AIR", "PSR"])
+@pytest.mark.parametrize("order", ["LPS", "PSR"])  # all 48: tests/io/test_geometry.py
 def test_the_golden_case_gives_the_published_slices_and_labels_however_it_is_stored(tmp_path: Path, order: str) -> None:
     convert(golden_case(tmp_path, order), tmp_path / "out")
     labels = np.asarray(nib.load(GOLDEN_LABELS).dataobj)  # type: ignore[attr-defined]  # nibabel types what it opens vaguely
@@ -220,8 +221,7 @@ def test_labels_outside_the_frame_are_refused(tmp_path: Path, axis: int) -> None
         convert(saved_case(tmp_path, images_in(brain), labels), tmp_path / "out")
 
 
-@pytest.mark.parametrize("axis", range(3))
-@pytest.mark.parametrize("size_mm", [0.5, 0.998, 1.002, 2.0])
+@pytest.mark.parametrize(("axis", "size_mm"), [(0, 0.5), (0, 1.002), (1, 0.998), (1, 2.0), (2, 0.998), (2, 1.002)])
 def test_voxels_of_another_size_are_refused_with_the_remedy(tmp_path: Path, axis: int, size_mm: float) -> None:
     scale = np.ones(4)
     scale[axis] = size_mm
@@ -230,8 +230,7 @@ def test_voxels_of_another_size_are_refused_with_the_remedy(tmp_path: Path, axis
         convert(case, tmp_path / "out")
 
 
-@pytest.mark.parametrize("kind", ["t1", "seg"])
-@pytest.mark.parametrize("damage", [Path.unlink, lambda path: path.write_bytes(b"no NIfTI file")], ids=["gone", "damaged"])
+@pytest.mark.parametrize(("kind", "damage"), [("t1", Path.unlink), ("seg", lambda path: path.write_bytes(b"no NIfTI file"))])
 def test_a_case_that_cannot_be_read_is_named_and_leaves_its_earlier_slices(
     tmp_path: Path, kind: str, damage: Callable[[Path], object]
 ) -> None:
@@ -400,20 +399,19 @@ def test_other_files_or_settings_are_refused(converted: Converted, tmp_path: Pat
     converted.assert_refused(match="with --skip-blank")
 
 
-@pytest.mark.parametrize("slice_of", [image_slice, mask_slice])
 @pytest.mark.parametrize(
-    "loss",
+    ("slice_of", "loss"),
     [
-        Path.unlink,
-        lambda path: path.write_bytes(b""),
-        lambda path: path.write_bytes(path.read_bytes()[:-20]),
-        lambda path: path.write_bytes(bytes(path.stat().st_size)),
-        lambda path: [each.unlink() for each in path.parent.iterdir()],
+        (image_slice, Path.unlink),
+        (mask_slice, Path.unlink),
+        (image_slice, lambda path: path.write_bytes(b"")),
+        (mask_slice, lambda path: path.write_bytes(path.read_bytes()[:-20])),
+        (image_slice, lambda path: path.write_bytes(bytes(path.stat().st_size))),
+        (mask_slice, lambda path: [each.unlink() for each in path.parent.iterdir()]),
     ],
-    ids=["missing", "empty", "truncated", "zeros", "whole folder"],
 )
 def test_a_lost_slice_is_made_again(
-    converted: Converted, loss: Callable[[Path], object], slice_of: Callable[[Path, int], Path]
+    converted: Converted, slice_of: Callable[[Path, int], Path], loss: Callable[[Path], object]
 ) -> None:
     loss(slice_of(converted.root, 2))
     assert not convert(converted.case, converted.root, skip_existing=True).skipped
@@ -488,15 +486,15 @@ def test_overwriting_leaves_what_a_fresh_run_would_and_the_files_of_others(conve
 
 
 @contextmanager
-def killed_at(monkeypatch: pytest.MonkeyPatch, n: int, *, after: bool) -> Iterator[None]:
-    """Stop the conversion at its n-th file: just before it is there, or just after."""
-    count = iter(range(n + 1))
+def killed_at(monkeypatch: pytest.MonkeyPatch, n: int) -> Iterator[None]:
+    """Stop the conversion just before its n-th file is there, which is just after the one before; or after the last."""
+    count = itertools.count()
 
     def write(target: Path, content: bytes) -> None:
-        last = next(count) == n
-        if after or not last:
+        number = next(count)
+        if number < n:
             write_file_atomically(target, content)
-        if last:
+        if number == n or number == N_FILES - 1:
             raise KeyboardInterrupt
 
     with monkeypatch.context() as context, pytest.raises(KeyboardInterrupt):  # noqa: PT012
@@ -519,22 +517,25 @@ def killed_at_removal(monkeypatch: pytest.MonkeyPatch, name: str) -> Iterator[No
         yield
 
 
-# A process that is killed while it renames its n-th file.
+# Forks, each of which is killed while it renames another of its files.
 DYING: Final = """
-import os, signal, sys
+import itertools, os, signal, sys
 from pathlib import Path
 from tests.conversion.small_cases import convert, small_case
 
-folder, n = Path(sys.argv[1]), int(sys.argv[2])
-case, count, replace = small_case(folder), iter(range(n + 1)), Path.replace
-
-def replacing(path, target):
-    if next(count) == n:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return replace(path, target)
-
-Path.replace = replacing
-convert(case, folder / "out")
+folder, replace = Path(sys.argv[1]), Path.replace
+case = small_case(folder)
+for n in map(int, sys.argv[2:]):
+    if os.fork() == 0:
+        count = itertools.count()
+        def replacing(path, target):
+            if next(count) == n:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return replace(path, target)
+        Path.replace = replacing
+        convert(case, folder / str(n))
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.wait()[1]) == -signal.SIGKILL
 """
 
 
@@ -543,34 +544,29 @@ def undisturbed(case: Case, root: Path) -> dict[str, bytes]:
     return files_in(root)
 
 
-@pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
-def test_a_first_run_killed_at_any_file_is_completed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: bool) -> None:
+def test_a_first_run_killed_at_any_file_is_completed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     case = small_case(tmp_path)
     whole = undisturbed(case, tmp_path / "fresh")
-    for n in range(N_FILES):
+    for n in range(N_FILES + 1):
         root = tmp_path / str(n)
-        with killed_at(monkeypatch, n, after=after):
+        with killed_at(monkeypatch, n):
             convert(case, root)
-        if n < N_FILES - 1:  # the last is the description
-            assert not Layout(root).description(NAME).exists()
-            assert n == 0 or Layout(root).unfinished(NAME).exists()
+        assert Layout(root).description(NAME).exists() is (n == N_FILES)  # the last
+        assert n in (0, N_FILES) or Layout(root).unfinished(NAME).exists()
         assert not Layout(root).manifest.exists()
         convert(case, root, skip_existing=True)
         assert files_in(root) == whole
 
 
-@pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
-def test_an_overwriting_run_killed_at_any_file_is_completed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: bool
-) -> None:
+def test_an_overwriting_run_killed_at_any_file_is_completed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     case, earlier = small_case(tmp_path), small_case(tmp_path / "earlier", seed=3, shape=(20, 24, 9))
-    whole = undisturbed(case, tmp_path / "fresh")
-    for n in range(N_FILES):
+    whole, before = undisturbed(case, tmp_path / "fresh"), undisturbed(earlier, tmp_path / "before")
+    for n in range(N_FILES + 1):
         root = tmp_path / str(n)
-        before = undisturbed(earlier, root)
-        with killed_at(monkeypatch, n, after=after):
+        shutil.copytree(tmp_path / "before", root)
+        with killed_at(monkeypatch, n):
             convert(case, root, overwrite=True)
-        if Layout(root).description(NAME).exists() and n < N_FILES - 1:  # killed before anything was replaced
+        if Layout(root).description(NAME).exists() and n < N_FILES:  # killed before anything was replaced
             left = files_in(root)
             left.pop(f"cases/{NAME}.part", None)
             assert left == before
@@ -598,11 +594,11 @@ def test_a_killed_run_or_repair_goes_on_with_what_is_asked_for_now(
     converted: Converted, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     image_slice(converted.root, 4).unlink()
-    with killed_at(monkeypatch, 4, after=False):
+    with killed_at(monkeypatch, 4):
         convert(converted.case, converted.root, skip_existing=True)
     convert(converted.case, converted.root, skip_existing=True)
     converted.assert_unchanged()
-    with killed_at(monkeypatch, 8, after=True):
+    with killed_at(monkeypatch, 9):
         convert(converted.case, tmp_path / "other")
     bare = replace(converted.case, segmentation=None)
     convert(bare, tmp_path / "other", skip_existing=True)
@@ -614,20 +610,22 @@ def test_label_slices_of_an_unfinished_case_are_not_put_together(tmp_path: Path,
     shape, root = (FRAME, FRAME, 5), tmp_path / "out"
     convert(small_case(tmp_path / "earlier", seed=3, shape=shape), root)
     case = small_case(tmp_path, shape=shape)
-    with killed_at(monkeypatch, N_FILES // 2, after=False):
+    with killed_at(monkeypatch, N_FILES // 2):
         convert(case, root, overwrite=True)
     with pytest.raises(CaseError, match=rf"{NAME}\.part: the slices of {NAME} are not complete"):
         convert_back(root, case.images[Modality.FLAIR], tmp_path / "back.nii")
 
 
-@pytest.mark.parametrize("n", [0, 6, N_FILES - 1, N_FILES])  # the last is the table
-def test_a_run_that_dies_within_a_file_is_completed_and_cleaned_up(tmp_path: Path, n: int) -> None:
-    case, root = small_case(tmp_path), tmp_path / "out"
-    killed = subprocess.run([sys.executable, "-c", DYING, str(tmp_path), str(n)], cwd=Path(__file__).parents[2], check=False)
-    assert killed.returncode == -signal.SIGKILL
-    assert any(name.endswith(".tmp") for name in files_in(root))
-    convert(case, root, skip_existing=True)
-    assert files_in(root) == undisturbed(case, tmp_path / "fresh")
+def test_a_run_that_dies_within_a_file_is_completed_and_cleaned_up(tmp_path: Path) -> None:
+    moments = [0, 6, N_FILES - 1, N_FILES]  # the last is the table
+    case, program = small_case(tmp_path), [sys.executable, "-c", DYING, str(tmp_path), *map(str, moments)]
+    subprocess.run(program, cwd=Path(__file__).parents[2], check=True)
+    whole = undisturbed(case, tmp_path / "fresh")
+    for n in moments:
+        root = tmp_path / str(n)
+        assert any(name.endswith(".tmp") for name in files_in(root))
+        convert(case, root, skip_existing=True)
+        assert files_in(root) == whole
 
 
 def test_a_segmentation_in_another_place_is_refused(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from drunet_cli.brats import Labels, Modality
-from drunet_cli.conversion.dataset import Layout, slice_name
+from drunet_cli.conversion.dataset import Layout
 from drunet_cli.conversion.png2nii import (
     LabelMapSettings,
     WrittenLabelMap,
@@ -491,13 +491,6 @@ def test_a_failed_run_leaves_the_earlier_label_map(dataset: Dataset) -> None:
     with pytest.raises(CaseError, match="is empty"):
         dataset.back(overwrite=True)
     assert dataset.output.read_bytes() == before
-
-
-def test_blank_slices_are_missing_where_there_is_no_description(tmp_path: Path) -> None:
-    published_slices(tmp_path / "predicted", labels_in(brain_in(BRATS_SHAPE), enhancing=3))
-    (tmp_path / "predicted" / slice_name(NAME, 0)).unlink()
-    reference = save(tmp_path / "flair.nii", images_in(brain_in(BRATS_SHAPE))[Modality.FLAIR])
-    assert "slice 0 of p1 is missing" in refusal(tmp_path / "predicted", reference, tmp_path / "back.nii")
 
 
 def test_a_label_map_that_has_appeared_meanwhile_is_not_replaced(dataset: Dataset) -> None:

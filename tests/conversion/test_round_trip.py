@@ -93,15 +93,14 @@ def test_a_label_map_comes_back_in_all_48_orientations(
     assert_comes_back_from(tmp_path, SHAPE, order, backwards)
 
 
-@pytest.mark.parametrize(("order", "backwards"), ORIENTATIONS[::7])
-@pytest.mark.parametrize("shape", [(251, 22, 4), (21, 246, 4), (240, 23, 4)])
-def test_a_cropped_or_odd_label_map_comes_back_from_other_orientations(
-    tmp_path: Path, shape: Shape, order: tuple[int, ...], backwards: tuple[bool, ...]
-) -> None:
-    assert_comes_back_from(tmp_path, shape, order, backwards)
+@pytest.mark.parametrize(
+    ("shape", "orientation"), [((251, 22, 4), 9), ((251, 22, 4), 30), ((21, 246, 4), 21), ((240, 23, 4), 35)]
+)
+def test_a_cropped_or_odd_label_map_comes_back_from_other_orientations(tmp_path: Path, shape: Shape, orientation: int) -> None:
+    assert_comes_back_from(tmp_path, shape, *ORIENTATIONS[orientation])
 
 
-@pytest.mark.parametrize(("order", "backwards"), ORIENTATIONS[::5])
+@pytest.mark.parametrize(("order", "backwards"), ORIENTATIONS[9::16])
 def test_every_orientation_gives_the_same_slices(tmp_path: Path, order: tuple[int, ...], backwards: tuple[bool, ...]) -> None:
     brain = brain_in()
     convert(saved_case(tmp_path / "lps", images_in(brain), labels_in(brain)), tmp_path / "lps" / "out")
@@ -113,8 +112,18 @@ def test_every_orientation_gives_the_same_slices(tmp_path: Path, order: tuple[in
             assert slice_of(tmp_path / "out", z).read_bytes() == slice_of(tmp_path / "lps" / "out", z).read_bytes()
 
 
-@pytest.mark.parametrize("shape", [(240, 240, 3), (240, 21, 3), (21, 240, 3), (241, 239, 3), (239, 241, 3), (480, 500, 3)])
-@pytest.mark.parametrize("at", [(0.5, 0.5), (0.1, 0.9), (0.0, 0.0)])
+@pytest.mark.parametrize(
+    ("shape", "at"),
+    [
+        ((240, 240, 3), (0.0, 0.0)),
+        ((240, 21, 3), (0.1, 0.9)),
+        ((21, 240, 3), (0.5, 0.5)),
+        ((241, 239, 3), (0.1, 0.9)),
+        ((239, 241, 3), (0.0, 0.0)),
+        ((300, 250, 3), (0.5, 0.5)),
+        ((300, 250, 3), (0.1, 0.9)),
+    ],
+)
 def test_a_label_map_of_any_size_comes_back(tmp_path: Path, shape: Shape, at: tuple[float, float]) -> None:
     assert_comes_back(case_with(tmp_path, brain_in(shape, at=at, radius=15)), tmp_path)
 
@@ -126,20 +135,14 @@ def test_a_volume_of_the_frames_size_is_neither_padded_nor_shifted(tmp_path: Pat
     assert description.geometry().untouched
 
 
-@pytest.mark.parametrize("axis", range(3))
-@pytest.mark.parametrize("forms", [(1, 1), (1, 0), (0, 1), (4, 2)])
+@pytest.mark.parametrize(("axis", "forms"), [(0, (1, 1)), (1, (1, 0)), (2, (0, 1)), (0, (4, 2))])
 def test_a_label_map_of_an_oblique_volume_comes_back(tmp_path: Path, axis: int, forms: tuple[int, int]) -> None:
     assert_comes_back(case_with(tmp_path, brain_in(), affine=rotated(axis), storage=Storage(forms=forms)), tmp_path)
 
 
-@pytest.mark.parametrize("image_class", [nib.Nifti1Image, nib.Nifti2Image])
-@pytest.mark.parametrize("order", ["<", ">"])
-@pytest.mark.parametrize("suffix", [".nii", ".nii.gz"])
-def test_a_label_map_comes_back_from_every_kind_of_file(
-    tmp_path: Path, image_class: type[nib.Nifti1Image], order: str, suffix: str
-) -> None:
-    storage = Storage(suffix=suffix, image_class=image_class, order=order)
-    assert_comes_back(case_with(tmp_path, brain_in(), storage=storage), tmp_path, suffix=suffix)
+@pytest.mark.parametrize("storage", [Storage(".nii.gz", nib.Nifti1Image, ">"), Storage(".nii", nib.Nifti2Image, "<")], ids=str)
+def test_a_label_map_comes_back_from_other_kinds_of_files(tmp_path: Path, storage: Storage) -> None:
+    assert_comes_back(case_with(tmp_path, brain_in(), storage=storage), tmp_path, suffix=storage.suffix)
 
 
 def test_a_label_map_without_orientation_comes_back(tmp_path: Path) -> None:
@@ -147,7 +150,7 @@ def test_a_label_map_without_orientation_comes_back(tmp_path: Path) -> None:
     assert_comes_back(case_with(tmp_path, brain_in(), storage=Storage(forms=(0, 0))), tmp_path)
 
 
-@pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.float32, np.float64])
+@pytest.mark.parametrize("dtype", [np.int16, np.float64])
 def test_a_label_map_of_any_type_comes_back_as_bytes(tmp_path: Path, dtype: npt.DTypeLike) -> None:
     brain = brain_in()
     assert_comes_back(saved_case(tmp_path, images_in(brain), labels_in(brain).astype(dtype)), tmp_path)

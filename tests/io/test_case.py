@@ -91,17 +91,16 @@ def test_a_case_has_no_reference_unless_one_is_given(tmp_path: Path, images: dic
     assert list(case.files) == [*CHANNELS, "seg"]
 
 
-@pytest.mark.parametrize("modality", CHANNELS)
 @pytest.mark.parametrize(
-    ("path", "words"),
+    ("modality", "path", "words"),
     [
-        ("gone.nii", "no such file (given as PART)"),
-        ("dangling.nii", "is a link to a file that is missing (given as PART)"),
-        ("folder", "is a folder, not a NIfTI file (given as PART)"),
-        ("pipe.nii", "is not a regular file (given as PART)"),
-        ("a\0b", "cannot be read: "),
-        ("x" * 300, "cannot be read: "),
-        ("locked/a.nii", "cannot be read: "),
+        (Modality.FLAIR, "gone.nii", "no such file (given as FLAIR)"),
+        (Modality.T1CE, "dangling.nii", "is a link to a file that is missing (given as T1ce)"),
+        (Modality.T1, "folder", "is a folder, not a NIfTI file (given as T1)"),
+        (Modality.T2, "pipe.nii", "is not a regular file (given as T2)"),
+        (Modality.FLAIR, "a\0b", "cannot be read: "),
+        (Modality.T1CE, "x" * 300, "cannot be read: "),
+        (Modality.T1, "locked/a.nii", "cannot be read: "),
     ],
 )
 def test_a_file_that_cannot_be_used_is_named_with_its_modality(
@@ -117,7 +116,7 @@ def test_a_file_that_cannot_be_used_is_named_with_its_modality(
         open_to_all(folder)
         with unprivileged(), pytest.raises(CaseError) as caught:
             case_of({**given, modality: folder / path})
-        assert str(caught.value).startswith(f"{folder / path}: {words.replace('PART', modality.display)}".replace("\0", " "))
+        assert str(caught.value).startswith(f"{folder / path}: {words}".replace("\0", " "))
 
 
 @pytest.mark.parametrize("link", ["symlink_to", "hardlink_to"])

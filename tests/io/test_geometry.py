@@ -137,7 +137,7 @@ def test_a_spacing_within_a_thousandth_of_1_mm_is_1_mm(spacing_mm: float) -> Non
     assert geometry.untouched
 
 
-@pytest.mark.parametrize("shape", [(160, 200, 3), (256, 256, 3), (240, 200, 3), (200, 240, 3), (300, 180, 3), (1, 1, 1)])
+@pytest.mark.parametrize("shape", [(160, 200, 2), (256, 256, 2), (240, 200, 2), (200, 240, 2), (300, 180, 2), (1, 1, 1)])
 @pytest.mark.parametrize("where", [0.0, 0.5, 1.0])
 def test_another_size_is_padded_or_cropped_around_the_brains_middle(shape: tuple[int, int, int], where: float) -> None:
     brain_size = [min(150, n) for n in shape[:2]]
@@ -152,7 +152,7 @@ def test_another_size_is_padded_or_cropped_around_the_brains_middle(shape: tuple
         # An axis of 240 stays where it is; elsewhere the brain's middle is the frame's, to half a voxel where the size is odd.
         begin = first[axis] if shape[axis] == FRAME else (FRAME - brain_size[axis] + 1) // 2
         assert (found[0], found[-1]) == (begin, begin + brain_size[axis] - 1)
-    assert sorted(frames[frames > 0]) == sorted(voxels[voxels > 0])
+    np.testing.assert_array_equal(np.bincount(frames.flat)[1:], np.bincount(voxels.flat)[1:])
 
 
 @st.composite
@@ -168,7 +168,7 @@ def brains(draw: st.DrawFn) -> npt.NDArray[np.bool_]:
     return box((rows, columns, 2), (x[0], x[1]), (y[0], y[1]))
 
 
-@settings(max_examples=60)
+@settings(max_examples=30)
 @given(brain=brains())
 def test_labels_inside_the_frame_return_to_their_own_voxels(brain: npt.NDArray[np.bool_]) -> None:
     voxels = random_volume((brain.shape[0], brain.shape[1], 2), brain)

@@ -107,10 +107,8 @@ def test_content_and_not_the_name_says_whether_a_file_is_compressed(tmp_path: Pa
 
 @pytest.mark.parametrize("dtype", ["u1", "i1", "i2", "u2", "i4", "u4", "i8", "u8", "f4", "f8"])
 @both_orders
-@both_classes
-def test_voxels_of_every_type_and_byte_order_are_read_exactly(
-    tmp_path: Path, dtype: str, order: Order, image_class: type[nib.Nifti1Image]
-) -> None:
+def test_voxels_of_every_type_and_byte_order_are_read_exactly(tmp_path: Path, dtype: str, order: Order) -> None:
+    image_class: type[nib.Nifti1Image] = nib.Nifti2Image if dtype[1] in "48" else nib.Nifti1Image
     voxels = random_voxels(dtype)
     image = image_class(voxels, AFFINE, image_class.header_class(endianness=order), dtype=np.dtype(dtype))
     volume = load_volume(stored(tmp_path, bytes(image.to_bytes())))
@@ -151,7 +149,7 @@ def test_an_extension_before_the_voxels_is_stepped_over(tmp_path: Path) -> None:
     np.testing.assert_array_equal(load_volume(stored(tmp_path, bytes(image.to_bytes()))).voxels, random_voxels())
 
 
-@settings(max_examples=30)
+@settings(max_examples=15)
 @given(cuts=st.lists(st.integers(0, 2500), max_size=5), level=st.integers(0, 9), n_zeros=st.sampled_from([0, 1, 600]))
 def test_members_of_a_gzip_file_and_the_zeros_between_them_are_one_file(cuts: list[int], level: int, n_zeros: int) -> None:
     content = nifti1(random_voxels(shape=(12, 10, 9)))
@@ -367,7 +365,7 @@ def test_voxels_of_an_unusual_size_are_read(tmp_path: Path, size_mm: float) -> N
 SMALL_GZIP: Final = gzip.compress(nifti1(random_voxels(shape=(12, 12, 12))), mtime=0)
 
 
-@settings(max_examples=150)
+@settings(max_examples=50)
 @given(position=st.integers(10, len(SMALL_GZIP) - 1), bit=st.integers(0, 7))
 def test_one_flipped_bit_in_a_compressed_file_is_found_or_changes_nothing(position: int, bit: int) -> None:
     damaged = bytearray(SMALL_GZIP)  # the first ten bytes are gzip's own header, some of which say nothing
@@ -393,7 +391,7 @@ def test_any_damaged_header_is_read_or_refused_in_one_line(tmp_path: Path, image
     content = bytes(image_class(random_voxels(), AFFINE).to_bytes())
     rng = np.random.default_rng(3)
     refusals = []
-    for _ in range(300):
+    for _ in range(100):
         damaged = bytearray(content)
         for position in rng.integers(0, image_class.header_class.sizeof_hdr, rng.integers(1, 6)):
             damaged[position] ^= 1 << int(rng.integers(8))
@@ -403,7 +401,7 @@ def test_any_damaged_header_is_read_or_refused_in_one_line(tmp_path: Path, image
         except CaseError as error:
             refusals.append(str(error).removeprefix(f"{path}: "))
     assert all(len(words.splitlines()) == 1 and str(tmp_path) not in words for words in refusals)
-    assert 30 < len(refusals) < 300  # not all bits matter, and not all are ignored
+    assert 10 < len(refusals) < 100  # not all bits matter, and not all are ignored
 
 
 def test_nothing_that_nibabel_says_about_a_header_is_printed_in_a_fresh_process(tmp_path: Path) -> None:
