@@ -43,6 +43,28 @@ _NO_CASE: Final = ("no case", "pass over")  # the state of a folder, and what wo
 _DIFFERS: Final = "differs"  # the outputs of a case are there, and are not known to be those that are asked for
 
 
+def find_cohort(
+    cases: Sequence[str] | None,
+    given: Mapping[Modality, Path | None],
+    *,
+    name: str | None,
+    patterns: Sequence[str] | None,
+    channels: str | None,
+    leave_out: Sequence[Path] = (),
+    raw: bool = False,
+    segmentation: Path | None = None,
+) -> Cohort:
+    """The cases that a command is given: CASES, or else the one of --t1 --t1ce --t2 --flair (--seg, --case).
+
+    raw: they are raw scans. Raises MisuseError, and CaseError for the files of one case.
+    """
+    if cases:
+        find = raw_cohort_of if raw else cohort_of
+        return find(cases, patterns=patterns or (), channels=channels, leave_out=leave_out)
+    case = raw_case_of(given, name=name) if raw else case_of_files(given, name=name, segmentation=segmentation)
+    return Cohort((case,), (), alone=True)
+
+
 def case_of_files(given: Mapping[Modality, Path | None], *, name: str | None, segmentation: Path | None = None) -> Case:
     """The case that --t1 --t1ce --t2 --flair (--seg, --case) name. Raises MisuseError, CaseError."""
     return case_of(_images_of(given, name=name), name=name, segmentation=segmentation)

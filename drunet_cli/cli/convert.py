@@ -94,16 +94,12 @@ def nii2png(
         raise MisuseError("CASES (--pattern, --channels) and --t1 --t1ce --t2 --flair --seg --case exclude one another")
     options.check_exclusive(skip_existing=skip_existing, overwrite=overwrite)
 
-    from drunet_cli.cli.cases import Batch, PlanRow, case_of_files, cohort_of, print_plan
+    from drunet_cli.cli.cases import Batch, PlanRow, find_cohort, print_plan
     from drunet_cli.cli.console import Screen
     from drunet_cli.conversion.nii2png import SliceSettings, plan_slices, remove_stale_slices
     from drunet_cli.host import granted_cpus
-    from drunet_cli.io.discovery import Cohort
 
-    if cases:
-        cohort = cohort_of(cases, patterns=pattern or (), channels=channels)
-    else:
-        cohort = Cohort((case_of_files(given, name=case, segmentation=seg),), (), alone=True)
+    cohort = find_cohort(cases, given, name=case, patterns=pattern, channels=channels, segmentation=seg)
     screen = Screen(quiet=quiet)
     for note in cohort.notes:
         screen.warning(note)

@@ -102,17 +102,13 @@ def prepare(
         raise MisuseError(f"CASES (--pattern, --channels, --shard) and --t1 --t1ce --t2 --flair --case {exclude}")
     options.check_exclusive(skip_existing=skip_existing, overwrite=overwrite)
 
-    from drunet_cli.cli.cases import Batch, PlanRow, print_plan, raw_case_of, raw_cohort_of, share_of
+    from drunet_cli.cli.cases import Batch, PlanRow, find_cohort, print_plan, share_of
     from drunet_cli.cli.console import Screen
     from drunet_cli.host import granted_cpus
-    from drunet_cli.io.discovery import Cohort
     from drunet_cli.prepare.preparation import PreparationSettings, check_extra
     from drunet_cli.prepare.prepared_case import compare_preparations, plan_preparations, prepare_cases
 
-    if cases:
-        cohort = raw_cohort_of(cases, patterns=pattern or (), channels=channels, leave_out=[output])
-    else:
-        cohort = Cohort((raw_case_of(given, name=case),), (), alone=True)
+    cohort = find_cohort(cases, given, name=case, patterns=pattern, channels=channels, leave_out=[output], raw=True)
     if shard is not None:
         cohort = share_of(cohort, options.parsed_shard(shard))
     screen = Screen(quiet=quiet)

@@ -13,15 +13,15 @@ import typer
 
 from drunet_cli.brats import Labels, Modality
 from drunet_cli.cli import options
-from drunet_cli.errors import CaseError, DrunetError, MisuseError, OutputError, plural
+from drunet_cli.errors import DrunetError, MisuseError, plural
 from drunet_cli.network.engine import EngineName, Precision, WindowMode
 from drunet_cli.weights.registry import DEFAULT, members_of
 
 if TYPE_CHECKING:
     from drunet_cli.cli.cases import Batch
     from drunet_cli.cli.console import Screen
-    from drunet_cli.io.discovery import Cohort
     from drunet_cli.prepare.preparation import PreparationSettings
+    from drunet_cli.prepare.prepared_case import PlannedPreparation
     from drunet_cli.segmentation.cohort import Outcome
     from drunet_cli.segmentation.outputs import OutputFiles
     from drunet_cli.segmentation.plan import PlannedCase, RunPlan
@@ -158,18 +158,9 @@ def segment(
     if prepare and skip_existing and keep_prepared is None:
         raise MisuseError("--skip-existing with --prepare needs --keep-prepared DIR: prepared cases are compared with it")
 
-    from drunet_cli.cli.cases import (
-        case_of_files,
-        cohort_of,
-        label_maps_of,
-        names_a_file,
-        raw_case_of,
-        raw_cohort_of,
-        share_of,
-    )
+    from drunet_cli.cli.cases import find_cohort, label_maps_of, names_a_file, share_of
     from drunet_cli.cli.console import Screen
     from drunet_cli.cli.weights import opener
-    from drunet_cli.io.discovery import Cohort
     from drunet_cli.segmentation.plan import plan_run
     from drunet_cli.segmentation.predict import Ensemble
     from drunet_cli.segmentation.settings import Settings
@@ -210,39 +201,40 @@ def segment(
             skip_existing=skip_existing,
         )
         ensemble = Ensemble(settings, on_warning=screen.warning, open_weights=opener(screen))
-    if cases:
-        find = raw_cohort_of if prepare else cohort_of
-        leave_out = [output] if keep_prepared is None else [output, keep_prepared]
-        cohort = find(cases, patterns=pattern or (), channels=channels, leave_out=leave_out)
-    else:
-        cohort = Cohort((raw_case_of(given, name=case) if prepare else case_of_files(given, name=case),), (), alone=True)
+    leave_out = [output] if keep_prepared is None else [output, keep_prepared]
+    cohort = find_cohort(cases, given, name=case, patterns=pattern, channels=channels, leave_out=leave_out, raw=prepare)
     share = None if shard is None else options.parsed_shard(shard)
     if share is not None:
         cohort = share_of(cohort, share)
     if settings.dicom_seg:
-        cohort = _from_dicom(cohort, settings)
+        from drunet_cli.prepare.dicom_seg import cohort_from_dicom
+
+        cohort = cohort_from_dicom(cohort, settings.carried_to)
     if names_a_file(output) and not cohort.alone:
         raise MisuseError(f"-o {output}: is one file; name a folder, which gets a label map of each case")
     label_maps = label_maps_of(cohort, output, bids=bids, prepare=prepare)
     with _parameters_as_options(), ExitStack() as temporary:
-        raw = cohort
+        preparations: Sequence[PlannedPreparation] = ()
         if prepare:
+            from drunet_cli.prepare.preparation import check_extra
+            from drunet_cli.prepare.prepared_case import plan_preparations
+
             asked = _preparation(keep_prepared, temporary, settings)
-            cohort = _as_prepared(raw, asked.folder)
+            preparations = plan_preparations(cohort.cases, asked)
         summary = None if names_a_file(output) else output / SUMMARY
-        plan = plan_run(cohort, ensemble, label_maps, summary=summary)
-        if prepare:
-            plan = _with_preparation(plan, raw, asked, dry_run=dry_run)
+        plan = plan_run(cohort, ensemble, label_maps, summary=summary, preparations=preparations)
+        if prepare and plan.stop is None and not dry_run:
+            check_extra(asked)
         for note in cohort.notes:
             screen.warning(note)
-        if plan.summary is None and not names_a_file(output):
-            screen.warning(f"{output / SUMMARY}: is not a table that drunet wrote; the case is not entered there")
+        if plan.summary != summary:
+            screen.warning(f"{summary}: is not a table that drunet wrote; the case is not entered there")
         if share is not None and plan.n_cases == 0:
             screen.note(f"shard {share[0]} of {share[1]} is empty: there are fewer cases than shards")
         if prepare and keep_prepared is None and not settings.carried_to:
             screen.note(_NOT_KEPT)
         if dry_run and prepare:
-            _print_raw_plan(plan, raw, screen, json=json)
+            _print_raw_plan(plan, screen, json=json)
         elif dry_run:
             _print_plan(plan, ensemble, screen, json=json)
         else:
@@ -253,31 +245,6 @@ _NOT_KEPT: Final = (
     "Labels lie on the grid of the prepared images, which are removed: to lay them over images in another program, add "
     "--keep-prepared DIR, or --in-space t1ce for labels on that scan's own grid"
 )
-
-
-def _from_dicom(raw: "Cohort", settings: "Settings") -> "Cohort":
-    """The cohort in which the cases that are not from DICOM are broken. Raises the error of a case that was given alone."""
-    from drunet_cli.io.case import BrokenCase
-    from drunet_cli.prepare.dicom_seg import check_from_dicom, check_highdicom
-
-    check_highdicom()
-    cases, broken = [], []
-    for case in raw.cases:
-        try:
-            check_from_dicom(case, settings.carried_to)
-            cases.append(case)
-        except CaseError as error:
-            if raw.alone:
-                raise
-            broken.append(BrokenCase(case.name, error))
-    return replace(raw, cases=tuple(cases), broken=(*raw.broken, *broken))
-
-
-def _as_prepared(raw: "Cohort", folder: Path) -> "Cohort":
-    """The cohort as it will be once its cases are prepared."""
-    from drunet_cli.prepare.prepared_case import PreparedFiles
-
-    return replace(raw, cases=tuple(replace(case, images=PreparedFiles(folder, case.name).images) for case in raw.cases))
 
 
 def _preparation(keep: Path | None, temporary: ExitStack, settings: "Settings") -> "PreparationSettings":
@@ -297,37 +264,21 @@ def _preparation(keep: Path | None, temporary: ExitStack, settings: "Settings") 
     )
 
 
-def _with_preparation(plan: "RunPlan", raw: "Cohort", asked: "PreparationSettings", *, dry_run: bool) -> "RunPlan":
-    """The plan with what makes the images of each case. raw: the cohort before its cases are prepared."""
-    from drunet_cli.cli.prepare import stop_of
-    from drunet_cli.prepare.preparation import check_extra
-    from drunet_cli.prepare.prepared_case import compare_preparations, plan_preparations
-
-    planned = plan_preparations(raw.cases, asked)
-    stop = plan.stop or stop_of(planned)
-    if stop is None and dry_run:
-        planned = compare_preparations(planned)
-    elif stop is None:
-        check_extra(asked)
-    by_name = {each.case.name: each for each in planned}
-    cases = tuple(replace(each, preparation=by_name[each.case.name]) for each in plan.cases)
-    return replace(plan, cases=cases, stop=stop)
-
-
-def _print_raw_plan(plan: "RunPlan", raw: "Cohort", screen: "Screen", *, json: bool) -> None:
+def _print_raw_plan(plan: "RunPlan", screen: "Screen", *, json: bool) -> None:
     """Print what would be done with raw scans, of which nothing is read."""
     from drunet_cli.cli.cases import PlanRow, print_plan
     from drunet_cli.prepare.prepared_case import PreparationAction
+    from drunet_cli.segmentation.plan import compare_prepared
 
     rows = []
-    for each in plan.cases:
+    for each in (compare_prepared(plan) if plan.stop is None else plan).cases:
         preparation = each.preparation
         assert preparation is not None, "the run has one for each case"
         first = "verify" if preparation.action is PreparationAction.VERIFY else "prepare"
         error = each.error or preparation.error
         would = f"{first}, {each.action}" if error is None else "fail"
         rows.append(PlanRow(preparation.case, each.state, would, None, error))
-    print_plan(rows, raw, seg=False, json=json, quiet=screen.quiet, stop=plan.stop)
+    print_plan(rows, plan.cohort, seg=False, json=json, quiet=screen.quiet, stop=plan.stop)
 
 
 @contextmanager
@@ -405,7 +356,7 @@ def _segment(plan: "RunPlan", ensemble: "Ensemble", screen: "Screen", *, output:
     from drunet_cli.cli.cases import Batch, names_a_file
     from drunet_cli.host import limit_malloc_arenas
     from drunet_cli.io.atomic import create_folder
-    from drunet_cli.segmentation.cohort import segment_cases
+    from drunet_cli.segmentation.cohort import enter_rows_of, segment_cases
 
     begin = time.perf_counter()
     if plan.stop is not None:
@@ -429,9 +380,9 @@ def _segment(plan: "RunPlan", ensemble: "Ensemble", screen: "Screen", *, output:
                         planned.preparation.remove_unless_kept()
         except BaseException:  # also Ctrl-C, SIGTERM, and a fault of drunet: what is known is not lost
             if rows and plan.summary is not None and (plan.summary.exists() or batch.n_done):
-                _enter(rows, plan)
+                enter_rows_of(plan, rows)
             raise
-        unwritten = None if plan.summary is None else _enter(rows, plan)
+        unwritten = None if plan.summary is None else enter_rows_of(plan, rows)
         if plan.summary is not None:
             _show_rows(plan.summary, rows, screen)
         told_in = None if unwritten or plan.summary is None else plan.summary.name
@@ -476,21 +427,6 @@ def _case_note(document: Mapping[str, Any], *, left_out: bool, seconds: float) -
     how = "complete, left out" if left_out else f"{seconds:.1f} s on {document['device']}"
     weights = " and ".join(str(each["name"]) for each in described_weights(document))
     return f"{document['case']}: {volumes} ({how}, weights {weights})"
-
-
-def _enter(rows: Sequence["SummaryRow"], plan: "RunPlan") -> OutputError | None:
-    """Enter the rows of a run into the table; return the error of a table that cannot be written, which undoes no case."""
-    from drunet_cli.segmentation.derivatives import write_colour_tables
-    from drunet_cli.segmentation.summary import enter_rows
-
-    assert plan.summary is not None, "the run has a table"
-    try:
-        if not (plan.cohort.alone or all(row.has_failed for row in rows)):
-            write_colour_tables(plan.summary.parent)
-        enter_rows(plan.summary, rows, overwrite=plan.settings.overwrite and not plan.cohort.alone)
-    except OutputError as error:
-        return error
-    return None
 
 
 def _show_rows(path: Path, rows: Sequence["SummaryRow"], screen: "Screen") -> None:

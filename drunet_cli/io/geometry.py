@@ -19,6 +19,7 @@ from nibabel.orientations import aff2axcodes, apply_orientation, axcodes2ornt, i
 from drunet_cli.brats import ClassMap
 
 FloatArray = npt.NDArray[np.floating[Any]]
+Affine = npt.NDArray[np.float64]  # 4 x 4: takes positions to positions, or voxel indices to positions in RAS mm
 
 FRAME: Final = 240
 _NETWORK_AXES: Final = ("L", "P", "S")

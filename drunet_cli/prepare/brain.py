@@ -19,8 +19,9 @@ from drunet_cli.errors import CaseError, DeviceError, MisuseError, one_line
 from drunet_cli.host import may_have_gpu
 from drunet_cli.io.atomic import temporary_folder, write_atomically
 from drunet_cli.io.checks import same_grid, voxel_litres
+from drunet_cli.io.geometry import Affine
 from drunet_cli.io.nifti import Grid, Volume, encode_map, load_volume, new_header
-from drunet_cli.prepare.registration import Affine, isotropic
+from drunet_cli.prepare.registration import isotropic
 
 Mask = npt.NDArray[np.bool_]
 

@@ -8,7 +8,7 @@ import io
 import re
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final
@@ -19,10 +19,11 @@ import numpy.typing as npt
 import drunet_cli
 from drunet_cli.brats import CLASS_COLOURS, ClassMap, Modality, TumourClass
 from drunet_cli.errors import CaseError, MisuseError
-from drunet_cli.io.case import Case
+from drunet_cli.io.case import BrokenCase, Case
+from drunet_cli.io.discovery import Cohort
+from drunet_cli.io.geometry import Affine
 from drunet_cli.prepare.dicom import chosen_series, dicom_folder
 from drunet_cli.prepare.record import NativeSpace
-from drunet_cli.prepare.registration import Affine
 from drunet_cli.prepare.series import GROUPS, header_errors, silenced
 
 # (value, coding scheme, meaning), as pydicom's dictionary has them. The types are those of context group 7169 of the standard
@@ -76,6 +77,24 @@ def check_from_dicom(case: Case, modalities: Collection[Modality]) -> None:
     if others := [modality for modality in modalities if dicom_folder(case.images[modality]) is None]:
         words = " and ".join(modality.display for modality in others)
         raise CaseError(f"{case.name}: has no DICOM series of {words}, to which --dicom-seg refers; give one, or {_AWAY}")
+
+
+def cohort_from_dicom(raw: Cohort, modalities: Collection[Modality]) -> Cohort:
+    """The cohort in which the cases that are not from DICOM are broken. Raises the error of a case that was given alone.
+
+    Raises MisuseError where highdicom is not installed.
+    """
+    check_highdicom()
+    cases, broken = [], []
+    for case in raw.cases:
+        try:
+            check_from_dicom(case, modalities)
+            cases.append(case)
+        except CaseError as error:
+            if raw.alone:
+                raise
+            broken.append(BrokenCase(case.name, error))
+    return replace(raw, cases=tuple(cases), broken=(*raw.broken, *broken))
 
 
 def series_of_space(scan: Path, space: NativeSpace) -> SegmentedSeries:

@@ -10,9 +10,9 @@ import numpy as np
 import numpy.typing as npt
 
 from drunet_cli.errors import CaseError
-from drunet_cli.io.geometry import farthest_corner_mm, is_same_place
+from drunet_cli.io.geometry import Affine, farthest_corner_mm, is_same_place
 from drunet_cli.io.nifti import Grid, Header, Volume, load_volume, new_header
-from drunet_cli.prepare.registration import Affine, Isotropic, isotropic, register
+from drunet_cli.prepare.registration import Isotropic, isotropic, register
 
 BRATS_SHAPE: Final = (240, 240, 155)
 BRATS_AFFINE: Final[Affine] = np.array([[-1.0, 0, 0, 0], [0, -1, 0, 239], [0, 0, 1, 0], [0, 0, 0, 1]])

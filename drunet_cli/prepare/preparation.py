@@ -20,6 +20,7 @@ from drunet_cli.brats import CHANNELS, Modality
 from drunet_cli.errors import CaseError, MisuseError
 from drunet_cli.io.case import Case
 from drunet_cli.io.checks import CaseWarning, WarningCode, refuse_serious, voxel_litres
+from drunet_cli.io.geometry import Affine
 from drunet_cli.prepare.brain import (
     LITRES,
     OWN_BACKGROUND,
@@ -41,7 +42,7 @@ from drunet_cli.prepare.grid import (
     load_atlas,
     own_axes,
 )
-from drunet_cli.prepare.registration import Affine, Isotropic, move_of, resampled
+from drunet_cli.prepare.registration import Isotropic, move_of, resampled
 from drunet_cli.prepare.scans import (
     MOST_DEGREES,
     Registration,

@@ -10,7 +10,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import nibabel as nib
 import numpy as np
@@ -23,11 +23,12 @@ from drunet_cli.brats import CHANNELS, TUMOUR_CLASSES, ClassMap, Modality
 from drunet_cli.errors import CaseError, OutputError
 from drunet_cli.io.case import Case
 from drunet_cli.io.checks import CaseWarning, WarningCode
-from drunet_cli.io.geometry import box_of
+from drunet_cli.io.geometry import Affine, box_of
 from drunet_cli.io.inputs import InputFile, read_document
 from drunet_cli.io.nifti import Header, header_of, stored_header
-from drunet_cli.prepare.preparation import Preparation, PreparationSettings
-from drunet_cli.prepare.registration import Affine
+
+if TYPE_CHECKING:
+    from drunet_cli.prepare.preparation import Preparation, PreparationSettings
 
 SCHEMA: Final = "drunet.preparation/1"
 _CONVENTION: Final = "a transform takes positions in a scan to the BraTS grid; in mm along R, A and S, as NIfTI has them"
@@ -36,7 +37,7 @@ _TOLD: Final = ("inputs", "transforms", "convention", "moved", "brain", "atlas",
 _MARGIN: Final = 1  # voxels, over which linear interpolation fades
 
 
-def describe_preparation(preparation: Preparation, settings: PreparationSettings) -> dict[str, Any]:
+def describe_preparation(preparation: "Preparation", settings: "PreparationSettings") -> dict[str, Any]:
     """The record's object, without the SHA-256 of the files."""
     sources = {modality: preparation.scans[modality].volume for modality in CHANNELS}
     return {

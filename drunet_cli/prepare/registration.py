@@ -15,12 +15,11 @@ import numpy.typing as npt
 from scipy import ndimage
 
 from drunet_cli.errors import CaseError
-from drunet_cli.io.geometry import spacing_mm
+from drunet_cli.io.geometry import Affine, spacing_mm
 
 if TYPE_CHECKING:
     import SimpleITK
 
-Affine = npt.NDArray[np.float64]
 Parameters = tuple[float, ...]
 
 FINEST_MM: Final = 2.0  # the fifth part of a second in place of 6 at the full size, and no voxel of the result is made of these

@@ -16,6 +16,7 @@ from drunet_cli.brats import CHANNELS, Modality
 from drunet_cli.errors import CaseError
 from drunet_cli.io.case import HEADER, BrokenCase, Case
 from drunet_cli.io.checks import CaseWarning, WarningCode, check_voxels, same_grid, why_unstripped
+from drunet_cli.io.geometry import Affine
 from drunet_cli.io.inputs import InputFile
 from drunet_cli.io.intensities import mend_rounded_zero, without_ringing
 from drunet_cli.io.naming import modality_in_name
@@ -23,7 +24,6 @@ from drunet_cli.io.nifti import Volume, load_volume
 from drunet_cli.prepare.brain import Mask, background_mask
 from drunet_cli.prepare.dicom import dicom_folder, load_series, names_patient, scans_of_study, source_of, studies_in
 from drunet_cli.prepare.registration import (
-    Affine,
     Isotropic,
     edge_peak,
     isotropic,

@@ -2,7 +2,7 @@
 
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -20,13 +20,13 @@ from drunet_cli.io.atomic import (
     remove_stale_folders,
     remove_stale_in,
 )
-from drunet_cli.prepare.grid import BRATS_SHAPE
-from drunet_cli.prepare.prepared_case import prepare_case
 from drunet_cli.segmentation import pipeline
+from drunet_cli.segmentation.derivatives import write_colour_tables
 from drunet_cli.segmentation.outputs import OutputState, describe
 from drunet_cli.segmentation.pipeline import PredictedCase, PreparedCase
 from drunet_cli.segmentation.plan import Action, PlannedCase, RunPlan, look_again
 from drunet_cli.segmentation.predict import Ensemble
+from drunet_cli.segmentation.summary import SummaryRow, enter_rows
 
 _MOST_READERS: Final = 8
 _CPUS_A_READER: Final = 4  # a case's four files are inflated at once
@@ -203,6 +203,9 @@ def _prepared(
     """
     if planned.preparation is None or planned.error is not None:
         return planned
+    from drunet_cli.prepare.grid import BRATS_SHAPE
+    from drunet_cli.prepare.prepared_case import prepare_case
+
     on_progress(planned.case.name, 0, BRATS_SHAPE[2])
     try:
         result = prepare_case(planned.preparation)
@@ -296,3 +299,15 @@ def _made_by_another_run(planned: PlannedCase, ensemble: Ensemble, error: Output
     except DrunetError as difference:
         return difference
     return error if document is None else CaseResult(document, left_out=True)
+
+
+def enter_rows_of(plan: RunPlan, rows: Sequence[SummaryRow]) -> OutputError | None:
+    """Enter the rows of a run into the table; return the error of a table that cannot be written, which undoes no case."""
+    assert plan.summary is not None, "the run has a table"
+    try:
+        if not (plan.cohort.alone or all(row.has_failed for row in rows)):
+            write_colour_tables(plan.summary.parent)
+        enter_rows(plan.summary, rows, overwrite=plan.settings.overwrite and not plan.cohort.alone)
+    except OutputError as error:
+        return error
+    return None

@@ -28,7 +28,6 @@ from drunet_cli.io.inputs import file_sha256, read_document
 from drunet_cli.io.naming import NIFTI_SUFFIXES, beside, dataset_of, stem
 from drunet_cli.io.nifti import encode_label_map, encode_map
 from drunet_cli.network.engine import Engine
-from drunet_cli.prepare.dicom_seg import encode_segmentation
 from drunet_cli.prepare.record import labels_in, read_picture
 from drunet_cli.processes import hold_signals
 from drunet_cli.segmentation.derivatives import LABEL_ABBREVIATIONS, facts_of, lookup_table
@@ -285,6 +284,8 @@ class OutputFiles:
             label_map = label_values(classes, self.settings.labels)
             yield self._map(f"_in_{modality}"), encode_label_map(label_map, space.header, compress=self._compress)
         if self.settings.dicom_seg:
+            from drunet_cli.prepare.dicom_seg import encode_segmentation
+
             weights = [(str(each["name"]), str(each["sha256"])) for each in described_weights(document)]
             yield self._object(modality), encode_segmentation(classes, prepared.series[modality], weights=weights)
 

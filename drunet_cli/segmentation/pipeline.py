@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -19,10 +19,12 @@ from drunet_cli.io.inputs import InputFile
 from drunet_cli.io.intensities import SliceStack
 from drunet_cli.io.nifti import Header
 from drunet_cli.io.volumes import CaseImages, images_of, read_images
-from drunet_cli.prepare.dicom_seg import SegmentedSeries, series_of_space
 from drunet_cli.prepare.record import PreparedFrom, needed_origin, origin_of
 from drunet_cli.segmentation.label_map import clean_up, label_map_warnings, measure
 from drunet_cli.segmentation.predict import Ensemble, Prediction, predict
+
+if TYPE_CHECKING:
+    from drunet_cli.prepare.dicom_seg import SegmentedSeries  # of DICOM segmentation objects alone
 
 _LOG: Final = logging.getLogger("drunet_cli")
 
@@ -55,7 +57,7 @@ class PreparedCase:
     warnings: tuple[CaseWarning, ...]
     seconds: float
     origin: PreparedFrom | None = None
-    series: Mapping[Modality, SegmentedSeries] = field(default_factory=dict)
+    series: Mapping[Modality, "SegmentedSeries"] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,7 +103,9 @@ def prepare(
     if origin is not None:  # what was doubtful about its preparation is doubtful about its label map
         images = replace(images, warnings=(*origin.warnings, *images.warnings))
     series = {}
-    if origin is not None:
+    if origin is not None and referred_to:
+        from drunet_cli.prepare.dicom_seg import series_of_space
+
         series = {modality: series_of_space(scan, origin.spaces[modality]) for modality, scan in referred_to.items()}
     prepared = _prepared(images, images.inputs, shown=shown, strict=strict, begin=begin)
     return replace(prepared, origin=origin, series=series)

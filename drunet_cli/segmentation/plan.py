@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from drunet_cli.brats import REGIONS, Modality, describe_labels
 from drunet_cli.errors import CaseError, DrunetError, MisuseError, OutputError, WeightsError, without_remedy
@@ -20,7 +20,6 @@ from drunet_cli.io.inputs import InputFile, changed_files
 from drunet_cli.io.naming import dataset_of
 from drunet_cli.io.nifti import load_volume
 from drunet_cli.io.volumes import check_headers
-from drunet_cli.prepare.prepared_case import PlannedPreparation
 from drunet_cli.segmentation.derivatives import check_dataset
 from drunet_cli.segmentation.outputs import OutputFiles, OutputState, read_sidecar, sha256_of
 from drunet_cli.segmentation.predict import Ensemble
@@ -37,6 +36,9 @@ from drunet_cli.segmentation.summary import (
 from drunet_cli.weights.cache import metadata_of
 from drunet_cli.weights.checkpoint import Metadata
 from drunet_cli.weights.registry import BUNDLED, Entry, cached_path, find_entry, is_file, is_file_name, weights_path
+
+if TYPE_CHECKING:
+    from drunet_cli.prepare.prepared_case import PlannedPreparation  # of raw scans alone
 
 _THREADS: Final = 8  # file systems that answer slowly answer many questions at once
 _REMEDY: Final = "give --overwrite to segment the case again"
@@ -67,7 +69,7 @@ class PlannedCase:
     action: Action
     error: DrunetError | None = None
     warnings: tuple[CaseWarning, ...] = ()
-    preparation: PlannedPreparation | None = None
+    preparation: "PlannedPreparation | None" = None
 
     @property
     def differs(self) -> bool:
@@ -97,14 +99,24 @@ class RunPlan:
         return len(self.cases) + len(self.cohort.broken)
 
 
-def plan_run(cohort: Cohort, ensemble: Ensemble, label_maps: Mapping[str, Path], *, summary: Path | None = None) -> RunPlan:
+def plan_run(
+    cohort: Cohort,
+    ensemble: Ensemble,
+    label_maps: Mapping[str, Path],
+    *,
+    summary: Path | None = None,
+    preparations: Sequence["PlannedPreparation"] = (),
+) -> RunPlan:
     """Decide what to do with every case. Nothing is written, and no image is read.
 
     label_maps: where the label map of each case goes, by name, also of cases that cannot be used. summary: the folder's table.
+    preparations: for a cohort of raw scans, those of its cases; the cohort of the plan then has the images that they make.
     Raises MisuseError for weights that are given twice.
     """
     settings = ensemble.settings
     _check_distinct(settings.weights)
+    if preparations:
+        cohort = replace(cohort, cases=tuple(replace(each.case, images=each.files.images) for each in preparations))
     if cohort.alone and summary is not None:
         try:
             check_summary(summary, overwrite=False)
@@ -112,11 +124,16 @@ def plan_run(cohort: Cohort, ensemble: Ensemble, label_maps: Mapping[str, Path],
             summary = None
     files = [OutputFiles(label_maps[case.name], settings) for case in cohort.cases]
     cases = _in_threads(lambda case: _planned(*case), list(zip(cohort.cases, files, strict=True)))
+    cases = _with_preparations(cases, preparations)
     usable = {case.name for case in cohort.cases}
     unusable = {name: OutputFiles(path, settings) for name, path in label_maps.items() if name not in usable}
     plan = RunPlan(cohort=cohort, settings=settings, cases=cases, summary=summary, unusable=unusable, stop=None)
     try:
         _check(plan, ensemble)
+        if preparations:
+            from drunet_cli.prepare.prepared_case import check_preparations
+
+            check_preparations(preparations)
     except DrunetError as error:
         return replace(plan, stop=error)
     return plan
@@ -127,11 +144,24 @@ def look_at_headers(plan: RunPlan) -> RunPlan:
     return replace(plan, cases=_in_threads(_with_header_checks, plan.cases))
 
 
+def compare_prepared(plan: RunPlan) -> RunPlan:
+    """The same plan with complete files of prepared cases compared, for a dry run; a run compares case by case."""
+    from drunet_cli.prepare.prepared_case import compare_preparations
+
+    preparations = compare_preparations([each.preparation for each in plan.cases if each.preparation is not None])
+    return replace(plan, cases=_with_preparations(plan.cases, preparations))
+
+
 def compare_outputs(plan: RunPlan, ensemble: Ensemble) -> RunPlan:
     """The same plan with complete outputs compared, for a dry run; a run compares case by case. Opens the weights."""
     if any(each.action in (Action.LEAVE_OUT, Action.ADD_FILES) for each in plan.cases):
         _ = ensemble.checkpoints
     return replace(plan, cases=_in_threads(partial(_compared, ensemble=ensemble), plan.cases))
+
+
+def _with_preparations(cases: Sequence[PlannedCase], preparations: Sequence["PlannedPreparation"]) -> tuple[PlannedCase, ...]:
+    by_name = {each.case.name: each for each in preparations}
+    return tuple(replace(each, preparation=by_name.get(each.case.name)) for each in cases)
 
 
 def _in_threads(function: Callable[[Any], PlannedCase], items: Sequence[Any]) -> tuple[PlannedCase, ...]:

@@ -11,12 +11,11 @@ import numpy.typing as npt
 from scipy import ndimage
 
 from drunet_cli.brats import CLASS_COLOURS, CLASS_NAMES, REGION_NAMES, ClassMap, Modality, TumourClass, volume_in_words
-from drunet_cli.io.geometry import Box, Turn, box_of, spacing_mm
+from drunet_cli.io.geometry import Affine, Box, Turn, box_of, spacing_mm
 from drunet_cli.io.png import Canvas, Pixels, enlarged, fitted, text_width
 
 Greys = npt.NDArray[np.uint8]
 Voxels = npt.NDArray[Any]
-Affine = npt.NDArray[np.float64]
 
 _PERCENTILES: Final = (0.5, 99.5)
 _MOST_SAMPLED: Final = 2**20  # voxels that the percentiles are taken of

@@ -27,9 +27,10 @@ from drunet_cli.brats import CHANNELS, Modality
 from drunet_cli.evaluation.scores import dice
 from drunet_cli.host import cpu_name, granted_cpus
 from drunet_cli.io.discovery import find_cases
+from drunet_cli.io.geometry import Affine
 from drunet_cli.io.nifti import new_header, volume_of
 from drunet_cli.prepare.record import NativeSpace, labels_in
-from drunet_cli.prepare.registration import FINEST_MM, Affine, move_of, register, resampled
+from drunet_cli.prepare.registration import FINEST_MM, move_of, register, resampled
 from drunet_cli.prepare.scans import Registration, Scan, registration_warnings, similarities
 from tests.prepare.simulated import (
     Acquisition,

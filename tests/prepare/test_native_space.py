@@ -9,10 +9,10 @@ from scipy.spatial.transform import Rotation
 from drunet_cli.brats import Modality, TumourClass, dice_of
 from drunet_cli.errors import CaseError
 from drunet_cli.io.case import Case
+from drunet_cli.io.geometry import Affine
 from drunet_cli.io.nifti import Header
 from drunet_cli.prepare.grid import BRATS_AFFINE, BRATS_SHAPE
 from drunet_cli.prepare.record import NativeSpace, labels_in, needed_origin
-from drunet_cli.prepare.registration import Affine
 
 MIDDLE_MM = np.array([-100.0, 130, 80])  # of the tumour on the BraTS grid
 
