@@ -1,20 +1,26 @@
-"""The application, and its one boundary: whatever happens below ends here in an exit code."""
+"""The application: its commands, how they read a command line, and the one boundary, where all ends in an exit code."""
 
 import errno
+import functools
+import inspect
 import io
 import os
 import shlex
 import sys
 import traceback
-from collections.abc import Callable
-from typing import Annotated, Final
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import redirect_stdout
+from itertools import takewhile
+from pathlib import Path
+from typing import Annotated, Any, Final
 
 import typer
+from typer.core import TyperArgument, TyperCommand, TyperGroup, TyperOption
 
 import drunet_cli
-from drunet_cli.cli import convert, demo, doctor, evaluate, export, guide, prepare, report, segment, train, weights
+from drunet_cli.cli import convert, demo, doctor, evaluate, export, guide, options, prepare, report, segment, train, weights
 from drunet_cli.cli.console import Screen, give_up_stdout, reason_of_lost_stdout, telling
-from drunet_cli.cli.options import Command, Group, telling_more
 from drunet_cli.errors import DeviceError, DrunetError, ExitCode, MisuseError, OutputError, Terminated
 from drunet_cli.processes import signals_raised
 
@@ -26,9 +32,88 @@ _BROKEN_LIBRARY: Final = (
     "environment, or look which other libraries LD_LIBRARY_PATH and PYTHONPATH bring"
 )
 
+
+class _Command(TyperCommand):
+    """A command; --help comes last, after the panels of its own options."""
+
+    def get_params(self, ctx: Any) -> list[Any]:
+        """Its options and arguments, and --help."""
+        return _without_python_types(super().get_params(ctx))
+
+    def get_help_option(self, ctx: Any) -> TyperOption | None:
+        """--help, in a panel of its own."""
+        option = super().get_help_option(ctx)
+        if option is not None:
+            option.rich_help_panel = "Help"
+        return option
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Raise MisuseError where a long option has one dash, or an option that takes one value is given twice."""
+        if not ctx.resilient_parsing:  # as when Tab is pressed
+            _check_dashes(args, self.get_params(ctx))
+            _check_given_once(self.make_parser(ctx).parse_args(list(args))[2])
+        return super().parse_args(ctx, args)
+
+
+class _Group(TyperGroup):
+    """A command of commands; alone it is misuse, so that its help goes to stderr."""
+
+    def get_params(self, ctx: Any) -> list[Any]:
+        """Its options, and --help."""
+        return _without_python_types(super().get_params(ctx))
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Raise MisuseError where a long option before the command has one dash."""
+        if ctx.resilient_parsing:
+            return super().parse_args(ctx, args)
+        _check_dashes(takewhile(lambda word: word.startswith("-"), args), self.get_params(ctx))
+        if args:
+            return super().parse_args(ctx, args)
+        with redirect_stdout(sys.stderr):
+            return super().parse_args(ctx, args)
+
+
+class _NamedArgument(TyperArgument):
+    """An argument that its metavar describes; Typer would show the Python type beside the metavar."""
+
+    def display_type_rich(self, ctx: Any) -> None:
+        """Show no type."""
+
+
+def _without_python_types(parameters: Iterable[Any]) -> list[Any]:
+    """Show no <bool> for a flag, and no <list[str]> for an argument."""
+    shown = list(parameters)
+    for parameter in shown:
+        if isinstance(parameter, TyperOption) and parameter.is_flag:
+            parameter.metavar = ""
+        elif isinstance(parameter, TyperArgument) and parameter.metavar is not None:
+            parameter.__class__ = _NamedArgument  # Typer makes its arguments itself
+    return shown
+
+
+def _check_given_once(parameters: Iterable[Any]) -> None:
+    """Raise MisuseError for an option that takes one value and was given twice: Typer would take the last in silence.
+
+    parameters: those of a command line, each as often as it stands there. A flag says the same again, and --help comes first.
+    """
+    counts = Counter(parameters)
+    if not any(parameter.is_eager for parameter in counts):
+        for parameter, n in counts.items():
+            if n > 1 and isinstance(parameter, TyperOption) and not (parameter.multiple or parameter.is_flag):
+                raise MisuseError(f"{'/'.join(parameter.opts)}: given {n} times, and takes one value; give it once")
+
+
+def _check_dashes(words: Iterable[str], parameters: Sequence[Any]) -> None:
+    """Raise MisuseError for a long option with one dash: Typer would read -output as -o utput."""
+    long_options = {name for parameter in parameters for name in parameter.opts if name.startswith("--")}
+    for word in takewhile(lambda word: word != "--", words):
+        if f"-{word.partition('=')[0]}" in long_options and not word.startswith("--"):
+            raise MisuseError(f"{word}: a long option takes two dashes; write -{word}")
+
+
 app = typer.Typer(
     name="drunet",
-    cls=Group,
+    cls=_Group,
     no_args_is_help=True,
     context_settings={"help_option_names": ["--help", "-h"]},
     rich_markup_mode="rich",
@@ -36,17 +121,46 @@ app = typer.Typer(
 )
 
 
+def _telling_more(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command that has --quiet also --verbose and --log, which its screens heed by themselves."""
+    signature = inspect.signature(command)
+    if "quiet" not in signature.parameters:
+        return command
+
+    @functools.wraps(command)
+    def told(*, verbose: bool, log: Path | None, **given: Any) -> None:
+        if verbose and given["quiet"]:
+            raise MisuseError("--verbose and --quiet exclude one another")
+        telling.verbose = verbose
+        if log is not None:
+            telling.log_to(log)
+        command(**given)
+
+    more = {"verbose": (options.Verbose, False), "log": (options.Log, None)}
+    added = [
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=kind)
+        for name, (kind, default) in more.items()
+    ]
+    before = list(signature.parameters.values())
+    at = list(signature.parameters).index("quiet") + 1
+    told.__signature__ = signature.replace(  # type: ignore[attr-defined]
+        parameters=[*before[:at], *added, *before[at:]]
+    )
+    told.__annotations__ = {**command.__annotations__, "verbose": options.Verbose, "log": options.Log}
+    return told
+
+
 def _add(group: typer.Typer, *commands: Callable[..., None]) -> None:
     for command in commands:
-        group.command(cls=Command)(telling_more(command))
+        group.command(cls=_Command)(_telling_more(command))
 
 
 _add(convert.app, convert.nii2png, convert.png2nii)
 for _command in weights.app.registered_commands:
-    _command.cls = Command
+    _command.cls = _Command
 _add(app, segment.segment, prepare.prepare, train.train, export.export, evaluate.evaluate, report.report)
-app.add_typer(convert.app, name="convert", cls=Group)
-app.add_typer(weights.app, name="weights", cls=Group)
+app.add_typer(convert.app, name="convert", cls=_Group)
+app.add_typer(weights.app, name="weights", cls=_Group)
 _add(app, demo.demo, doctor.doctor, guide.guide)
 
 

@@ -1,22 +1,15 @@
-"""Options that several commands share, what Tab offers for them, and how commands show their help.
+"""Options that several commands share, and what Tab offers for them.
 
 Typer reads these annotations when it runs.
 """
 
-import functools
-import inspect
 import re
-import sys
-from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import redirect_stdout
+from collections.abc import Callable, Iterable
 from enum import StrEnum
-from itertools import takewhile
 from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import Annotated, Final
 
 import typer
-from typer.core import TyperArgument, TyperCommand, TyperGroup, TyperOption
 
 from drunet_cli.brats import Modality
 from drunet_cli.errors import MisuseError, WeightsError
@@ -204,39 +197,6 @@ Log = Annotated[
         rich_help_panel=OUTPUT,
     ),
 ]
-
-
-def telling_more(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a command that has --quiet also --verbose and --log, which its screens heed by themselves."""
-    signature = inspect.signature(command)
-    if "quiet" not in signature.parameters:
-        return command
-
-    @functools.wraps(command)
-    def told(*, verbose: bool, log: Path | None, **given: Any) -> None:
-        from drunet_cli.cli.console import telling
-
-        if verbose and given["quiet"]:
-            raise MisuseError("--verbose and --quiet exclude one another")
-        telling.verbose = verbose
-        if log is not None:
-            telling.log_to(log)
-        command(**given)
-
-    more = {"verbose": (Verbose, False), "log": (Log, None)}
-    added = [
-        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=kind)
-        for name, (kind, default) in more.items()
-    ]
-    before = list(signature.parameters.values())
-    at = list(signature.parameters).index("quiet") + 1
-    told.__signature__ = signature.replace(  # type: ignore[attr-defined]
-        parameters=[*before[:at], *added, *before[at:]]
-    )
-    told.__annotations__ = {**command.__annotations__, "verbose": Verbose, "log": Log}
-    return told
-
-
 Cases = Annotated[
     list[str] | None,
     typer.Argument(
@@ -330,9 +290,6 @@ def check_exclusive(*, skip_existing: bool, overwrite: bool) -> None:
         raise MisuseError("--skip-existing and --overwrite exclude one another")
 
 
-PREPARATION: Final = "Preparation of raw scans"
-_BRAIN_WORDS: Final = one_of(("auto", "deepbet", "hd-bet", "synthstrip", "none"))
-
 Prepare = Annotated[
     bool,
     typer.Option(
@@ -350,37 +307,6 @@ KeepPrepared = Annotated[
         help="With --prepare: keep the prepared cases in DIR, and use those that are complete there. Else they are removed.",
         show_default=False,
         rich_help_panel=IMAGES,
-    ),
-]
-Brain = Annotated[
-    str,
-    typer.Option(
-        "--brain",
-        metavar="METHOD_OR_FILE",
-        autocompletion=_BRAIN_WORDS,
-        help="How the brain is found: deepbet; hd-bet or synthstrip, programs that you have installed; none, everything above "
-        "0; or a mask on the grid of any of the four scans. auto takes the background of scans that are stripped already, "
-        "with a GPU hd-bet or synthstrip if there, else deepbet.",
-        rich_help_panel=PREPARATION,
-    ),
-]
-Atlas = Annotated[
-    str,
-    typer.Option(
-        "--atlas",
-        metavar="drunet|none|FILE",
-        help="What the brain is laid on: a mean of BraTS cases, which is part of drunet; nothing, which keeps the axes of the "
-        "reference; or a skull-stripped image.",
-        rich_help_panel=PREPARATION,
-    ),
-]
-Reference = Annotated[
-    Modality,
-    typer.Option(
-        "--reference",
-        metavar="MODALITY",
-        help="The scan that the others are registered to: the sharpest.",
-        rich_help_panel=PREPARATION,
     ),
 ]
 
@@ -524,81 +450,3 @@ Uncertainty = Annotated[
         rich_help_panel=FILES,
     ),
 ]
-
-
-class Command(TyperCommand):
-    """A command; --help comes last, after the panels of its own options."""
-
-    def get_params(self, ctx: Any) -> list[Any]:
-        """Its options and arguments, and --help."""
-        return _without_python_types(super().get_params(ctx))
-
-    def get_help_option(self, ctx: Any) -> TyperOption | None:
-        """--help, in a panel of its own."""
-        option = super().get_help_option(ctx)
-        if option is not None:
-            option.rich_help_panel = "Help"
-        return option
-
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Raise MisuseError where a long option has one dash, or an option that takes one value is given twice."""
-        if not ctx.resilient_parsing:  # as when Tab is pressed
-            _check_dashes(args, self.get_params(ctx))
-            _check_given_once(self.make_parser(ctx).parse_args(list(args))[2])
-        return super().parse_args(ctx, args)
-
-
-class Group(TyperGroup):
-    """A command of commands; alone it is misuse, so that its help goes to stderr."""
-
-    def get_params(self, ctx: Any) -> list[Any]:
-        """Its options, and --help."""
-        return _without_python_types(super().get_params(ctx))
-
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Raise MisuseError where a long option before the command has one dash."""
-        if ctx.resilient_parsing:
-            return super().parse_args(ctx, args)
-        _check_dashes(takewhile(lambda word: word.startswith("-"), args), self.get_params(ctx))
-        if args:
-            return super().parse_args(ctx, args)
-        with redirect_stdout(sys.stderr):
-            return super().parse_args(ctx, args)
-
-
-class _NamedArgument(TyperArgument):
-    """An argument that its metavar describes; Typer would show the Python type beside the metavar."""
-
-    def display_type_rich(self, ctx: Any) -> None:
-        """Show no type."""
-
-
-def _without_python_types(parameters: Iterable[Any]) -> list[Any]:
-    """Show no <bool> for a flag, and no <list[str]> for an argument."""
-    shown = list(parameters)
-    for parameter in shown:
-        if isinstance(parameter, TyperOption) and parameter.is_flag:
-            parameter.metavar = ""
-        elif isinstance(parameter, TyperArgument) and parameter.metavar is not None:
-            parameter.__class__ = _NamedArgument  # Typer makes its arguments itself
-    return shown
-
-
-def _check_given_once(parameters: Iterable[Any]) -> None:
-    """Raise MisuseError for an option that takes one value and was given twice: Typer would take the last in silence.
-
-    parameters: those of a command line, each as often as it stands there. A flag says the same again, and --help comes first.
-    """
-    counts = Counter(parameters)
-    if not any(parameter.is_eager for parameter in counts):
-        for parameter, n in counts.items():
-            if n > 1 and isinstance(parameter, TyperOption) and not (parameter.multiple or parameter.is_flag):
-                raise MisuseError(f"{'/'.join(parameter.opts)}: given {n} times, and takes one value; give it once")
-
-
-def _check_dashes(words: Iterable[str], parameters: Sequence[Any]) -> None:
-    """Raise MisuseError for a long option with one dash: Typer would read -output as -o utput."""
-    long_options = {name for parameter in parameters for name in parameter.opts if name.startswith("--")}
-    for word in takewhile(lambda word: word != "--", words):
-        if f"-{word.partition('=')[0]}" in long_options and not word.startswith("--"):
-            raise MisuseError(f"{word}: a long option takes two dashes; write -{word}")

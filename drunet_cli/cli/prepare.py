@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from drunet_cli.cli.cases import Batch
     from drunet_cli.prepare.preparation import PreparationSettings
     from drunet_cli.prepare.prepared_case import PlannedPreparation, PreparedResult
+
+_PREPARATION: Final = "Preparation of raw scans"
 
 
 def prepare(
@@ -72,9 +74,37 @@ def prepare(
             rich_help_panel=options.OUTPUT,
         ),
     ] = 1,
-    brain: options.Brain = "auto",
-    atlas: options.Atlas = "drunet",
-    reference: options.Reference = Modality.T1CE,
+    brain: Annotated[
+        str,
+        typer.Option(
+            "--brain",
+            metavar="METHOD_OR_FILE",
+            autocompletion=options.one_of(("auto", "deepbet", "hd-bet", "synthstrip", "none")),
+            help="How the brain is found: deepbet; hd-bet or synthstrip, programs that you have installed; none, everything "
+            "above 0; or a mask on the grid of any of the four scans. auto takes the background of scans that are stripped "
+            "already, with a GPU hd-bet or synthstrip if there, else deepbet.",
+            rich_help_panel=_PREPARATION,
+        ),
+    ] = "auto",
+    atlas: Annotated[
+        str,
+        typer.Option(
+            "--atlas",
+            metavar="drunet|none|FILE",
+            help="What the brain is laid on: a mean of BraTS cases, which is part of drunet; nothing, which keeps the axes of "
+            "the reference; or a skull-stripped image.",
+            rich_help_panel=_PREPARATION,
+        ),
+    ] = "drunet",
+    reference: Annotated[
+        Modality,
+        typer.Option(
+            "--reference",
+            metavar="MODALITY",
+            help="The scan that the others are registered to: the sharpest.",
+            rich_help_panel=_PREPARATION,
+        ),
+    ] = Modality.T1CE,
     threads: options.Threads = None,
 ) -> None:
     """Prepare raw scans: registered, skull-stripped, on the BraTS grid.
