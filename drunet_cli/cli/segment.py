@@ -147,16 +147,7 @@ def segment(
     if one_case and (cases or pattern or channels or shard):
         exclude = "exclude one another"
         raise MisuseError(f"CASES (--pattern, --channels, --shard) and --t1 --t1ce --t2 --flair --case {exclude}")
-    if keep_prepared is not None and not prepare:
-        raise MisuseError("--keep-prepared DIR is for --prepare; give both")
-    if prepare and bids and keep_prepared is None:
-        raise MisuseError("--bids with --prepare needs --keep-prepared DIR: the labels lie on the grid of the prepared images")
-    if dicom_seg and not prepare:
-        raise MisuseError("--dicom-seg refers to the DICOM series of raw scans; give these with --prepare")
-    if dicom_seg and bids:
-        raise MisuseError("--dicom-seg and --bids exclude one another: a BIDS data set has no place for DICOM")
-    if prepare and skip_existing and keep_prepared is None:
-        raise MisuseError("--skip-existing with --prepare needs --keep-prepared DIR: prepared cases are compared with it")
+    _check_raw_scans(prepare=prepare, keep=keep_prepared, bids=bids, dicom_seg=dicom_seg, skip_existing=skip_existing)
 
     from drunet_cli.cli.cases import find_cohort, label_maps_of, names_a_file, share_of
     from drunet_cli.cli.console import Screen
@@ -245,6 +236,20 @@ _NOT_KEPT: Final = (
     "Labels lie on the grid of the prepared images, which are removed: to lay them over images in another program, add "
     "--keep-prepared DIR, or --in-space t1ce for labels on that scan's own grid"
 )
+
+
+def _check_raw_scans(*, prepare: bool, keep: Path | None, bids: bool, dicom_seg: bool, skip_existing: bool) -> None:
+    """Raise MisuseError where options of raw scans lack or exclude one another. keep: of --keep-prepared."""
+    if keep is not None and not prepare:
+        raise MisuseError("--keep-prepared DIR is for --prepare; give both")
+    if prepare and bids and keep is None:
+        raise MisuseError("--bids with --prepare needs --keep-prepared DIR: the labels lie on the grid of the prepared images")
+    if dicom_seg and not prepare:
+        raise MisuseError("--dicom-seg refers to the DICOM series of raw scans; give these with --prepare")
+    if dicom_seg and bids:
+        raise MisuseError("--dicom-seg and --bids exclude one another: a BIDS data set has no place for DICOM")
+    if prepare and skip_existing and keep is None:
+        raise MisuseError("--skip-existing with --prepare needs --keep-prepared DIR: prepared cases are compared with it")
 
 
 def _preparation(keep: Path | None, temporary: ExitStack, settings: "Settings") -> "PreparationSettings":

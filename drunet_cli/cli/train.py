@@ -246,7 +246,7 @@ def _run(settings: TrainingSettings, *, init: str | None, screen: Screen, json: 
     training_screen = TrainingScreen(screen, json=json)
     with Team(processes, device, timeout_min=settings.peer_timeout_min, on_warning=warn) as team:
         with training_screen:
-            plan = read_together(settings, plan, team, device, on_progress=training_screen.show, on_warning=screen.warning)
+            plan = read_together(settings, plan, team, on_progress=training_screen.show, on_warning=screen.warning)
         if plan is None:  # the first process has failed, and says why
             return
         if not settings.dry_run:
@@ -340,7 +340,7 @@ def _learn(settings: TrainingSettings, plan: "TrainingPlan", team: "Team", shown
     with hold_signals() as should_stop:
         try:
             with shown:
-                is_done = train(settings, plan, team, team.device, on_progress=shown.show, should_stop=should_stop)
+                is_done = train(settings, plan, team, on_progress=shown.show, should_stop=should_stop)
         except DrunetError as error:
             if not (team.processes.several or should_stop()):
                 raise

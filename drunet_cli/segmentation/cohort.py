@@ -23,7 +23,7 @@ from drunet_cli.io.atomic import (
 from drunet_cli.segmentation import pipeline
 from drunet_cli.segmentation.derivatives import write_colour_tables
 from drunet_cli.segmentation.outputs import OutputState, describe
-from drunet_cli.segmentation.pipeline import PredictedCase, PreparedCase
+from drunet_cli.segmentation.pipeline import CheckedCase, PredictedCase
 from drunet_cli.segmentation.plan import Action, PlannedCase, RunPlan, look_again
 from drunet_cli.segmentation.predict import Ensemble
 from drunet_cli.segmentation.summary import SummaryRow, enter_rows
@@ -45,7 +45,7 @@ class CaseResult:
 
 
 Outcome: TypeAlias = CaseResult | DrunetError
-_Read: TypeAlias = tuple[PlannedCase, PreparedCase | Outcome]
+_Read: TypeAlias = tuple[PlannedCase, CheckedCase | Outcome]
 
 
 def segment_cases(
@@ -75,12 +75,12 @@ def segment_cases(
     n_readers = max(1, min(ensemble.threads // _CPUS_A_READER, _MOST_READERS, len(plan.cases)))
     readers = ThreadPoolExecutor(n_readers, thread_name_prefix="drunet-reader")
     writers = ThreadPoolExecutor(_WRITERS, thread_name_prefix="drunet-writer")
-    written: deque[tuple[PlannedCase, Future[Outcome]]] = deque()
+    writing: deque[tuple[PlannedCase, Future[Outcome]]] = deque()
     left_to_others: deque[PlannedCase] = deque()
 
     def begin(planned: PlannedCase) -> "Future[_Read] | None":
         """Begin to read a case; None where another run is just preparing it, which leaves it to that run."""
-        ready = _prepared(planned, on_note, on_progress)
+        ready = _prepare(planned, on_note, on_progress)
         if ready is None:
             left_to_others.append(planned)
             return None
@@ -92,32 +92,32 @@ def segment_cases(
     try:
         for futures in (begun, begun_again):
             for future in futures:
-                planned, prepared = future.result()
+                planned, checked = future.result()
                 del future
-                if not isinstance(prepared, PreparedCase):
-                    yield planned, prepared
+                if not isinstance(checked, CheckedCase):
+                    yield planned, checked
                     continue
                 ensemble.open()  # not while a case is claimed
                 if (claim := claim_file(planned.files.label_map)) is None:
-                    del prepared
+                    del checked
                     left_to_others.append(planned)
                     continue
-
-                def tell(done: int, n_slices: int, name: str = planned.case.name, claim: Claim = claim) -> None:
-                    claim.renew()
-                    on_progress(name, done, n_slices)
-
-                def warn(message: str, name: str = planned.case.name) -> None:
-                    on_warning(message if plan.cohort.alone else f"{name}: {message}")
-
                 with ExitStack() as on_failure:
                     on_failure.callback(planned.files.remove_empty_folders)
                     on_failure.callback(claim.release)
-                    planned, predicted = _compute(planned, prepared, ensemble, on_warning=warn, on_progress=tell)
-                    del prepared  # its slices
+                    planned, predicted = _compute(
+                        planned,
+                        checked,
+                        ensemble,
+                        claim,
+                        alone=plan.cohort.alone,
+                        on_warning=on_warning,
+                        on_progress=on_progress,
+                    )
+                    del checked  # its slices
                     if isinstance(predicted, PredictedCase):
                         document = describe(predicted, ensemble)
-                        written.append((planned, writers.submit(_write, planned, predicted, document, ensemble, claim)))
+                        writing.append((planned, writers.submit(_write, planned, predicted, document, ensemble, claim)))
                         on_failure.pop_all()
                 if not isinstance(predicted, PredictedCase):
                     yield planned, predicted
@@ -125,15 +125,20 @@ def segment_cases(
                 del predicted
                 # A CPU that computes has no time left for writing, and takes so long for a case that it is told at once.
                 n_late = 0 if ensemble.engines[0].device == "cpu" else _WRITERS
-                while written and (len(written) > n_late or written[0][1].done()):
-                    done, outcome = written.popleft()
-                    yield done, outcome.result()
-            while written:
-                done, outcome = written.popleft()
-                yield done, outcome.result()
+                yield from _finished(writing, most_late=n_late)
+            yield from _finished(writing, most_late=0)
     finally:  # an interrupted run waits for the cases in hand to be read, and for those computed to be written
         readers.shutdown(cancel_futures=True)
         writers.shutdown()
+
+
+def _finished(
+    writing: deque[tuple[PlannedCase, "Future[Outcome]"]], *, most_late: int
+) -> Generator[tuple[PlannedCase, Outcome]]:
+    """Yield the cases whose outputs are written, in their order; wait where more than `most_late` are being written."""
+    while writing and (len(writing) > most_late or writing[0][1].done()):
+        planned, outcome = writing.popleft()
+        yield planned, outcome.result()
 
 
 def _remove_stale(plan: RunPlan) -> None:
@@ -194,7 +199,7 @@ def _claimed(planned: PlannedCase) -> Path | None:
     return next((file for file in (planned.files.label_map, *records) if claimant(file) is not None), None)
 
 
-def _prepared(
+def _prepare(
     planned: PlannedCase, on_note: Callable[[str], None], on_progress: Callable[[str, int, int], None]
 ) -> PlannedCase | None:
     """Prepare the raw scans of a case, if it has such; one that fails has the error. None where another run is at it.
@@ -230,14 +235,14 @@ def _read(planned: PlannedCase, ensemble: Ensemble) -> _Read:
         scans: dict[Modality, Path] = {}
         if settings.dicom_seg and planned.preparation is not None:
             scans = {modality: planned.preparation.case.images[modality] for modality in settings.carried_to}
-        prepared = pipeline.prepare(
+        checked = pipeline.read_case(
             planned.case,
             shown=settings.shown,
             strict=settings.strict,
             needs_origin=bool(settings.carried_to),
             referred_to=scans,
         )
-        return planned, prepared
+        return planned, checked
     except DrunetError as error:
         return planned, error
     except MemoryError:
@@ -246,22 +251,35 @@ def _read(planned: PlannedCase, ensemble: Ensemble) -> _Read:
 
 def _compute(
     planned: PlannedCase,
-    prepared: PreparedCase,
+    checked: CheckedCase,
     ensemble: Ensemble,
+    claim: Claim,
     *,
+    alone: bool,
     on_warning: Callable[[str], None],
-    on_progress: Callable[[int, int], None],
+    on_progress: Callable[[str, int, int], None],
 ) -> tuple[PlannedCase, PredictedCase | Outcome]:
-    """Predict a case, and tell its warnings, unless another run has made its outputs. Raises the error of a lost device."""
+    """Predict a case, and tell its warnings, unless another run has made its outputs. Raises the error of a lost device.
+
+    claim: is renewed slice by slice. alone: there is no other case, so that warnings need not name this one.
+    """
+
+    def warn(message: str) -> None:
+        on_warning(message if alone else f"{planned.case.name}: {message}")
+
+    def tell(done: int, n_slices: int) -> None:
+        claim.renew()
+        on_progress(planned.case.name, done, n_slices)
+
     try:
         planned, document = look_again(planned, ensemble)
         if document is not None:
             return planned, CaseResult(document, left_out=True)
-        for warning in prepared.warnings:
-            on_warning(warning.message)
-        predicted = pipeline.segment(prepared, ensemble, on_progress=on_progress)
+        for warning in checked.warnings:
+            warn(warning.message)
+        predicted = pipeline.segment(checked, ensemble, on_progress=tell)
         for warning in predicted.new_warnings:
-            on_warning(warning.message)
+            warn(warning.message)
     except LostDeviceError:  # the next case would fare no better
         raise
     except DrunetError as error:

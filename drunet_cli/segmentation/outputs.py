@@ -184,7 +184,7 @@ class OutputFiles:
         other files beside it stay. Raises OutputError, and CaseError for a DICOM series whose headers cannot be used.
         """
         label_map = label_values(predicted.class_map, self.settings.labels)
-        content = encode_label_map(label_map, predicted.prepared.header, compress=self._compress)
+        content = encode_label_map(label_map, predicted.checked.header, compress=self._compress)
         sha256 = hashlib.sha256(content).hexdigest()
         extras = dict(self._encoded_extras(predicted, document))
         overwrite = self.settings.overwrite or adding
@@ -230,11 +230,11 @@ class OutputFiles:
         return self.label_map.name.lower().endswith(".gz")
 
     def _encoded_extras(self, predicted: PredictedCase, document: Mapping[str, Any]) -> Iterator[tuple[Path, bytes]]:
-        prediction, header = predicted.prediction, predicted.prepared.header
+        prediction, header = predicted.prediction, predicted.checked.header
         if self.settings.preview:
             yield self._beside(PREVIEW_ENDING), draw_case(predicted, document)
         if self.settings.shows_preparation:
-            yield self._beside(PREPARED_ENDING), read_picture(predicted.prepared.case)
+            yield self._beside(PREPARED_ENDING), read_picture(predicted.checked.case)
         if self.settings.viewer:
             yield self._beside(VIEW_ENDING), _page(predicted, document, self.settings.labels)
         for modality in self.settings.carried_to:
@@ -267,7 +267,7 @@ class OutputFiles:
         """
         if not self.settings.bids:
             return {}
-        case, origin = predicted.prepared.case, predicted.prepared.origin
+        case, origin = predicted.checked.case, predicted.checked.origin
         images = dict(case.images) if origin is None else {each: Path(space.scan) for each, space in origin.spaces.items()}
         reference = case.images[Modality.FLAIR] if scan is None else images[scan]
         return facts_of(images.values(), reference, dataset_of(self.label_map), words=words)
@@ -276,10 +276,10 @@ class OutputFiles:
         self, predicted: PredictedCase, document: Mapping[str, Any], modality: Modality
     ) -> Iterator[tuple[Path, bytes]]:
         """The labels on the grid of a raw scan, with the scan's geometry: as NIfTI, and as DICOM."""
-        prepared = predicted.prepared
-        assert prepared.origin is not None, "a case without an origin was refused"
-        space = prepared.origin.spaces[modality]
-        classes = labels_in(predicted.class_map, np.asarray(prepared.header.get_best_affine()), space)
+        checked = predicted.checked
+        assert checked.origin is not None, "a case without an origin was refused"
+        space = checked.origin.spaces[modality]
+        classes = labels_in(predicted.class_map, np.asarray(checked.header.get_best_affine()), space)
         if modality in self.settings.in_space:
             label_map = label_values(classes, self.settings.labels)
             yield self._map(f"_in_{modality}"), encode_label_map(label_map, space.header, compress=self._compress)
@@ -287,7 +287,7 @@ class OutputFiles:
             from drunet_cli.prepare.dicom_seg import encode_segmentation
 
             weights = [(str(each["name"]), str(each["sha256"])) for each in described_weights(document)]
-            yield self._object(modality), encode_segmentation(classes, prepared.series[modality], weights=weights)
+            yield self._object(modality), encode_segmentation(classes, checked.series[modality], weights=weights)
 
 
 def sha256_of(path: Path) -> str:
@@ -302,14 +302,14 @@ def draw_case(predicted: PredictedCase, document: Mapping[str, Any]) -> bytes:
     """The picture of a case as a PNG file. document: see `describe`."""
     from drunet_cli.segmentation.preview import draw_preview  # Pillow's fonts: not for runs without a picture
 
-    views = predicted.prepared.views
+    views = predicted.checked.views
     assert views is not None, "a case is prepared for the pictures that are asked for"
     return draw_preview(
         views.images[Modality.FLAIR],
         views.images[Modality.T1CE],
         predicted.class_map,
         affine=views.affine,
-        name=predicted.prepared.case.name,
+        name=predicted.checked.case.name,
         volumes_ml=document["volumes_ml"],
         warnings=[warning.message for warning in predicted.warnings],
         caveat=caveat_of([each["sha256"] for each in described_weights(document)]),
@@ -319,14 +319,14 @@ def draw_case(predicted: PredictedCase, document: Mapping[str, Any]) -> bytes:
 def _page(predicted: PredictedCase, document: Mapping[str, Any], labels: Labels) -> bytes:
     from drunet_cli.segmentation.viewer import Labelled, encode_viewer
 
-    views = predicted.prepared.views
+    views = predicted.checked.views
     assert views is not None, "a case is prepared for the pictures that are asked for"
     weights = described_weights(document)
     return encode_viewer(
         views.images,
         Labelled(predicted.class_map, labels),
         affine=views.affine,
-        name=predicted.prepared.case.name,
+        name=predicted.checked.case.name,
         weights=[str(each["name"]) for each in weights],
         warnings=[warning.code for warning in predicted.warnings],
         caveat=caveat_of([each["sha256"] for each in weights]),
@@ -338,22 +338,22 @@ def _page(predicted: PredictedCase, document: Mapping[str, Any], labels: Labels)
 
 def describe(predicted: PredictedCase, ensemble: Ensemble) -> dict[str, Any]:
     """The sidecar's object of a predicted case, without what is known only when the files are written."""
-    prepared = predicted.prepared
-    origin = prepared.origin
+    checked = predicted.checked
+    origin = checked.origin
     weights = [_weights_entry(checkpoint) for checkpoint in ensemble.checkpoints]
     engine = ensemble.engines[0]
-    inputs = {modality: asdict(file) for modality, file in prepared.inputs.items()}
+    inputs = {modality: asdict(file) for modality, file in checked.inputs.items()}
     if origin is not None and origin.record is None:  # the prepared files will be gone, and their folder with them
         inputs = {modality: {**file, "path": Path(file["path"]).name} for modality, file in inputs.items()}
     document: dict[str, Any] = {
         "schema": SCHEMA,
-        "case": prepared.case.name,
-        "volumes_ml": volumes_ml(predicted.counts, prepared.voxel_ml),
+        "case": checked.case.name,
+        "volumes_ml": volumes_ml(predicted.counts, checked.voxel_ml),
         "voxels": predicted.counts,
         "warnings": [{"code": warning.code, "message": warning.message} for warning in predicted.warnings],
         "weights": weights[0] if len(weights) == 1 else weights,
         "inputs": inputs,
-        "geometry": _geometry_entry(prepared.geometry),
+        "geometry": _geometry_entry(checked.geometry),
         "device": engine.device,
         "device_name": engine.device_name,
         "settings": {
@@ -364,7 +364,7 @@ def describe(predicted: PredictedCase, ensemble: Ensemble) -> dict[str, Any]:
             **ensemble.recorded,
         },
         "versions": _versions_entry(engine),
-        "seconds": {"read": round(prepared.seconds, 3), "network": round(predicted.seconds, 3)},
+        "seconds": {"read": round(checked.seconds, 3), "network": round(predicted.seconds, 3)},
         "time": time_now(),
     }
     if origin is not None:

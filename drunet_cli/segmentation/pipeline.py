@@ -38,8 +38,8 @@ class Views:
 
 
 @dataclass(frozen=True)
-class PreparedCase:
-    """A case that has passed every check, as the network takes it.
+class CheckedCase:
+    """A case that has been read and has passed every check, as the network takes it.
 
     header, voxel_ml: of FLAIR, whose geometry the label map gets. inputs: the files by modality; empty for arrays.
     brain: [I, J, K], where any of the four images is above 0. views: kept for pictures. seconds: how long reading took.
@@ -65,11 +65,11 @@ class PredictedCase:
     """A case with its label map.
 
     class_map: class indices [I, J, K] in FLAIR's own axes, cleaned up. cleaned: what the clean-up changed, None where none was
-    asked for. counts: voxels by class and region. new_warnings: those that the prediction adds to the prepared case's.
+    asked for. counts: voxels by class and region. new_warnings: those that the prediction adds to the checked case's.
     seconds: how long prediction took.
     """
 
-    prepared: PreparedCase
+    checked: CheckedCase
     prediction: Prediction
     class_map: ClassMap
     cleaned: Mapping[str, int] | None
@@ -80,17 +80,17 @@ class PredictedCase:
     @property
     def warnings(self) -> tuple[CaseWarning, ...]:
         """Everything remarkable about the images and the result."""
-        return (*self.prepared.warnings, *self.new_warnings)
+        return (*self.checked.warnings, *self.new_warnings)
 
 
-def prepare(
+def read_case(
     case: Case,
     *,
     shown: Collection[Modality] = (),
     strict: bool = False,
     needs_origin: bool = False,
     referred_to: Mapping[Modality, Path] = MappingProxyType({}),
-) -> PreparedCase:
+) -> CheckedCase:
     """Read the files of a case, check them, and make the network's slices.
 
     shown: the images that are kept for pictures. referred_to: raw scans from DICOM, whose series are looked at too.
@@ -107,29 +107,29 @@ def prepare(
         from drunet_cli.prepare.dicom_seg import series_of_space
 
         series = {modality: series_of_space(scan, origin.spaces[modality]) for modality, scan in referred_to.items()}
-    prepared = _prepared(images, images.inputs, shown=shown, strict=strict, begin=begin)
-    return replace(prepared, origin=origin, series=series)
+    checked = _checked(images, images.inputs, shown=shown, strict=strict, begin=begin)
+    return replace(checked, origin=origin, series=series)
 
 
-def prepare_arrays(
+def case_of_arrays(
     arrays: Mapping[Modality, npt.NDArray[Any]], affine: npt.ArrayLike, *, name: str, strict: bool = False
-) -> PreparedCase:
+) -> CheckedCase:
     """Check four arrays [I, J, K] and make the network's slices. affine: 4 x 4, voxel indices to RAS millimetres.
 
-    Raises CaseError as `prepare` does.
+    Raises CaseError as `read_case` does.
     """
     begin = time.perf_counter()
-    return _prepared(images_of(arrays, affine, name=name), {}, shown=CHANNELS, strict=strict, begin=begin)
+    return _checked(images_of(arrays, affine, name=name), {}, shown=CHANNELS, strict=strict, begin=begin)
 
 
-def _prepared(
+def _checked(
     images: CaseImages, inputs: Mapping[str, InputFile], *, shown: Collection[Modality], strict: bool, begin: float
-) -> PreparedCase:
+) -> CheckedCase:
     if strict:
         refuse_serious(images.warnings)
     reference = images.reference
     views = {modality: images.volumes[modality].voxels for modality in shown}
-    prepared = PreparedCase(
+    checked = CheckedCase(
         case=images.case,
         header=reference.header,
         voxel_ml=voxel_litres(reference.affine) * 1000,
@@ -141,19 +141,19 @@ def _prepared(
         warnings=images.warnings,
         seconds=time.perf_counter() - begin,
     )
-    geometry = prepared.geometry
+    geometry = checked.geometry
     _LOG.info(
         "%s: %d x %d x %d voxels, axes %s, slices %.3g mm apart, %s for the network; brain %.0f mL; read in %.2f s",
-        *(prepared.case.name, *geometry.shape, geometry.axcodes, geometry.slice_spacing_mm, geometry.fit),
-        *(np.count_nonzero(prepared.brain) * prepared.voxel_ml, prepared.seconds),
+        *(checked.case.name, *geometry.shape, geometry.axcodes, geometry.slice_spacing_mm, geometry.fit),
+        *(np.count_nonzero(checked.brain) * checked.voxel_ml, checked.seconds),
     )
-    return prepared
+    return checked
 
 
 def segment(
-    prepared: PreparedCase, ensemble: Ensemble, *, on_progress: Callable[[int, int], None] = lambda *_: None
+    checked: CheckedCase, ensemble: Ensemble, *, on_progress: Callable[[int, int], None] = lambda *_: None
 ) -> PredictedCase:
-    """Predict a prepared case and clean the result up as the ensemble's settings ask.
+    """Predict a checked case and clean the result up as the ensemble's settings ask.
 
     on_progress: called with (slices done, slices in all). Raises DeviceError when not even one slice fits, and, where the
     settings are strict, CaseError for a label map with a serious warning.
@@ -163,8 +163,8 @@ def segment(
     engines = ensemble.engines
     opened = time.perf_counter()
     prediction = predict(
-        prepared.slices,
-        prepared.geometry,
+        checked.slices,
+        checked.geometry,
         engines,
         window=ensemble.window,
         settings=settings,
@@ -172,21 +172,21 @@ def segment(
     )
     cleaned = clean_up(
         prediction.class_map,
-        brain=prepared.brain if settings.within_brain else None,
+        brain=checked.brain if settings.within_brain else None,
         postprocessing=ensemble.postprocessing,
-        voxel_ml=prepared.voxel_ml,
+        voxel_ml=checked.voxel_ml,
     )
     predicted = time.perf_counter()
-    measures = measure(cleaned.class_map, prepared.brain, prepared.geometry, voxel_ml=prepared.voxel_ml)
+    measures = measure(cleaned.class_map, checked.brain, checked.geometry, voxel_ml=checked.voxel_ml)
     warnings = label_map_warnings(measures)
     _LOG.info(
         "%s: the network took %.2f s (window %s), looking at the label map %.2f s",
-        *(prepared.case.name, predicted - opened, ensemble.window, time.perf_counter() - predicted),
+        *(checked.case.name, predicted - opened, ensemble.window, time.perf_counter() - predicted),
     )
     if settings.strict:
         refuse_serious(warnings)
     return PredictedCase(
-        prepared=prepared,
+        checked=checked,
         prediction=prediction,
         class_map=cleaned.class_map,
         cleaned=cleaned.changes() if settings.cleans_up else None,

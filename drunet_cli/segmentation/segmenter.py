@@ -148,12 +148,12 @@ class Segmenter:
         """
         labels = Labels(labels)
         images = {Modality.FLAIR: flair, Modality.T1CE: t1ce, Modality.T1: t1, Modality.T2: t2}
-        prepared = _prepared(images, affine, name=name, strict=self._ensemble.settings.strict)
+        checked = _checked(images, affine, name=name, strict=self._ensemble.settings.strict)
         self._ensemble.open()
-        on_progress = on_progress or _bar_in_notebook(prepared.case.name)
-        predicted = pipeline.segment(prepared, self._ensemble, on_progress=on_progress)
+        on_progress = on_progress or _bar_in_notebook(checked.case.name)
+        predicted = pipeline.segment(checked, self._ensemble, on_progress=on_progress)
         document = describe(predicted, self._ensemble)
-        kept = replace(predicted, prepared=replace(prepared, slices=prepared.slices[:0].copy()))  # the largest part
+        kept = replace(predicted, checked=replace(checked, slices=checked.slices[:0].copy()))  # the largest part
         return SegmentedCase(kept, document, replace(self._ensemble.settings, labels=labels))
 
 
@@ -174,9 +174,9 @@ def _bar_in_notebook(name: str) -> Callable[[int, int], None]:
     return draw
 
 
-def _prepared(
+def _checked(
     images: Mapping[Modality, Image], affine: npt.ArrayLike | None, *, name: str | None, strict: bool
-) -> pipeline.PreparedCase:
+) -> pipeline.CheckedCase:
     """Check four files, or four arrays with their affine."""
     for modality, image in images.items():
         if not isinstance(image, str | os.PathLike | np.ndarray):
@@ -189,12 +189,12 @@ def _prepared(
         if affine is not None:
             raise MisuseError("affine: files have their own; leave it out")
         files = {modality: Path(image) for modality, image in images.items() if not isinstance(image, np.ndarray)}
-        return pipeline.prepare(case_of(files, name=name), shown=CHANNELS, strict=strict)
+        return pipeline.read_case(case_of(files, name=name), shown=CHANNELS, strict=strict)
     if len(arrays) < len(images):
         raise MisuseError("the four images are files or arrays, not some of each")
     if affine is None:
         raise MisuseError("arrays need an affine: 4 x 4, voxel indices to RAS millimetres")
-    return pipeline.prepare_arrays(arrays, affine, name=name or "case", strict=strict)
+    return pipeline.case_of_arrays(arrays, affine, name=name or "case", strict=strict)
 
 
 @dataclass(frozen=True)
@@ -221,7 +221,7 @@ class SegmentedCase:
     @property
     def affine(self) -> npt.NDArray[np.float64]:
         """4 x 4, voxel indices to RAS millimetres."""
-        views = self._predicted.prepared.views
+        views = self._predicted.checked.views
         assert views is not None, "every case is prepared for pictures"
         return views.affine
 
@@ -266,13 +266,13 @@ class SegmentedCase:
         if not (is_nifti(path.name) and stem(path)):
             raise MisuseError(f"{path}: drunet writes NAME.nii.gz or NAME.nii")
         files = OutputFiles(path, replace(self._settings, overwrite=overwrite, sidecar=sidecar, preview=preview, viewer=viewer))
-        prepared = self._predicted.prepared
-        files.check(prepared.case.files.values() if prepared.inputs else ())
+        checked = self._predicted.checked
+        files.check(checked.case.files.values() if checked.inputs else ())
         files.write(self._predicted, self.document)
 
     def to_nibabel(self) -> NiftiImage:
         """The label map as an image of nibabel, uint8, in the geometry of FLAIR: what `save` writes. NIfTI-2 where FLAIR is."""
-        return label_image(self.label_map, self._predicted.prepared.header)
+        return label_image(self.label_map, self._predicted.checked.header)
 
     def to_dataframe(self) -> "pandas.DataFrame":
         """One row with the columns of summary.csv, which any number of cases share. Raises MisuseError without pandas."""

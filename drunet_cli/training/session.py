@@ -26,7 +26,7 @@ from drunet_cli.training.cases import (
 from drunet_cli.training.history import OnProgress, Stage, TrainingProgress, ignore_progress
 from drunet_cli.training.recipe import RECIPES, Length, Recipe, RecipeName, TrainingSettings, changed, differences, read_recipe
 from drunet_cli.training.run_folder import FOLDS_FILE, Progress, RunFolder, read_state, write_state
-from drunet_cli.training.store import CaseSummary, StoredCase, StoreTask, open_store, prepare_case
+from drunet_cli.training.store import CaseSummary, StoredCase, StoreTask, open_store, store_case
 from drunet_cli.weights.checkpoint import Metadata
 
 if TYPE_CHECKING:
@@ -124,7 +124,6 @@ def read_together(
     settings: TrainingSettings,
     plan: TrainingPlan | None,
     team: "Team",
-    device: "torch.device",
     *,
     on_progress: OnProgress = ignore_progress,
     on_warning: Callable[[str], None] = lambda _: None,
@@ -147,7 +146,7 @@ def read_together(
         plan = plan or plan_training(settings)
         for note in plan.notes:
             on_warning(note)
-        resolve_precision(settings.precision, device)
+        resolve_precision(settings.precision, team.device)
         team.processes.part(plan.recipe.batches.size)
         plan = read_cases(settings, plan, on_progress=tell, on_warning=on_warning)
     except BaseException:
@@ -181,7 +180,7 @@ def read_cases(
     ]
     summaries: dict[str, CaseSummary] = {}
     refused: list[tuple[str, DrunetError]] = []
-    with closing(run_tasks(prepare_case, tasks, n_processes=settings.n_jobs)) as outcomes:
+    with closing(run_tasks(store_case, tasks, n_processes=settings.n_jobs)) as outcomes:
         for task, outcome in outcomes:
             if isinstance(outcome, OutputError):  # about the store: the next case would not fare better
                 raise outcome
@@ -201,7 +200,6 @@ def train(
     settings: TrainingSettings,
     plan: TrainingPlan,
     team: "Team",
-    device: "torch.device",
     *,
     on_progress: OnProgress = ignore_progress,
     should_stop: Callable[[], bool] = lambda: False,
@@ -216,23 +214,22 @@ def train(
 
     torch.set_num_threads(settings.threads)
     with exact_arithmetic(deterministic=settings.deterministic):
-        if device.type == "cuda":
-            torch.cuda.set_device(device)
+        if team.device.type == "cuda":
+            torch.cuda.set_device(team.device)
             torch.backends.cudnn.benchmark = not settings.deterministic
-        return _train(settings, plan, team, device, on_progress, should_stop)
+        return _train(settings, plan, team, on_progress, should_stop)
 
 
 def _train(
     settings: TrainingSettings,
     plan: TrainingPlan,
     team: "Team",
-    device: "torch.device",
     on_progress: OnProgress,
     should_stop: Callable[[], bool],
 ) -> bool:
     from drunet_cli.training.loop import Training
 
-    run, recipe = RunFolder(settings.output), plan.recipe
+    run, recipe, device = RunFolder(settings.output), plan.recipe, team.device
     precision = resolve_precision(settings.precision, device)
     part = team.processes.part(recipe.batches.size)
     cases = {case.name: case for case in open_store(settings.slices, [*plan.split.train, *plan.split.validation])}

@@ -163,7 +163,7 @@ class CaseSummary:
     warnings: tuple[str, ...] = ()
 
 
-def prepare_case(task: StoreTask) -> CaseSummary:
+def store_case(task: StoreTask) -> CaseSummary:
     """Put a case into the store, unless the store has it already, made from the same files.
 
     Raises CaseError for a case that cannot be learnt from, OutputError for a foreign file in its place, and for a folder that

@@ -30,7 +30,7 @@ from drunet_cli.training.batches import Feed, Planner
 from drunet_cli.training.cases import find_training_cases
 from drunet_cli.training.learner import Learner, new_network
 from drunet_cli.training.recipe import RECIPES, Recipe, RecipeName
-from drunet_cli.training.store import StoredCase, StoreTask, open_store, prepare_case
+from drunet_cli.training.store import StoredCase, StoreTask, open_store, store_case
 
 BLOCKS = 3
 FRAME_GFLOP = 54.16  # forward, base width 16, per 240 x 240 slice (drunet_cli/network/README.md); backward is twice that
@@ -118,7 +118,7 @@ def main() -> None:
             convert_case(planned, settings)
         found = find_training_cases(arguments.cases).cases
         for item in found:
-            prepare_case(StoreTask(case=item, folder=store))
+            store_case(StoreTask(case=item, folder=store))
         stored = open_store(store, [item.name for item in found])
         ours: dict[str, Drunet] = {}
         for name in RecipeName:

@@ -388,7 +388,7 @@ def test_segment_prepares_each_case_just_before_it_and_keeps_no_other(
         found.append((sorted(path.name for path in tmp_path.glob("out/*.nii.gz")), sorted(planned.files.root.iterdir())))
         return prepare_case(planned)
 
-    monkeypatch.setattr("drunet_cli.segmentation.cohort.prepare_case", prepare)
+    monkeypatch.setattr("drunet_cli.prepare.prepared_case.prepare_case", prepare)
     words = ["segment", str(tmp_path / "raw"), "-o", str(tmp_path / "out"), "--prepare", "--weights", str(GOLDEN_WEIGHTS)]
     assert drunet([*words, "--window", "auto", "--preview"]) == ExitCode.SOME_FAILED
     assert found == [([], []), (["p1.nii.gz"], []), (["p1.nii.gz"], [])]

@@ -23,7 +23,7 @@ from drunet_cli.io.inputs import file_sha256
 from drunet_cli.segmentation import pipeline
 from drunet_cli.segmentation.cohort import CaseResult, Outcome, segment_cases
 from drunet_cli.segmentation.outputs import OutputFiles, read_sidecar
-from drunet_cli.segmentation.pipeline import PreparedCase
+from drunet_cli.segmentation.pipeline import CheckedCase
 from drunet_cli.segmentation.plan import PlannedCase
 from drunet_cli.segmentation.settings import Settings
 from tests.cli.small_cohort import contents, images, save, spoil, write_cases
@@ -89,10 +89,10 @@ class Run:
     def outcomes(self, monkeypatch: pytest.MonkeyPatch) -> Outcomes:
         segment = pipeline.segment
 
-        def watched(prepared: PreparedCase, *arguments: Any, **options: Any) -> Any:
-            self.computed.append(prepared.case.name)
-            self._meanwhile(prepared.case.name)
-            return segment(prepared, *arguments, **options)
+        def watched(checked: CheckedCase, *arguments: Any, **options: Any) -> Any:
+            self.computed.append(checked.case.name)
+            self._meanwhile(checked.case.name)
+            return segment(checked, *arguments, **options)
 
         monkeypatch.setattr(pipeline, "segment", watched)
 
@@ -140,18 +140,18 @@ class Reading:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, *, instead: dict[str, BaseException] | None = None) -> None:
         self.names: list[str] = []
-        self.prepared: list[weakref.ref[PreparedCase]] = []
-        read = pipeline.prepare
+        self.checked: list[weakref.ref[CheckedCase]] = []
+        read = pipeline.read_case
 
-        def prepare(case: Case, **options: Any) -> PreparedCase:
+        def read_case(case: Case, **options: Any) -> CheckedCase:
             self.names.append(case.name)
             if instead and case.name in instead:
                 raise instead[case.name]
-            prepared = read(case, **options)
-            self.prepared.append(weakref.ref(prepared))
-            return prepared
+            checked = read(case, **options)
+            self.checked.append(weakref.ref(checked))
+            return checked
 
-        monkeypatch.setattr(pipeline, "prepare", prepare)
+        monkeypatch.setattr(pipeline, "read_case", read_case)
 
 
 def during_writing(monkeypatch: pytest.MonkeyPatch, do: Callable[[str], object]) -> None:
@@ -296,7 +296,7 @@ def test_no_more_is_read_ahead_than_is_needed(
     reading, release = Reading(monkeypatch), threading.Event()
     run = Run(cohort, tmp_path / "out", replace(SETTINGS, threads=threads), meanwhile=waiting(release))
     with running(run.outcomes(monkeypatch), release):
-        wait_until(lambda: len(reading.prepared) >= most)
+        wait_until(lambda: len(reading.checked) >= most)
         time.sleep(STEADY_S)
         assert len(reading.names) == most
 
@@ -319,7 +319,7 @@ def test_slices_are_let_go_when_their_case_is_written(cohort: Path, tmp_path: Pa
     held: list[object] = []
     for planned, _ in Run(cohort, tmp_path / "out").outcomes(monkeypatch):
         if planned.case.name == NAMES[-1]:
-            held = [prepared() for prepared in reading.prepared[:2]]
+            held = [checked() for checked in reading.checked[:2]]
     assert held == [None, None]
 
 

@@ -104,7 +104,7 @@ def run_training(
     follower = follower or Follower()
     plan = read_cases(settings, plan_training(settings))
     team = Team(Processes(), CPU)
-    is_done = train(settings, plan, team, CPU, on_progress=follower, should_stop=should_stop or follower.should_stop)
+    is_done = train(settings, plan, team, on_progress=follower, should_stop=should_stop or follower.should_stop)
     return Run(RunFolder(settings.output), settings, plan, is_done)
 
 

@@ -27,7 +27,7 @@ from drunet_cli.io.geometry import FRAME
 from drunet_cli.io.volumes import read_images
 from drunet_cli.training import store
 from drunet_cli.training.cases import TrainingCase, find_training_cases, read_labelled_slices
-from drunet_cli.training.store import SCHEMA, CaseSummary, StoredCase, StoreTask, open_store, prepare_case
+from drunet_cli.training.store import SCHEMA, CaseSummary, StoredCase, StoreTask, open_store, store_case
 from drunet_cli.weights.checkpoint import Metadata, write_checkpoint
 from tests.conversion.small_cases import (
     BLANK,
@@ -61,7 +61,7 @@ def found_in(path: Path) -> TrainingCase:
 
 def prepare(path: Path, folder: Path, *, write: bool = True) -> CaseSummary:
     """Put the one case that a source holds into a store."""
-    return prepare_case(StoreTask(case=found_in(path), folder=folder, write=write))
+    return store_case(StoreTask(case=found_in(path), folder=folder, write=write))
 
 
 def opened(folder: Path, name: str = NAME) -> StoredCase:
@@ -125,7 +125,7 @@ def kept(template: Path) -> Iterator[Path]:
 
 def test_a_case_on_the_brats_grid_is_stored_as_segment_sees_it(tmp_path: Path) -> None:
     case = Case("golden", GOLDEN_IMAGES, GOLDEN_LABELS)
-    prepare_case(StoreTask(case=TrainingCase("golden", case), folder=tmp_path))
+    store_case(StoreTask(case=TrainingCase("golden", case), folder=tmp_path))
     read = opened(tmp_path, "golden")
     np.testing.assert_array_equal(read.slices(), read_images(case).slices())
     label_map = np.asarray(open_image(GOLDEN_LABELS).dataobj)
@@ -362,7 +362,7 @@ def is_reused(kept: Path, source: str, *, moved_to: Path | None = None) -> bool:
     folder = kept / f"{source}-store"
     case = found_in(moved_to or kept / source)
     before = files_in(folder)
-    prepared = prepare_case(StoreTask(case=case, folder=folder))
+    prepared = store_case(StoreTask(case=case, folder=folder))
     if prepared.reused:
         assert files_in(folder) == before
     else:
@@ -474,7 +474,7 @@ def test_a_missing_image_is_told_though_the_case_is_stored(kept: Path) -> None:
     case = found_in(kept / "nifti")
     (kept / "nifti" / NAME / f"{NAME}_t1.nii").unlink()
     with pytest.raises(CaseError, match=r"p1_t1\.nii: cannot be read"):
-        prepare_case(StoreTask(case=case, folder=kept / "nifti-store"))
+        store_case(StoreTask(case=case, folder=kept / "nifti-store"))
 
 
 def test_a_complete_store_need_not_be_writable() -> None:
