@@ -35,7 +35,7 @@ from drunet_cli.training.history import (
 )
 from drunet_cli.training.learner import Learner, learning_rate
 from drunet_cli.training.recipe import Length
-from drunet_cli.training.run_folder import Progress, RunFolder, write_state
+from drunet_cli.training.run_folder import RunFolder, TrainingState, write_state
 from drunet_cli.training.store import StoredCase
 from drunet_cli.weights.checkpoint import Checkpoint, Metadata, State, write_checkpoint
 
@@ -54,7 +54,7 @@ class _Wish(IntEnum):
 
 @dataclass(kw_only=True)
 class Training:
-    """A training, to be run from the step that `progress` has reached to its end.
+    """A training, to be run from the step that `state` has reached to its end.
 
     train, validation: cases to learn from, and held-out cases. metadata: of the weights, whose origin gains a line for each
     epoch. precision: for messages. feeding_threads: number of threads that make batches.
@@ -64,7 +64,7 @@ class Training:
     run: RunFolder
     learner: Learner
     team: Team
-    progress: Progress
+    state: TrainingState
     length: Length
     train: Sequence[StoredCase]
     validation: Sequence[StoredCase]
@@ -80,36 +80,36 @@ class Training:
         Raises DivergedError when loss or weights are no longer finite, DeviceError when memory does not suffice, OutputError.
         The files of the last epoch that ended well stay.
         """
-        recipe, progress = self.learner.recipe, self.progress
+        recipe, state = self.learner.recipe, self.state
         self._writes = self.team.processes.is_first
         # MPS has no float64.
         dtype = torch.float32 if self.learner.device.type == "mps" else torch.float64
-        self._losses = torch.full((), progress.losses, dtype=dtype, device=self.learner.device)
+        self._losses = torch.full((), state.losses, dtype=dtype, device=self.learner.device)
         self._recent_loss = _RecentLoss(self.learner.device)
-        self._session_begin = progress.step, time.perf_counter()
+        self._session_begin = state.step, time.perf_counter()
         planner = Planner(self.train, recipe.batches, recipe.augmentation, seed=recipe.seed)
         self._feed = Feed(
             planner,
             self.train,
-            first=progress.step,
+            first=state.step,
             end=self.length.n_steps,
             device=self.learner.device,
             part=self.learner.part,
             threads=self.feeding_threads,
         )
-        events = EventWriter(self.run.events if self._writes else None, after_step=progress.step)
+        events = EventWriter(self.run.events if self._writes else None, after_step=state.step)
         with closing(self._feed), events as self._events:
             return self._run_steps(iter(self._feed))
 
     def _run_steps(self, batches: Iterator[tuple[BatchPlan, Tensor]]) -> bool:
-        progress = self.progress
+        state = self.state
         self._start_clocks()
         while True:
             if self._epoch_is_over():
                 if not self._finish_epoch():
                     return False
                 self._start_clocks()
-            if progress.step >= self.length.n_steps:
+            if state.step >= self.length.n_steps:
                 return True
             wish = self._agree_on_wish()
             if wish is _Wish.GIVE_UP:
@@ -121,22 +121,22 @@ class Training:
             plan, pixels = next(batches)
             loss = self._step(plan, pixels)
             self._losses += loss
-            progress.step += 1
-            progress.n_losses += 1
-            if progress.step % _LOSS_EVERY_STEPS == 0:
+            state.step += 1
+            state.n_losses += 1
+            if state.step % _LOSS_EVERY_STEPS == 0:
                 self._recent_loss.look_at(loss)
             self._tell_step()
 
     def _start_clocks(self) -> None:
         now = time.perf_counter()
         self._noted, self._saved, self._waited_s = now, now, self._feed.waited_s
-        self._epoch_begin = self.progress.step, now
+        self._epoch_begin = self.state.step, now
 
     def _epoch_is_over(self) -> bool:
         """Whether the steps of the running epoch are done, and the epoch is not recorded yet."""
-        step = self.progress.step
+        step = self.state.step
         n_over = self.length.n_epochs if step >= self.length.n_steps else step // self.length.steps_per_epoch
-        return n_over > len(self.progress.history.epochs)
+        return n_over > len(self.state.history.epochs)
 
     def _agree_on_wish(self) -> _Wish:
         wish = _Wish.GO_ON
@@ -164,11 +164,11 @@ class Training:
 
     def _tell_step(self) -> None:
         first, begin = self._epoch_begin
-        n_slices = (self.progress.step - first) * self.learner.recipe.batches.size
+        n_slices = (self.state.step - first) * self.learner.recipe.batches.size
         self.on_progress(
             TrainingProgress(
                 stage=Stage.LEARNING,
-                done=self.progress.step,
+                done=self.state.step,
                 total=self.length.n_steps,
                 loss=self._recent_loss.value,
                 slices_per_s=n_slices / (time.perf_counter() - begin),
@@ -177,11 +177,11 @@ class Training:
 
     def _finish_epoch(self) -> bool:
         """Validate, record and save; False when asked to stop meanwhile."""
-        progress = self.progress
+        state = self.state
         self._note_losses()
         self._check_weights()
-        number = len(progress.history.epochs) + 1
-        is_last = progress.step >= self.length.n_steps
+        number = len(state.history.epochs) + 1
+        is_last = state.step >= self.length.n_steps
         weights = self._weights()
         scores: tuple[CaseScore, ...] = ()
         if self.validation and (is_last or number % self.learner.recipe.validation.every_epochs == 0):
@@ -192,26 +192,26 @@ class Training:
             scores = found
         epoch = Epoch(
             epoch=number,
-            step=progress.step,
+            step=state.step,
             learning_rate=self._learning_rate(),
-            loss=progress.losses / progress.n_losses,
+            loss=state.losses / state.n_losses,
             scores=scores,
-            is_best=bool(scores or not self.validation) and progress.history.would_be_best(scores),
-            seconds=round(progress.seconds, 3),
-            slices_per_s=progress.n_losses * self.learner.recipe.batches.size / progress.seconds,
-            waiting=progress.waited_s / progress.seconds,
+            is_best=bool(scores or not self.validation) and state.history.would_be_best(scores),
+            seconds=round(state.seconds, 3),
+            slices_per_s=state.n_losses * self.learner.recipe.batches.size / state.seconds,
+            waiting=state.waited_s / state.seconds,
         )
-        progress.history = History((*progress.history.epochs, epoch))
-        progress.losses, progress.n_losses, progress.seconds, progress.waited_s = 0.0, 0, 0.0, 0.0
+        state.history = History((*state.history.epochs, epoch))
+        state.losses, state.n_losses, state.seconds, state.waited_s = 0.0, 0, 0.0, 0.0
         self._losses.zero_()
         if self._writes:
             self._publish(epoch, weights)
         first, begin = self._session_begin
-        n_done, n_left = progress.step - first, self.length.n_steps - progress.step
+        n_done, n_left = state.step - first, self.length.n_steps - state.step
         self.on_progress(
             TrainingProgress(
                 stage=Stage.LEARNING,
-                done=progress.step,
+                done=state.step,
                 total=self.length.n_steps,
                 epoch=epoch,
                 n_epochs=self.length.n_epochs,
@@ -226,26 +226,26 @@ class Training:
         if epoch.is_best:
             write_checkpoint(self.run.best, weights, metadata, overwrite=True)
         write_checkpoint(self.run.last, weights, metadata, overwrite=True)
-        write_tables(self.progress.history, self.run.metrics, self.run.cases)
-        draw_curves(self.progress.history, self.run.curves)
-        write_state(self.run.state, self.learner, self.progress)
+        write_tables(self.state.history, self.run.metrics, self.run.cases)
+        draw_curves(self.state.history, self.run.curves)
+        write_state(self.run.state, self.learner, self.state)
         self._events.add(epoch)
 
     def _save_state(self) -> None:
         self._note_losses()
         self._check_weights()
         if self._writes:
-            write_state(self.run.state, self.learner, self.progress)
+            write_state(self.run.state, self.learner, self.state)
         self._saved = time.perf_counter()
 
     def _note_losses(self) -> None:
-        """Take losses and times of the running epoch into the progress. Waits for the device."""
-        progress, now, waited_s = self.progress, time.perf_counter(), self._feed.waited_s
-        progress.seconds += now - self._noted
-        progress.waited_s += waited_s - self._waited_s
+        """Take losses and times of the running epoch into the state. Waits for the device."""
+        state, now, waited_s = self.state, time.perf_counter(), self._feed.waited_s
+        state.seconds += now - self._noted
+        state.waited_s += waited_s - self._waited_s
         self._noted, self._waited_s = now, waited_s
-        progress.losses = self.team.mean(float(self._losses))
-        if not math.isfinite(progress.losses):
+        state.losses = self.team.mean(float(self._losses))
+        if not math.isfinite(state.losses):
             self._raise_diverged("the loss")
 
     def _check_weights(self) -> None:
@@ -254,11 +254,11 @@ class Training:
 
     def _learning_rate(self) -> float:
         """Return the learning rate of the last step."""
-        step = max(0, self.progress.step - 1)
+        step = max(0, self.state.step - 1)
         return learning_rate(self.learner.recipe.optimiser, step=step, n_steps=self.length.n_steps)
 
     def _raise_diverged(self, what: str) -> NoReturn:
-        epochs = self.progress.history.epochs
+        epochs = self.state.history.epochs
         kept = (
             f"{self.run.last} holds the weights of epoch {epochs[-1].epoch}"
             if epochs
@@ -266,7 +266,7 @@ class Training:
         )
         remedy = f"try a --learning-rate below {self.learner.recipe.optimiser.learning_rate:g}"
         remedy += "" if self.precision is Precision.FLOAT32 else ", or --precision float32"
-        where = f"at step {self.progress.step} (learning rate {self._learning_rate():.3g})"
+        where = f"at step {self.state.step} (learning rate {self._learning_rate():.3g})"
         raise DivergedError(f"{self.run.root}: {what} is no longer finite {where}; {kept}; {remedy}")
 
     def _weights(self) -> State:

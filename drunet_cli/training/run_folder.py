@@ -170,8 +170,8 @@ def _write(path: Path, content: bytes) -> None:
 
 
 @dataclass(kw_only=True)
-class Progress:
-    """How far a training is.
+class TrainingState:
+    """How far a training is, as its state on the disk keeps it.
 
     step: number of steps that are done, out of n_steps. losses: sum over the n_losses steps of the running epoch.
     seconds: duration of the running epoch so far. waited_s: how much of it the device waited for slices.
@@ -186,26 +186,26 @@ class Progress:
     history: History = field(default_factory=History)
 
 
-def write_state(path: Path, learner: "Learner", progress: Progress) -> None:
+def write_state(path: Path, learner: "Learner", state: TrainingState) -> None:
     """Write everything that the next step depends on into one file. Raises OutputError."""
     import safetensors.torch
 
     document = {
         "schema": STATE_SCHEMA,
-        "n_steps": progress.n_steps,
-        "step": progress.step,
-        "losses": progress.losses,
-        "n_losses": progress.n_losses,
-        "seconds": progress.seconds,
-        "waited_s": progress.waited_s,
+        "n_steps": state.n_steps,
+        "step": state.step,
+        "losses": state.losses,
+        "n_losses": state.n_losses,
+        "seconds": state.seconds,
+        "waited_s": state.waited_s,
         "scaler": learner.scaler.state_dict(),
-        "history": progress.history.as_json(),
+        "history": state.history.as_json(),
     }
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in _tensors_of(learner).items()}
     _write(path, safetensors.torch.save(tensors, {_STATE_KEY: json.dumps(document)}))
 
 
-def read_state(path: Path, learner: "Learner") -> Progress:
+def read_state(path: Path, learner: "Learner") -> TrainingState:
     """Load a state into a learner of the same recipe: its next step is the one that would have followed.
 
     Raises WeightsError for a file that is absent, damaged, or the state of another training.
@@ -216,7 +216,7 @@ def read_state(path: Path, learner: "Learner") -> Progress:
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  # not a dict
         if document["schema"] != STATE_SCHEMA:
             raise WeightsError(f"{path}: is of schema {document['schema']!r}; this version reads {STATE_SCHEMA!r}")
-        progress = Progress(
+        state = TrainingState(
             n_steps=int(document["n_steps"]),
             step=int(document["step"]),
             losses=float(document["losses"]),
@@ -225,12 +225,12 @@ def read_state(path: Path, learner: "Learner") -> Progress:
             waited_s=float(document["waited_s"]),
             history=History.from_json(document["history"]),
         )
-        _load(learner, tensors, document["scaler"], has_stepped=progress.step > 0)
+        _load(learner, tensors, document["scaler"], has_stepped=state.step > 0)
     except FileNotFoundError as error:
         raise WeightsError(f"{path}: no such file; there is nothing to continue") from error
     except (OSError, safetensors.SafetensorError, ValueError, TypeError, LookupError, RuntimeError) as error:
         raise WeightsError(f"{path}: is damaged, or the state of another training: {error}") from error
-    return progress
+    return state
 
 
 def _tensors_of(learner: "Learner") -> "dict[str, Tensor]":

@@ -25,7 +25,7 @@ from drunet_cli.training.cases import (
 )
 from drunet_cli.training.history import OnProgress, Stage, TrainingProgress, ignore_progress
 from drunet_cli.training.recipe import RECIPES, Length, Recipe, RecipeName, TrainingSettings, changed, differences, read_recipe
-from drunet_cli.training.run_folder import FOLDS_FILE, Progress, RunFolder, read_state, write_state
+from drunet_cli.training.run_folder import FOLDS_FILE, RunFolder, TrainingState, read_state, write_state
 from drunet_cli.training.store import CaseSummary, StoredCase, StoreTask, open_store, store_case
 from drunet_cli.weights.checkpoint import Metadata
 
@@ -236,25 +236,25 @@ def _train(
     learnt = [cases[name] for name in plan.split.train]
     length = Length.of(recipe, n_slices=sum(case.n_slices for case in learnt))
     learner = _learner(recipe, settings.init, length, device, precision, part)
-    progress = Progress(n_steps=length.n_steps)
+    state = TrainingState(n_steps=length.n_steps)
     if plan.continues:
-        progress = read_state(run.state, learner)
-        if progress.n_steps != length.n_steps:
-            raise CaseError(f"{run.state}: is of {progress.n_steps} steps, but the slices make {length.n_steps}")
+        state = read_state(run.state, learner)
+        if state.n_steps != length.n_steps:
+            raise CaseError(f"{run.state}: is of {state.n_steps} steps, but the slices make {length.n_steps}")
     if team.processes.is_first:
         run.remove_stale()
         if not plan.continues:
             run.clear()
             run.begin(recipe, plan.split)
-        _record(settings, run, cases, progress, device=device, precision=precision, n_processes=team.processes.n)
+        _record(settings, run, cases, state, device=device, precision=precision, n_processes=team.processes.n)
         if not plan.continues:
-            write_state(run.state, learner, progress)
+            write_state(run.state, learner, state)
     learner.forward = team.parallel(learner.network)  # waits for all: rank 0 has recorded the session when _metadata reads it
     return Training(
         run=run,
         learner=learner,
         team=team,
-        progress=progress,
+        state=state,
         length=length,
         train=learnt,
         validation=[cases[name] for name in plan.split.validation],
@@ -380,7 +380,7 @@ def _record(
     settings: TrainingSettings,
     run: RunFolder,
     cases: Mapping[str, StoredCase],
-    progress: Progress,
+    state: TrainingState,
     *,
     device: "torch.device",
     precision: Precision,
@@ -400,8 +400,8 @@ def _record(
     run.record_session(
         {
             "arguments": list(settings.arguments),
-            "from_step": progress.step,
-            "n_steps": progress.n_steps,
+            "from_step": state.step,
+            "n_steps": state.n_steps,
             "device": str(device),
             "device_name": device_name(device),
             "precision": precision,
