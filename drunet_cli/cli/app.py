@@ -33,7 +33,7 @@ _BROKEN_LIBRARY: Final = (
 )
 
 
-class _Command(TyperCommand):
+class Command(TyperCommand):
     """A command; --help comes last, after the panels of its own options."""
 
     def get_params(self, ctx: Any) -> list[Any]:
@@ -55,7 +55,7 @@ class _Command(TyperCommand):
         return super().parse_args(ctx, args)
 
 
-class _Group(TyperGroup):
+class Group(TyperGroup):
     """A command of commands; alone it is misuse, so that its help goes to stderr."""
 
     def get_params(self, ctx: Any) -> list[Any]:
@@ -113,7 +113,7 @@ def _check_dashes(words: Iterable[str], parameters: Sequence[Any]) -> None:
 
 app = typer.Typer(
     name="drunet",
-    cls=_Group,
+    cls=Group,
     no_args_is_help=True,
     context_settings={"help_option_names": ["--help", "-h"]},
     rich_markup_mode="rich",
@@ -152,15 +152,15 @@ def _telling_more(command: Callable[..., None]) -> Callable[..., None]:
 
 def _add(group: typer.Typer, *commands: Callable[..., None]) -> None:
     for command in commands:
-        group.command(cls=_Command)(_telling_more(command))
+        group.command(cls=Command)(_telling_more(command))
 
 
 _add(convert.app, convert.nii2png, convert.png2nii)
 for _command in weights.app.registered_commands:
-    _command.cls = _Command
+    _command.cls = Command
 _add(app, segment.segment, prepare.prepare, train.train, export.export, evaluate.evaluate, report.report)
-app.add_typer(convert.app, name="convert", cls=_Group)
-app.add_typer(weights.app, name="weights", cls=_Group)
+app.add_typer(convert.app, name="convert", cls=Group)
+app.add_typer(weights.app, name="weights", cls=Group)
 _add(app, demo.demo, doctor.doctor, guide.guide)
 
 
