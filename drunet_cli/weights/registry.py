@@ -84,14 +84,15 @@ class Bundled:
     """A set of weights that comes with drunet: nothing is fetched, nothing can be imported under its name.
 
     summary: the description in a few words. caveat: what the weights are for, told beside every result. sha256: of the file, by
-    which sidecars and tables name it. The file's metadata hold the other facts; the origin that they record begins with the
-    description, so that every sidecar tells it.
+    which sidecars and tables name it; earlier_sha256: of files that earlier versions had under this name. The file's metadata
+    hold the other facts; the origin that they record begins with the description, so that every sidecar tells it.
     """
 
     name: str
     summary: str
     caveat: str
     sha256: str
+    earlier_sha256: tuple[str, ...]
     description: str
     licence: str
     citation: str
@@ -108,10 +109,11 @@ BUNDLED: Final[Mapping[str, Bundled]] = {
         name=COMPACT,
         summary=f"small: for {_FOR_TRYING}",
         caveat=_FOR_TRYING,
-        sha256="7713f27796cf63987e662c97fdc1b88ee08ba83771cfb8a1eb7cafa58dbaef7a",
+        sha256="1cb542ed78f94e2bafa90cf57b27b4bfff973ced0ec6fd411fbed04cd6072dbb",
+        earlier_sha256=("7713f27796cf63987e662c97fdc1b88ee08ba83771cfb8a1eb7cafa58dbaef7a",),
         description=(
-            "a small DR-Unet104 that comes with drunet, trained on ten cases of BraTS 2021 mixed with synthetic ones: "
-            f"for {_FOR_TRYING}"
+            "a small DR-Unet104 that comes with drunet, trained on nineteen cases of BraTS 2021 and 2023 mixed with synthetic "
+            f"ones: for {_FOR_TRYING}"
         ),
         licence=(
             "cite the paper and BraTS 2021 (data from TCIA, doi:10.7937/jc8x-9874; "
@@ -125,7 +127,7 @@ BUNDLED: Final[Mapping[str, Bundled]] = {
 def caveat_of(sha256s: Iterable[str]) -> str:
     """What is to be said beside a result of these weights, by the SHA-256 of their files; empty where nothing is."""
     used = set(sha256s)
-    known = [bundled for bundled in BUNDLED.values() if bundled.sha256 in used]
+    known = [bundled for bundled in BUNDLED.values() if used & {bundled.sha256, *bundled.earlier_sha256}]
     return "; ".join(f"weights {bundled.name}: for {bundled.caveat}" for bundled in known)
 
 

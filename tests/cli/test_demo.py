@@ -106,7 +106,7 @@ def test_what_the_demo_prints_is_the_sidecar_which_says_what_the_weights_are_for
     assert demo.printed["segmentation"] == sidecar
     assert (demo.printed["case"], demo.printed["seed"]) == ("phantom_0", 0)
     assert sidecar["weights"]["name"] == COMPACT
-    assert "trained on ten cases" in sidecar["weights"]["origin"]
+    assert "trained on nineteen cases" in sidecar["weights"]["origin"]
     assert "for trying and testing, not for research results" in sidecar["weights"]["origin"]
     assert sidecar["settings"]["window"] == "auto"
 

@@ -159,7 +159,7 @@ def test_info_describes_bundled_weights_in_the_words_of_the_registry(capsys: Cap
     assert list(rows)[:3] == ["name", "description", "where"]
     assert (rows["description"], rows["citation"]) == (BUNDLED["compact"].description, BUNDLED["compact"].citation)
     assert rows["origin"].startswith("Made by drunet train, recipe modern")
-    assert rows["origin"].endswith(document["origin"][-len(", step 600 of 600") :])
+    assert rows["origin"].endswith(document["origin"][-len(", step 400 of 400") :])
     for part in ("SHA-256", "learnt from", "ft_", "Baid", BUNDLED["compact"].description[:30]):
         assert part not in rows["origin"]
 

@@ -42,7 +42,7 @@ def test_the_file_says_what_the_registry_says() -> None:
     metadata, entry = metadata_of(COMPACT)[1], BUNDLED[COMPACT]
     assert (metadata.name, metadata.licence, metadata.citation) == (entry.name, entry.licence, entry.citation)
     assert metadata.origin.startswith(entry.description)
-    for part in ("trained on ten cases", "synthetic", "for trying and testing, not for research results"):
+    for part in ("trained on nineteen cases", "synthetic", "for trying and testing, not for research results"):
         assert part in metadata.origin
     for part in ("10.7937/jc8x-9874", "arXiv:2107.02314", "Baid"):
         assert part in metadata.origin
