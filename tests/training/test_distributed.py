@@ -453,7 +453,7 @@ def test_what_cannot_be_trained_is_told_once_and_ends_both(cases: Path, tmp_path
         folder = tmp_path / name
         folder.mkdir()
         codes, stderr = ended(program(DRUNET, folder), *options_of(sources, folder, changes), folder=folder)
-        assert 0 not in codes
+        assert codes[0] != 0  # the other process has nothing to tell where the first refuses, and ends with 0
         errors = errors_in(stderr)
         assert any(message in error for error in errors), stderr
         assert name == "range" or len(errors) == 1, errors
