@@ -390,8 +390,7 @@ def missing_weights(settings: Settings) -> list[Entry]:
             known.append(Metadata(name=name, base_width=entry.base_width, bn_epsilon=entry.bn_epsilon, dropout=entry.dropout))
     settings.window_for(known)
     settings.dropout_rates(known)
-    if not missing:
-        settings.postprocessing_for(known)
+    settings.postprocessing_for(known)
     return missing
 
 

@@ -252,6 +252,8 @@ def test_weights_that_leave_a_setting_open_stop_the_dry_run_too() -> None:
     assert missing_weights(Settings(weights=weights, window=WindowMode.FULL)) == []
     with pytest.raises(MisuseError, match="do not record their dropout rate"):
         missing_weights(Settings(weights=weights[::-1], window=WindowMode.FULL, mc_samples=2))
+    with pytest.raises(MisuseError, match="the weights brats2020 recommend none"):  # before a download, which is large
+        missing_weights(Settings(recommended_postprocessing=True))
 
 
 def test_weights_that_are_given_twice_are_misuse_by_whatever_name(tmp_path: Path) -> None:
