@@ -16,6 +16,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any, Final, NoReturn
 
@@ -143,12 +144,14 @@ def serve() -> None:
     import h5py  # noqa: F401
     from scipy import ndimage  # noqa: F401
 
-    from drunet_cli.cli import app  # noqa: F401
+    from drunet_cli.cli import app
     from drunet_cli.conversion import nii2png, png2nii  # noqa: F401
     from drunet_cli.network import cpu_engine  # noqa: F401
     from drunet_cli.segmentation import cohort  # noqa: F401
     from drunet_cli.weights import cache  # noqa: F401
 
+    for name in app.COMMANDS:
+        import_module(f"drunet_cli.cli.{name}")
     for line in sys.stdin:
         begin = time.monotonic()
         child = os.fork()

@@ -2,6 +2,7 @@
 
 import errno
 import functools
+import importlib
 import inspect
 import io
 import os
@@ -9,21 +10,28 @@ import shlex
 import sys
 import traceback
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import redirect_stdout
 from itertools import takewhile
 from pathlib import Path
 from typing import Annotated, Any, Final
 
 import typer
+import typer.main
 from typer.core import TyperArgument, TyperCommand, TyperGroup, TyperOption
 
 import drunet_cli
-from drunet_cli.cli import convert, demo, doctor, evaluate, export, guide, options, prepare, report, segment, train, weights
+from drunet_cli.cli import options
 from drunet_cli.cli.console import Screen, give_up_stdout, reason_of_lost_stdout, telling
 from drunet_cli.errors import DeviceError, DrunetError, ExitCode, MisuseError, OutputError, Terminated
 from drunet_cli.processes import signals_raised
 
+# As --help lists them. The file of that name in cli/ is imported when somebody calls the command; a function of that name, or a
+# Typer app of commands, stands there.
+COMMANDS: Final = (
+    *("segment", "prepare", "train", "export", "evaluate", "report"),
+    *("demo", "doctor", "guide", "convert", "weights"),
+)
 # Errors of writing to a stream; files are written through io/atomic, which has an error of its own.
 _STREAM_ERRORS: Final = (errno.EPIPE, errno.ENOSPC, errno.EIO, errno.EBADF)
 # A library of the system is missing or too old, or half a package is there. For an absent extra each command has its words.
@@ -73,6 +81,33 @@ class Group(TyperGroup):
             return super().parse_args(ctx, args)
 
 
+class _Drunet(Group):
+    """All commands; one that is not called is not imported."""
+
+    def __init__(self, **attributes: Any) -> None:
+        super().__init__(**attributes)
+        self.commands = _Commands()  # type: ignore[assignment]
+
+    def list_commands(self, ctx: Any) -> list[str]:  # noqa: ARG002
+        """Their names; Typer would import them all."""
+        return list(COMMANDS)
+
+
+class _Commands(Mapping[str, Any]):
+    """Commands by name, each made when somebody asks for it."""
+
+    def __getitem__(self, name: str) -> Any:
+        if name not in COMMANDS:
+            raise KeyError(name)
+        return _command(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(COMMANDS)
+
+    def __len__(self) -> int:
+        return len(COMMANDS)
+
+
 class _NamedArgument(TyperArgument):
     """An argument that its metavar describes; Typer would show the Python type beside the metavar."""
 
@@ -111,17 +146,22 @@ def _check_dashes(words: Iterable[str], parameters: Sequence[Any]) -> None:
             raise MisuseError(f"{word}: a long option takes two dashes; write -{word}")
 
 
-app = typer.Typer(
-    name="drunet",
-    cls=Group,
-    no_args_is_help=True,
-    context_settings={"help_option_names": ["--help", "-h"]},
-    rich_markup_mode="rich",
-    pretty_exceptions_enable=False,
-)
+@functools.cache
+def _command(name: str) -> Any:
+    """Import a command's file and make its command, or its group of commands."""
+    module = importlib.import_module(f"drunet_cli.cli.{name}")
+    group = getattr(module, "app", None)
+    if group is None:
+        group = typer.Typer(add_completion=False)
+        group.command()(getattr(module, name))
+    else:
+        group.info.name, group.info.cls = name, Group
+    for info in group.registered_commands:
+        info.cls, info.callback = Command, _telling_more(info.callback)
+    return typer.main.get_command(group)
 
 
-def _telling_more(command: Callable[..., None]) -> Callable[..., None]:
+def _telling_more(command: Any) -> Any:
     """Give a command that has --quiet also --verbose and --log, which its screens heed by themselves."""
     signature = inspect.signature(command)
     if "quiet" not in signature.parameters:
@@ -150,18 +190,14 @@ def _telling_more(command: Callable[..., None]) -> Callable[..., None]:
     return told
 
 
-def _add(group: typer.Typer, *commands: Callable[..., None]) -> None:
-    for command in commands:
-        group.command(cls=Command)(_telling_more(command))
-
-
-_add(convert.app, convert.nii2png, convert.png2nii)
-for _command in weights.app.registered_commands:
-    _command.cls = Command
-_add(app, segment.segment, prepare.prepare, train.train, export.export, evaluate.evaluate, report.report)
-app.add_typer(convert.app, name="convert", cls=Group)
-app.add_typer(weights.app, name="weights", cls=Group)
-_add(app, demo.demo, doctor.doctor, guide.guide)
+app = typer.Typer(
+    name="drunet",
+    cls=_Drunet,
+    no_args_is_help=True,
+    context_settings={"help_option_names": ["--help", "-h"]},
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+)
 
 
 def _print_version(context: typer.Context, wanted: bool) -> None:
@@ -169,6 +205,8 @@ def _print_version(context: typer.Context, wanted: bool) -> None:
         return
     typer.echo(f"drunet {drunet_cli.__version__}")
     if context.params.get("verbose"):
+        from drunet_cli.cli import doctor
+
         for name, version in doctor.library_versions().items():
             typer.echo(f"{name} {version or 'not installed'}")
     raise typer.Exit
@@ -304,11 +342,11 @@ def _report_misuse(error: typer.TyperException, arguments: list[str]) -> int:
 
 def _command_of(arguments: list[str]) -> str:
     """The command that a command line calls, as far as there is one of that name."""
-    words, group = ["drunet"], app
+    words = ["drunet"]
+    commands: Mapping[str, Any] = _Commands()
     for word in arguments:
-        if inner := next((info.typer_instance for info in group.registered_groups if info.name == word), None):
-            group = inner
-        elif word not in [info.name or getattr(info.callback, "__name__", "") for info in group.registered_commands]:
+        if word not in commands:
             break
         words.append(word)
+        commands = getattr(commands[word], "commands", {})
     return " ".join(words)

@@ -28,9 +28,10 @@ drunet convert nii2png BraTS2021_TrainingData -o slices
 
 drunet convert png2nii slices --like BraTS2021_TrainingData -o label_maps
 """
-app = typer.Typer(no_args_is_help=True, help=_HELP)
+app = typer.Typer(no_args_is_help=True, add_completion=False, help=_HELP)
 
 
+@app.command()
 def nii2png(
     cases: options.Cases = None,
     *,
@@ -198,6 +199,7 @@ def _note(converted: "ConvertedCase") -> str:
     return f"{description.case}: {slices} ({done})"
 
 
+@app.command()
 def png2nii(
     folder: Annotated[
         Path,

@@ -69,7 +69,7 @@ _LABELS: Final = {  # of the facts about weights, in the order in which a person
     "sha256": "SHA-256",
     "source_sha256": "SHA-256 of source",
 }
-app = typer.Typer(no_args_is_help=True, help=_HELP)
+app = typer.Typer(no_args_is_help=True, add_completion=False, help=_HELP)
 
 _Name = Annotated[
     str, typer.Argument(metavar="NAME", autocompletion=weights_names, help="Name of the weights (drunet weights list).")
@@ -178,7 +178,7 @@ def import_file(
         ),
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace weights of that name.")] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", help="No notes; errors stay.")] = False,
+    quiet: options.Quiet = False,
 ) -> None:
     """Verify a weights file, put it into the cache, and print the path there.
 

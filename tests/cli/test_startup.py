@@ -99,6 +99,15 @@ def test_refused_images_weights_and_outputs_import_nothing_heavy(tmp_path: Path,
     assert_light([[*case, *WEIGHTS], ["demo", "-o", "."], ["export", "-o", "network.onnx"]], 6, tmp_path)
 
 
+def test_a_command_that_is_not_called_is_not_imported(tmp_path: Path) -> None:
+    program = "import sys; from drunet_cli.cli.app import COMMANDS, main; main(['weights', 'list']);"
+    program += "print([name for name in COMMANDS if f'drunet_cli.cli.{name}' in sys.modules], file=sys.stderr)"
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=120, cwd=tmp_path, check=True
+    )
+    assert done.stderr == "['weights']\n"
+
+
 @pytest.mark.parametrize(
     ("engine", "packages"), [("onnxruntime", {"h5py", "onnx", "onnxruntime"}), ("torch", {"torch", "h5py"})]
 )
