@@ -2,7 +2,7 @@
 
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
@@ -98,6 +98,18 @@ def evaluate(
             rich_help_panel=options.OUTPUT,
         ),
     ] = None,
+    xlsx: Annotated[
+        Path | None,
+        typer.Option(
+            "--xlsx",
+            parser=options.path,
+            metavar="FILE",
+            help="The same table for Excel and LibreOffice, where a CSV file loses its decimal points if the computer writes "
+            "them as commas.",
+            show_default=False,
+            rich_help_panel=options.OUTPUT,
+        ),
+    ] = None,
     plot: Annotated[
         Path | None,
         typer.Option(
@@ -124,7 +136,8 @@ def evaluate(
 
     drunet evaluate results BraTS2021_TrainingData
     """
-    _check_options(prediction, reference, convention, tolerance, csv=csv, plot=plot)
+    _check_options(prediction, reference, convention, tolerance)
+    files = _files(csv=csv, xlsx=xlsx, plot=plot)
     if json and worst is not None:
         raise MisuseError("--worst and --json exclude one another: --json prints every case")
 
@@ -133,9 +146,9 @@ def evaluate(
     from drunet_cli.evaluation.evaluate import Convention, EvaluationTask
     from drunet_cli.host import granted_cpus
 
-    _check_outputs(csv, plot, overwrite=overwrite)
+    _check_outputs(files, overwrite=overwrite)
     pairing = _pairing(prediction, reference)
-    _check_not_an_input((csv, plot), prediction, pairing)
+    _check_not_an_input(files.values(), prediction, pairing)
     screen = Screen(quiet=quiet)
     if pairing.missing:
         screen.note(pairing.missing_in_words(allowed=allow_missing))
@@ -159,35 +172,40 @@ def evaluate(
             f"{without} of {plural(len(documents), 'case')} without a T1 image beside the reference: FTP, FTN and AUROC count "
             "the air around the head too, unlike those of BraTS 2020"
         )
-    unwritten = _write(documents, csv=csv, plot=plot, overwrite=overwrite) if documents else None
+    unwritten = _write(documents, files, overwrite=overwrite) if documents else None
     if documents and not json:  # also where a file could not be written
         _print_tables(documents, seed=seed, worst=worst)
     batch.finish(f"{plural(batch.n_done, 'case')} compared, convention {convention}", unwritten)
 
 
-def _check_options(
-    prediction: str, reference: str | None, convention: str, tolerance_mm: float, *, csv: Path | None, plot: Path | None
-) -> None:
+def _check_options(prediction: str, reference: str | None, convention: str, tolerance_mm: float) -> None:
     if convention not in ("brats", "lesionwise"):
         raise MisuseError(f"--convention {convention}: is neither brats nor lesionwise")
     if "" in (prediction, reference):
         raise MisuseError("PRED and REF: an empty path; an unset variable?")
     if not math.isfinite(tolerance_mm):
         raise MisuseError(f"--tolerance {tolerance_mm}: must be a length in mm")
+
+
+def _files(*, csv: Path | None, xlsx: Path | None, plot: Path | None) -> dict[str, Path]:
+    """The files that are wanted, by the name of their option."""
     if plot is not None and (plot.suffix.lower() != ".png" or plot == csv):
         raise MisuseError(f"--plot {plot}: name a .png file of its own")
+    if xlsx is not None and (xlsx.suffix.lower() != ".xlsx" or xlsx == csv):
+        raise MisuseError(f"--xlsx {xlsx}: name a .xlsx file of its own")
+    files = {"csv": csv, "xlsx": xlsx, "plot": plot}
+    return {name: path for name, path in files.items() if path is not None}
 
 
-def _check_outputs(csv: Path | None, plot: Path | None, *, overwrite: bool) -> None:
+def _check_outputs(files: Mapping[str, Path], *, overwrite: bool) -> None:
     from drunet_cli.io.atomic import check_writable
 
-    if plot is not None:
+    if "plot" in files:
         from drunet_cli.evaluation.evaluate import check_plottable
 
         check_plottable()
-    for path in (csv, plot):
-        if path is not None:
-            check_writable(path, overwrite=overwrite)
+    for path in files.values():
+        check_writable(path, overwrite=overwrite)
 
 
 def _pairing(prediction: str, reference: str | None) -> "Pairing":
@@ -203,12 +221,12 @@ def _pairing(prediction: str, reference: str | None) -> "Pairing":
     return read_table(Path(prediction))
 
 
-def _check_not_an_input(outputs: Sequence[Path | None], prediction: str, pairing: "Pairing") -> None:
+def _check_not_an_input(outputs: Iterable[Path], prediction: str, pairing: "Pairing") -> None:
     from drunet_cli.io.atomic import is_same_file
 
     inputs = [Path(prediction), *(path for pair in pairing.pairs for path in (pair.prediction, pair.reference))]
     for output in outputs:
-        if output is not None and any(is_same_file(output, given) for given in inputs):
+        if any(is_same_file(output, given) for given in inputs):
             raise OutputError(f"{output}: is one of the inputs; name another output")
 
 
@@ -230,18 +248,16 @@ def _evaluate(tasks: "Sequence[EvaluationTask]", batch: "Batch", *, n_jobs: int)
     return sorted(documents, key=lambda document: str(document["case"]))
 
 
-def _write(
-    documents: Sequence[Mapping[str, Any]], *, csv: Path | None, plot: Path | None, overwrite: bool
-) -> OutputError | None:
+def _write(documents: Sequence[Mapping[str, Any]], files: Mapping[str, Path], *, overwrite: bool) -> OutputError | None:
     """Write the files that are wanted; return why one could not be written."""
-    from drunet_cli.evaluation.evaluate import box_plots, encode_csv
+    from drunet_cli.evaluation.evaluate import box_plots, encode_csv, encode_xlsx
     from drunet_cli.io.atomic import write_atomically
 
+    encoders = {"csv": encode_csv, "xlsx": encode_xlsx, "plot": box_plots}
     try:
-        for path, encode in ((csv, encode_csv), (plot, box_plots)):
-            if path is not None:
-                with write_atomically(path, overwrite=overwrite) as stream:
-                    stream.write(encode(documents))
+        for name, path in files.items():
+            with write_atomically(path, overwrite=overwrite) as stream:
+                stream.write(encoders[name](documents))
     except OutputError as error:
         return error
     return None

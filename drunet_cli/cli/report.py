@@ -111,8 +111,9 @@ def report(
 
     from drunet_cli.cli.console import Screen, cohort_table, result, result_json
     from drunet_cli.io.atomic import check_writable, write_atomically
+    from drunet_cli.io.tables import encode_table, encode_workbook
     from drunet_cli.report.runs import read_runs, told_once
-    from drunet_cli.segmentation.summary import COLUMNS, columns_of, encode_table, encode_workbook, is_summary
+    from drunet_cli.segmentation.summary import COLUMNS, columns_of, is_summary
 
     written = [path for path in (csv, xlsx, output) if path is not None]
     for path in reversed(written):

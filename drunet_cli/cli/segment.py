@@ -131,7 +131,8 @@ def segment(
     Label values: 1 necrotic and non-enhancing core, 2 oedema, 4 enhancing tumour
     (3 with --labels brats2023). Regions: WT, whole tumour, is all of them; TC,
     tumour core, is 1 and 4; ET is 4. The label map has the geometry of FLAIR. Its
-    path is printed on stdout. A folder OUT also has a table, summary.csv.
+    path is printed on stdout. A folder OUT also has a table, as summary.csv for
+    programs and as summary.xlsx for Excel and LibreOffice.
 
     One patient, by four files or by the folder that holds them; then a data set:
     drunet segment --t1 t1.nii --t1ce t1c.nii --t2 t2.nii --flair f.nii -o seg.nii
@@ -385,9 +386,9 @@ def _segment(plan: "RunPlan", ensemble: "Ensemble", screen: "Screen", *, output:
                         planned.preparation.remove_unless_kept()
         except BaseException:  # also Ctrl-C, SIGTERM, and a fault of drunet: what is known is not lost
             if rows and plan.summary is not None and (plan.summary.exists() or batch.n_done):
-                enter_rows_of(plan, rows)
+                enter_rows_of(plan, rows, on_warning=screen.warning)
             raise
-        unwritten = None if plan.summary is None else enter_rows_of(plan, rows)
+        unwritten = None if plan.summary is None else enter_rows_of(plan, rows, on_warning=screen.warning)
         if plan.summary is not None:
             _show_rows(plan.summary, rows, screen)
         told_in = None if unwritten or plan.summary is None else plan.summary.name

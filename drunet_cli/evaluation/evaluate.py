@@ -29,6 +29,7 @@ from drunet_cli.evaluation.scores import (
 from drunet_cli.evaluation.uncertainty import UncertaintyMap, UncertaintyScores, percentages, uncertainty_scores
 from drunet_cli.io.checks import CaseWarning, grids_differ, rounded_grid_warnings
 from drunet_cli.io.nifti import Volume, load_volume
+from drunet_cli.io.tables import encode_table, encode_workbook
 from drunet_cli.io.volumes import class_map_of
 
 MISSED_REGION_HD95_MM: Final = 373.12866  # BraTS: the diagonal of 240 x 240 x 155 voxels of 1 mm
@@ -211,21 +212,27 @@ def worst_cases(documents: Iterable[Mapping[str, Any]], n: int) -> list[Mapping[
     return sorted(documents, key=lambda document: (mean_dice(document), document["case"]))[:n]
 
 
-def encode_csv(documents: Iterable[Mapping[str, Any]]) -> bytes:
+def encode_csv(documents: Sequence[Mapping[str, Any]]) -> bytes:
     """A row a case and region or class; the columns are the scores of the JSON objects, by name.
 
     The names of files need not be text: their bytes are kept.
     """
-    rows = [
+    rows = _rows_of(documents)
+    return encode_table(list(rows[0]), rows)
+
+
+def encode_xlsx(documents: Sequence[Mapping[str, Any]]) -> bytes:
+    """The table of `encode_csv` as a workbook, whose numbers are numbers in every locale."""
+    rows = _rows_of(documents)
+    return encode_workbook(list(rows[0]), rows)
+
+
+def _rows_of(documents: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    return [
         {"case": document["case"], "convention": document["convention"], "region": name, **_flatten(scores)}
         for document in documents
         for name, scores in {**document["regions"], **document["classes"]}.items()
     ]
-    table = io.StringIO(newline="")
-    writer = csv.DictWriter(table, list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return table.getvalue().encode(errors="surrogateescape")
 
 
 def encode_statistics(summary: Mapping[str, Mapping[str, Statistics]]) -> bytes:

@@ -33,7 +33,7 @@ _CPUS_A_READER: Final = 4  # a case's four files are inflated at once
 _WRITERS: Final = 2
 _PUBLISHED_WITHIN_S: Final = 2.0  # by another run that has begun to publish its files of a case
 _POLL_S: Final = 0.5  # while another run computes a case
-_OUTPUT_SUFFIXES: Final = (".nii.gz", ".json", ".png", ".html", ".txt", ".ctbl", ".csv", ".tsv", ".dcm", ".claim")
+_OUTPUT_SUFFIXES: Final = (".nii.gz", ".json", ".png", ".html", ".txt", ".ctbl", ".csv", ".xlsx", ".tsv", ".dcm", ".claim")
 
 
 @dataclass(frozen=True)
@@ -319,13 +319,17 @@ def _made_by_another_run(planned: PlannedCase, ensemble: Ensemble, error: Output
     return error if document is None else CaseResult(document, left_out=True)
 
 
-def enter_rows_of(plan: RunPlan, rows: Sequence[SummaryRow]) -> OutputError | None:
-    """Enter the rows of a run into the table; return the error of a table that cannot be written, which undoes no case."""
+def enter_rows_of(plan: RunPlan, rows: Sequence[SummaryRow], *, on_warning: Callable[[str], None]) -> OutputError | None:
+    """Enter the rows of a run into the table; return the error of a table that cannot be written, which undoes no case.
+
+    on_warning: called where the workbook beside the table is not written.
+    """
     assert plan.summary is not None, "the run has a table"
     try:
         if not (plan.cohort.alone or all(row.has_failed for row in rows)):
             write_colour_tables(plan.summary.parent)
-        enter_rows(plan.summary, rows, overwrite=plan.settings.overwrite and not plan.cohort.alone)
+        overwrite = plan.settings.overwrite and not plan.cohort.alone
+        enter_rows(plan.summary, rows, overwrite=overwrite, on_warning=on_warning)
     except OutputError as error:
         return error
     return None

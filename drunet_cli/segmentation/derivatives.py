@@ -20,7 +20,7 @@ from drunet_cli.brats import CLASS_COLOURS, CLASS_NAMES, TUMOUR_CLASSES, Colour,
 from drunet_cli.errors import OutputError
 from drunet_cli.io.atomic import check_writable, take_turns, write_atomically
 from drunet_cli.io.naming import ORIGINAL_SPACE
-from drunet_cli.segmentation.summary import SUMMARY
+from drunet_cli.segmentation.summary import SUMMARY, WORKBOOK
 
 ITKSNAP: Final = "labels_itksnap.txt"
 SLICER: Final = "labels_slicer.ctbl"
@@ -41,6 +41,7 @@ _LESION: Final = 7  # in BIDS' own list of labels ("Common image-derived labels"
 # What BIDS has no place for, in the syntax of .gitignore.
 _NOT_OF_BIDS: Final = (
     SUMMARY,
+    WORKBOOK,
     ITKSNAP,
     SLICER,
     "*_preview.png",
@@ -55,8 +56,8 @@ _README: Final = """\
 Brain tumours in MRI, segmented by drunet.
 
 Each *_dseg.nii.gz is a label map of one session. The table *_dseg.tsv beside it names the labels and their colours, and
-*_dseg.json tells volumes, warnings, images, weights and settings. summary.csv has a row for each session. Files that BIDS
-has no place for are named in .bidsignore.
+*_dseg.json tells volumes, warnings, images, weights and settings. summary.csv has a row for each session; summary.xlsx is the
+same table for Excel and LibreOffice. Files that BIDS has no place for are named in .bidsignore.
 """
 
 

@@ -3,23 +3,23 @@
 import csv
 import io
 import math
-import zipfile
+import os
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
 from typing import Any, Final
-from xml.sax.saxutils import escape
 
 from drunet_cli.brats import REGIONS, TUMOUR_CLASSES
 from drunet_cli.errors import CaseError, DrunetError, OutputError, one_line
 from drunet_cli.io.atomic import take_turns, write_atomically
+from drunet_cli.io.tables import LIST_SEPARATOR, encode_table, encode_workbook, is_our_workbook
 
 SUMMARY: Final = "summary.csv"
+WORKBOOK: Final = "summary.xlsx"  # the same table, for whoever opens it in Excel or LibreOffice
 _SHARDS: Final = "summary-*-of-*.csv"  # one for each shard, as version 0.1.0 wrote them
-_SEPARATOR: Final = ";"
 
 
 class Status(StrEnum):
@@ -144,16 +144,38 @@ def columns_of(row: SummaryRow) -> dict[str, Any]:
     }
 
 
-def enter_rows(path: Path, rows: Sequence[SummaryRow], *, overwrite: bool = False) -> None:
+def enter_rows(
+    path: Path,
+    rows: Sequence[SummaryRow],
+    *,
+    overwrite: bool = False,
+    on_warning: Callable[[str], None] = lambda _: None,
+) -> None:
     """Enter the rows of a run into the table of its folder, where they replace those of the same cases. Others stay.
 
     The tables of shards that version 0.1.0 wrote are taken in. Runs that end at once take turns. overwrite: replace a file that
-    drunet did not write, or that is damaged. Raises OutputError.
+    drunet did not write, or that is damaged. on_warning: called where the workbook beside the table cannot be written, or is
+    kept because a person has changed it: the table has all rows. Raises OutputError.
     """
     with take_turns(path):
         kept = _rows_by_case(path, overwrite=overwrite) | _by_case(rows)
+        table = _in_order(row for of_case in kept.values() for row in of_case)
         with write_atomically(path, overwrite=True) as stream:
-            stream.write(encode_summary(row for of_case in kept.values() for row in of_case))
+            stream.write(encode_table(COLUMNS, table))
+        _write_workbook(path.with_name(WORKBOOK), table, on_warning)
+
+
+def _write_workbook(path: Path, table: Sequence[Mapping[str, Any]], on_warning: Callable[[str], None]) -> None:
+    try:
+        if os.path.lexists(path) and not is_our_workbook(path):
+            remedy = f"{SUMMARY} has them; move {WORKBOOK} away, and the next run writes a new one"
+            on_warning(f"{path}: was saved by another program, and is kept without the cases of this run: {remedy}")
+            return
+        with write_atomically(path, overwrite=True) as stream:
+            stream.write(encode_workbook(COLUMNS, table))
+    except (OSError, OutputError) as error:  # a program that has the file open, for example
+        reason = error if isinstance(error, OutputError) else f"{path}: cannot be read: {error.strerror}"
+        on_warning(f"{reason}; {SUMMARY} has all cases")
 
 
 def check_summary(path: Path, *, overwrite: bool) -> None:
@@ -193,68 +215,11 @@ def _changed(path: Path) -> str:
 
 def encode_summary(rows: Iterable[SummaryRow]) -> bytes:
     """A table as CSV, by case."""
-    return encode_table(COLUMNS, [columns_of(row) for row in sorted(rows, key=lambda row: (row.case, row.output))])
+    return encode_table(COLUMNS, _in_order(rows))
 
 
-def encode_table(columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> bytes:
-    """Rows by column as CSV. File names need not be text: their bytes are kept."""
-    table = io.StringIO(newline="")
-    writer = csv.DictWriter(table, columns, lineterminator="\n")
-    writer.writeheader()
-    for row in rows:
-        writer.writerow({name: _flat(cell) for name, cell in row.items()})
-    return table.getvalue().encode(errors="surrogateescape")
-
-
-# The least that a workbook consists of (ECMA-376), by the name in its archive.
-_WORKBOOK: Final = {
-    "[Content_Types].xml": """<Types xmlns="http://schemas.openxmlformats.org/package/2006/content-types">
-<Default Extension="rels" ContentType="application/vnd.openxmlformats-package.relationships+xml"/>
-<Override PartName="/xl/workbook.xml" ContentType="application/vnd.openxmlformats-officedocument.spreadsheetml.sheet.main+xml"/>
-<Override PartName="/xl/sheet1.xml" ContentType="application/vnd.openxmlformats-officedocument.spreadsheetml.worksheet+xml"/>
-</Types>""",
-    "_rels/.rels": """<Relationships xmlns="http://schemas.openxmlformats.org/package/2006/relationships">
-<Relationship Id="rId1" Type="http://schemas.openxmlformats.org/officeDocument/2006/relationships/officeDocument"
- Target="xl/workbook.xml"/></Relationships>""",
-    "xl/workbook.xml": """<workbook xmlns="http://schemas.openxmlformats.org/spreadsheetml/2006/main"
- xmlns:r="http://schemas.openxmlformats.org/officeDocument/2006/relationships">
-<sheets><sheet name="cases" sheetId="1" r:id="rId1"/></sheets></workbook>""",
-    "xl/_rels/workbook.xml.rels": """<Relationships xmlns="http://schemas.openxmlformats.org/package/2006/relationships">
-<Relationship Id="rId1" Type="http://schemas.openxmlformats.org/officeDocument/2006/relationships/worksheet"
- Target="sheet1.xml"/></Relationships>""",
-}
-_SHEET: Final = """<worksheet xmlns="http://schemas.openxmlformats.org/spreadsheetml/2006/main">
-<sheetViews><sheetView workbookViewId="0"><pane ySplit="1" topLeftCell="A2" activePane="bottomLeft" state="frozen"/></sheetView>
-</sheetViews><sheetData>{}</sheetData></worksheet>"""
-
-
-def encode_workbook(columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> bytes:
-    """Rows by column as a workbook for Excel and LibreOffice (.xlsx). Equal rows give equal bytes.
-
-    Numbers are numbers there in every locale, where a CSV table loses its decimal points in those that write commas, and text
-    is never taken for a formula or a date. The part of a file name that is no text is left out.
-    """
-    lines = [list(columns), *([_flat(row[name]) for name in columns] for row in rows)]
-    sheet = "\n".join(f"<row>{''.join(map(_cell, line))}</row>" for line in lines)
-    content = io.BytesIO()
-    with zipfile.ZipFile(content, "w", zipfile.ZIP_DEFLATED) as archive:
-        for name, text in {**_WORKBOOK, "xl/sheet1.xml": _SHEET.format(sheet)}.items():
-            declared = f'<?xml version="1.0" encoding="UTF-8" standalone="yes"?>\n{text}'
-            archive.writestr(zipfile.ZipInfo(name), declared, zipfile.ZIP_DEFLATED)
-    return content.getvalue()
-
-
-def _cell(value: str | float | None) -> str:
-    if value is None or value == "":
-        return "<c/>"
-    if isinstance(value, str):
-        return f'<c t="inlineStr"><is><t>{escape(one_line(value))}</t></is></c>'
-    return f"<c><v>{value!r}</v></c>"
-
-
-def _flat(cell: Any) -> Any:
-    """A list of words as one text; anything else as it is."""
-    return _SEPARATOR.join(cell) if isinstance(cell, list) else cell
+def _in_order(rows: Iterable[SummaryRow]) -> list[dict[str, Any]]:
+    return [columns_of(row) for row in sorted(rows, key=lambda row: (row.case, row.output))]
 
 
 def is_summary(path: Path) -> bool:
@@ -312,7 +277,7 @@ def _parsed_numbers(cells: Mapping[str, str], columns: Mapping[str, str]) -> dic
 
 
 def _listed(cell: str) -> tuple[str, ...]:
-    return tuple(cell.split(_SEPARATOR)) if cell else ()
+    return tuple(cell.split(LIST_SEPARATOR)) if cell else ()
 
 
 def _object(value: object) -> Mapping[str, Any]:

@@ -31,6 +31,7 @@ COMPANIONS: Final = [
     "labels_itksnap.txt",
     "labels_slicer.ctbl",
     "summary.csv",
+    "summary.xlsx",
 ]
 WEIGHTS: Final = ("--weights", str(GOLDEN_WEIGHTS), "--window", "auto", "--quiet")
 Captured = pytest.CaptureFixture[str]
@@ -106,7 +107,9 @@ def test_other_commands_read_the_data_set_as_any_folder_of_results(capsys: Captu
     manual.write_bytes((results / f"{OF_SUB_02}.nii.gz").read_bytes())
     assert main(["evaluate", str(results), "manual", "--uncertainty", "--allow-missing", "--json"]) == 0
     assert json.loads(capsys.readouterr().out.splitlines()[0])["case"] == "sub-02"
-    assert {"summary.csv", "*.html", "*_views"} <= set((results / ".bidsignore").read_text().split())  # of `report` too
+    assert {"summary.csv", "summary.xlsx", "*.html", "*_views"} <= set(
+        (results / ".bidsignore").read_text().split()
+    )  # of `report` too
     moved = results.rename("moved")
     assert main(["report", str(moved), "-o", "report.html", "--csv", "report.csv"]) == 0
     with Path("report.csv").open() as stream:

@@ -19,14 +19,14 @@ from tests.support import Drunet
 N_CASES: Final = 6
 CASES: Final = [f"case_{n}" for n in range(N_CASES)]
 LABEL_FILES: Final = [f"{case}{suffix}" for case in CASES for suffix in (".json", ".nii.gz")]
-OUTPUTS: Final = sorted([*LABEL_FILES, "labels_itksnap.txt", "labels_slicer.ctbl", "summary.csv"])
+OUTPUTS: Final = sorted([*LABEL_FILES, "labels_itksnap.txt", "labels_slicer.ctbl", "summary.csv", "summary.xlsx"])
 N_DISTURBED: Final = 6
 SIGNALS: Final = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
 CODES: Final = {signal.SIGTERM: 143, signal.SIGINT: 130}
 # Reading the weights and making the engine take this share of a run's time; before there is nothing to be lost.
 BEGINNING: Final = 0.3
 # Some steps of writing: what Python is about to do, and with which temporary. All of them: tests/segmentation/test_outputs.py.
-STEPS: Final = [("os.link", ".case_2.json."), ("os.link", ".case_2.nii.gz."), ("os.rename", ".summary.csv.")]
+STEPS: Final = [("os.link", ".case_2.json."), ("os.link", ".case_2.nii.gz."), ("os.rename", ".summary.xlsx.")]
 
 
 @dataclass(frozen=True)
@@ -157,7 +157,7 @@ def test_signal_while_outputs_are_written_ends_the_run_with_its_code_and_nothing
     event: str, temporary: str, number: signal.Signals, whole: WholeRun, drunet: Drunet, tmp_path: Path
 ) -> None:
     done = drunet(*whole.words, strike=Strike(number, event, temporary))
-    finished = temporary == ".summary.csv."  # the last thing that a run does
+    finished = temporary == ".summary.xlsx."  # the last thing that a run does
     assert done.returncode in ((CODES[number], 0) if finished else (CODES[number],)), done.stderr
     assert "Traceback" not in done.stderr
     assert not temporaries(tmp_path)

@@ -16,6 +16,7 @@ from PIL import Image
 from drunet_cli.cli.app import main
 from tests.cli.small_cohort import CASES, N_CASES, SHAPE, objects, save, segmentation, write_cases
 from tests.forks import CLOSED_PIPE
+from tests.io.test_tables import cells_of
 from tests.support import Drunet, open_image
 
 pytestmark = pytest.mark.usefixtures("in_tmp_path")
@@ -250,11 +251,15 @@ def test_a_case_without_maps_is_one_error(with_maps: Path, cohort: Path, capsys:
 # Files
 
 
-def test_csv_and_plot_are_written_beside_the_table(folders: tuple[Path, Path], capsys: Captured) -> None:
+def test_tables_and_plot_are_written_beside_the_table(folders: tuple[Path, Path], capsys: Captured) -> None:
     pytest.importorskip("matplotlib")
-    assert evaluate(*folders, "--csv", "new/scores.csv", "--plot", "new/scores.png") == 0
+    assert evaluate(*folders, "--csv", "new/scores.csv", "--xlsx", "new/scores.xlsx", "--plot", "new/scores.png") == 0
     assert capsys.readouterr().out.startswith("Convention brats")
-    assert {path.name for path in Path("new").iterdir()} == {"scores.csv", "scores.png"}
+    assert {path.name for path in Path("new").iterdir()} == {"scores.csv", "scores.png", "scores.xlsx"}
+    numbers = [[text for kind, text in cells if kind is None] for cells in cells_of(Path("new/scores.xlsx"))[1:]]
+    assert [list(map(float, of_row)) for of_row in numbers] == [
+        [float(cell) for cell in list(row.values())[3:]] for row in rows("new/scores.csv")
+    ]
     assert [(row["case"], row["region"]) for row in rows("new/scores.csv")] == [
         (case, region) for case in CASES for region in ("WT", "TC", "ET", "NCR", "ED")
     ]
@@ -262,14 +267,16 @@ def test_csv_and_plot_are_written_beside_the_table(folders: tuple[Path, Path], c
         assert image.format == "PNG"
 
 
-@pytest.mark.parametrize("option", ["--csv", "--plot"])
-def test_an_existing_file_is_replaced_only_when_asked(option: str, folders: tuple[Path, Path], capsys: Captured) -> None:
-    Path("there.png").write_text("mine")
-    assert evaluate("absent", "absent", option, "there.png") == 6  # before anything is read
-    assert capsys.readouterr() == ("", "Error: there.png: exists already; give --overwrite to replace it\n")
-    assert Path("there.png").read_text() == "mine"
-    assert evaluate(*folders, option, "there.png", "--overwrite") == 0
-    assert Path("there.png").read_bytes() != b"mine"
+@pytest.mark.parametrize(("option", "name"), [("--csv", "there.csv"), ("--xlsx", "there.xlsx"), ("--plot", "there.png")])
+def test_an_existing_file_is_replaced_only_when_asked(
+    option: str, name: str, folders: tuple[Path, Path], capsys: Captured
+) -> None:
+    Path(name).write_text("mine")
+    assert evaluate("absent", "absent", option, name) == 6  # before anything is read
+    assert capsys.readouterr() == ("", f"Error: {name}: exists already; give --overwrite to replace it\n")
+    assert Path(name).read_text() == "mine"
+    assert evaluate(*folders, option, name, "--overwrite") == 0
+    assert Path(name).read_bytes() != b"mine"
 
 
 def test_an_input_is_never_replaced(cohort: Path, capsys: Captured) -> None:
@@ -423,6 +430,7 @@ def test_a_table_names_the_pairs_as_a_file_and_on_stdin(
         (("a", "b", "--csv", ""), "--csv"),
         (("a", "b", "--plot", ""), "--plot"),
         (("a", "b", "--plot", "scores.pdf"), "--plot scores.pdf: name a .png file of its own"),
+        (("a", "b", "--xlsx", "scores.csv"), "--xlsx scores.csv: name a .xlsx file of its own"),
         (("a", "b", "--csv", "same.png", "--plot", "same.png"), "--plot same.png: name a .png file of its own"),
     ],
 )

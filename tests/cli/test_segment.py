@@ -185,7 +185,12 @@ def test_a_folder_as_output_gets_a_file_named_after_the_case(capsys: Captured) -
     for options in ([], ["--case", "P 01"]):
         assert segment("--no-sidecar", "--window", "auto", *options, output="results", images=images_of("p1")) == 0
     assert capsys.readouterr().out == "results/p1.nii.gz\nresults/P 01.nii.gz\n"
-    assert sorted(path.name for path in Path("results").iterdir()) == ["P 01.nii.gz", "p1.nii.gz", "summary.csv"]
+    assert sorted(path.name for path in Path("results").iterdir()) == [
+        "P 01.nii.gz",
+        "p1.nii.gz",
+        "summary.csv",
+        "summary.xlsx",
+    ]
 
 
 def _scaled(folder: Path, zooms: tuple[float, float, float]) -> dict[Modality, Path]:

@@ -34,7 +34,7 @@ from tests.support import open_image, stdin_of
 
 LABEL_MAPS: Final = [f"out/{case}.nii.gz" for case in CASES]
 OUTPUTS: Final = sorted(f"{case}{suffix}" for case in CASES for suffix in (".json", ".nii.gz"))
-TABLES: Final = ["labels_itksnap.txt", "labels_slicer.ctbl", "summary.csv"]
+TABLES: Final = ["labels_itksnap.txt", "labels_slicer.ctbl", "summary.csv", "summary.xlsx"]
 # Windows, since they are fast; how the network sees the slices is no matter here.
 SETTINGS: Final = ("--window", "auto", "--device", "cpu", "--threads", "1")
 WEIGHTS: Final = "../weights.safetensors"
@@ -276,7 +276,7 @@ def test_a_summary_of_others_is_not_replaced(option: list[str], cohort: Path, ca
     assert contents(Path("out")) == {"summary.csv": b"mine\n"}
 
 
-def test_overwrite_replaces_everything_but_the_colours(segmented: Path, cohort: Path) -> None:
+def test_overwrite_replaces_everything_but_colours_and_a_workbook_of_others(segmented: Path, cohort: Path) -> None:
     Path("out").mkdir()
     for name in [*OUTPUTS, *TABLES]:
         Path("out", name).write_text("earlier")
@@ -284,7 +284,7 @@ def test_overwrite_replaces_everything_but_the_colours(segmented: Path, cohort: 
     assert names_in("out") == sorted([*OUTPUTS, *TABLES])
     for case in CASES:
         assert Path(f"out/{case}.nii.gz").read_bytes() == (segmented / f"{case}.nii.gz").read_bytes()
-    assert [Path("out", name).read_text() == "earlier" for name in TABLES] == [True, True, False]  # colours may be somebody's
+    assert [Path("out", name).read_text() == "earlier" for name in TABLES] == [True, True, False, True]  # may be somebody's
 
 
 # Again
@@ -426,7 +426,7 @@ def test_every_case_is_in_exactly_one_shard_and_the_shards_share_a_table(with_br
 def test_an_empty_shard_says_so_and_is_no_failure(cohort: Path, capsys: Captured) -> None:
     assert segment(cohort, "-o", "out", "--shard", "4/4") == 0
     assert capsys.readouterr() == ("", "shard 4 of 4 is empty: there are fewer cases than shards\n")
-    assert names_in("out") == ["summary.csv"]
+    assert names_in("out") == ["summary.csv", "summary.xlsx"]
     assert summary() == {}
     assert segment(cohort, "-o", "out", "--shard", "4/4", "--dry-run") == 0
     assert "shard 4 of 4 is empty" in capsys.readouterr().err

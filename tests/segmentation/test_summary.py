@@ -1,32 +1,30 @@
 """The table of a cohort."""
 
-import io
 import os
 import subprocess
 import sys
-import zipfile
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
-from xml.etree import ElementTree
 
 import pytest
 
 from drunet_cli.errors import CaseError, OutputError
+from drunet_cli.io.tables import encode_table
 from drunet_cli.segmentation.summary import (
     COLUMNS,
     SUMMARY,
+    WORKBOOK,
     Status,
     SummaryRow,
     encode_summary,
-    encode_table,
-    encode_workbook,
     enter_rows,
     failed_row,
     is_summary,
     read_summary,
     row_of,
 )
+from tests.io.test_tables import cells_of
 from tests.segmentation.small_runs import document_of
 
 HEADER_0_1_0 = (
@@ -85,28 +83,6 @@ def test_row_is_read_as_it_was_written(row: SummaryRow, tmp_path: Path) -> None:
     assert read_summary(tmp_path / "summary.csv") == [row]
 
 
-def test_a_workbook_has_numbers_as_numbers_and_any_text_as_text() -> None:
-    rows = [
-        {"case": "=1+1 <&> caf\udce9", "wt_ml": 257.528, "warnings": ["a", "b"], "et_ml": None},
-        {"case": "2026-11-29", "wt_ml": 0.0, "warnings": [], "et_ml": 1e-05},
-    ]
-    content = encode_workbook(["case", "wt_ml", "warnings", "et_ml"], rows)
-    assert content == encode_workbook(["case", "wt_ml", "warnings", "et_ml"], rows)
-    with zipfile.ZipFile(io.BytesIO(content)) as archive:
-        assert archive.testzip() is None
-        parts = {name: ElementTree.fromstring(archive.read(name)) for name in archive.namelist()}
-    space = "{http://schemas.openxmlformats.org/spreadsheetml/2006/main}"
-    cells = [
-        [(cell.get("t"), "".join(cell.itertext())) for cell in row.iter(f"{space}c")]
-        for row in parts["xl/sheet1.xml"].iter(f"{space}row")
-    ]
-    assert cells == [
-        [("inlineStr", name) for name in ("case", "wt_ml", "warnings", "et_ml")],
-        [("inlineStr", "=1+1 <&> caf"), (None, "257.528"), ("inlineStr", "a;b"), (None, "")],
-        [("inlineStr", "2026-11-29"), (None, "0.0"), (None, ""), (None, "1e-05")],
-    ]
-
-
 @pytest.mark.parametrize("line", ["a,done", f"a,finished{',' * 17}", f"a,done,many{',' * 16}"])
 def test_damaged_row_is_told_by_its_line(line: str, tmp_path: Path) -> None:
     (tmp_path / "summary.csv").write_bytes(HEADER + f"{line}\n".encode())
@@ -159,7 +135,25 @@ def test_a_run_replaces_the_rows_of_its_cases_alone(tmp_path: Path) -> None:
     ]
     enter_rows(table, [row("b"), row("c", Status.DIFFERS, error="was made otherwise")])
     assert [each.status for each in read_summary(table)] == ["done", "done", "differs", "done"]
-    assert [path.name for path in tmp_path.iterdir()] == [SUMMARY]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [SUMMARY, WORKBOOK]
+    assert [cells[:2] for cells in cells_of(tmp_path / WORKBOOK)[1:]] == [
+        [("inlineStr", case), ("inlineStr", status)]
+        for case, status in (("a", "done"), ("b", "done"), ("c", "differs"), ("d", "done"))
+    ]
+
+
+@pytest.mark.parametrize("what", ["saved by another program", "a folder"])
+def test_a_workbook_that_cannot_be_replaced_costs_no_row(what: str, tmp_path: Path) -> None:
+    warnings: list[str] = []
+    if what == "a folder":
+        (tmp_path / WORKBOOK).mkdir()
+    else:
+        (tmp_path / WORKBOOK).write_bytes(b"with somebody's notes")
+    for overwrite in (False, True):
+        enter_rows(tmp_path / SUMMARY, [row("a")], overwrite=overwrite, on_warning=warnings.append)
+        assert [each.case for each in read_summary(tmp_path / SUMMARY)] == ["a"]
+    assert [line.startswith(f"{tmp_path}/summary.xlsx: ") and "summary.csv has" in line for line in warnings] == [True, True]
+    assert what == "a folder" or (tmp_path / WORKBOOK).read_bytes() == b"with somebody's notes"
 
 
 def test_tables_of_0_1_0_are_taken_in(tmp_path: Path) -> None:
