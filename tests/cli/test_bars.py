@@ -5,6 +5,7 @@ import os
 import pty
 import re
 import signal
+import sys
 import termios
 import threading
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,12 +16,15 @@ from typing import Final
 
 import pytest
 
+from drunet_cli.cli.app import main
 from drunet_cli.cli.cases import Batch
 from drunet_cli.cli.console import Screen, SegmentationBar
+from drunet_cli.training import loop
 from tests.cli.small_cohort import write_cases
 from tests.cli.test_interruption import SETTINGS
 from tests.forks import Forks, Run
 from tests.support import GOLDEN_WEIGHTS
+from tests.training.shallow import SHALLOW, stage_blocks
 from tests.weights.file_server import Answer, serving
 
 COLUMNS: Final = 80
@@ -42,19 +46,25 @@ windows = [[48, 48]]
 
 
 @dataclass
-class OnTerminal:
-    """A process whose stderr is a terminal. code, stdout, terminal: how it ended and what it wrote, known once it has ended."""
+class Shown:
+    """How a run whose stderr is a terminal ended, and what it wrote."""
 
-    run: Run
     code: int | None = None
     stdout: str = ""
     terminal: str = ""
-    _seen: threading.Event = field(default_factory=threading.Event)
 
     @property
     def words(self) -> str:
         """What a person could read, one frame after the other."""
         return " ".join(_SEQUENCE.sub(" ", self.terminal).split())
+
+
+@dataclass
+class OnTerminal(Shown):
+    """The same of a process under way; all is known once it has ended."""
+
+    run: Run = field(kw_only=True)
+    _seen: threading.Event = field(default_factory=threading.Event)
 
     def wait_for_bar(self) -> None:
         assert self._seen.wait(60), self.terminal
@@ -80,7 +90,7 @@ def on_terminal(
     termios.tcsetwinsize(theirs, (24, COLUMNS))
     variables = {"TERM": "xterm-256color", "COLUMNS": str(COLUMNS), **(environment or {})}
     with forks.started(*words, folder=folder, environment=variables, streams={"stderr": os.ttyname(theirs)}) as run:
-        shown = OnTerminal(run)
+        shown = OnTerminal(run=run)
         reader = threading.Thread(target=shown.read, args=(ours,))
         reader.start()
         try:
@@ -95,7 +105,7 @@ def on_terminal(
     shown.code, shown.stdout = done.returncode, done.stdout
 
 
-def assert_left_clean(shown: OnTerminal) -> None:
+def assert_left_clean(shown: Shown) -> None:
     """The bar was there, its line was erased, and the cursor is back."""
     assert HIDE_CURSOR in shown.terminal
     assert shown.terminal.rindex(SHOW_CURSOR) > shown.terminal.rindex(HIDE_CURSOR)
@@ -137,12 +147,29 @@ def test_the_bar_of_a_cohort_counts_cases(many: Sequence[str], forks: Forks, tmp
     assert "8 cases in out" in shown.terminal[shown.terminal.rindex(SHOW_CURSOR) :]
 
 
-def test_the_bar_of_a_training_shows_what_it_is_at(forks: Forks, tmp_path: Path) -> None:
+class Terminal(io.StringIO):
+    """A terminal for the command line in this process, which remembers all that is written to it."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+def test_the_bar_of_a_training_shows_what_it_is_at(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In this process, which has imported PyTorch."""
     write_cases(tmp_path / "cases", 3)
     (tmp_path / "small.toml").write_text(TRAINING)
-    words = ("train", "cases", "-o", "run", "--config", "small.toml", "--device", "cpu", "--threads", "1", "--jobs", "1")
-    with on_terminal(forks, tmp_path, *words) as shown:
-        pass
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(loop, "draw_curves", lambda *_: False)
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    for name, value in {"TERM": "xterm-256color", "COLUMNS": str(COLUMNS)}.items():
+        monkeypatch.setenv(name, value)
+    words = ["train", "cases", "-o", "run", "--config", "small.toml", "--device", "cpu", "--threads", "1", "--jobs", "1"]
+    with stage_blocks(SHALLOW):
+        code = main(words)
+    assert isinstance(sys.stderr, Terminal)
+    shown = Shown(code, capsys.readouterr().out, sys.stderr.getvalue())
     assert shown.code == 0, shown.terminal
     for bar in (r"reading cases ━+ \d/3", r"training ━+ \d/2 ", r"validating case_\d ━+"):
         assert re.search(bar, shown.words), shown.words

@@ -1,8 +1,9 @@
-"""Raw scans to prepared cases: what is written, what is told, and what a second run makes of it."""
+"""Raw scans to prepared cases: what is written, what is told, and what a second run makes of it. Known movements are found."""
 
 import gzip
 import json
 import os
+import shutil
 import stat
 import struct
 from collections.abc import Callable
@@ -36,6 +37,7 @@ from drunet_cli.prepare.registration import isotropic
 from drunet_cli.prepare.scans import Scan
 from tests.prepare.simulated import (
     Acquisition,
+    Affine,
     SimulatedHead,
     error_mm,
     head_of_phantom,
@@ -48,8 +50,13 @@ from tests.support import GOLDEN_WEIGHTS, image_options
 
 NAME: Final = "p1"
 MASK: Final = "mask.nii"
-AXCODES: Final = ("LPS", "RAS", "PSL", "RSA")  # of the scans of the prepared case, FLAIR, T1ce, T1 and T2
-SLICES_MM: Final = (3.0, 3.0, 3.0, 5.0)
+# The scans of the prepared case, and how far each has moved. FLAIR has moved farthest, and its top is missing.
+SCANS: Final = {
+    Modality.FLAIR: (Acquisition(axcodes="ASR", spacing_mm=1.5, slice_mm=3.0, cut=0.1, seed=0), {"degrees": 20.0, "mm": 30.0}),
+    Modality.T1CE: (Acquisition(axcodes="RAS", spacing_mm=1.5, slice_mm=3.0, seed=1), {"degrees": 10.0, "mm": 10.0}),
+    Modality.T1: (Acquisition(axcodes="PSL", spacing_mm=1.5, slice_mm=3.0, seed=2), {"degrees": 10.0, "mm": 10.0}),
+    Modality.T2: (Acquisition(axcodes="RSA", spacing_mm=1.5, slice_mm=5.0, seed=3), {"degrees": 10.0, "mm": 10.0}),
+}
 HEADINGS: Final = ("t1", "t1ce", "t2", "flair")
 
 
@@ -62,10 +69,7 @@ def head() -> SimulatedHead:
 def prepared(head: SimulatedHead, tmp_path_factory: pytest.TempPathFactory) -> tuple[Case, PreparationSettings, dict[str, Any]]:
     """A raw case of moved scans on four grids, prepared with a mask on the grid of T1."""
     folder = tmp_path_factory.mktemp("prepared")
-    scans = {}
-    for seed, (modality, axcodes, slice_mm) in enumerate(zip(CHANNELS, AXCODES, SLICES_MM, strict=True)):
-        how = Acquisition(axcodes=axcodes, spacing_mm=1.5, slice_mm=slice_mm, seed=seed)
-        scans[modality] = scan_of(head, modality, how, movement(head, np.random.default_rng(seed), degrees=10, mm=10))
+    scans = {modality: scan_of(head, modality, how, moved(head, modality)) for modality, (how, _) in SCANS.items()}
     case = write_raw_case(folder / "raw", NAME, scans)
     brain = replace(head, images={**head.images, Modality.T1: head.brain.astype(np.float32)})
     how = Acquisition(axcodes="PSL", spacing_mm=1.5, slice_mm=3.0, noise=0, bias=0)
@@ -73,6 +77,11 @@ def prepared(head: SimulatedHead, tmp_path_factory: pytest.TempPathFactory) -> t
     write_scan(replace(mask, voxels=(mask.voxels > 1000).astype(np.int16)), folder / MASK)
     settings = PreparationSettings(folder=folder / "out", brain=str(folder / MASK), preview=True, threads=2)
     return case, settings, done(case, settings)
+
+
+def moved(head: SimulatedHead, modality: Modality) -> Affine:
+    how, most = SCANS[modality]
+    return movement(head, np.random.default_rng(how.seed), **most)
 
 
 def done(case: Case, settings: PreparationSettings) -> dict[str, Any]:
@@ -102,12 +111,11 @@ def test_images_lie_on_the_brats_grid_stripped(prepared: Prepared) -> None:
 
 def test_transforms_take_every_scan_to_where_t1ce_goes(prepared: Prepared, head: SimulatedHead) -> None:
     _, _, document = prepared
-    reference = np.array(document["transforms"]["t1ce"])
-    to_t1ce = movement(head, np.random.default_rng(list(CHANNELS).index(Modality.T1CE)), degrees=10, mm=10)
-    for seed, modality in enumerate(CHANNELS):
-        moved = movement(head, np.random.default_rng(seed), degrees=10, mm=10)
-        true = reference @ to_t1ce @ np.linalg.inv(moved)
-        assert error_mm(np.array(document["transforms"][modality]), true, head, of=moved).max() < 1.5
+    in_t1ce = np.array(document["transforms"]["t1ce"]) @ moved(head, Modality.T1CE)
+    for modality in CHANNELS:
+        of = moved(head, modality)
+        found = np.array(document["transforms"][modality])
+        assert error_mm(found, in_t1ce @ np.linalg.inv(of), head, of=of).max() < 1.5, modality
 
 
 def test_the_record_has_each_scan_and_its_grid(prepared: Prepared) -> None:
@@ -172,33 +180,50 @@ def test_what_lies_beside_a_stripped_brain_does_not_shine_at_its_edge() -> None:
 def brats_case(folder: Path, name: str = NAME) -> Case:
     """Four blobs on the BraTS grid, smaller than any brain: the network has less to compute."""
     folder.mkdir(parents=True, exist_ok=True)
-    distance = np.linalg.norm((np.indices(BRATS_SHAPE).T - np.array([120, 120, 75])) / [22, 26, 15], axis=-1).T
+    i, j, k = np.ogrid[: BRATS_SHAPE[0], : BRATS_SHAPE[1], : BRATS_SHAPE[2]]
+    distance = np.sqrt(((i - 120) / 22) ** 2 + ((j - 120) / 26) ** 2 + ((k - 75) / 15) ** 2)
+    inside = distance < 1
     paths = {}
     for level, modality in enumerate(CHANNELS, start=1):
-        voxels = np.where(distance < 1, 900 - 100 * level * distance, 0).astype(np.int16)
+        voxels = np.zeros(BRATS_SHAPE, dtype=np.int16)
+        voxels[inside] = (900 - 100 * level * distance[inside]).astype(np.int16)
         paths[modality] = folder / f"{name}_{modality}.nii"
         paths[modality].write_bytes(encode_map(voxels, new_header(BRATS_SHAPE, np.int16, BRATS_AFFINE), compress=False))
     return case_of(paths)
 
 
-def test_prepared_scans_pass_through_untouched(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    case = brats_case(tmp_path)
+@pytest.fixture(scope="module")
+def stripped(tmp_path_factory: pytest.TempPathFactory) -> tuple[Case, PreparedFiles, str]:
+    """A case on the BraTS grid that names its patient, what was made of it, and what was told; no test changes them."""
+    folder = tmp_path_factory.mktemp("stripped")
+    case = brats_case(folder / "raw")
     scaled = case.images[Modality.T2]
     content = bytearray(scaled.read_bytes())
     content[112:120] = struct.pack("<ff", 0.5, 0)  # scl_slope, scl_inter
     content[148:154] = b"Miller"  # descrip
     scaled.write_bytes(content)
+    (planned,) = plan_preparations([case], PreparationSettings(folder=folder / "out"))
+    result = prepare_case(planned)
+    assert result is not None
+    return case, planned.files, result.in_words
+
+
+Stripped = tuple[Case, PreparedFiles, str]
+
+
+def test_prepared_scans_pass_through_untouched(stripped: Stripped, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    case, made, told = stripped
+    assert told.startswith("p1: prepared already (BraTS grid, stripped), its voxels were not touched")
+    for modality in CHANNELS:
+        before, after = case.images[modality].read_bytes(), gzip.decompress(made.image(modality).read_bytes())
+        assert after == before.replace(b"Miller", b"\0" * 6)
+    shutil.copytree(made.root, tmp_path / "out")
     files = PreparedFiles(tmp_path / "out", NAME)
     options = image_options(case.images)
-    assert drunet(["prepare", *options, "-o", str(tmp_path / "out")]) == 0
-    out, err = capfd.readouterr()
-    assert out == f"{files.record}\n"
-    assert "p1: prepared already (BraTS grid, stripped), its voxels were not touched" in err
-    for modality in CHANNELS:
-        before, after = case.images[modality].read_bytes(), gzip.decompress(files.image(modality).read_bytes())
-        assert after == before.replace(b"Miller", b"\0" * 6)
     assert drunet(["prepare", *options, "-o", str(tmp_path / "out")]) == ExitCode.OUTPUT
     assert "give --skip-existing to leave out what is complete, or --overwrite" in capfd.readouterr().err
+    assert drunet(["prepare", *options, "-o", str(tmp_path / "out"), "--skip-existing"]) == 0
+    assert capfd.readouterr().out == f"{files.record}\n"
     assert drunet(["prepare", *options, "-o", str(tmp_path / "out"), "--skip-existing", "--json"]) == 0
     assert json.loads(capfd.readouterr().out)["left_out"] is True
     assert drunet(["prepare", str(tmp_path / "out"), "-o", str(tmp_path / "again")]) == ExitCode.SOME_FAILED
@@ -401,8 +426,10 @@ def test_segment_prepares_each_case_just_before_it_and_keeps_no_other(
     assert "its prepared images were not kept; segment the scans again by segment --prepare" in capfd.readouterr().err
 
 
-def test_segment_prepares_and_carries_labels_back(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    case = brats_case(tmp_path / "raw")
+def test_segment_prepares_and_carries_labels_back(
+    stripped: Stripped, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    case, made, _ = stripped
     options = image_options(case.images)
     keep, out = str(tmp_path / "prepared"), tmp_path / "out"
     words = ["segment", *options, "-o", str(out), "--prepare", "--weights", str(GOLDEN_WEIGHTS), "--window", "auto"]
@@ -415,10 +442,9 @@ def test_segment_prepares_and_carries_labels_back(tmp_path: Path, capfd: pytest.
         assert drunet([*words, "--keep-prepared", keep, *more]) == ExitCode.OUTPUT
         assert f"{raw}: exists already" in " ".join(capfd.readouterr().err.split())
     assert raw.read_text() == "somebody's"
-    raw.unlink()
-    (planned,) = plan_preparations([case], PreparationSettings(folder=Path(keep)))
-    assert prepare_case(planned) is not None
-    record = planned.files.record
+    shutil.rmtree(keep)
+    shutil.copytree(made.root, keep)
+    record = PreparedFiles(Path(keep), NAME).record
     doubt = {"code": "doubtful-brain", "message": "a small brain"}
     record.write_text(json.dumps({**json.loads(record.read_text()), "warnings": [doubt]}))
     assert drunet([*words, "--keep-prepared", keep, "--in-space", "t2"]) == 0

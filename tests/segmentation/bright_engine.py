@@ -18,8 +18,8 @@ from drunet_cli.segmentation.settings import Settings
 from drunet_cli.weights.checkpoint import Checkpoint, Metadata
 
 CHECKPOINT: Final = Checkpoint(metadata=Metadata(name="bright", base_width=1, bn_epsilon=1e-3), state={}, sha256="5eed" * 16)
-# Weights that need no download, though nobody opens them; PyTorch, since its samples need no extra.
-SETTINGS: Final = Settings(weights=("compact",), engine=EngineName.TORCH, window=WindowMode.FULL, threads=1)
+# Weights that need no download, though nobody opens them; PyTorch, since its samples need no extra; windows, which are small.
+SETTINGS: Final = Settings(weights=("compact",), engine=EngineName.TORCH, window=WindowMode.AUTO, threads=1)
 
 
 class BrightEngine:

@@ -332,7 +332,7 @@ def test_a_label_map_of_a_version_that_did_not_know_a_setting_is_the_same_where_
     [
         ({"labels": Labels.BRATS2023}, "with other label values"),
         ({"precision": "bfloat16"}, "with precision float32, now bfloat16"),
-        ({"window": "auto"}, "with window full, now auto"),
+        ({"window": "full"}, "with window auto, now full"),
         ({"flips": True}, "with tta none, now flips"),
         ({"min_volume_ml": 0.5}, "with min_volume_ml 0.0, now 0.5"),
         ({"engine": "onnxruntime"}, "with engine torch, now onnxruntime"),
