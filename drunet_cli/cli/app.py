@@ -22,7 +22,7 @@ from typer.core import TyperArgument, TyperCommand, TyperGroup, TyperOption
 
 import drunet_cli
 from drunet_cli.cli import options
-from drunet_cli.cli.console import Screen, give_up_stdout, reason_of_lost_stdout, telling
+from drunet_cli.cli.console import Screen, give_up_stdout, reason_of_lost_stdout, run_log
 from drunet_cli.errors import DeviceError, DrunetError, ExitCode, MisuseError, OutputError, Terminated
 from drunet_cli.processes import signals_raised
 
@@ -157,23 +157,23 @@ def _command(name: str) -> Any:
     else:
         group.info.name, group.info.cls = name, Group
     for info in group.registered_commands:
-        info.cls, info.callback = Command, _telling_more(info.callback)
+        info.cls, info.callback = Command, _with_verbose_and_log(info.callback)
     return typer.main.get_command(group)
 
 
-def _telling_more(command: Any) -> Any:
+def _with_verbose_and_log(command: Any) -> Any:
     """Give a command that has --quiet also --verbose and --log, which its screens heed by themselves."""
     signature = inspect.signature(command)
     if "quiet" not in signature.parameters:
         return command
 
     @functools.wraps(command)
-    def told(*, verbose: bool, log: Path | None, **given: Any) -> None:
+    def run(*, verbose: bool, log: Path | None, **given: Any) -> None:
         if verbose and given["quiet"]:
             raise MisuseError("--verbose and --quiet exclude one another")
-        telling.verbose = verbose
+        run_log.verbose = verbose
         if log is not None:
-            telling.log_to(log)
+            run_log.open(log)
         command(**given)
 
     more = {"verbose": (options.Verbose, False), "log": (options.Log, None)}
@@ -183,11 +183,11 @@ def _telling_more(command: Any) -> Any:
     ]
     before = list(signature.parameters.values())
     at = list(signature.parameters).index("quiet") + 1
-    told.__signature__ = signature.replace(  # type: ignore[attr-defined]
+    run.__signature__ = signature.replace(  # type: ignore[attr-defined]
         parameters=[*before[:at], *added, *before[at:]]
     )
-    told.__annotations__ = {**command.__annotations__, "verbose": options.Verbose, "log": options.Log}
-    return told
+    run.__annotations__ = {**command.__annotations__, "verbose": options.Verbose, "log": options.Log}
+    return run
 
 
 app = typer.Typer(
@@ -242,13 +242,13 @@ def drunet(
 def main(arguments: list[str]) -> int:
     """Run one command line; return its exit code, as the guide documents them."""
     _prepare_streams()
-    telling.command_line = shlex.join(["drunet", *arguments])
+    run_log.command_line = shlex.join(["drunet", *arguments])
     code: int = ExitCode.FAULT
     try:
         code = _run_until_signal(arguments)
         return code
     finally:
-        telling.end(code)
+        run_log.end(code)
 
 
 def _run_until_signal(arguments: list[str]) -> int:
@@ -283,7 +283,7 @@ def _run(arguments: list[str]) -> int:
     except Exception as error:  # noqa: BLE001  # a fault of drunet: shown whole, and told apart by its exit code
         if isinstance(error, OSError) and error.filename is None and error.errno in _STREAM_ERRORS:
             return _report_lost_stdout(error)
-        telling.write(traceback.format_exc().rstrip())
+        run_log.write(traceback.format_exc().rstrip())
         if isinstance(error, ImportError) and not (error.name or "").startswith(drunet_cli.__name__):
             return _report(MisuseError(_BROKEN_LIBRARY.format(name=error.name or "a library", error=error)))
         traceback.print_exc()

@@ -36,42 +36,41 @@ _WIDEST_PAGE = 100  # columns; longer lines tire the reader
 
 
 @dataclass
-class Telling:
-    """What --verbose and --log ask for: the same for all screens of a command line.
+class RunLog:
+    """The state of --verbose and --log, which all screens of one command line share.
 
-    verbose: tell what is decided, and why. log: a file that gets every line too, with time and host. command_line: as it was
-    typed, for the log.
+    verbose: show decisions and their reasons. file: gets every line, with time and host. command_line: as the user typed it.
     """
 
     verbose: bool = False
-    log: TextIO | None = None
+    file: TextIO | None = None
     command_line: str = ""
 
-    def log_to(self, path: Path) -> None:
+    def open(self, path: Path) -> None:
         """Append every further line to this file, and first what is run, and where. Raises OutputError."""
         try:
-            self.log = path.open("a", encoding="utf-8", errors="backslashreplace")
+            self.file = path.open("a", encoding="utf-8", errors="backslashreplace")
         except (OSError, ValueError) as error:
             raise OutputError(f"--log {path}: cannot be written: {getattr(error, 'strerror', error)}") from error
         self.write(f"drunet {drunet_cli.__version__}, Python {platform.python_version()}, in {Path.cwd()}: {self.command_line}")
 
     def write(self, line: str, *, place: str = "") -> None:
-        """Append a line to the log, if there is one. A lost line is no reason to stop the work."""
-        if self.log is not None:
+        """Append a line to the file, if there is one. A lost line is no reason to stop the work."""
+        if self.file is not None:
             with suppress(OSError):
-                self.log.write(f"{log_prefix(place)}{line}\n")
-                self.log.flush()
+                self.file.write(f"{log_prefix(place)}{line}\n")
+                self.file.flush()
 
     def end(self, exit_code: int) -> None:
-        """Log how the command line ended, and tell as if neither had been asked for."""
+        """Log the exit code, and forget --verbose and --log."""
         self.write(f"exit code {int(exit_code)}")
-        if self.log is not None:
+        if self.file is not None:
             with suppress(OSError):
-                self.log.close()
-        self.verbose, self.log = False, None
+                self.file.close()
+        self.verbose, self.file = False, None
 
 
-telling: Final = Telling()
+run_log: Final = RunLog()
 
 
 class Screen:
@@ -85,8 +84,8 @@ class Screen:
         self._is_log = False
         self._console: Console | None = None
         log = logging.getLogger("drunet_cli")
-        log.handlers[:] = [_ToScreen(self)]  # the newest screen tells what is logged
-        log.setLevel(logging.INFO if telling.verbose or telling.log else logging.WARNING)
+        log.handlers[:] = [_ToScreen(self)]  # the newest screen shows what is logged
+        log.setLevel(logging.INFO if run_log.verbose or run_log.file else logging.WARNING)
 
     @property
     def console(self) -> "Console":
@@ -122,7 +121,7 @@ class Screen:
 
     def detail(self, message: str) -> None:
         """Print one line on what was decided, and why, for --verbose."""
-        self._tell(message, style="dim", shown=telling.verbose)
+        self._tell(message, style="dim", shown=run_log.verbose)
 
     @contextmanager
     def slices_bar(self, n_cases: int) -> Iterator["SegmentationBar | None"]:
@@ -173,7 +172,7 @@ class Screen:
         self, text: str, label: str = "", style: str = "", *, place: str = "", is_part: bool = False, shown: bool = True
     ) -> None:
         """Print a line, and log it. label: what the line begins with, in this style. is_part: of what the line before began."""
-        telling.write(f"{label}{text}", place=place)
+        run_log.write(f"{label}{text}", place=place)
         if not shown:
             return
         prefix = log_prefix(place) if self._is_log and not is_part else ""

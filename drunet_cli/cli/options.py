@@ -311,7 +311,7 @@ KeepPrepared = Annotated[
 ]
 
 
-ANSWER: Final = "Averaging and cleaning up"
+AVERAGING: Final = "Averaging and cleaning up"
 FILES: Final = "More files, beside the label map NAME.nii.gz"
 
 
@@ -328,7 +328,7 @@ Tta = Annotated[
         "--tta",
         metavar="none|flips",
         help="flips: average the probabilities over the slice and its three flips; takes four times as long.",
-        rich_help_panel=ANSWER,
+        rich_help_panel=AVERAGING,
     ),
 ]
 McSamples = Annotated[
@@ -339,7 +339,7 @@ McSamples = Annotated[
         metavar="N",
         help="Monte Carlo dropout: average the probabilities of N passes with dropout on, in PyTorch; takes N times as long. "
         "0 is off.",
-        rich_help_panel=ANSWER,
+        rich_help_panel=AVERAGING,
     ),
 ]
 DropoutRate = Annotated[
@@ -351,14 +351,14 @@ DropoutRate = Annotated[
         max=0.95,
         help="Dropout rate of those passes.",
         show_default="as recorded in the weights; the published ones record none, so give it",
-        rich_help_panel=ANSWER,
+        rich_help_panel=AVERAGING,
     ),
 ]
-Seed = Annotated[int, typer.Option(min=0, metavar="N", help="Seed of --mc-samples.", rich_help_panel=ANSWER)]
+Seed = Annotated[int, typer.Option(min=0, metavar="N", help="Seed of --mc-samples.", rich_help_panel=AVERAGING)]
 WithinBrain = Annotated[
     bool,
     typer.Option(
-        "--within-brain", help="Remove labels where all four images are background (0 or below).", rich_help_panel=ANSWER
+        "--within-brain", help="Remove labels where all four images are background (0 or below).", rich_help_panel=AVERAGING
     ),
 ]
 
@@ -377,7 +377,7 @@ Postprocessing = Annotated[
         metavar="none|recommended",
         help="recommended: take the --min-volume and --min-enhancing that the weights record (drunet weights info); they were "
         "chosen on cases held out of the training.",
-        rich_help_panel=ANSWER,
+        rich_help_panel=AVERAGING,
     ),
 ]
 MinVolume = Annotated[
@@ -386,7 +386,7 @@ MinVolume = Annotated[
         min=0.0,
         metavar="ML",
         help="Remove connected parts of the whole tumour that are smaller than this, in mL.",
-        rich_help_panel=ANSWER,
+        rich_help_panel=AVERAGING,
     ),
 ]
 MinEnhancing = Annotated[
@@ -395,7 +395,7 @@ MinEnhancing = Annotated[
         min=0.0,
         metavar="ML",
         help="Turn all enhancing tumour into necrotic core if there is less than this in all, in mL.",
-        rich_help_panel=ANSWER,
+        rich_help_panel=AVERAGING,
     ),
 ]
 Preview = Annotated[

@@ -112,17 +112,17 @@ def report(
     from drunet_cli.cli.console import Screen, cohort_table, result, result_json
     from drunet_cli.io.atomic import check_writable, write_atomically
     from drunet_cli.io.tables import encode_table, encode_workbook
-    from drunet_cli.report.runs import read_runs, told_once
+    from drunet_cli.report.runs import merge_messages, read_runs
     from drunet_cli.segmentation.summary import COLUMNS, columns_of, is_summary
 
-    written = [path for path in (csv, xlsx, output) if path is not None]
-    for path in reversed(written):
+    outputs = [path for path in (csv, xlsx, output) if path is not None]
+    for path in reversed(outputs):
         check_writable(path, overwrite=overwrite)
     if csv is not None and csv.exists() and is_summary(csv):
         raise OutputError(f"{csv}: is the summary of a run, which tells of its failed cases; name another file")
     screen = Screen(quiet=quiet)
     found = read_runs([Path(run) for run in runs])
-    for notice in (*told_once(_problems(found.records)), *found.notices):
+    for notice in (*merge_messages(_problems(found.records)), *found.notices):
         screen.warning(notice)
     rows = [{**columns_of(record.row), "folder": str(record.folder)} for record in found.records]
     for table, encode in ((csv, encode_table), (xlsx, encode_workbook)):
@@ -136,8 +136,8 @@ def report(
     if json:
         for row in rows:
             result_json(row)
-    elif written:
-        for path in written:
+    elif outputs:
+        for path in outputs:
             result(str(path))
     else:
         Screen().table(cohort_table([record.row for record in found.records]))
@@ -164,10 +164,10 @@ def _viewers(runs: "Runs", path: Path, screen: "Screen", reference: Path | None,
         check_writable(page, overwrite=overwrite)
     references = NO_FILES if reference is None else references_of(runs.records, reference)
     with screen.case_bar(len(pages)) as advance:
-        written = write_pages(
+        viewers = write_pages(
             runs.records, pages, references.by_label_map, overwrite=overwrite, n_threads=granted_cpus(), on_done=advance
         )
-    return CaseFiles(written.by_label_map, (*references.notices, *written.notices))
+    return CaseFiles(viewers.by_label_map, (*references.notices, *viewers.notices))
 
 
 def _write_page(runs: "Runs", path: Path, screen: "Screen", viewers: "CaseFiles | None", *, overwrite: bool) -> None:

@@ -356,8 +356,8 @@ def _origin(document: Mapping[str, Any]) -> str:
     if document["where"] != "bundled":
         return origin
     parts = origin.removeprefix(str(document["description"])).split(". ")
-    told = str(document["citation"])
-    own = ". ".join(part for part in parts if part.strip() and part.strip() not in told)
+    citation = str(document["citation"])
+    own = ". ".join(part for part in parts if part.strip() and part.strip() not in citation)
     own = re.sub(r", from [^,(]+ \(SHA-256 [0-9a-f]+\)", ", begun from other weights", own)
     return re.sub(r"cases learnt from: (\d+)", r"\1 cases", own)
 

@@ -281,9 +281,9 @@ def _holds(path: Path, label_map: LabelMap, reference: Volume) -> bool:
     if not os.path.lexists(path):
         return False
     try:
-        existing = load_volume(path)
+        earlier = load_volume(path)
     except CaseError as error:
         raise OutputError(f"{without_remedy(str(error))}; give --overwrite to replace it") from error
-    if not np.array_equal(existing.voxels, label_map) or not same_grid(existing, reference):
+    if not np.array_equal(earlier.voxels, label_map) or not same_grid(earlier, reference):
         raise OutputError(f"{path}: exists already and is not what these slices give; give --overwrite to replace it")
     return True

@@ -87,7 +87,7 @@ def find_cases(
             else:
                 found.setdefault(item.key, item)
     items = list(found.values())
-    named, renamings = _told_apart_by_name(items)
+    named, renamings = _with_distinct_names(items)
     unmatched = list(dict.fromkeys(item.folder for item in items if item.is_beside_patterns))
     return Cohort(
         cases=tuple(sorted((case for case in named if isinstance(case, Case)), key=lambda case: case.name)),
@@ -127,7 +127,7 @@ def _note_on_left_aside(found: Iterable["_Found"]) -> Iterator[str]:
         yield f"{plural(len(paths), 'image')} left aside, since others have plainer names: {named}; --pattern t2=GLOB chooses"
 
 
-def _told_apart_by_name(found: Iterable["_Found"]) -> tuple[list[Case | BrokenCase], list[str]]:
+def _with_distinct_names(found: Iterable["_Found"]) -> tuple[list[Case | BrokenCase], list[str]]:
     """Every case once, under a name that is its alone or as broken; and a note on cases that their folders name."""
     by_name: dict[str, list[_Found]] = defaultdict(list)
     for item in found:

@@ -294,8 +294,8 @@ def names_by_folder(
     for parts in (below, above):
         if all(each[-1:] == (name,) for each in above):
             parts = [each[:-1] for each in parts]
-        told = _told_apart(parts) or []
-        for names in ([] if of_files else told, [f"{each}_{name}" for each in told]):
+        by_folder = _distinct_names(parts) or []
+        for names in ([] if of_files else by_folder, [f"{each}_{name}" for each in by_folder]):
             if names and all(may_name_a_file(new) and new not in taken for new in names):
                 return names
     return None
@@ -305,7 +305,8 @@ def _parts_below(folder: Path, top: Path) -> tuple[str, ...]:
     return folder.relative_to(top).parts if folder.is_relative_to(top) else ()
 
 
-def _told_apart(folders: Sequence[Sequence[str]]) -> list[str] | None:
+def _distinct_names(folders: Sequence[Sequence[str]]) -> list[str] | None:
+    """The names at the first level at which all folders differ, else those at all levels at which some differ; else None."""
     levels = [level for level in itertools.zip_longest(*folders, fillvalue="") if len(set(level)) > 1]
     joined = tuple("_".join(filter(None, parts)) for parts in zip(*levels, strict=True))
     return next((list(names) for names in (*levels, joined) if all(names) and len(set(names)) == len(folders)), None)

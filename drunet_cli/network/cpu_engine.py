@@ -260,5 +260,5 @@ def _softmax(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
 
 def _out_of_memory(error: Exception) -> DeviceError:
     lines = [line for line in str(error).splitlines() if is_out_of_memory(RuntimeError(line))]
-    told = lines[0] if lines else "MemoryError"
-    return DeviceError(f"device cpu: memory does not suffice for the network and one slice ({told})")
+    reason = lines[0] if lines else "MemoryError"
+    return DeviceError(f"device cpu: memory does not suffice for the network and one slice ({reason})")

@@ -176,7 +176,7 @@ class TorchEngine:
 
     @torch.inference_mode()
     def _forward(self, batch: npt.NDArray[np.uint8], head: Callable[[Tensor], Tensor]) -> Arrival:
-        """The head's answers, and whether all logits are finite."""
+        """The head's results, and whether all logits are finite."""
         images = self._transfer.to_device(batch).permute(0, 3, 1, 2).contiguous(memory_format=self._memory_format)
         half = _DTYPES.get(self.precision)
         with torch.autocast(self._device.type, dtype=half or torch.bfloat16, enabled=half is not None):
@@ -184,9 +184,9 @@ class TorchEngine:
         return self._transfer.to_host(head(logits), torch.isfinite(logits).all())
 
     def _arrived(self, arrival: Arrival) -> npt.NDArray[np.generic]:
-        """Wait for the answers of a batch. A fault of the device shows only here."""
+        """Wait for the results of a batch. A fault of the device shows only here."""
         try:
-            answers, finite = arrival.wait()
+            results, finite = arrival.wait()
         except RuntimeError as error:
             check_device_fault(self._device, error)
             raise
@@ -194,7 +194,7 @@ class TorchEngine:
             if self.precision is not Precision.FLOAT32:
                 raise DeviceError(f"the network overflows in {self.precision}; use --precision float32")
             raise WeightsError("the network's output is not finite; these weights are damaged")
-        return answers
+        return results
 
 
 def build_model(checkpoint: Checkpoint) -> DRUNet104:

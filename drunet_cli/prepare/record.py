@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 SCHEMA: Final = "drunet.preparation/1"
 _CONVENTION: Final = "a transform takes positions in a scan to the BraTS grid; in mm along R, A and S, as NIfTI has them"
 # With these a sidecar suffices to go back to the scans, also where the prepared files are gone.
-_TOLD: Final = ("inputs", "transforms", "convention", "moved", "brain", "atlas", "untouched")
+_IN_SIDECARS: Final = ("inputs", "transforms", "convention", "moved", "brain", "atlas", "untouched")
 _MARGIN: Final = 1  # voxels, over which linear interpolation fades
 
 
@@ -124,12 +124,12 @@ class NativeSpace:
 class PreparedFrom:
     """What a prepared case was made of.
 
-    record: the path of CASE.json; None where the prepared files are removed when the run is over. told: what the sidecar of a
-    label map says of the preparation, as the record has it. warnings: likewise.
+    record: the path of CASE.json; None where the prepared files are removed when the run is over. summary: the part of the
+    record that the sidecar of a label map repeats. warnings: those of the preparation.
     """
 
     record: Path | None
-    told: Mapping[str, Any]
+    summary: Mapping[str, Any]
     spaces: Mapping[Modality, NativeSpace]
     warnings: tuple[CaseWarning, ...]
 
@@ -154,8 +154,8 @@ def origin_of(case: Case, inputs: Mapping[str, InputFile]) -> PreparedFrom | Non
             return None
         spaces = {modality: _space(document, modality, record) for modality in Modality}
         warnings = [CaseWarning(WarningCode(each["code"]), str(each["message"])) for each in document["warnings"]]
-        told = {name: document[name] for name in _TOLD}
-        return PreparedFrom(None if document["folder"] is None else record, told, spaces, tuple(warnings))
+        summary = {name: document[name] for name in _IN_SIDECARS}
+        return PreparedFrom(None if document["folder"] is None else record, summary, spaces, tuple(warnings))
     except (KeyError, TypeError, ValueError, AttributeError):
         return None
 

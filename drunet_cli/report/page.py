@@ -29,7 +29,7 @@ from drunet_cli.io.nifti import load_volume
 from drunet_cli.io.png import encode_webp
 from drunet_cli.io.volumes import CaseImages, class_map_of, read_images
 from drunet_cli.prepare.record import picture_beside
-from drunet_cli.report.runs import Record, Runs, provenance, told_once
+from drunet_cli.report.runs import Record, Runs, merge_messages, provenance
 from drunet_cli.segmentation.outputs import PREPARED_ENDING, PREVIEW_ENDING, VIEW_ENDING
 from drunet_cli.segmentation.summary import VOLUMES, Status
 from drunet_cli.segmentation.viewer import Labelled, encode_viewer, render_page
@@ -191,7 +191,7 @@ def read_thumbnails(records: Sequence[Record], *, n_threads: int, on_done: Calla
             unshown += [(str(path), f"{found}; not shown") for path, found in read if isinstance(found, CaseError)]
     finally:
         threads.shutdown(cancel_futures=True)
-    return Thumbnails(by_label_map, tuple(told_once(unshown)))
+    return Thumbnails(by_label_map, tuple(merge_messages(unshown)))
 
 
 def _pictures_of(record: Record) -> Iterator[tuple[str, Path]]:
@@ -275,7 +275,7 @@ def references_of(records: Sequence[Record], path: Path) -> CaseFiles:
         else:
             reason = f"has {len(candidates)} references" if candidates else "has no reference"
             missing.append((row.case, f"{reason} in {path}; shown without"))
-    return CaseFiles(found, tuple(told_once(missing)))
+    return CaseFiles(found, tuple(merge_messages(missing)))
 
 
 def write_pages(
@@ -292,7 +292,7 @@ def write_pages(
     references: by the output of a case's row. on_done: called once for each case. Raises OutputError.
     """
     planned = {record.row.output: record for record in records if record.row.output in pages}
-    written, without = {}, []
+    by_label_map, without = {}, []
 
     def write(record: Record) -> CaseError | None:
         output = record.row.output
@@ -309,12 +309,12 @@ def write_pages(
         for record, error in zip(planned.values(), threads.map(write, planned.values()), strict=True):
             on_done()
             if error is None:
-                written[record.row.output] = pages[record.row.output]
+                by_label_map[record.row.output] = pages[record.row.output]
             else:
                 without.append((record.row.case, f"{error} (so it has no viewer)"))
     finally:
         threads.shutdown(cancel_futures=True)
-    return CaseFiles(written, tuple(told_once(without)))
+    return CaseFiles(by_label_map, tuple(merge_messages(without)))
 
 
 def _with_label_map(records: Sequence[Record]) -> list[Record]:

@@ -108,7 +108,7 @@ def provenance(records: Iterable[Record]) -> list[Fact]:
     return [Fact(name, _variants([of_case.get(name, _NOT_RECORDED) for of_case in facts])) for name in names]
 
 
-def told_once(messages: Iterable[tuple[str, str]]) -> list[str]:
+def merge_messages(messages: Iterable[tuple[str, str]]) -> list[str]:
     """One line for every message, however many subjects it has. messages: subject, such as a path, and message."""
     subjects: dict[str, list[str]] = defaultdict(list)
     for subject, message in messages:
@@ -125,7 +125,7 @@ class _Notices:
     tables: Counter[Path] = field(default_factory=Counter)
 
     def lines(self) -> list[str]:
-        lines = told_once((path, f"{reason}; left out") for path, reason in self.left_out.items())
+        lines = merge_messages((path, f"{reason}; left out") for path, reason in self.left_out.items())
         if self.tables:
             n_more, n_cases = len(self.tables) - 1, self.tables.total()
             more, whose, tables = (f" and {n_more} more", "their", "tables") if n_more else ("", "its", "table")
@@ -215,10 +215,10 @@ def _with_label_map(record: Record) -> Record:
 
 def _label_map_of(record: Record) -> Path:
     """The label map beside its sidecar, wherever both have been moved to, and also when both have been renamed."""
-    written = Path(record.row.output or f"{record.row.case}.nii.gz")
+    recorded = Path(record.row.output or f"{record.row.case}.nii.gz")
     if record.document is None:
-        return record.folder / written.relative_to(dataset_of(written))
-    beside = record.source.with_name(written.name)
+        return record.folder / recorded.relative_to(dataset_of(recorded))
+    beside = record.source.with_name(recorded.name)
     if stem(beside) == record.source.stem:
         return beside
     candidates = [record.source.with_name(f"{record.source.stem}{suffix}") for suffix in (".nii.gz", ".nii")]
@@ -240,9 +240,10 @@ def _with_tables(summaries: Iterable[Path], with_sidecar: Sequence[Record], noti
             notices.left_out[str(path)] = str(error).removeprefix(f"{path}: ")
     records = []
     for record in with_sidecar:
-        told = found.pop((os.path.realpath(record.folder), record.row.case), None)
-        if told is not None and told.row.status is Status.DIFFERS and told.row.time >= record.row.time:
-            record = replace(record, row=replace(record.row, status=Status.DIFFERS, error=told.row.error, time=told.row.time))
+        in_table = found.pop((os.path.realpath(record.folder), record.row.case), None)
+        if in_table is not None and in_table.row.status is Status.DIFFERS and in_table.row.time >= record.row.time:
+            row = replace(record.row, status=Status.DIFFERS, error=in_table.row.error, time=in_table.row.time)
+            record = replace(record, row=row)
         records.append(record)
     notices.tables |= Counter(record.source for record in found.values() if record.row.status is not Status.FAILED)
     return records + [each if each.row.status is Status.FAILED else _with_label_map(each) for each in found.values()]

@@ -172,7 +172,7 @@ def _wait_for_others(
     left: deque[PlannedCase], begin: Callable[[PlannedCase], "Future[_Read] | None"], on_warning: Callable[[str], None]
 ) -> Generator["Future[_Read]"]:
     """Yield the cases that other runs had claimed, once they are done there or abandoned, as they are being looked at again."""
-    told = set()
+    announced = set()
     while left:
         claimed = [(planned, _claimed(planned)) for planned in left]
         free = [planned for planned, file in claimed if file is None]
@@ -183,8 +183,8 @@ def _wait_for_others(
                 del future
             continue
         for planned, file in claimed:
-            if file is not None and planned.case.name not in told:
-                told.add(planned.case.name)
+            if file is not None and planned.case.name not in announced:
+                announced.add(planned.case.name)
                 other = claimant(file) or "another run"
                 work = "segmenting" if file == planned.files.label_map else "preparing"
                 on_warning(

@@ -369,7 +369,7 @@ def describe(predicted: PredictedCase, ensemble: Ensemble) -> dict[str, Any]:
     }
     if origin is not None:
         record = None if origin.record is None else str(origin.record)
-        document["prepared_from"] = {"record": record, **origin.told, "volumes_of": "the prepared grid"}
+        document["prepared_from"] = {"record": record, **origin.summary, "volumes_of": "the prepared grid"}
     if predicted.prediction.uncertainty is not None:
         document["mean_uncertainty"] = _mean_uncertainty(predicted.prediction.uncertainty, predicted.class_map)
     return document if predicted.cleaned is None else {**document, "postprocessing": predicted.cleaned}

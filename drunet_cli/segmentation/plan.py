@@ -344,7 +344,7 @@ def _difference(document: Mapping[str, Any], case: Case, files: OutputFiles, ens
         for name, value in ensemble.compared.items():
             if (before := settings.get(name, _BEFORE.get(name))) != value:
                 return f"with {name} {before}, now {value}"
-        _check_told(document)
+        _check_reported(document)
     except (KeyError, TypeError, AttributeError):
         return "by another version of drunet, which recorded other things"
     images = {str(modality): path for modality, path in case.images.items()}
@@ -363,8 +363,8 @@ def _difference(document: Mapping[str, Any], case: Case, files: OutputFiles, ens
 _BEFORE: Final = {"within_brain": False}
 
 
-def _check_told(document: Mapping[str, Any]) -> None:
-    """Raise KeyError, TypeError or AttributeError where the object lacks something that is told of a case left out."""
+def _check_reported(document: Mapping[str, Any]) -> None:
+    """Raise KeyError, TypeError or AttributeError where the object lacks a value that the line of a case left out shows."""
     words = (document["case"], document["device"], *(weights["name"] for weights in described_weights(document)))
     numbers = (*(document["volumes_ml"][region] for region in REGIONS), *document["seconds"].values())
     if not (all(isinstance(word, str) for word in words) and all(isinstance(number, int | float) for number in numbers)):

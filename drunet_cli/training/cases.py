@@ -328,14 +328,14 @@ def _described_case(name: str, layout: Layout, images: Sequence[SliceFile], mask
     if not description.has_masks:
         raise CaseError(f"{path}: {name} was converted without a segmentation; convert it again with one")
     n_slices = _checked_number(description.geometry().n_slices, path)
-    written = {row.z: slice_name(name, row.z) for row in description.rows}
-    if len(written) != len(description.rows) or not written.keys() <= set(range(n_slices)):
+    slices = {row.z: slice_name(name, row.z) for row in description.rows}
+    if len(slices) != len(description.rows) or not slices.keys() <= set(range(n_slices)):
         raise CaseError(f"{path}: is damaged: it names slices twice or beyond the {n_slices} of {name}; convert the case again")
-    expected = written.keys() if description.skip_blank else range(n_slices)
+    expected = slices.keys() if description.skip_blank else range(n_slices)
     for folder, files in ((layout.images, images), (layout.masks, masks)):
         if missing := set(expected) - {file.z for file in files}:
             raise CaseError(f"{folder}: slice {join_some(sorted(missing))} of {name} is missing; convert the case again")
-    return PngCase(layout=layout, n_slices=n_slices, images=written, masks=written, description=path)
+    return PngCase(layout=layout, n_slices=n_slices, images=slices, masks=slices, description=path)
 
 
 def _bare_case(name: str, layout: Layout, images: Sequence[SliceFile], masks: Sequence[SliceFile]) -> PngCase:

@@ -133,10 +133,10 @@ def read_together(
     plan: None where several processes train; rank 0 then makes the plan.
     """
     if not team.processes.is_first:
-        answer: TrainingPlan | _StillReading | None = _StillReading()
-        while isinstance(answer, _StillReading):
-            answer = team.broadcast(None)
-        return answer
+        received: TrainingPlan | _StillReading | None = _StillReading()
+        while isinstance(received, _StillReading):
+            received = team.broadcast(None)
+        return received
 
     def tell(progress: TrainingProgress) -> None:
         on_progress(progress)
