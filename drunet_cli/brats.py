@@ -35,7 +35,7 @@ class Modality(StrEnum):
 
     @property
     def display(self) -> str:
-        """How the field writes it: FLAIR, T1ce, T1, T2."""
+        """The name as the field writes it: FLAIR, T1ce, T1, T2."""
         return "T1ce" if self is Modality.T1CE else self.value.upper()
 
 
@@ -76,14 +76,14 @@ REGION_NAMES: Final = {"WT": "whole tumour", "TC": "tumour core", "ET": CLASS_NA
 
 
 class Labels(StrEnum):
-    """Which label value the files that drunet writes give enhancing tumour."""
+    """The conventions of the files that drunet writes, which differ in the label value of enhancing tumour."""
 
     BRATS2020 = "brats2020"  # 4: BraTS 2012 to 2022
     BRATS2023 = "brats2023"  # 3: BraTS 2023 on
 
 
 class ReadLabels(StrEnum):
-    """What the label values of a file are taken for."""
+    """The conventions by which the label values of a file are read."""
 
     AUTO = "auto"  # brats2020 or brats2023, by whether 4 or 3 occurs
     BRATS2020 = "brats2020"  # 1 NCR, 2 ED, 4 ET
@@ -187,5 +187,5 @@ def volume_digits(volume_ml: float) -> str:
 
 
 def describe_labels(labels: Labels) -> dict[str, Any]:
-    """Which label value stands for which class in the file."""
+    """The convention of a file, and the label value of each class."""
     return {"convention": labels, "values": {index.name: label_value(index, labels) for index in TUMOUR_CLASSES}}

@@ -1,4 +1,4 @@
-"""What can go wrong for a reason the user can mend, each kind with its exit code; and the words of messages.
+"""The errors that a user can mend, each kind with its exit code; and the words of messages.
 
 Core code raises these errors; only `cli` prints them. Any other exception is a fault of drunet and keeps its traceback.
 """
@@ -99,5 +99,5 @@ def plural(n: int, noun: str) -> str:
 
 
 def without_remedy(message: str) -> str:
-    """What was wrong and where, for a caller who knows another remedy than the one after the last semicolon."""
+    """The message without the remedy after its last semicolon, for a caller who knows another remedy."""
     return message.rpartition("; ")[0] or message

@@ -1,4 +1,4 @@
-"""What this machine grants to the process. Standard library only."""
+"""The machine: CPUs and memory that it grants to the process, and its processor and devices. Standard library only."""
 
 import ctypes
 import math

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 _RAISED: Final[dict[signal.Signals, type[BaseException]]] = {signal.SIGINT: KeyboardInterrupt, signal.SIGTERM: Terminated}
 _NUMBERS: Final = tuple(_RAISED)
 
-# How long after a signal whose exception was lost it comes again: well after Python has left the place where it was lost.
+# The delay after which a signal whose exception was lost is sent again: Python has left that place long before.
 _AGAIN_AFTER_S: Final = 0.01
 
 

@@ -152,12 +152,12 @@ def share_of(cohort: Cohort, shard: tuple[int, int]) -> Cohort:
 
 
 def naming_of(patterns: Sequence[str], channels: str | None) -> Naming:
-    """What --pattern and --channels say of file names. Raises MisuseError."""
+    """The file names that --pattern and --channels ask for. Raises MisuseError."""
     return Naming(parse_patterns(patterns), None if channels is None else parse_channels(channels))
 
 
 def paths_of(sources: Sequence[str]) -> list[Path]:
-    """What CASES names; `-` stands for a list of paths on stdin. Raises MisuseError, and CaseError for an empty stdin."""
+    """The paths of CASES; `-` stands for a list of paths on stdin. Raises MisuseError, and CaseError for an empty stdin."""
     if "" in sources:
         raise MisuseError("CASES: an empty path; an unset variable?")
     given = [paths_of_list(read_stdin(), name="stdin") if source == STDIN else [source] for source in sources]
@@ -168,7 +168,7 @@ def paths_of(sources: Sequence[str]) -> list[Path]:
 
 
 def label_map_path(output: Path, case: str) -> Path:
-    """What -o stands for: a NIfTI file, or a folder that gets {case}.nii.gz. Raises MisuseError."""
+    """The label map of a case by -o: the NIfTI file that -o names, or {case}.nii.gz in its folder. Raises MisuseError."""
     if is_nifti(output.name) and stem(output):
         return output
     name = output.name.lower()
@@ -178,7 +178,7 @@ def label_map_path(output: Path, case: str) -> Path:
 
 
 def label_maps_of(cohort: Cohort, output: Path, *, bids: bool, prepare: bool) -> dict[str, Path]:
-    """Where the label map of each case goes, by name, also of cases that cannot be used.
+    """The path of each case's label map, by name, also of cases that cannot be used.
 
     bids: lay them out as a BIDS data set. prepare: the cases are to be prepared. Raises MisuseError.
     """
@@ -329,7 +329,7 @@ class Batch:
 
 @dataclass(frozen=True)
 class PlanRow:
-    """What a dry run says of one case.
+    """The row of one case in a dry run.
 
     state: what there is of the case. would: what would be done. warnings: those known without the voxels; None where a command
     looks for none. error: what the case would fail with.

@@ -74,7 +74,7 @@ run_log: Final = RunLog()
 
 
 class Screen:
-    """What a command shows to a person, on stderr. quiet: no bar, notes or warnings; errors and results stay.
+    """The lines, bars and tables that a person reads on stderr. quiet: no bar, notes or warnings; errors and results stay.
 
     A line that quiet withholds stands in the file of --log nonetheless.
     """
@@ -202,7 +202,7 @@ class _ToScreen(logging.Handler):
 
 
 def log_prefix(place: str) -> str:
-    """What a line of a log begins with: time and host, and its place among many where it has one."""
+    """The beginning of a line of a log: time and host, and the line's place among many, if it has one."""
     return f"{strftime('%Y-%m-%d %H:%M:%S')} {gethostname()}{place and ', '}{place}: "
 
 

@@ -134,7 +134,7 @@ def nii2png(
 
 
 def _stop(planned: Sequence["PlannedSlices"], settings: "SliceSettings") -> OutputError | None:
-    """What would end the run before its first case."""
+    """The error that would end the run before its first case, if any."""
     from drunet_cli.conversion.nii2png import check_plan
 
     try:
@@ -338,7 +338,7 @@ def _plan_label_maps(
     output: Path,
     batch: "Batch",
 ) -> list["PlannedLabelMap"]:
-    """What will be written, of the cases that have a reference."""
+    """The plans of the cases that have a reference; the others fail."""
     from drunet_cli.cli.cases import label_map_path
     from drunet_cli.conversion.png2nii import PlannedLabelMap, description_of
 

@@ -109,7 +109,7 @@ def export(
 
 
 def _variant(output: Path, format_: str | None, precision: Precision, head: Head | None) -> "Variant":
-    """What is asked for. Raises MisuseError where that makes no sense."""
+    """The kind of file that the options ask for. Raises MisuseError for options that do not fit together."""
     suffix = output.suffix.lower()
     if (format_ or suffix) in _TORCHSCRIPT:
         raise MisuseError("TorchScript is not written, as PyTorch gives it up; use --format onnx")

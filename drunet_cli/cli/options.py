@@ -316,7 +316,7 @@ FILES: Final = "More files, beside the label map NAME.nii.gz"
 
 
 class TestTime(StrEnum):
-    """What is averaged over at test time."""
+    """The averaging at test time."""
 
     NONE = "none"
     FLIPS = "flips"
@@ -364,7 +364,7 @@ WithinBrain = Annotated[
 
 
 class Postprocess(StrEnum):
-    """Who chooses what is changed in the label map."""
+    """The source of the limits of post-processing: the options, or the weights."""
 
     NONE = "none"
     RECOMMENDED = "recommended"

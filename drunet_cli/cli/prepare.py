@@ -204,7 +204,7 @@ def check_files(settings: "PreparationSettings", *, n_cases: int) -> None:
 
 
 def stop_of(planned: Sequence["PlannedPreparation"]) -> DrunetError | None:
-    """What would end the run before its first case."""
+    """The error that would end the run before its first case, if any."""
     from drunet_cli.prepare.prepared_case import check_preparations
 
     try:

@@ -254,7 +254,7 @@ def _check_raw_scans(*, prepare: bool, keep: Path | None, bids: bool, dicom_seg:
 
 
 def _preparation(keep: Path | None, temporary: ExitStack, settings: "Settings") -> "PreparationSettings":
-    """What is asked of the preparation. keep: the folder of the prepared cases; without it they are temporary."""
+    """The settings of the preparation. keep: the folder of the prepared cases; without it they are temporary."""
     from drunet_cli.host import granted_cpus
     from drunet_cli.io.atomic import temporary_folder
     from drunet_cli.prepare.preparation import PreparationSettings

@@ -240,7 +240,7 @@ def _run(settings: TrainingSettings, *, init: str | None, screen: Screen, json: 
     begins = not (settings.resume and RunFolder(settings.output).exists)
     if init is not None and begins:
         settings = replace(settings, init=_checkpoint(init, screen, dry_run=settings.dry_run))
-    # What can be checked without PyTorch, which takes seconds to import, comes first; images are read last.
+    # Checks that do without PyTorch, whose import takes seconds, come first; images are read last.
     plan = None if processes.several else plan_training(settings)
     device = own_device(processes, settings.device, on_warning=screen.warning)
     training_screen = TrainingScreen(screen, json=json)

@@ -1,4 +1,4 @@
-"""How a training is shown: how far it is, and what a dry run says of it."""
+"""The screen of a training: how far the training is, and the plan that a dry run prints."""
 
 import shlex
 from collections.abc import Callable, Mapping, Sequence

@@ -363,7 +363,7 @@ def _origin(document: Mapping[str, Any]) -> str:
 
 
 def place_of(name: str) -> str:
-    """Where weights by name or file are: file, bundled, cache or not-downloaded."""
+    """The place of weights by name or file: file, bundled, cache or not-downloaded."""
     if is_file_name(name):
         return "file"
     if name in BUNDLED:

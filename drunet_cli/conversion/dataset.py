@@ -145,11 +145,11 @@ class Description:
     """[4, 4], voxel indices of FLAIR to RAS mm."""
     x: AxisFit
     y: AxisFit
-    """How the in-plane axes of FLAIR lie on the frame."""
+    """The place of FLAIR's in-plane axes on the frame."""
     rows: tuple[SliceRow, ...]
     """The slices that were written, by z."""
     warnings: tuple[CaseWarning, ...] = ()
-    """What is unusual about the images."""
+    """Warnings about the images."""
 
     @property
     def has_masks(self) -> bool:

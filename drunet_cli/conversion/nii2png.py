@@ -40,7 +40,7 @@ _CHANGED: Final = "has been changed since it was converted; give --overwrite to 
 
 @dataclass(frozen=True, kw_only=True)
 class SliceSettings:
-    """What is asked of a run from cases to slices."""
+    """The settings of a run from cases to slices."""
 
     folder: Path
     """Folder of the dataset."""
@@ -60,7 +60,7 @@ class SliceSettings:
 
 
 class SlicesState(StrEnum):
-    """What is there of a case before a run."""
+    """The state of a case's slices before a run."""
 
     NEW = "new"
     COMPLETE = "converted"
@@ -69,7 +69,7 @@ class SlicesState(StrEnum):
 
 
 class SlicesAction(StrEnum):
-    """What a run does with a case."""
+    """The work of a run on one case."""
 
     CONVERT = "convert"
     CONVERT_AGAIN = "convert again"
@@ -79,7 +79,7 @@ class SlicesAction(StrEnum):
 
 @dataclass(frozen=True)
 class PlannedSlices:
-    """A case, what is there of it, and what will be done. slices: files that bear the names of its slices."""
+    """The plan of one case. slices: the files that bear the names of its slices."""
 
     case: Case
     state: SlicesState

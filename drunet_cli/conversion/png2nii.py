@@ -33,7 +33,7 @@ from drunet_cli.io.png import read_label_slice
 
 @dataclass(frozen=True, kw_only=True)
 class LabelMapSettings:
-    """What is asked of a run from label slices to label maps."""
+    """The settings of a run from label slices to label maps."""
 
     folder: Path
     """Folder of the label slices."""
@@ -58,7 +58,7 @@ class PlannedLabelMap:
     images: tuple[Path, ...] = ()
     """The other images of the case; no output may replace them."""
     description: Path | None = None
-    """How nii2png made the case, if that is known."""
+    """The description that nii2png wrote of the case, if there is one."""
     output: Path
 
 
@@ -163,7 +163,7 @@ def convert_labels(planned: PlannedLabelMap, settings: LabelMapSettings) -> Writ
 
 
 def _layouts(folder: Path) -> list[Layout]:
-    """Where `cases` may lie: in the folder of the slices, or above it."""
+    """The folders in which `cases` may lie: that of the slices, and the one above."""
     return [Layout(folder), *(Layout(parent) for parent in with_a_name(folder).absolute().parents)]
 
 

@@ -1,1 +1,1 @@
-"""How well a segmentation agrees with a reference: array functions, numpy and scipy, no files and no torch."""
+"""Label maps against references: scores of arrays, pairs of files, statistics and plots. No torch."""

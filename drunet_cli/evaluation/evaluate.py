@@ -60,7 +60,7 @@ _Scalar = TypeVar("_Scalar", bound=np.generic)
 
 
 class Convention(StrEnum):
-    """How Dice and HD95 are defined. All other scores are the same in both."""
+    """The definition of Dice and HD95. All other scores are the same in both."""
 
     BRATS = "brats"  # over the whole region, as until BraTS 2022
     LESIONWISE = "lesionwise"  # means over lesions, as BraTS 2023 ranked

@@ -1,4 +1,4 @@
-"""Which prediction is to be compared with which reference, by file names and tables; no voxel is read."""
+"""Pairs of a prediction and its reference, by file names and tables; no voxel is read."""
 
 import csv
 import io

@@ -32,7 +32,7 @@ IntArray = npt.NDArray[np.integer[Any]]
 
 
 def mask_of(class_map: ClassMap, classes: Collection[TumourClass]) -> Mask:
-    """Where a class map, of any shape, has one of these classes."""
+    """The mask of voxels at which a class map, of any shape, has one of these classes."""
     return np.asarray(np.logical_or.reduce([class_map == index for index in classes]))
 
 

@@ -37,7 +37,7 @@ class CpuEngine(ABC):
     name: ClassVar[EngineName]
     precision: ClassVar[Precision]
     errors: ClassVar[tuple[type[Exception], ...]]
-    """What the library raises, for lack of memory among others."""
+    """The exceptions of the library, for lack of memory among others."""
 
     device: Final = "cpu"
 

@@ -1,4 +1,4 @@
-"""What an engine is, and which one computes: the choice of software, device and precision.
+"""Engines, which compute logits: their interface, and the choice of software, device and precision.
 
 The command line imports this module for its options, so numpy is imported where it is needed.
 """
@@ -60,7 +60,7 @@ class Precision(StrEnum):
 
 
 class WindowMode(StrEnum):
-    """What the network sees of a slice: whole frames, or the smallest window that holds the brain.
+    """The part of a slice that the network sees: whole frames, or the smallest window that holds the brain.
 
     The metadata of weights say for which they were trained.
     """
@@ -208,7 +208,7 @@ def fastest_precision(name: EngineName, *, device: str, sampling: bool = False) 
 
 
 def missing_packages(packages: Sequence[str]) -> list[str]:
-    """Those of the packages that are not installed; nothing is imported."""
+    """The packages that are not installed; nothing is imported."""
     specs = {package: util.find_spec(package) for package in packages}
     return [package for package, spec in specs.items() if spec is None or spec.origin is None]  # a mere folder has no origin
 

@@ -42,7 +42,7 @@ Outputs: TypeAlias = Sequence[npt.NDArray[Any]]  # one array for each batch of i
 
 @dataclass(frozen=True, kw_only=True)
 class Variant:
-    """What to make of weights. head: the output of an ONNX file, by default the logits; other files hold weights alone."""
+    """A kind of file to make of weights. head: the output of an ONNX file, by default the logits; others hold weights alone."""
 
     format: Format
     precision: Precision = Precision.FLOAT32
@@ -109,7 +109,7 @@ class Reference:
         return _largest_difference(probabilities, [array / array.sum(axis=1, keepdims=True) for array in exponentials])
 
     def class_difference(self, classes: Outputs) -> float:
-        """How far apart the two best logits lie at most where the class differs, as a share of the largest logit."""
+        """The largest distance of the two best logits where the class differs, as a share of the largest logit."""
         gap = 0.0
         for found, logits in zip(classes, self.logits, strict=True):
             second, best = np.moveaxis(np.partition(logits, -2, axis=1)[:, -2:], 1, 0)

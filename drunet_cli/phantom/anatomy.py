@@ -66,7 +66,7 @@ class HeadGrid:
 
     @cached_property
     def xyz(self) -> Coordinates:
-        """Where the voxels lie, each [V]."""
+        """The places of the voxels, each [V]."""
         i, j, k = np.nonzero(self.chosen)
         return self.axes[0][i], self.axes[1][j], self.axes[2][k]
 
@@ -158,7 +158,7 @@ _TEMPORAL_HORN: Final = (((22, 31, 5), 4.5), ((31, 22, -12), 2.2), ((31, -6, -24
 
 @dataclass(frozen=True)
 class SyntheticHead:
-    """Where each voxel lies in the anatomy, and its depths below the surfaces of the parts, all [V].
+    """The place of each voxel in the anatomy, and its depths below the surfaces of the parts, all [V].
 
     p: anatomical x, y, z: the grid's, pushed aside by a tumour, turned, scaled and bent. outline: depth below the brain's.
     """
@@ -353,7 +353,7 @@ def _draw_place(rng: np.random.Generator, *, within: float) -> Point:
 
 
 def places_before(glioma: Glioma, grid: HeadGrid) -> Coordinates:
-    """Where the tissue of each voxel, [V], lay before the tumour grew: nearer to the tumour.
+    """The place of each voxel's tissue, [V], before the tumour grew: nearer to the tumour.
 
     The skull holds surface and base in place.
     """

@@ -113,7 +113,7 @@ def check_phantom_writable(folder: Path, name: str, *, overwrite: bool) -> None:
 
 
 def phantom_files(folder: Path, name: str) -> dict[str, Path]:
-    """Where the images and the segmentation of a phantom lie, by their roles."""
+    """The paths of a phantom's images and segmentation, by their roles."""
     return {role: folder / name / f"{name}_{role}.nii.gz" for role in (*CHANNELS, SEGMENTATION)}
 
 
@@ -135,7 +135,7 @@ _TISSUES: Final[Mapping[str, tuple[float, float, float, float]]] = {
     "solid": (1.75, -0.25, -0.20, 1.40),  # core of a tumour that does not enhance
     "ET": (1.70, 2.30, 0.45, 1.15),
 }
-# How far a tissue of one case lies from that of another, SD.
+# The spread of a tissue between cases, SD.
 _SPREAD: Final = {"csf": 0.3, "ED": 0.2, "NCR": 0.45, "solid": 0.35, "ET": 0.4}
 _USUAL_SPREAD: Final = 0.1
 _BRIGHTEST: Final = 32767

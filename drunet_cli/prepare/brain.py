@@ -34,7 +34,7 @@ _LONGEST_RUN_S: Final = 3600.0
 
 
 class BrainMethod(StrEnum):
-    """How the brain is found, where no mask is given."""
+    """The method that finds the brain, where no mask is given."""
 
     AUTO = "auto"
     DEEPBET = "deepbet"
@@ -83,7 +83,7 @@ class Brain:
 
 
 def chosen_method(method: BrainMethod, *, stripped: bool) -> str:
-    """What finds the brain; for `auto` by what there is. Raises MisuseError for a program that is not there.
+    """The method that finds the brain; for `auto` one that is installed. Raises MisuseError for a program that is not.
 
     stripped: whether the scans have a background of 0 around brains already.
     """

@@ -130,7 +130,7 @@ def load_series(scan: Path) -> Volume:
 
 
 def source_of(scan: Path) -> InputFile:
-    """What the files of a series are now, as one input; its path is the series' number alone. Raises CaseError."""
+    """The files of a series as they are now, as one input; its path is the series' number alone. Raises CaseError."""
     return _source_of(chosen_series(scan))
 
 

@@ -63,7 +63,7 @@ _LEAST_COVERED: Final = 0.97  # of the brain by every scan
 
 @dataclass(frozen=True, kw_only=True)
 class PreparationSettings:
-    """What is asked of a preparation: built once, written into the record, and compared when a run resumes."""
+    """The settings of a preparation: built once, written into the record, and compared when a run resumes."""
 
     folder: Path
     """Folder that gets a folder of each case."""
@@ -75,10 +75,10 @@ class PreparationSettings:
     """The scan that the others are registered to."""
 
     brain: str = BrainMethod.AUTO
-    """How the brain is found: a word of `BrainMethod`, or the path of a mask."""
+    """The method that finds the brain: a word of `BrainMethod`, or the path of a mask."""
 
     atlas: str = OWN_ATLAS
-    """What the brain is laid on: the package's template, "none", or the path of a skull-stripped image."""
+    """The image that the brain is laid on: the package's template, "none", or the path of a skull-stripped image."""
 
     preview: bool = False
     """Draw a picture of each case."""
@@ -97,7 +97,7 @@ class PreparationSettings:
 
     @property
     def method(self) -> BrainMethod | None:
-        """How the brain is found; None for a mask in a file."""
+        """The method that finds the brain; None for a mask in a file."""
         return BrainMethod(self.brain) if self.brain in [*BrainMethod] else None
 
     @property
@@ -107,7 +107,7 @@ class PreparationSettings:
         return {name: Path(path) for name, path in given.items() if path is not None}
 
     def recorded(self) -> dict[str, str]:
-        """What may change a voxel."""
+        """The settings that may change a voxel."""
         return {"reference": self.reference.value, "brain": self.brain, "atlas": self.atlas}
 
 

@@ -53,7 +53,7 @@ _THREADS: Final = 8  # file systems that answer slowly answer many questions at 
 
 
 class PreparationState(StrEnum):
-    """What there is of a case before a run."""
+    """The state of a prepared case before a run."""
 
     NEW = "new"
     COMPLETE = "prepared"
@@ -62,7 +62,7 @@ class PreparationState(StrEnum):
 
 
 class PreparationAction(StrEnum):
-    """What a run does with a case."""
+    """The work of a run on one case."""
 
     PREPARE = "prepare"
     PREPARE_AGAIN = "prepare again"
@@ -73,7 +73,7 @@ class PreparationAction(StrEnum):
 
 @dataclass(frozen=True)
 class PreparedFiles:
-    """Where the files of one case are. root: the folder that has a folder of each case."""
+    """The paths of one case's files. root: the folder that has a folder of each case."""
 
     root: Path
     name: str
@@ -85,7 +85,7 @@ class PreparedFiles:
 
     @property
     def record(self) -> Path:
-        """What was done, in JSON."""
+        """The record of the preparation, in JSON."""
         return self.folder / f"{self.name}.json"
 
     @property
@@ -118,7 +118,7 @@ class PreparedFiles:
         return [self.record, *self.images.values(), self.brain, self.picture]
 
     def state(self) -> PreparationState:
-        """What there is of these files."""
+        """The state of these files."""
         if read_record(self.record) is not None:
             return PreparationState.COMPLETE
         if os.path.lexists(self.mark):
@@ -157,7 +157,7 @@ class PreparedResult:
 
     @property
     def in_words(self) -> str:
-        """What was done, in one line, for `document` as it was written."""
+        """The preparation in one line, for `document` as it was written."""
         document = self.document
         if self.left_out:
             return f"{document['case']}: complete, left out"

@@ -87,14 +87,14 @@ def read_record(path: Path) -> dict[str, Any] | None:
 
 
 def record_beside(case: Case) -> Path | None:
-    """Where the record of a case's images is if `drunet prepare` has made them; None for images of other names."""
+    """The path of the record of a case's images, if they have the names of `drunet prepare`; None for other names."""
     flair = case.images[Modality.FLAIR]
     name, ending, _ = flair.name.rpartition(f"_{Modality.FLAIR}.nii.gz")
     return flair.with_name(f"{name}.json") if ending else None
 
 
 def picture_beside(record: Path) -> Path:
-    """Where the picture of a prepared case is, if there is one."""
+    """The path of the picture of a prepared case, if there is one."""
     return record.with_name(f"{record.stem}_preview.png")
 
 
@@ -122,7 +122,7 @@ class NativeSpace:
 
 @dataclass(frozen=True)
 class PreparedFrom:
-    """What a prepared case was made of.
+    """The raw scans of a prepared case, as its record describes them.
 
     record: the path of CASE.json; None where the prepared files are removed when the run is over. summary: the part of the
     record that the sidecar of a label map repeats. warnings: those of the preparation.
@@ -141,7 +141,7 @@ def is_prepared(case: Case) -> bool:
 
 
 def origin_of(case: Case, inputs: Mapping[str, InputFile]) -> PreparedFrom | None:
-    """What the record beside a case's images says they were made of; None without a record, or where it is of other images.
+    """The raw scans of a case, by the record beside its images; None without a record, or for a record of other images.
 
     inputs: the images as they were read.
     """

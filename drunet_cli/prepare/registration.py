@@ -282,7 +282,7 @@ def _edges(voxels: npt.NDArray[np.float32], inside: npt.NDArray[np.bool_]) -> np
 
 
 def move_of(transform: Affine, centre_mm: npt.NDArray[np.float64]) -> tuple[float, float]:
-    """How far a rigid transform shifts a position, in millimetres, and how far it turns, in degrees."""
+    """The shift of a position by a rigid transform, in millimetres, and its rotation, in degrees."""
     shift_mm = float(np.linalg.norm(transform[:3, :3] @ centre_mm + transform[:3, 3] - centre_mm))
     cosine = (np.trace(transform[:3, :3]) - 1) / 2
     return shift_mm, float(np.degrees(np.arccos(np.clip(cosine, -1, 1))))

@@ -119,7 +119,7 @@ def _check_name(case: Case) -> None:
 
 
 def changed_scans(before: Mapping[str, InputFile], case: Case) -> list[Path]:
-    """Those of a case's scans that are no longer the inputs that were read. Raises CaseError for one that cannot be read."""
+    """The scans of a case that are no longer the inputs that were read. Raises CaseError for one that cannot be read."""
     changed = []
     for modality, path in case.images.items():
         known = before[modality]
@@ -180,7 +180,7 @@ def name_warnings(scans: Scans) -> list[CaseWarning]:
 
 @dataclass(frozen=True)
 class Registration:
-    """How one scan lies to the reference.
+    """The registration of one scan to the reference.
 
     transform: takes positions in the scan to positions in the reference. moved_mm, moved_degrees: how far it takes the middle
     of the reference's head, and how far it turns.
@@ -223,7 +223,7 @@ _SAMPLED: Final = 97
 
 @dataclass(frozen=True)
 class Similarity:
-    """How alike a scan and the reference are within the brain.
+    """The likeness of a scan and the reference within the brain.
 
     before, after: normalised mutual information, as the headers place them and registered. edge_peak: how many times better
     their edges agree, registered, than with the scan shifted by 8 mm.
@@ -237,7 +237,7 @@ class Similarity:
 def similarities(
     scans: Scans, reference: Modality, registrations: Mapping[Modality, Registration], inside: Mask
 ) -> dict[Modality, Similarity]:
-    """How alike every scan and the reference are. inside: the brain on the coarse grid of the reference."""
+    """The likeness of every scan and the reference. inside: the brain on the coarse grid of the reference."""
     grid = scans[reference].coarse
 
     core = ndimage.binary_erosion(inside, iterations=_RIM_VOXELS)  # whose edge is that of the mask

@@ -133,7 +133,7 @@ def _letters(n: int) -> str:
 
 @dataclass(frozen=True)
 class _Image:
-    """What the header of one file says. Times in ms, 0 where it says nothing. positions: of its slices, mm; empty for none.
+    """The header of one file. Times in ms, 0 where there is none. positions: of its slices, mm; empty for none.
 
     orientation: the directions of a row and of a column, six cosines; empty for none. number: of the series.
     """
@@ -237,7 +237,7 @@ def _value(header: Any, *keywords: str) -> Any:
 
 
 def _positions(header: Any) -> Iterator[Triple]:
-    """Where the slices of a file lie."""
+    """The positions of the slices of a file."""
     if "ImagePositionPatient" in header:
         yield _numbers(header.ImagePositionPatient)
     for frame in header.get("PerFrameFunctionalGroupsSequence") or []:
@@ -265,7 +265,7 @@ def _has_agent(header: Any) -> bool:
 
 
 def _private_words(header: Any) -> frozenset[str]:
-    """What names the patient, as `_plain` has it. Short names are left out, as they are parts of other words."""
+    """The words that name the patient, as `_plain` has them. Short ones are left out, as they are parts of other words."""
     if str(header.get("PatientIdentityRemoved") or "").upper() == "YES":
         return frozenset()
     words: set[str] = set()
@@ -286,7 +286,7 @@ def _plain(text: str) -> str:
     return re.sub(r"[\W_]+", "", text.lower())
 
 
-# What a series is
+# Series
 
 # A head is some 150 mm high, long or wide, and slices are at most 10 mm apart; fewer are a localiser, or part of a scan.
 _FEWEST_SLICES: Final = 10
@@ -306,7 +306,7 @@ _DIFFUSION: Final = frozenset(("DIFFUSION", "ADC", "TRACEW", "FA", "DTI", "TENSO
 
 
 def _series_of(images: Sequence[_Image]) -> Series:
-    """What the files of one stack make, yet without a number that is theirs alone."""
+    """The series that the files of one stack make, yet without a number of its own."""
     first = images[0]
     steps = _steps(images)
     flaw = _flaw(images, steps)
@@ -374,7 +374,7 @@ _BEFORE_THE_AGENT: Final = re.compile(
 
 
 def _modality_of(image: _Image, *, has_agent: bool) -> Modality | None:
-    """Which of the four a stack is, by its description, its times and the contrast agent; None where these leave it open."""
+    """The modality of a stack, by its description, its times and the contrast agent; None where these leave it open."""
     text = image.description.lower().replace("w/o", "without").replace("/", " ")
     words = set(re.split(r"[^a-z0-9]+", text))
     if words & _NOT_ANATOMY:

@@ -112,7 +112,7 @@ class Histogram:
 
     @property
     def marks(self) -> tuple[tuple[float, str], ...]:
-        """What is drawn below the bars."""
+        """The labels below the bars."""
         return self.volumes if len(self.volumes) <= _MOST_MARKED else ()
 
 
@@ -195,7 +195,7 @@ def read_thumbnails(records: Sequence[Record], *, n_threads: int, on_done: Calla
 
 
 def _pictures_of(record: Record) -> Iterator[tuple[str, Path]]:
-    """What pictures of a case show, and where they are, if they are there.
+    """The pictures of a case: the words that describe them, and their paths, if they are there.
 
     A picture beside the label map that its sidecar does not name may be of another label map. That of the preparation lies
     there, or in the folder of the prepared case.
@@ -238,7 +238,7 @@ def pages_beside_label_maps(records: Sequence[Record]) -> CaseFiles:
 
 
 def plan_pages(records: Sequence[Record], folder: Path) -> dict[str, Path]:
-    """Where the page of each case with a label map is to be written, by the output of its row.
+    """The path of the page of each case with a label map, by the output of its row.
 
     Pages are called as their label maps; a second one of that name has a number at its end.
     """

@@ -33,7 +33,7 @@ _NOT_RECORDED: Final = "not recorded"
 
 
 class LabelMapState(StrEnum):
-    """What has become of a label map since its sidecar was written; codes of warnings, beside those of the run."""
+    """The changes of a label map since its sidecar was written; codes of warnings, beside those of the run."""
 
     MISSING = "label-map-missing"
     CHANGED = "label-map-changed"

@@ -306,7 +306,7 @@ def _write(
 
 
 def _made_by_another_run(planned: PlannedCase, ensemble: Ensemble, error: OutputError) -> Outcome:
-    """What there is of a case whose outputs cannot be written: those of another run, or else the error."""
+    """The outcome of a case whose outputs cannot be written: outputs of another run that are the same, or else the error."""
     until = time.monotonic() + _PUBLISHED_WITHIN_S
     while planned.files.state() is OutputState.UNFINISHED and time.monotonic() < until:
         time.sleep(_PUBLISHED_WITHIN_S / 20)  # the sidecar appears a moment before its label map

@@ -38,7 +38,7 @@ _BIDS_VERSION: Final = "1.10.0"
 _GENERATOR: Final = "drunet"
 LABEL_ABBREVIATIONS: Final = ("BG", *(index.name for index in TUMOUR_CLASSES))  # BIDS' own for the background
 _LESION: Final = 7  # in BIDS' own list of labels ("Common image-derived labels"), which knows no parts of a tumour
-# What BIDS has no place for, in the syntax of .gitignore.
+# Files that BIDS has no place for, in the syntax of .gitignore.
 _NOT_OF_BIDS: Final = (
     SUMMARY,
     WORKBOOK,
@@ -122,7 +122,7 @@ def describe_dataset(dataset: Path, images: Iterable[Path]) -> dict[Path, str]:
 
 
 def facts_of(images: Iterable[Path], reference: Path, dataset: Path, *, words: str) -> dict[str, Any]:
-    """What a sidecar tells readers of BIDS of a map. images: those that the map is made of. reference: on whose grid it lies.
+    """The fields of BIDS that a map's sidecar has. images: the sources of the map. reference: the image on whose grid it lies.
 
     words: what the map shows. Files that are not there, as a series of DICOM files is none, are left out. Raises OutputError as
     `describe_dataset` does.
@@ -230,7 +230,7 @@ def _root_of(image: Path, dataset: Path) -> Path | None:
 
 
 def _address(root: Path, dataset: Path) -> str:
-    """How a data set is linked: by a relative path where the folder of results lies within and moves with it, else by a URI."""
+    """The link to a data set: a relative path where the folder of results lies within and moves with it, else a URI."""
     return os.path.relpath(root, dataset) if dataset.is_relative_to(root) else root.as_uri()
 
 

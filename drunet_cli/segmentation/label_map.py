@@ -89,8 +89,8 @@ def _least_voxels(n_voxels: float) -> float:
     return round(n_voxels) if abs(n_voxels - round(n_voxels)) < 1e-6 * max(1.0, n_voxels) else n_voxels
 
 
-# What no tumour looks like. tests/benchmarks/label_maps.py measured the references of 19 BraTS cases, and the label maps that
-# compact gave for them; drunet guide check has the figures in a table.
+# Limits that no tumour exceeds. tests/benchmarks/label_maps.py measured the references of 19 BraTS cases, and the label maps
+# that compact gave for them; drunet guide check has the figures in a table.
 # References: none; compact: 3.324, 0.275, 0.009, 0.004, 0.002 and 14 times 0.
 _OUTSIDE_ML: Final = 0.5
 # References: 1.7 to 16.2 %; compact: 1.0 to 17.0 %.
@@ -104,7 +104,7 @@ _SMALL_PART_ML: Final = 0.1
 
 @dataclass(frozen=True)
 class Measures:
-    """What tells a label map that cannot be right.
+    """The figures by which a label map that cannot be right is known.
 
     tumour_ml: the whole tumour; outside_ml: what of this lies where no image is above 0. brain_share: tumour as a share of the
     brain. edges_mm2: area of tumour on each side of what the network sees. n_small_parts: connected parts below 0.1 mL.

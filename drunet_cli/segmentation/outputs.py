@@ -45,7 +45,7 @@ VIEW_ENDING: Final = "_view.html"
 
 
 class OutputState(StrEnum):
-    """What there is of a case's outputs."""
+    """The state of a case's outputs before a run."""
 
     NEW = "new"
     COMPLETE = "segmented"
@@ -106,10 +106,10 @@ class OutputFiles:
     def _beside(self, ending: str) -> Path:
         return beside(self.label_map, ending)
 
-    # What is there
+    # The files that are there
 
     def state(self) -> OutputState:
-        """What there is of these files."""
+        """The state of these files."""
         if os.path.lexists(self.label_map):
             return OutputState.COMPLETE if read_sidecar(self.sidecar) is not None else OutputState.FOREIGN
         if self._leftovers():
@@ -261,7 +261,7 @@ class OutputFiles:
             yield self._beside("_probabilities.json"), encode_sidecar({**facts, "LabelMap": list(LABEL_ABBREVIATIONS)})
 
     def _facts_for_bids(self, predicted: PredictedCase, *, words: str, scan: Modality | None = None) -> dict[str, Any]:
-        """What readers of BIDS are told of a map; nothing outside a BIDS data set. scan: on whose grid it lies, else FLAIR.
+        """The fields of BIDS that describe a map; none outside a BIDS data set. scan: on whose grid the map lies, else FLAIR.
 
         words: what the map shows. Raises OutputError.
         """
@@ -398,7 +398,7 @@ def _weights_entry(checkpoint: Checkpoint) -> dict[str, Any]:
 
 
 def _geometry_entry(geometry: Geometry) -> dict[str, Any]:
-    """How the case lay and what was done to it."""
+    """The orientation and spacing of the case, and how it was fitted to the frame."""
     return {
         "shape": list(geometry.shape),
         "axes": geometry.axcodes,

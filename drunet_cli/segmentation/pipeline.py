@@ -31,7 +31,7 @@ _LOG: Final = logging.getLogger("drunet_cli")
 
 @dataclass(frozen=True)
 class Views:
-    """What pictures show under the labels: voxels [I, J, K] of images as stored, and the affine of FLAIR."""
+    """The images that pictures show under the labels: voxels [I, J, K] as stored, and the affine of FLAIR."""
 
     images: Mapping[Modality, npt.NDArray[Any]]
     affine: npt.NDArray[np.float64]

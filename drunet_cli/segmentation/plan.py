@@ -45,7 +45,7 @@ _REMEDY: Final = "give --overwrite to segment the case again"
 
 
 class Action(StrEnum):
-    """What a run does with a case."""
+    """The work of a run on one case."""
 
     SEGMENT = "segment"
     OVERWRITE = "overwrite"
@@ -333,7 +333,7 @@ def _check_whole(label_map: Path, document: Mapping[str, Any]) -> None:
 
 
 def _difference(document: Mapping[str, Any], case: Case, files: OutputFiles, ensemble: Ensemble) -> str:
-    """What differs, in words that follow "was made"; empty where nothing does. Raises OutputError for a label map of others."""
+    """The first difference, in words that follow "was made"; empty for none. Raises OutputError for a label map of others."""
     try:
         weights, settings = described_weights({"weights": document["weights"]}), document["settings"]
         inputs = {name: InputFile(**entry) for name, entry in document["inputs"].items()}
@@ -375,7 +375,7 @@ def _check_reported(document: Mapping[str, Any]) -> None:
 
 
 def missing_weights(settings: Settings) -> list[Entry]:
-    """Those of the weights that would be downloaded.
+    """The sets of weights that would be downloaded.
 
     Raises MisuseError for weights that do not say what the settings leave to them, and WeightsError for a file that holds no
     weights. Only the header of a .safetensors file is read.

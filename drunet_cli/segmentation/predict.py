@@ -107,12 +107,12 @@ class Ensemble:
 
     @property
     def window(self) -> WindowMode:
-        """What the networks see of a slice. Opens the weights."""
+        """The part of a slice that the networks see. Opens the weights."""
         return self.settings.window_for(self._metadata)
 
     @property
     def postprocessing(self) -> Postprocessing:
-        """What is changed in the label map. Opens the weights."""
+        """The changes to the label map. Opens the weights."""
         return self.settings.postprocessing_for(self._metadata)
 
     @property
@@ -132,7 +132,7 @@ class Ensemble:
 
 @dataclass(frozen=True, kw_only=True)
 class Prediction:
-    """What was predicted, in the case's own axes. The last three are there only if the settings ask for them.
+    """The result of the networks, in the case's own axes. The last three are there only if the settings ask for them.
 
     class_map: class indices [I, J, K]. probabilities: [I, J, K, 4], by class index. uncertainty: by region, [I, J, K], from 0,
     certain, to 100. entropy: [I, J, K], of the class probabilities, in nats.
@@ -219,7 +219,7 @@ def window_of(brain: npt.NDArray[np.bool_]) -> Window:
 
 
 def _brain(pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.bool_]:
-    """Where one of the channels of a slice [X, Y, 4] is above 0."""
+    """The mask [X, Y] of pixels at which a channel of a slice [X, Y, 4] is above 0."""
     flair, t1ce, t1, t2 = np.moveaxis(pixels, 2, 0)
     return np.asarray((flair | t1ce | t1 | t2) > 0)  # numpy takes four times as long to reduce a last axis of four
 

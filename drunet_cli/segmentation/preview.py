@@ -31,7 +31,7 @@ class Plane(StrEnum):
 
 @dataclass(frozen=True)
 class Letters:
-    """Where in the patient the four edges of a cut lie."""
+    """The sides of the patient at which the four edges of a cut lie."""
 
     top: str
     bottom: str

@@ -210,7 +210,7 @@ class SegmentedCase:
 
     @property
     def labels(self) -> Labels:
-        """Which label value enhancing tumour has."""
+        """The convention of the label map: enhancing tumour is 4 or 3."""
         return self._settings.labels
 
     @property
@@ -232,7 +232,7 @@ class SegmentedCase:
 
     @property
     def warnings(self) -> list[str]:
-        """What is remarkable about the images or the result, such as thick slices, or that no tumour was found."""
+        """Warnings about the images or the result, such as thick slices, or that no tumour was found."""
         return [warning.message for warning in self._predicted.warnings]
 
     @property

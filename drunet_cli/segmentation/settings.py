@@ -1,4 +1,4 @@
-"""What is asked of a segmentation: with which weights, how the network sees a case, what follows it, what is written."""
+"""The settings of a segmentation: weights, windows and averaging, post-processing, and the files to write."""
 
 import math
 from collections.abc import Sequence
@@ -35,7 +35,7 @@ class Settings:
     """The library that computes."""
 
     window: WindowMode | None = None
-    """What the network sees of a slice; None: as the weights were trained."""
+    """The part of a slice that the network sees; None: as the weights were trained."""
 
     fast: bool = False
     """Compute by windows, and in bfloat16 on a CPU that has it: for a look. The sidecar says what ran."""
@@ -106,7 +106,7 @@ class Settings:
     """Lay the outputs out as a BIDS derivatives data set."""
 
     labels: Labels = Labels.BRATS2020
-    """Which label value enhancing tumour gets in files."""
+    """The convention of the label map: enhancing tumour is 4 or 3."""
 
     strict: bool = False
     """Let a case fail that has a warning which says that its label map is likely wrong."""
@@ -165,7 +165,7 @@ class Settings:
         return bool(self.within_brain or given)
 
     def window_for(self, weights: Sequence[Metadata]) -> WindowMode:
-        """What the network sees of a slice: as asked for, else as the weights were trained.
+        """The part of a slice that the network sees: as asked for, else as the weights were trained.
 
         Raises MisuseError for weights that were trained on different windows.
         """
@@ -185,7 +185,7 @@ class Settings:
         return [_recorded_dropout(metadata) for metadata in weights]
 
     def postprocessing_for(self, weights: Sequence[Metadata]) -> Postprocessing:
-        """What is changed in the label map: as given, else as the weights recommend.
+        """The changes to the label map: as given, else as the weights recommend.
 
         Raises MisuseError for weights that recommend nothing, or different things.
         """
@@ -206,7 +206,7 @@ class Settings:
         return recommended[0][1] or Postprocessing()
 
     def recorded(self, weights: Sequence[Metadata]) -> dict[str, Any]:
-        """What may change a voxel beside weights, label values and engine, as the sidecar has it.
+        """The settings that may change a voxel, as the sidecar has them, without weights, label values and engine.
 
         weights: the metadata of the weights, which decide what was not asked for.
         """

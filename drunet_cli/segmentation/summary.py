@@ -23,7 +23,7 @@ _SHARDS: Final = "summary-*-of-*.csv"  # one for each shard, as version 0.1.0 wr
 
 
 class Status(StrEnum):
-    """What became of a case."""
+    """The outcome of a case."""
 
     DONE = "done"
     LEFT_OUT = "left out"  # its outputs were complete before
@@ -121,7 +121,7 @@ def described_warnings(document: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def described_weights(document: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """What a sidecar's object says of the weights: one object, or one for each of several."""
+    """The weights in a sidecar's object, as a list: the sidecar has one object, or a list of several."""
     weights = document.get("weights") or []
     return [_object(each) for each in (weights if isinstance(weights, list) else [weights])]
 
@@ -206,7 +206,7 @@ def _by_case(rows: Iterable[SummaryRow]) -> dict[str, list[SummaryRow]]:
 
 
 def _changed(path: Path) -> str:
-    """When a file was last changed, as rows have it; the first of times where there is no file."""
+    """The time of a file's last change, as rows have it; the first of times where there is no file."""
     try:
         return _as_text(datetime.fromtimestamp(path.stat().st_mtime, UTC))
     except OSError:  # reading the file will raise the same error
@@ -285,6 +285,6 @@ def _object(value: object) -> Mapping[str, Any]:
 
 
 def _numbers(value: object, names: Iterable[str]) -> dict[str, float]:
-    """Those of the named values that volumes and times can be; JSON as Python reads it knows NaN, and true is no number."""
+    """The named values that are finite numbers; JSON as Python reads it knows NaN, and true is no number."""
     found = {name: _object(value).get(name) for name in names}
     return {name: n for name, n in found.items() if isinstance(n, int | float) and type(n) is not bool and 0 <= n < math.inf}

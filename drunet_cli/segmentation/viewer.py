@@ -165,7 +165,7 @@ class _Greys:
     window: tuple[float, float]
 
     def described(self, stride: int) -> dict[str, Any]:
-        """What the script has to know of them. stride: see `_Packed`."""
+        """The values that the page's script reads. stride: see `_Packed`."""
         names = ("low", "high", "levels", "step", "window")
         return {"shape": self.codes.shape, "stride": stride, **{name: getattr(self, name) for name in names}}
 
@@ -220,7 +220,7 @@ def _pack(volume: Codes, *, strategy: int) -> _Packed:
 
 
 def _geometry(turn: Turn, box: Box, shape: tuple[int, ...]) -> dict[str, Any]:
-    """Where the voxels of the page lie in the patient and in the file. shape: I, J, K.
+    """The place of the page's voxels in the patient and in the file. shape: I, J, K.
 
     affine: three rows, from X, Y, Z of the page to RAS millimetres. stored: for I, J, K the axis of the page behind it, the
     index at its first voxel, and 1 or -1 for its direction.
@@ -241,7 +241,7 @@ def _geometry(turn: Turn, box: Box, shape: tuple[int, ...]) -> dict[str, Any]:
 
 
 def _oblique_in_words(affine: npt.NDArray[np.float64]) -> str:
-    """How far the axes of a turned volume lie from the patient's; empty where that hardly matters."""
+    """A note on the angle between the axes of a turned volume and the patient's; empty where the angle is small."""
     cosines = np.abs(np.diag(affine[:3, :3])) / np.array(spacing_mm(affine))
     degrees = float(np.degrees(np.arccos(np.clip(cosines, 0, 1))).max())
     return f"{degrees:.0f}\N{DEGREE SIGN}" if degrees > _OBLIQUE_DEGREES else ""
@@ -264,7 +264,7 @@ def _rows(label_maps: Mapping[str, Labelled], *, voxel_ml: float) -> list[dict[s
 
 
 def _in_words(levels: int, step: tuple[int, int, int]) -> str:
-    """What there is of coarser images; empty for those of full fineness."""
+    """A note that names the images which are shown coarser than they are; empty where none is."""
     means = f" and means of {' x '.join(map(str, step))} voxels" if max(step) > 1 else ""
     return f"{levels} greys{means}" if levels < _LEVELS[0] else ""
 
@@ -301,5 +301,5 @@ def _folded(value: object) -> object:
 
 
 def _digest(source: str) -> str:
-    """How the page's security policy names the one script, or style, that it allows."""
+    """The hash by which the page's security policy allows its one script, or style."""
     return f"sha256-{base64.b64encode(hashlib.sha256(source.encode()).digest()).decode()}"

@@ -176,7 +176,7 @@ class Feed:
 
 @dataclass(frozen=True)
 class Variation:
-    """How the N slices of a batch are varied; None for what the recipe leaves out.
+    """The variations of the N slices of a batch; None for one that the recipe leaves out.
 
     warp: [N, 2, 3], from places on the varied slice to places on the given slice, both -1 to 1, Y before X for grid_sample.
     intensity: [N, 4, 3], gain, offset and gamma of each modality. bias: [N, 4, 2], slopes of a smooth field along X and Y.

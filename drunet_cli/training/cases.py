@@ -161,7 +161,7 @@ class Split:
         return json.dumps({"train": self.train, "validation": self.validation}, indent=2).encode() + b"\n"
 
 
-# What stands at the end of the names of several cases of one patient: a visit, or the date of one.
+# The end of a case's name where a patient has several cases: a visit, or its date.
 _DATE: Final = r"(?:19|20)\d\d(?P<sign>[-_.]?)(?:0[1-9]|1[0-2])(?P=sign)(?:0[1-9]|[12]\d|3[01])"
 _VISIT: Final = rf"(?:ses|session|visit|tp|timepoint|day|week|month|year)[-_ ]?\d+|baseline|follow[-_ ]?up[-_ ]?\d*|{_DATE}"
 _IS_VISIT: Final = re.compile(_VISIT, re.IGNORECASE)

@@ -38,7 +38,7 @@ _LOST_PEER_WORDS: Final = (
 
 @dataclass(frozen=True)
 class Processes:
-    """Which of how many processes this one is.
+    """The place of this process among the processes of its training.
 
     local_rank: among the processes of this machine; the number of its GPU. address: where the processes meet, for messages.
     """

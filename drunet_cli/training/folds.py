@@ -134,7 +134,7 @@ _ANEW: Final = "give the cases and options that it began with, or begin another"
 
 @dataclass(frozen=True, kw_only=True)
 class FoldPlan:
-    """What will be done with one fold, counted from 1. settings: of its training. is_finished: nothing is left to train."""
+    """The plan of one fold. number: from 1. settings: of its training. is_finished: nothing is left to train."""
 
     number: int
     settings: TrainingSettings
@@ -282,7 +282,7 @@ def segment_held_out(
     def tell(name: str, done: int, total: int) -> None:
         on_progress(TrainingProgress(stage=Stage.SEGMENTING, case=name, done=done, total=total))
 
-    # What is remarkable about the images was told when they were read; an empty label map shows in the scores.
+    # The warnings about the images were given when they were read; an empty label map shows in the scores.
     with closing(segment_cases(run, ensemble, on_warning=_ignore, on_progress=tell)) as outcomes:
         for _, outcome in outcomes:
             if isinstance(outcome, DrunetError):

@@ -1,4 +1,4 @@
-"""What a training has done, epoch by epoch: as tables, as curves, as TensorBoard events; and how far it is, for a bar."""
+"""The epochs of a training: as tables, as curves, as TensorBoard events; and how far the training is, for a bar."""
 
 import csv
 import io
@@ -90,7 +90,7 @@ class History:
 
 
 class Stage(StrEnum):
-    """What a training does at the moment."""
+    """The present work of a training."""
 
     READING = "reading cases"
     LEARNING = "training"

@@ -44,7 +44,7 @@ _LOSS_EVERY_STEPS: Final = 5
 
 
 class _Wish(IntEnum):
-    """What a process wants to do before the next step; all processes do what the strongest wish is."""
+    """The wish of a process before the next step; all processes follow the strongest wish."""
 
     GO_ON = 0
     SAVE = 1

@@ -1,4 +1,4 @@
-"""What is asked of a training: its numbers (two recipes, and TOML files that change them), and the settings of a run."""
+"""The settings of a training: its numbers (two recipes, and TOML files that change them), and those of one command."""
 
 import dataclasses
 import difflib
@@ -39,7 +39,7 @@ class Optimiser(StrEnum):
 
 
 class Sampling(StrEnum):
-    """How the slices of a batch are chosen."""
+    """The choice of the slices of a batch."""
 
     ALL = "all"  # every slice of every case once an epoch, in random order
     BALANCED = "balanced"  # every case as often as any other, slices with tumour more often than others
@@ -159,7 +159,7 @@ class LossSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class AugmentationSettings:
-    """How far images are varied. Everything is drawn for each slice; 0 switches a variation off.
+    """The variations of images. Everything is drawn for each slice; 0 switches a variation off.
 
     flip_x, flip_y: probability of a flip of left and right, of front and back.
     rotation (degrees), scale, shift (shares of the size): largest value of a uniform draw in both directions.
@@ -190,7 +190,7 @@ class AverageSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class ValidationSettings:
-    """When the held-out cases are segmented: every so many epochs, and after the last one."""
+    """The epochs that end with a segmentation of the held-out cases: every so many, and the last one."""
 
     every_epochs: int = _whole(1)
 
@@ -409,7 +409,7 @@ def generator(seed: int, stream: Stream, index: int = 0) -> "np.random.Generator
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingSettings:
-    """What one `drunet train` was asked for."""
+    """The settings of one `drunet train`: built once in `cli`, handed down whole."""
 
     output: Path
     """Folder of the run."""

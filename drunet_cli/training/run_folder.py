@@ -65,7 +65,7 @@ class RunFolder:
 
     @property
     def name(self) -> str:
-        """What the weights are called: as the folder; those of a fold as its cross-validation, too."""
+        """The name of the weights: the folder's; for a fold, with the name of its cross-validation before."""
         folder = self.root.absolute()
         return f"{folder.parent.name}_{folder.name}" if (folder.parent / FOLDS_FILE).is_file() else folder.name
 

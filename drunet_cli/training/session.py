@@ -44,7 +44,7 @@ _PAPER: Final = "DR-Unet104: Colman et al. 2020, arXiv:2011.02840"
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingPlan:
-    """What a session will do.
+    """The plan of a session.
 
     cases: to be read into the store; none where a training is resumed from its slices alone. expected: SHA-256 that the files
     of a case must have, by case and role.

@@ -31,7 +31,7 @@ _FORMAT: Final = 1
 
 @dataclass(frozen=True, kw_only=True)
 class Postprocessing:
-    """What is changed in the label maps of a network, in mL; 0 leaves a step out.
+    """The changes to the label maps of a network, in mL; 0 leaves a step out.
 
     min_volume_ml: connected parts of the whole tumour below this are removed. min_enhancing_ml: enhancing tumour that is less
     than this in all becomes necrotic core.

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from requests import Response, Session
 
 ByteProgress: TypeAlias = Callable[[int, int | None], None]  # bytes that have arrived, and in all where that is known
-Note: TypeAlias = Callable[[str], None]  # what a person should know, in one line or several
+Note: TypeAlias = Callable[[str], None]  # a message for a person, of one line or several
 
 _BLOCK_BYTES: Final = 64 * 1024  # a block that is cut short by a reset or a time-out is lost, so it is kept small
 _PAGE_BYTES: Final = 1024 * 1024  # no more of a web page is read
@@ -41,7 +41,7 @@ _UNREACHABLE: Final = {
 
 @dataclass(frozen=True)
 class Patience:
-    """When a download is given up.
+    """The limits after which a download is given up.
 
     attempts: in a row without a new byte. A host that has never answered gets one where it cannot be reached, and two where it
     is silent, as behind a firewall. first_delay_s: before the second attempt; delays double, up to 30 s.
@@ -309,7 +309,7 @@ def _system_error(error: BaseException) -> OSError | None:
 
 
 def _place_of(response: Response) -> tuple[int | None, int | None]:
-    """Where in the file the body begins, and the length of the whole file; None for what the server does not tell."""
+    """The offset of the body in the file, and the length of the whole file; None where the server does not tell."""
     if response.status_code == 206:
         found = _CONTENT_RANGE.fullmatch(response.headers.get("Content-Range", ""))
         start, length = (int(found[1]), found[2]) if found else (None, "")
@@ -319,7 +319,7 @@ def _place_of(response: Response) -> tuple[int | None, int | None]:
 
 
 def _version_of(response: Response) -> str | None:
-    """What If-Range takes: a strong ETag, else the date of the last change."""
+    """The value for If-Range: a strong ETag, else the date of the last change."""
     tag = response.headers.get("ETag", "W/")
     return response.headers.get("Last-Modified") if tag.startswith("W/") else tag
 
@@ -361,7 +361,7 @@ def _complaint_about(page: str) -> str:
 
 
 def _confirmed_url(page: str, page_url: str) -> str | None:
-    """Where the page's download form leads, if that is the same server or one of Google's, and no less encrypted."""
+    """The URL of the page's download form, if its server is the same or Google's, and no less encrypted."""
     for form in re.finditer(r"<form\b([^>]*)>(.*?)</form>", page, re.IGNORECASE | re.DOTALL):
         attributes = _attributes(form[1])
         if attributes.get("id") == "download-form" and attributes.get("method", "get").lower() == "get":

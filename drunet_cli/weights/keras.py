@@ -54,7 +54,7 @@ _COMPUTED: Final[Mapping[Block, tuple[str, ...]]] = {
 }
 _FILE_ATTRIBUTES: Final = {"backend": b"tensorflow", "keras_version": b"2.15.0"}
 _INPUT: Final = "input_1"  # the one kind that Keras numbers from 1
-# What h5py raises for a damaged file or one with another content where a group, a dataset or a string is expected.
+# The exceptions of h5py for a damaged file or one with another content where a group, a dataset or a string is expected.
 _H5PY_ERRORS: Final = (OSError, KeyError, RuntimeError, ValueError, TypeError, AttributeError)
 
 

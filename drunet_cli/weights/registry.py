@@ -125,7 +125,7 @@ BUNDLED: Final[Mapping[str, Bundled]] = {
 
 
 def caveat_of(sha256s: Iterable[str]) -> str:
-    """What is to be said beside a result of these weights, by the SHA-256 of their files; empty where nothing is."""
+    """The words that go beside every result of these weights, by the SHA-256 of their files; empty where none do."""
     used = set(sha256s)
     known = [bundled for bundled in BUNDLED.values() if used & {bundled.sha256, *bundled.earlier_sha256}]
     return "; ".join(f"weights {bundled.name}: for {bundled.caveat}" for bundled in known)
@@ -278,7 +278,7 @@ def source_url(entry: Entry) -> str:
 
 
 def shown_source(entry: Entry) -> str:
-    """Where the weights come from, in messages: the authors' page, or the mirror."""
+    """The source of the weights, in messages: the authors' page, or the mirror."""
     from drunet_cli.weights.download import shown_url
 
     url = source_url(entry)

@@ -236,7 +236,7 @@ def folded_norms() -> dict[str, str]:
 
 
 def starts() -> dict[str, Start]:
-    """How the kernel of each convolution begins in a training, by the convolution's path."""
+    """The first numbers of each convolution's kernel in a training, by the convolution's path."""
     kinds = (CONVOLUTION, TRANSPOSED_CONVOLUTION)
     return {placed.path: placed.layer.start for placed in layers(1) if placed.layer.operator in kinds}
 
