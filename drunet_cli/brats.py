@@ -157,7 +157,7 @@ def label_value(tumour_class: TumourClass, labels: Labels) -> int:
 
 
 def dice_of(common: int, of_one: int, of_other: int) -> float:
-    """Dice from voxel counts: of what two masks share, and of each; 1 where both are empty. The package's one definition."""
+    """Dice from voxel counts: common to two masks, and of each mask; 1 where both are empty. The package's one definition."""
     return 2 * common / (of_one + of_other) if of_one + of_other else 1.0
 
 

@@ -129,7 +129,7 @@ def _without_python_types(parameters: Iterable[Any]) -> list[Any]:
 def _check_given_once(parameters: Iterable[Any]) -> None:
     """Raise MisuseError for an option that takes one value and was given twice: Typer would take the last in silence.
 
-    parameters: those of a command line, each as often as it stands there. A flag says the same again, and --help comes first.
+    parameters: of a command line, each as often as it stands there. A flag may be repeated, and --help comes first.
     """
     counts = Counter(parameters)
     if not any(parameter.is_eager for parameter in counts):
@@ -295,7 +295,7 @@ def _prepare_streams() -> None:
     """Let no stream fail for its encoding, nor for having been closed by the shell.
 
     A closed stream becomes the null device: else the next file that opens gets its descriptor. Where stdout is no terminal,
-    a path is printed byte for byte as the system stores it; a terminal shows what is no text by backslashes.
+    a path is printed byte for byte as the system stores it; a terminal shows bytes that are no text by backslashes.
     """
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:

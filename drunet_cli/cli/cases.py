@@ -218,7 +218,7 @@ class Batch:
     """One run over cases.
 
     alone: a single case was given, whose failure is the failure of the command. resumes: --skip-existing goes on where a run
-    was stopped. Where stderr is no terminal, what is told of several cases is a log.
+    was stopped. Where stderr is no terminal, the lines on several cases form a log.
     """
 
     def __init__(self, screen: Screen, *, n_cases: int, alone: bool, json: bool, resumes: bool = False) -> None:
@@ -243,7 +243,7 @@ class Batch:
 
     @contextmanager
     def slices_bar(self) -> Iterator[Callable[[str, int, int], None]]:
-        """Draw a bar of cases and slices likewise; yield what to call with a case's name, its slices done, and its slices."""
+        """Draw a bar of cases and slices; yield a function of a case's name, its slices done, and its slices in all."""
         with self._holding_results(), self._screen.slices_bar(self._n_cases) as bar:
             if bar is None:
                 yield lambda *_: None
@@ -271,7 +271,7 @@ class Batch:
     def failed(self, name: str, error: DrunetError, *, differs: bool = False) -> None:
         """Tell why a case failed, and go on. Raises the error where there is no other case.
 
-        differs: it has outputs from before, which are not known to be those that were asked for.
+        differs: the case has outputs from before, which need not be those that were asked for.
         """
         if self._alone:
             raise error
@@ -331,8 +331,8 @@ class Batch:
 class PlanRow:
     """The row of one case in a dry run.
 
-    state: what there is of the case. would: what would be done. warnings: those known without the voxels; None where a command
-    looks for none. error: what the case would fail with.
+    state: of the case's outputs. would: the work that a run would do. warnings: known without the voxels; None where
+    a command looks for none. error: by which the case would fail.
     """
 
     case: Case
@@ -357,8 +357,8 @@ def print_plan(
     folder that was passed over.
 
     seg: say which cases have a segmentation. differing: names of cases that would fail though they have outputs. notes: the
-    last lines for people. stop: what would end the run before its first case. Raises `stop`, else the error of a case that was
-    given alone and would fail, else typer.Exit where a case would fail.
+    last lines for people. stop: the error that would end the run before its first case. Raises `stop`, else the error of a
+    case that was given alone and would fail, else typer.Exit where a case would fail.
     """
     failing: list[tuple[str, DrunetError]] = [(item.name, item.error) for item in cohort.broken]
     failing += [(row.case.name, row.error) for row in rows if row.error is not None]

@@ -47,7 +47,7 @@ class RunLog:
     command_line: str = ""
 
     def open(self, path: Path) -> None:
-        """Append every further line to this file, and first what is run, and where. Raises OutputError."""
+        """Append every further line to this file; the first has command line, version and folder. Raises OutputError."""
         try:
             self.file = path.open("a", encoding="utf-8", errors="backslashreplace")
         except (OSError, ValueError) as error:
@@ -120,7 +120,7 @@ class Screen:
         self._tell(message, place=place, shown=not self.quiet)
 
     def detail(self, message: str) -> None:
-        """Print one line on what was decided, and why, for --verbose."""
+        """Print one line on a decision and its reason, for --verbose."""
         self._tell(message, style="dim", shown=run_log.verbose)
 
     @contextmanager
@@ -171,7 +171,7 @@ class Screen:
     def _tell(
         self, text: str, label: str = "", style: str = "", *, place: str = "", is_part: bool = False, shown: bool = True
     ) -> None:
-        """Print a line, and log it. label: what the line begins with, in this style. is_part: of what the line before began."""
+        """Print a line, and log it. label: the beginning of the line, in this style. is_part: of the line before."""
         run_log.write(f"{label}{text}", place=place)
         if not shown:
             return
@@ -189,7 +189,7 @@ class Screen:
 
 
 class _ToScreen(logging.Handler):
-    """Tells what a room logs, because nobody is there to be called, as any other warning or detail."""
+    """Shows the records of the logger, which rooms use where no callback reaches them, as warnings and details."""
 
     def __init__(self, screen: Screen) -> None:
         super().__init__()
@@ -265,7 +265,7 @@ class Bar:
         self.progress = Progress(*columns, console=screen.console, transient=True, redirect_stdout=False, redirect_stderr=False)
 
     def start(self) -> None:
-        """Draw the bar, unless it is there. A signal waits until it is drawn: what is half drawn cannot be taken away."""
+        """Draw the bar, unless it is there. A signal waits until it is drawn: half a bar cannot be taken away."""
         if not self.progress.live.is_started:
             with hold_signals():
                 self.progress.start()
@@ -411,7 +411,7 @@ def fields_table(document: Mapping[str, Any]) -> "Table":
 
 
 def cohort_table(rows: Sequence["SummaryRow"]) -> "Table":
-    """One row a case: what became of it, (!) where there are warnings, volumes in mL. Below it: what the weights are for."""
+    """One row a case: its outcome, with (!) for warnings, and volumes in mL. Below the rows: the purpose of the weights."""
     from drunet_cli.weights.registry import caveat_of
 
     table = _table("CASE", "STATUS", *(f"{region} mL" for region in REGIONS), "NOTES")
@@ -428,7 +428,7 @@ def cohort_table(rows: Sequence["SummaryRow"]) -> "Table":
 
 
 def plan_table(rows: Sequence[tuple[str, ...]], *, seg: bool) -> "Table":
-    """One row a case of a dry run: what is there of it, what would be done, and where the case is or what is wrong.
+    """One row a case of a dry run: the state of its outputs, the work to do, and its folder or its error.
 
     seg: whether the rows say, before the folder, which cases have a segmentation.
     """
@@ -439,7 +439,7 @@ def plan_table(rows: Sequence[tuple[str, ...]], *, seg: bool) -> "Table":
 
 
 def training_plan_table(rows: Sequence[Mapping[str, Any]]) -> "Table":
-    """One row a case of a dry run of a training: what the case is for, or the fold that holds it out."""
+    """One row a case of a dry run of a training: its part in the split, or the fold that holds the case out."""
     place, title = ("fold", "FOLD") if "fold" in rows[0] else ("split", "FOR")
     table = _table("CASE", title, "IN STORE", "SLICES", "WITH TUMOUR", numbers_from=3)
     for row in rows:

@@ -165,7 +165,7 @@ def _convert_cases(
 
 
 def _write_manifest(settings: "SliceSettings", screen: "Screen") -> OutputError | None:
-    """Write the table of all slices, if there is or was any; an error of that, which is told after those of the cases."""
+    """Write the table of all slices, if there is or was any; return its error, which is reported after those of the cases."""
     from drunet_cli.conversion.dataset import write_manifest
 
     if not (settings.layout.manifest.exists() or any(settings.layout.cases.glob("*.json"))):

@@ -138,7 +138,7 @@ def _segment(case: "Case", label_map: Path, *, device: str, overwrite: bool, scr
 
 
 def _remove_case(seed: int, folder: Path) -> None:
-    """Remove what was written of a case."""
+    """Remove the files that were written of a case."""
     from drunet_cli.phantom.scanner import phantom_files
 
     for path in phantom_files(folder, _name(seed)).values():

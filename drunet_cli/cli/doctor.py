@@ -80,7 +80,7 @@ def doctor(weights: options.WeightsOfSegment = None, device: options.Device = "a
 
 
 def _computing(device: str, on_warning: Callable[[str], None], problems: list[DrunetError]) -> dict[str, Any]:
-    """The engine that `segment` would take, tried on a slice, and the GPUs that PyTorch sees. Adds what fails to problems."""
+    """The engine that `segment` would take, tried on a slice, and the GPUs that PyTorch sees. Adds failures to problems."""
     import numpy as np
 
     from drunet_cli.network.torch_engine import visible_gpus
@@ -129,7 +129,7 @@ def _members(weights: str, problems: list[DrunetError]) -> tuple[str, ...]:
 
 
 def _described(name: str, problems: list[DrunetError]) -> dict[str, str]:
-    """A set of weights and where it is. Adds to problems what would stop its use."""
+    """A set of weights and where it is. Adds to problems the reasons against its use."""
     from drunet_cli.io.atomic import check_writable
     from drunet_cli.weights.cache import metadata_of
 

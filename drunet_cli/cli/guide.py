@@ -82,6 +82,6 @@ def page_of(topic: str) -> str:
 
 
 def summary_of(topic: str) -> str:
-    """The line below the heading of a page, which says what a reader gets from it."""
+    """The line below the heading of a page, which says what the page is for."""
     _, _, summary, *_ = page_of(topic).splitlines()
     return summary

@@ -147,7 +147,7 @@ def report(
 
 
 def _problems(records: Sequence["Record"]) -> Iterator[tuple[str, str]]:
-    """Case and label map, and what is wrong with the label map."""
+    """Case and label map, and the fault of the label map."""
     for record in records:
         if record.problem:
             yield f"{record.row.case}: {record.row.output}", record.problem.removeprefix(f"{record.row.output}: ")

@@ -271,7 +271,7 @@ def _preparation(keep: Path | None, temporary: ExitStack, settings: "Settings") 
 
 
 def _print_raw_plan(plan: "RunPlan", screen: "Screen", *, json: bool) -> None:
-    """Print what would be done with raw scans, of which nothing is read."""
+    """Print the plan of a run over raw scans, of which nothing is read."""
     from drunet_cli.cli.cases import PlanRow, print_plan
     from drunet_cli.prepare.prepared_case import PreparationAction
     from drunet_cli.segmentation.plan import compare_prepared
@@ -316,7 +316,7 @@ def _as_option(found: re.Match[str]) -> str:
 
 
 def _print_plan(plan: "RunPlan", ensemble: "Ensemble", screen: "Screen", *, json: bool) -> None:
-    """Print what would be done. Raises what would stop the run before its first case, else as the run would end."""
+    """Print the plan. Raises the error that would stop the run before its first case, else as the run would end."""
     from drunet_cli.cli.cases import PlanRow, print_plan
     from drunet_cli.cli.weights import would_download
     from drunet_cli.segmentation.outputs import OutputState
@@ -397,7 +397,7 @@ def _segment(plan: "RunPlan", ensemble: "Ensemble", screen: "Screen", *, output:
 
 
 def _tell(planned: "PlannedCase", outcome: "Outcome", batch: "Batch", rows: "list[SummaryRow]", *, since: float | None) -> None:
-    """Tell what became of a case, and add its row. since: when a run of one case began."""
+    """Report the outcome of a case, and add its row. since: when a run of one case began."""
     from drunet_cli.segmentation.summary import Status, row_of, time_now
 
     if isinstance(outcome, DrunetError):
@@ -415,7 +415,7 @@ def _tell(planned: "PlannedCase", outcome: "Outcome", batch: "Batch", rows: "lis
 
 
 def _tell_failure(name: str, error: DrunetError, files: "OutputFiles | None", batch: "Batch", rows: "list[SummaryRow]") -> None:
-    """Tell why a case failed, and add its row. files: its outputs, None for a source that holds no case."""
+    """Report why a case failed, and add its row. files: its outputs, None for a source that holds no case."""
     from drunet_cli.segmentation.plan import row_of_failure
     from drunet_cli.segmentation.summary import Status, time_now
 

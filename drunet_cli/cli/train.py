@@ -295,7 +295,7 @@ def _cross_validate(settings: TrainingSettings, *, init: str | None, screen: Scr
 
 @contextmanager
 def _naming_resume(screen: Screen) -> Iterator[None]:
-    """Say how to go on where a signal ends what follows a training."""
+    """Say how to go on where a signal ends the work that follows a training."""
     from drunet_cli.cli.training_screen import STOPPED_FOLDS
 
     try:
@@ -306,7 +306,7 @@ def _naming_resume(screen: Screen) -> Iterator[None]:
 
 
 def _score_folds(settings: TrainingSettings, plan: "CrossValidationPlan", shown: "TrainingScreen") -> None:
-    """Score all cases if all folds are done, in whichever job that was; tell what became of the cross-validation."""
+    """Score all cases if all folds are done, by this job or others; report the result of the cross-validation."""
     from drunet_cli.cli.console import result, result_json, statistics_table
     from drunet_cli.evaluation.evaluate import SCORES
     from drunet_cli.training.folds import CrossValidation, score_all, unfinished_folds, write_ensemble

@@ -111,7 +111,7 @@ def duration_in_words(seconds: float) -> str:
 
 
 def print_plan(plan: "TrainingPlan", settings: TrainingSettings, *, screen: Screen, json: bool) -> None:
-    """Print what a dry run has found and what a training would do."""
+    """Print the cases that a dry run has found, and the plan of the training."""
     split = plan.split
     rows = _case_rows(plan.summaries, "split", lambda name: "validation" if name in split.validation else "train")
     length = _length_of(plan)  # first: it may refuse
@@ -120,7 +120,7 @@ def print_plan(plan: "TrainingPlan", settings: TrainingSettings, *, screen: Scre
 
 
 def print_folds(plan: "CrossValidationPlan", *, screen: Screen, json: bool) -> None:
-    """Print what a dry run has found and what a cross-validation would do."""
+    """Print the cases that a dry run has found, and the plan of the cross-validation."""
     fold_of = {name: number for number, names in enumerate(plan.folds.held_out, start=1) for name in names}
     rows = _case_rows(plan.wanted[0].plan.summaries, "fold", fold_of.__getitem__)
     lengths = [_length_of(fold.plan) for fold in plan.wanted]
@@ -162,7 +162,7 @@ def _length_of(plan: "TrainingPlan") -> Length:
 def _print_training(
     plan: "TrainingPlan", length: Length, settings: TrainingSettings, *, screen: Screen, json: bool, **more: Any
 ) -> None:
-    """Print how one training would go. more: what else an object of --json says, which fold among this."""
+    """Print how one training would go. more: further fields of the object of --json, such as the fold."""
     split, recipe = plan.split, plan.recipe
     if json:
         result_json(

@@ -344,14 +344,14 @@ def _description_in_words(document: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _options_of(postprocessing: Mapping[str, float]) -> str:
-    """The options that do what is recommended, and the one that stands for them."""
+    """The options that do as recommended, and the one that stands for them."""
     named = {"min_volume_ml": "--min-volume", "min_enhancing_ml": "--min-enhancing"}
     options = " ".join(f"{named[step]} {volume:g}" for step, volume in postprocessing.items() if volume)
     return f"{options or 'no post-processing'} (--postprocess recommended)"
 
 
 def _origin(document: Mapping[str, Any]) -> str:
-    """The recorded origin; for bundled weights without what description and citation say, and without the names of runs."""
+    """The recorded origin; for bundled weights without the words of description and citation, and without the names of runs."""
     origin = str(document["origin"])
     if document["where"] != "bundled":
         return origin

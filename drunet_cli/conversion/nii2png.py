@@ -109,7 +109,7 @@ def plan_slices(cases: Sequence[Case], settings: SliceSettings) -> list[PlannedS
 
 
 def check_plan(planned: Sequence[PlannedSlices], settings: SliceSettings) -> None:
-    """Raise OutputError before any work for what would be overwritten unasked."""
+    """Raise OutputError before any work for files that would be overwritten unasked."""
     manifest = settings.layout.manifest
     if not (settings.overwrite or is_manifest(manifest)):
         raise OutputError(f"{manifest}: exists already and is not drunet's; name another DIR, or give --overwrite")
@@ -198,7 +198,7 @@ def _check_folders(layout: Layout) -> None:
 
 
 def _finished_description(path: Path) -> Description | None:
-    """The description, if there is one. An empty file is what a machine that lost its power may leave."""
+    """The description, if there is one. A machine that loses its power may leave an empty file."""
     try:
         return read_description(path) if path.stat().st_size else None
     except OSError:  # absent; a file that cannot be read cannot be written either, and the writer says so

@@ -217,7 +217,7 @@ def _left_out(description: Description | None, geometry: Geometry) -> frozenset[
 def _files_by_z(
     planned: PlannedLabelMap, settings: LabelMapSettings, geometry: Geometry, *, blank: frozenset[int]
 ) -> dict[int, Path]:
-    """Every slice once, from 0 to Z - 1, but for those that are known to be blank."""
+    """Every slice once, from 0 to Z - 1, without slices that are known to be blank."""
     files, last = slices_by_z(planned.slices), geometry.n_slices - 1
     for z, path in files.items():
         if z > last:

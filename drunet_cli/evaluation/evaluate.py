@@ -68,7 +68,7 @@ class Convention(StrEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationTask:
-    """One pair and what is asked of it.
+    """One pair, and how to score it.
 
     tolerance_mm: the tolerance of surface Dice. uncertainty: whether to score the uncertainty maps beside the prediction too.
     """

@@ -48,7 +48,7 @@ SeriesFolder: TypeAlias = Callable[[Path], Path | None]
 
 
 def no_series(_: Path) -> None:
-    """The `SeriesFolder` of those who take files alone."""
+    """The `SeriesFolder` of callers that take files alone."""
 
 
 def case_of(
@@ -81,7 +81,7 @@ def case_of(
 
 
 def why_unreadable(path: Path, error: OSError | ValueError, *, kind: str = "file") -> str:
-    """Why stat() failed, in words that may follow the path. kind: what should have been there."""
+    """Why stat() failed, in words that may follow the path. kind: of the missing thing."""
     if isinstance(error, ValueError):  # a path with a NUL
         return f"cannot be read: {error}"
     if error.errno == errno.ENOENT:

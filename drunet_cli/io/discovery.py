@@ -49,10 +49,10 @@ from drunet_cli.io.naming import (
 
 @dataclass(frozen=True)
 class Cohort:
-    """What the sources hold, sorted by name; no two cases share a name.
+    """The cases of the sources, sorted by name; no two cases share a name.
 
     alone: one folder was given, and all there is in it is one case whose files lie directly in it.
-    notes: lines on what a reader may not expect: folders that were passed over, cases that their folders name, and folders in
+    notes: lines on surprises: folders that were passed over, cases that their folders name, and folders in
     which no pattern matches.
     """
 
@@ -391,7 +391,7 @@ _MOST_NAMES: Final = 6
 
 
 def _found_instead(names: Sequence[str]) -> str:
-    """What there is where no case is, and what to do."""
+    """The files of a source without a case, and the remedy."""
     if images := [name for name in names if is_nifti(name)]:
         return f"{_join_names(images)}; say by --pattern MODALITY=GLOB which are which, such as t1ce='*_contrast.nii.gz'"
     if names:

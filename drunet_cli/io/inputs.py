@@ -19,7 +19,7 @@ _LARGEST_DOCUMENT_BYTES: Final = 2**20
 
 @dataclass(frozen=True)
 class InputFile:
-    """What a file was when it was read, as sidecars and descriptions of slices record it. sha256: in hexadecimal.
+    """A file as it was when it was read, for sidecars and descriptions of slices. sha256: in hexadecimal.
 
     before = InputFile.of(path, path.stat(), sha256=...)
     before.is_still(Path("flair.nii.gz"))  # False once the file has other bytes
@@ -47,20 +47,20 @@ class InputFile:
 
 
 def changed_files(before: Mapping[str, InputFile], files: Mapping[str, Path]) -> list[Path]:
-    """Those of the files, by modality, that are no longer the inputs that were read. Raises CaseError as `is_still` does."""
+    """The files, given by modality, that are no longer the inputs that were read. Raises CaseError as `is_still` does."""
     return [path for name, path in files.items() if not before[name].is_still(path)]
 
 
 @dataclass(frozen=True)
 class Stamp:
-    """What is known of one or several files without reading them. mark: their paths and times of last change, in any form."""
+    """One or several files without their content. mark: their paths and times of last change, in any form."""
 
     n_bytes: int
     mark: Hashable
 
 
 def is_same_input(before: Stamp, sha256: str, *, now: Stamp, read_sha256: Callable[[], str]) -> bool:
-    """Apply the rule to one or several files. read_sha256: reads what is there now; called only where the stamps differ."""
+    """Apply the rule to one or several files. read_sha256: reads the files; called only where the stamps differ."""
     return before == now or (before.n_bytes == now.n_bytes and sha256 == read_sha256())
 
 
@@ -71,7 +71,7 @@ def file_sha256(path: Path) -> str:
 
 
 def stand_in(start: bytes) -> str | None:
-    """What stands under a file's name in place of its content, with the remedy; None for anything else.
+    """The kind of stand-in for a file whose content is elsewhere, with the remedy; None for anything else.
 
     start: the first bytes of the file. A data set that was cloned without its content has pointers, and a download that was
     answered with a page for signing in leaves that page.

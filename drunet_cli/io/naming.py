@@ -69,11 +69,11 @@ class Naming:
     channels: Channels | None = None
 
     def roles_by_pattern(self, image: str) -> list[str]:
-        """What a file may be by the patterns: modalities, or "seg"."""
+        """The roles of a file by the patterns: modalities, or "seg"."""
         return [role for role, glob in self.patterns.items() if fnmatchcase(image, glob)]
 
     def roles_beside_patterns(self, image: str, role: str | None) -> list[str]:
-        """What a file may be in a folder in which a pattern matches. role: by the words of its name.
+        """The roles of a file in a folder in which a pattern matches. role: by the words of its name.
 
         A channel's number counts only where no image has a pattern: else the patterns say what is an image.
         """

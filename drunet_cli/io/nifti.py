@@ -39,7 +39,7 @@ Shape: TypeAlias = tuple[int, int, int]
 
 @dataclass(frozen=True)
 class Grid:
-    """What the header of one image says: where its voxels lie.
+    """The grid of one image by its header: where its voxels lie.
 
     affine: 4 x 4 float64, voxel indices to RAS millimetres (sform if its code is set, else qform, else the spacing alone).
     mended: how the qform of the header differs from the file's; empty where it does not.
@@ -356,7 +356,7 @@ def _voxels(content: npt.NDArray[np.uint8], header: Header, shape: Shape) -> npt
 
 @contextmanager
 def _refuse_in_one_line(path: Path) -> Iterator[None]:
-    """Turn whatever can be wrong with a file into one CaseError that names it."""
+    """Turn the errors of reading a file into one CaseError that names it."""
     try:
         with np.errstate(all="ignore"):  # what overflows in a damaged header is found as not finite
             yield
@@ -426,7 +426,7 @@ def _parse_header(start: bytes, path: Path) -> Header:
 
 
 def _check_codes(header: Header, path: Path) -> None:
-    """Raise CaseError for what nibabel would mend without a word that matters."""
+    """Raise CaseError for codes that nibabel would mend silently, to the harm of the orientation."""
     for form in ("sform_code", "qform_code"):
         if not 0 <= int(header[form]) <= _LAST_FORM_CODE:  # nibabel would take it for 0 and the orientation for unknown
             raise _damaged(path, f"{form} {int(header[form])} is not defined")

@@ -128,7 +128,7 @@ class PreparedFiles:
 
 @dataclass(frozen=True)
 class PlannedPreparation:
-    """A case, what is there of it, and what will be done. error: why the case fails, though the run goes on."""
+    """The plan of one case. error: why the case fails, though the run goes on."""
 
     case: Case
     files: PreparedFiles
@@ -211,7 +211,7 @@ def compare_preparations(planned: Sequence[PlannedPreparation]) -> list[PlannedP
 
 
 def check_preparations(planned: Sequence[PlannedPreparation]) -> None:
-    """Raise OutputError before any work for what would be overwritten unasked, or cannot be written."""
+    """Raise OutputError before any work for files that would be overwritten unasked, or cannot be written."""
     if refused := [each for each in planned if each.action is PreparationAction.REFUSE]:
         first = refused[0].files
         found = next(path for path in first.paths if os.path.lexists(path))

@@ -161,7 +161,7 @@ def origin_of(case: Case, inputs: Mapping[str, InputFile]) -> PreparedFrom | Non
 
 
 def needed_origin(case: Case, inputs: Mapping[str, InputFile]) -> PreparedFrom:
-    """The same. Raises CaseError where there is none."""
+    """The raw scans of a case, as `origin_of`. Raises CaseError where there are none."""
     if (origin := origin_of(case, inputs)) is not None:
         return origin
     raise CaseError(

@@ -83,7 +83,7 @@ class Scan:
         return values
 
     def brain_on_grid(self, target: Affine, shape: tuple[int, ...], transform: Affine) -> npt.NDArray[np.float32]:
-        """The own brain likewise, 0 to 1."""
+        """The own brain, 0 to 1."""
         return resampled(self.own_brain.view(np.uint8), self.volume.affine, target, shape, transform=transform)
 
 

@@ -226,7 +226,7 @@ def _label_map_of(record: Record) -> Path:
 
 
 def _with_tables(summaries: Iterable[Path], with_sidecar: Sequence[Record], notices: _Notices) -> list[Record]:
-    """The records of sidecars, with what only tables tell: cases without a sidecar, and label maps that a later run refused.
+    """The records of sidecars, with facts from tables: cases without a sidecar, and label maps that a later run refused.
 
     The newest of several tables that hold a case counts.
     """

@@ -64,8 +64,8 @@ def segment_cases(
     Raw scans are prepared case by case, each just before it is segmented. The networks are opened when the first case has been
     read, and never when none can be.
 
-    on_warning: called with what is remarkable about a case. on_progress: called with the name of a case, its slices done, and
-    its slices in all. on_note: called with what was done to prepare a case. All may raise to end the run, as may anything but a
+    on_warning: called with each warning about a case. on_progress: called with the name of a case, its slices done, and
+    its slices in all. on_note: called with a line on each prepared case. All may raise to end the run, as may anything but a
     DrunetError of one case. Whoever does not take all outcomes closes the generator: the outputs that are being written are
     then written whole, and the cases that wait are dropped.
     """

@@ -99,7 +99,7 @@ def check_dataset(dataset: Path) -> None:
 
 
 def describe_dataset(dataset: Path, images: Iterable[Path]) -> dict[Path, str]:
-    """Write what the data set's description lacks; return the BIDS URI of each image that lies in a data set.
+    """Complete the data set's description; return the BIDS URI of each image that lies in a data set.
 
     images: those that a label map is made of. Runs that describe the data set at once take turns. Raises OutputError.
     """

@@ -135,7 +135,7 @@ class OutputFiles:
         return len(there) == len(self.extras)
 
     def check(self, inputs: Iterable[Path]) -> None:
-        """Raise OutputError now for what would stop the writing later; an output that is a file of the case is among this."""
+        """Raise OutputError now for faults that would stop the writing later, such as an output that is a file of the case."""
         leftovers = self._leftovers()
         for path in (self.label_map, *self.extras):
             check_writable(path, overwrite=self.settings.overwrite or path in leftovers)
@@ -178,7 +178,7 @@ class OutputFiles:
     # Writing
 
     def write(self, predicted: PredictedCase, document: Mapping[str, Any], *, adding: bool = False) -> dict[str, Any]:
-        """Write all files, the label map last; return the sidecar's object, completed by what is known of the files.
+        """Write all files, the label map last; return the sidecar's object, completed by the facts of the files.
 
         document: see `describe`. adding: the label map is there, and only extras are missing; where it comes out the same, the
         other files beside it stay. Raises OutputError, and CaseError for a DICOM series whose headers cannot be used.
@@ -337,7 +337,7 @@ def _page(predicted: PredictedCase, document: Mapping[str, Any], labels: Labels)
 
 
 def describe(predicted: PredictedCase, ensemble: Ensemble) -> dict[str, Any]:
-    """The sidecar's object of a predicted case, without what is known only when the files are written."""
+    """The sidecar's object of a predicted case, without the fields that only writing the files can fill."""
     checked = predicted.checked
     origin = checked.origin
     weights = [_weights_entry(checkpoint) for checkpoint in ensemble.checkpoints]

@@ -1,4 +1,4 @@
-"""The plan of a run: what there is of each case and what will be done. A dry run prints the plan, a run carries it out."""
+"""The plan of a run: the state of each case's outputs, and the work to do. A dry run prints the plan, a run carries it out."""
 
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -57,10 +57,10 @@ class Action(StrEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class PlannedCase:
-    """A case, what there is of its outputs, and what will be done.
+    """The plan of one case: the state of its outputs, and the work to do.
 
-    error: why the case fails, though the run goes on. warnings: those that its headers tell, see `look_at_headers`.
-    preparation: what makes the images of raw scans, before they are read.
+    error: why the case fails, though the run goes on. warnings: of its headers, see `look_at_headers`.
+    preparation: of raw scans, before the images are read.
     """
 
     case: Case
@@ -73,7 +73,7 @@ class PlannedCase:
 
     @property
     def differs(self) -> bool:
-        """Whether the case fails though it has outputs, which are then not known to be those that are asked for."""
+        """Whether the case fails although it has outputs, which need not be those that are asked for."""
         return self.error is not None and self.state is OutputState.COMPLETE
 
 
@@ -81,9 +81,9 @@ class PlannedCase:
 class RunPlan:
     """A run of `drunet segment`.
 
-    cases: those of the cohort that can be used, in its order. summary: the table of the folder that the label maps go to; None
+    cases: the usable cases of the cohort, in its order. summary: the table of the folder that the label maps go to; None
     for a label map that was named itself, and for one case whose folder has a table that drunet did not write. unusable: where
-    the outputs of cases that cannot be used would be, by name. stop: what ends the run before its first case.
+    the outputs of cases that cannot be used would be, by name. stop: the error that ends the run before its first case.
     """
 
     cohort: Cohort
@@ -202,7 +202,7 @@ def _undescribed(label_map: Path) -> OutputError:
 
 
 def _check(plan: RunPlan, ensemble: Ensemble) -> None:
-    """Raise what would stop the run before its first case."""
+    """Raise the error that would stop the run before its first case."""
     alone, settings = plan.cohort.alone, plan.settings
     in_the_way = [each for each in plan.cases if each.state in (OutputState.COMPLETE, OutputState.FOREIGN)]
     if in_the_way and not (alone or settings.skip_existing or settings.overwrite):

@@ -122,7 +122,7 @@ class Ensemble:
 
     @property
     def compared(self) -> dict[str, Any]:
-        """The settings that make a label map what it is. Opens the weights."""
+        """The settings that determine a label map, for a comparison. Opens the weights."""
         return self.settings.compared(self._metadata)
 
     @property

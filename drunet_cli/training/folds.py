@@ -104,7 +104,7 @@ class CrossValidation:
             raise CaseError(f"{self.folds}: cannot be read, or is damaged; --overwrite begins anew") from error
 
     def check_writable(self, *, overwrite: bool) -> None:
-        """Raise OutputError now for what would stop the writing later."""
+        """Raise OutputError now for faults that would stop the writing later."""
         for path in (self.folds, *self._results):
             check_writable(path, overwrite=overwrite)
 
@@ -124,7 +124,7 @@ class CrossValidation:
         raise CaseError(f"{begin} has other cases in its folds (its seed is {stored.seed}, now {folds.seed}); {_ANEW}")
 
     def remove_results(self) -> None:
-        """Remove what tells of all folds, before one of them changes. Raises OutputError."""
+        """Remove the results of all folds, before one fold changes. Raises OutputError."""
         for path in self._results:
             _remove(path)
 
@@ -144,7 +144,7 @@ class FoldPlan:
 
 @dataclass(frozen=True, kw_only=True)
 class CrossValidationPlan:
-    """What will be done. cases: by name. wanted: the folds that are asked for."""
+    """The plan of a cross-validation. cases: by name. wanted: the folds that are asked for."""
 
     folds: Folds
     cases: Mapping[str, Case]

@@ -221,7 +221,7 @@ class Training:
         return True
 
     def _publish(self, epoch: Epoch, weights: State) -> None:
-        """Write the weights and what is made of the history, and last the state, which says that the epoch is done."""
+        """Write the weights, the tables and curves, and last the state, which says that the epoch is done."""
         metadata = replace(self.metadata, origin=f"{self.metadata.origin}, {epoch.in_words(self.length.n_steps)}")
         if epoch.is_best:
             write_checkpoint(self.run.best, weights, metadata, overwrite=True)

@@ -97,7 +97,7 @@ class RunFolder:
             raise WeightsError(f"{self.state}: is damaged, or no state of a training: {error}; begin it anew") from error
 
     def check_writable(self, *, overwrite: bool) -> None:
-        """Raise OutputError now for what would stop the writing later."""
+        """Raise OutputError now for faults that would stop the writing later."""
         for path in self._files:
             check_writable(path, overwrite=overwrite)
 

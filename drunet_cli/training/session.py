@@ -49,7 +49,7 @@ class TrainingPlan:
     cases: to be read into the store; none where a training is resumed from its slices alone. expected: SHA-256 that the files
     of a case must have, by case and role.
     continues: whether there is a training to resume. summaries: of the cases that have been read or are in the store, by name.
-    notes: what there is to know of the search for cases.
+    notes: on the search for cases.
     """
 
     recipe: Recipe
@@ -297,7 +297,7 @@ def _refusal(refused: Sequence[tuple[str, DrunetError]], *, n_cases: int) -> Dru
 
 
 def settle_recipe(settings: TrainingSettings, run: RunFolder, *, continues: bool) -> Recipe:
-    """Return the numbers to train with, those of the run where it continues. Raises CaseError, MisuseError, WeightsError."""
+    """Return the numbers to train with; a run that continues keeps its own. Raises CaseError, MisuseError, WeightsError."""
     asked = settings.recipe
     if settings.config is not None:
         recipe, source = read_recipe(settings.config, otherwise=asked or RecipeName.MODERN), f"{settings.config} is of"

@@ -65,8 +65,8 @@ def ignore_progress(_n_bytes: int, _n_total: int | None) -> None:
 def open_weights(weights: str, *, on_progress: ByteProgress = ignore_progress, on_note: Note = log_note) -> Checkpoint:
     """Open weights by name or file; download them into the cache first if a name is not there.
 
-    on_progress: called with the bytes that have arrived, and their number in all or None. on_note: called with what a person
-    should know of a download, in one line or several. Raises WeightsError.
+    on_progress: called with the bytes that have arrived, and their number in all or None. on_note: called with a
+    message on a download, of one line or several. Raises WeightsError.
     """
     check_available(weights)
     if is_file_name(weights):

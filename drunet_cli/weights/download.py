@@ -269,7 +269,7 @@ class _Download:
 
     @contextmanager
     def _in_words(self) -> Iterator[None]:
-        """Put what requests and urllib3 raise into words: _AttemptError where another attempt may help, else WeightsError."""
+        """Put the errors of requests and urllib3 into words: _AttemptError where a retry may help, else WeightsError."""
         import ssl
 
         import requests
@@ -303,7 +303,7 @@ class _Download:
 
 
 def _system_error(error: BaseException) -> OSError | None:
-    """Find what the operating system or the TLS library said, inside the exceptions that are wrapped around it."""
+    """Find the error of the operating system or the TLS library inside the exceptions that are wrapped around it."""
     inner = error.__cause__ or error.__context__
     return inner if inner is None or isinstance(inner, OSError) else _system_error(inner)
 

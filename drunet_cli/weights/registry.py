@@ -83,9 +83,9 @@ ENTRIES: Final[Mapping[str, Entry]] = {
 class Bundled:
     """A set of weights that comes with drunet: nothing is fetched, nothing can be imported under its name.
 
-    summary: the description in a few words. caveat: what the weights are for, told beside every result. sha256: of the file, by
-    which sidecars and tables name it; earlier_sha256: of files that earlier versions had under this name. The file's metadata
-    hold the other facts; the origin that they record begins with the description, so that every sidecar tells it.
+    summary: the description in a few words. caveat: the purpose of the weights, which stands beside every result. sha256: of
+    the file, by which sidecars and tables name it; earlier_sha256: of files that earlier versions had under this name. The
+    file's metadata hold the other facts; their origin begins with the description, so that every sidecar has it.
     """
 
     name: str
