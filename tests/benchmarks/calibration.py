@@ -57,7 +57,7 @@ def main() -> None:
 
 
 def voxels_of(path: Path) -> npt.NDArray[np.float32]:
-    """Of an image of any number of axes."""
+    """The voxels of an image of any number of axes."""
     image = nib.load(path)
     assert isinstance(image, nib.Nifti1Image)
     return image.get_fdata(dtype=np.float32)

@@ -114,7 +114,7 @@ def test_what_the_demo_prints_is_the_sidecar_which_says_what_the_weights_are_for
 def test_the_demo_ends_with_command_lines_for_images_of_ones_own(
     demo: Demo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of which drunet has but one complaint: the images are not there."""
+    """All that is wrong with these lines is that the images are not there."""
     monkeypatch.chdir(tmp_path)
     commands = re.findall(r"^  drunet ((?:.*\\\n)*.*)$", demo.errors, re.MULTILINE)
     assert len(commands) == 3

@@ -171,7 +171,7 @@ def test_two_single_voxels_by_hand() -> None:
     one, other = with_voxels((1, 2, 2)), with_voxels((4, 2, 2))
     assert border_hd95_mm(one, other, spacing_mm=(2.0, 1.0, 1.0)) == 6
     distances = surface_distances(one, other, spacing_mm=(2.0, 1.0, 1.0))
-    # Of the eight corners of a voxel four are 2 steps from the other voxel, and four 3.
+    # Four of the eight corners of a voxel are 2 steps from the other voxel, and four 3.
     assert np.sort(distances.prediction_mm).tolist() == [4] * 4 + [6] * 4
     assert distances.hd95_mm == 6
     assert [distances.dice(tolerance) for tolerance in (3.9, 4, 5.9, 6)] == pytest.approx([0, 0.5, 0.5, 1])

@@ -17,7 +17,7 @@ from tests.evaluation.random_masks import masks, plainly
 def scores(
     uncertainty: list[float], *, prediction: list[int], reference: list[int], brain: list[int] | None = None
 ) -> UncertaintyScores:
-    """Of a few voxels in a row."""
+    """The scores of a few voxels in a row."""
     masks = [np.array(mask, dtype=np.bool_) for mask in (prediction, reference)]
     return uncertainty_scores(
         percentages(np.array(uncertainty)), *masks, brain=None if brain is None else np.array(brain, dtype=np.bool_)
@@ -116,7 +116,7 @@ def test_outside_the_brain_only_dice_counts() -> None:
         [0, 50, 10, 80, 90, 100], prediction=[1, 0, 0, 0, 1, 1], reference=[1, 1, 0, 0, 0, 1], brain=[1, 1, 1, 0, 0, 0]
     )
     assert (found.ftp_auc, found.ftn_auc, found.error_auroc) == (inside.ftp_auc, inside.ftn_auc, inside.error_auroc)
-    # Of two and three voxels one common, then of four; at 100 of three and three two.
+    # Two and three voxels share one, then four; at 100 three and three share two.
     steps = (area_of_step(1, 2 / 3, 50), area_of_step(0, 2 / 4 - 2 / 3, 90), area_of_step(0, 4 / 6 - 2 / 4, 100))
     assert found.dice_auc == pytest.approx(sum(steps))
 

@@ -429,7 +429,7 @@ def test_batches_that_a_small_card_cannot_hold_are_halved_and_end_in_the_same_la
     expected = TorchEngine(checkpoint, device=CUDA, batch_size=5).classes(slices)
     halvings: list[int] = []
     torch.cuda.empty_cache()
-    # Of an 8 GB card, what CUDA's own context leaves.
+    # The memory of an 8 GB card that CUDA's own context leaves.
     share = min(1.0, 7e9 / torch.cuda.get_device_properties(CUDA).total_memory)
     torch.cuda.set_per_process_memory_fraction(share, CUDA)
     try:

@@ -42,7 +42,7 @@ def brain_of(phantom: Phantom) -> Mask:
 
 
 def mean_in(phantom: Phantom, modality: Modality, mask: Mask) -> float:
-    """Of the pixels that the network would see."""
+    """The mean of the pixels that the network would see."""
     return float(normalise(phantom.images[modality])[mask].mean())
 
 

@@ -103,7 +103,7 @@ def words(monkeypatch: pytest.MonkeyPatch) -> Words:
     return seen
 
 
-# Of a volume whose axes point R, A, S: towards which sides a corner of it lies.
+# The sides towards which a corner lies in a volume whose axes point R, A, S.
 @pytest.mark.parametrize(
     ("corner", "sides", "orientation"),
     [((3, 26, 26), "LAS", "RAS"), ((26, 3, 3), "RPI", "LPS"), ((3, 3, 26), "LPS", "SAL"), ((26, 26, 3), "RAI", "PIR")],

@@ -68,7 +68,7 @@ def test_constant_learning_rate_stays_and_without_warm_up_begins_at_its_height()
 
 
 def learner(recipe: Recipe = RECIPE, *, part: slice = slice(None), **options: Any) -> Learner:
-    """Of a shallow network."""
+    """A learner of a shallow network."""
     options = {"n_steps": N_STEPS, **options}
     with stage_blocks(SHALLOW):
         return Learner(new_network(recipe.network, seed=recipe.seed), recipe, device=CPU, part=part, **options)

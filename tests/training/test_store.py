@@ -94,7 +94,7 @@ def with_document(path: Path, change: Callable[[dict[str, Any]], object], pixels
 
 
 def brute_force_box(mask: npt.NDArray[np.bool_]) -> list[int]:
-    """Of one slice."""
+    """The box of one slice."""
     if not mask.any():
         return [0, 0, 0, 0]
     xs, ys = np.nonzero(mask)
