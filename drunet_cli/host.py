@@ -1,13 +1,16 @@
-"""The machine: CPUs and memory that it grants to the process, and its processor and devices. Standard library only."""
+"""The machine: CPUs and memory that it grants, its processor and devices, and installed packages. Standard library only."""
 
 import ctypes
 import math
 import os
 import platform
 import re
-from collections.abc import Iterator, Mapping, MutableMapping
+from collections.abc import Iterator, Mapping, MutableMapping, Sequence
+from importlib import util
 from pathlib import Path
 from typing import Final
+
+from drunet_cli.errors import MisuseError
 
 _CGROUP_ROOT = Path("/sys/fs/cgroup")
 _OWN_CGROUPS = Path("/proc/self/cgroup")
@@ -66,6 +69,19 @@ def check_device_name(name: str) -> None:
     """Raise ValueError unless this is auto, cpu, cuda, cuda:N or mps; whether the device is there is not looked at."""
     if not _DEVICE.fullmatch(name):
         raise ValueError(f"{name!r} is none of auto, cpu, cuda, cuda:N, mps")
+
+
+def missing_packages(packages: Sequence[str]) -> list[str]:
+    """The Python packages that are not installed; nothing is imported."""
+    specs = {package: util.find_spec(package) for package in packages}
+    return [package for package, spec in specs.items() if spec is None or spec.origin is None]  # a mere folder has no origin
+
+
+def check_installed(packages: Sequence[str], *, needed_by: str = "") -> None:
+    """Raise MisuseError for packages that are not installed; nothing is imported. needed_by: the option that needs them."""
+    if missing := missing_packages(packages):
+        before = f"{needed_by}: " if needed_by else ""
+        raise MisuseError(f"{before}{' and '.join(missing)} not installed; run: pip install {' '.join(missing)}")
 
 
 def limit_openmp_spinning(environment: MutableMapping[str, str] = os.environ) -> None:

@@ -10,12 +10,18 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from importlib import util
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeAlias
 
 from drunet_cli.errors import MisuseError, one_line
-from drunet_cli.host import cpu_name, disable_onnxruntime_telemetry, has_bfloat16, may_have_gpu
+from drunet_cli.host import (
+    check_installed,
+    cpu_name,
+    disable_onnxruntime_telemetry,
+    has_bfloat16,
+    may_have_gpu,
+    missing_packages,
+)
 from drunet_cli.weights.structure import N_CHANNELS, PROVED_FINGERPRINT, fingerprint
 
 if TYPE_CHECKING:
@@ -176,8 +182,7 @@ def choose_engine(name: EngineName, *, device: str, precision: Precision, sampli
             raise MisuseError(f"mc_samples=N needs dropout, which engine={name} has not; use engine=torch")
         if not may_be_cpu or precision not in software.precisions:
             raise MisuseError(f"engine={name} computes on the CPU in {software.precisions[0]}; for others use engine=torch")
-        if missing := missing_packages(software.packages):
-            raise MisuseError(f"{' and '.join(missing)} not installed; run: pip install {' '.join(missing)}")
+        check_installed(software.packages)
         _check_arithmetic(precision)
         _LOG.info("engine: %s, as asked for", software.title)
         return name
@@ -205,12 +210,6 @@ def fastest_precision(name: EngineName, *, device: str, sampling: bool = False) 
     on_cpu = device == "cpu" or (device == "auto" and not _torch_may_find_gpu())
     may_choose = name is EngineName.AUTO and not sampling and not missing_packages(_ON_CPU[EngineName.OPENVINO].packages)
     return Precision.BFLOAT16 if may_choose and on_cpu and has_bfloat16() else Precision.AUTO
-
-
-def missing_packages(packages: Sequence[str]) -> list[str]:
-    """The packages that are not installed; nothing is imported."""
-    specs = {package: util.find_spec(package) for package in packages}
-    return [package for package, spec in specs.items() if spec is None or spec.origin is None]  # a mere folder has no origin
 
 
 def _check_arithmetic(precision: Precision) -> None:

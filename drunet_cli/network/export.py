@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from drunet_cli.errors import DeviceError, MisuseError, OutputError, WeightsError
-from drunet_cli.network.engine import SAME_NETWORK, Format, Head, Images, Precision, missing_packages
+from drunet_cli.errors import DeviceError, OutputError, WeightsError
+from drunet_cli.host import check_installed
+from drunet_cli.network.engine import SAME_NETWORK, Format, Head, Images, Precision
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -170,8 +171,7 @@ def _largest_difference(outputs: Outputs, references: Outputs) -> float:
 
 def check_onnx() -> None:
     """Raise MisuseError unless the packages are installed that make an ONNX file and check it."""
-    if missing := missing_packages(["onnx", "onnxruntime"]):
-        raise MisuseError(f"{' and '.join(missing)} not installed; run: pip install {' '.join(missing)}")
+    check_installed(["onnx", "onnxruntime"])
 
 
 def _encode_onnx(checkpoint: "Checkpoint", variant: Variant) -> bytes:

@@ -9,7 +9,6 @@ import re
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final
 
@@ -18,7 +17,8 @@ import numpy.typing as npt
 
 import drunet_cli
 from drunet_cli.brats import CLASS_COLOURS, ClassMap, Modality, TumourClass
-from drunet_cli.errors import CaseError, MisuseError
+from drunet_cli.errors import CaseError
+from drunet_cli.host import check_installed
 from drunet_cli.io.case import BrokenCase, Case
 from drunet_cli.io.discovery import Cohort
 from drunet_cli.io.geometry import Affine
@@ -68,8 +68,7 @@ class SegmentedSeries:
 
 def check_highdicom() -> None:
     """Raise MisuseError where a segmentation object cannot be written. Imports nothing of the extra."""
-    if missing := [name for name in ("highdicom", "pydicom") if find_spec(name) is None]:
-        raise MisuseError(f"--dicom-seg: {' and '.join(missing)} not installed; run: pip install {' '.join(missing)}")
+    check_installed(["highdicom", "pydicom"], needed_by="--dicom-seg")
 
 
 def check_from_dicom(case: Case, modalities: Collection[Modality]) -> None:

@@ -9,7 +9,6 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib.metadata import version
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final
 
@@ -17,7 +16,8 @@ import numpy as np
 import numpy.typing as npt
 
 from drunet_cli.brats import CHANNELS, Modality
-from drunet_cli.errors import CaseError, MisuseError
+from drunet_cli.errors import CaseError
+from drunet_cli.host import check_installed
 from drunet_cli.io.case import Case
 from drunet_cli.io.checks import CaseWarning, WarningCode, refuse_serious, voxel_litres
 from drunet_cli.io.geometry import Affine
@@ -148,8 +148,7 @@ def check_extra(settings: PreparationSettings) -> None:
     needed = ["SimpleITK"]
     if settings.method is BrainMethod.DEEPBET or settings.method is BrainMethod.AUTO:
         needed.append("deepbet")
-    if missing := [name for name in needed if find_spec(name) is None]:
-        raise MisuseError(f"{' and '.join(missing)} not installed; run: pip install {' '.join(missing)}")
+    check_installed(needed)
     if settings.method is not None:
         chosen_method(settings.method, stripped=True)
     if settings.preview:

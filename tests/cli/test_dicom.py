@@ -202,10 +202,10 @@ def test_segmentation_objects_need_raw_scans_from_dicom(
     words += ["-o", str(tmp_path / "out"), "--dicom-seg"]
     assert drunet(words) == ExitCode.MISUSE
     assert "--dicom-seg refers to the DICOM series of raw scans; give these with --prepare" in capfd.readouterr().err
-    monkeypatch.setattr("drunet_cli.prepare.dicom_seg.find_spec", lambda name: None if name == "highdicom" else name)
+    monkeypatch.setattr("drunet_cli.host.missing_packages", lambda names: [name for name in names if name == "highdicom"])
     assert drunet([*words, "--prepare"]) == ExitCode.MISUSE
     assert "highdicom not installed; run: pip install highdicom" in capfd.readouterr().err
-    monkeypatch.setattr("drunet_cli.prepare.dicom_seg.find_spec", lambda name: name)
+    monkeypatch.setattr("drunet_cli.host.missing_packages", lambda names: [])
     assert drunet([*words, "--prepare"]) == ExitCode.BAD_INPUT
     assert "p4: has no DICOM series of T1ce, to which --dicom-seg refers; give one, or leave" in capfd.readouterr().err
     assert not (tmp_path / "out").exists()

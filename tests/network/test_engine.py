@@ -15,7 +15,7 @@ from torch import nn
 from torch.nn import functional
 
 from drunet_cli.errors import MisuseError
-from drunet_cli.host import may_have_gpu
+from drunet_cli.host import may_have_gpu, missing_packages
 from drunet_cli.network import engine as engine_module
 from drunet_cli.network import torch_engine
 from drunet_cli.network.engine import (
@@ -26,7 +26,6 @@ from drunet_cli.network.engine import (
     changed_network,
     choose_engine,
     fastest_precision,
-    missing_packages,
     open_engine,
 )
 from drunet_cli.network.export import Variant, export

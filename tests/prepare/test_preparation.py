@@ -393,7 +393,7 @@ def test_misuse_is_told(words: list[str], message: str, capfd: pytest.CaptureFix
 def test_without_the_extra_one_line_says_how_to_install_it(
     tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("drunet_cli.prepare.preparation.find_spec", lambda name: None)
+    monkeypatch.setattr("drunet_cli.host.missing_packages", lambda names: names)
     for modality in CHANNELS:
         small_scan(tmp_path / f"p1_{modality}.nii")
     assert drunet(["prepare", str(tmp_path), "-o", str(tmp_path / "out")]) == ExitCode.MISUSE
