@@ -180,6 +180,11 @@ def volume_in_words(volume_ml: float) -> str:
     return f"{volume_digits(volume_ml)} mL"
 
 
+def regions_in_words(region_volumes_ml: Mapping[str, float]) -> str:
+    """The volumes of the three regions for people."""
+    return ", ".join(f"{region} {volume_in_words(region_volumes_ml[region])}" for region in REGIONS)
+
+
 def volume_digits(volume_ml: float) -> str:
     """A volume for people: to a tenth of a mL, and below 1 mL to a cubic millimetre."""
     rounded = round(volume_ml, 3)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 import typer
 
 from drunet_cli.brats import Modality
-from drunet_cli.cli.console import Screen, plan_table, result, result_json
+from drunet_cli.cli.console import Screen, result, result_json, table_of
 from drunet_cli.errors import CaseError, DrunetError, ExitCode, MisuseError, Terminated, join_some, plural
 from drunet_cli.io.case import HEADER, BrokenCase, Case, SeriesFolder, case_of, no_series, paths_of_list
 from drunet_cli.io.discovery import Cohort, find_cases
@@ -414,7 +414,7 @@ def _print_table(rows: Sequence[PlanRow], cohort: Cohort, screen: Screen, *, seg
         state = _DIFFERS if item.name in differing else "unusable"
         lines.append((item.name, state, "fail", *([""] if seg else []), str(item.error)))
     lines += [("", *_NO_CASE, *([""] if seg else []), f"{each.path} ({each.content})") for each in cohort.passed_over]
-    screen.table(plan_table(lines, seg=seg))
+    screen.table(table_of(("CASE", "STATE", "WOULD", *(["SEG"] if seg else []), "FOLDER"), lines))
 
 
 def _failure_line(name: str, error: DrunetError, *, differs: bool = False) -> str:

@@ -7,7 +7,7 @@ import platform
 import re
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +17,7 @@ from time import strftime
 from typing import TYPE_CHECKING, Any, Final, TextIO
 
 import drunet_cli
-from drunet_cli.brats import REGIONS, volume_digits, volume_in_words
+from drunet_cli.brats import REGIONS, volume_digits
 from drunet_cli.errors import OutputError, one_line
 from drunet_cli.processes import hold_signals
 
@@ -359,11 +359,6 @@ class TrainingBar(Bar):
         self.start()
 
 
-def regions_in_words(volumes_ml: Mapping[str, float]) -> str:
-    """The volumes of the three regions, for a note."""
-    return ", ".join(f"{region} {volume_in_words(volumes_ml[region])}" for region in REGIONS)
-
-
 def show_markdown(text: str) -> None:
     """Show a page on stdout: drawn, in the user's pager, if stdout is a terminal; else as it is."""
     if not sys.stdout.isatty():
@@ -381,19 +376,15 @@ def show_markdown(text: str) -> None:
         console.print(Markdown(without_files, hyperlinks=False))
 
 
-def topics_table(rows: Sequence[tuple[str, str]]) -> "Table":
-    """One row a page of the guide: topic and summary."""
-    table = _table("TOPIC", "WHAT IT IS FOR")
-    for row in rows:
-        table.add_row(*row)
-    return table
+def table_of(columns: Sequence[str], rows: Iterable[Sequence[object]], *, numbers_from: int | None = None) -> "Table":
+    """A table of one line a row. numbers_from: the first column that holds numbers, if any does."""
+    from rich.table import Table
 
-
-def weights_table(rows: Sequence[tuple[str, str, str]]) -> "Table":
-    """One row a set of weights: name, place, summary."""
-    table = _table("NAME", "WHERE", "DESCRIPTION")
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for n, column in enumerate(columns):
+        table.add_column(column, overflow="fold", justify="left" if numbers_from is None or n < numbers_from else "right")
     for row in rows:
-        table.add_row(*(one_line(cell) for cell in row))
+        table.add_row(*(one_line(str(cell)) for cell in row))
     return table
 
 
@@ -414,77 +405,54 @@ def cohort_table(rows: Sequence["SummaryRow"]) -> "Table":
     """One row a case: its outcome, with (!) for warnings, and volumes in mL. Below the rows: the purpose of the weights."""
     from drunet_cli.weights.registry import caveat_of
 
-    table = _table("CASE", "STATUS", *(f"{region} mL" for region in REGIONS), "NOTES")
-    for column in table.columns[2:-1]:
-        column.justify = "right"
+    cells = []
     for row in rows:
         volumes = (volume_digits(row.volumes_ml[region]) if region in row.volumes_ml else "" for region in REGIONS)
         warnings = [code if n == 1 else f"{n} x {code}" for code, n in Counter(row.warnings).items()]
-        status = f"{row.status} (!)" if row.warnings else str(row.status)
-        table.add_row(one_line(row.case), status, *volumes, one_line(row.error or ", ".join(warnings)))
+        status = f"{row.status} (!)" if row.warnings else row.status
+        cells.append((row.case, status, *volumes, row.error or ", ".join(warnings)))
+    table = table_of(("CASE", "STATUS", *(f"{region} mL" for region in REGIONS), "NOTES"), cells)
+    for column in table.columns[2:-1]:
+        column.justify = "right"
     table.caption = caveat_of(sha256 for row in rows for sha256 in row.weights_sha256) or None
     table.caption_justify, table.caption_style = "left", "bold"
     return table
 
 
-def plan_table(rows: Sequence[tuple[str, ...]], *, seg: bool) -> "Table":
-    """One row a case of a dry run: the state of its outputs, the work to do, and its folder or its error.
-
-    seg: whether the rows say, before the folder, which cases have a segmentation.
-    """
-    table = _table("CASE", "STATE", "WOULD", *(["SEG"] if seg else []), "FOLDER")
-    for row in rows:
-        table.add_row(*(one_line(cell) for cell in row))
-    return table
-
-
-def training_plan_table(rows: Sequence[Mapping[str, Any]]) -> "Table":
-    """One row a case of a dry run of a training: its part in the split, or the fold that holds the case out."""
-    place, title = ("fold", "FOLD") if "fold" in rows[0] else ("split", "FOR")
-    table = _table("CASE", title, "IN STORE", "SLICES", "WITH TUMOUR", numbers_from=3)
-    for row in rows:
-        stored = "yes" if row["in_store"] else "no"
-        table.add_row(one_line(row["case"]), str(row[place]), stored, str(row["slices"]), str(row["tumour_slices"]))
-    return table
-
-
 def statistics_table(title: str, summary: Mapping[str, Mapping[str, "Statistics"]], labels: Mapping[str, str]) -> "Table":
     """One row a region and score. summary: by region, then score; labels: names of the scores."""
-    table = _table("REGION", "SCORE", "MEAN", "SD", "MEDIAN", "Q1", "Q3", "95 % OF MEAN", numbers_from=2)
-    table.title, table.title_justify, table.title_style = title, "left", ""
+    rows = []
     for region, scores in summary.items():
         for score, found in scores.items():
             numbers = (found.mean, found.sd, found.median, found.lower_quartile, found.upper_quartile)
             interval = f"{_fixed(found.low, score)} to {_fixed(found.high, score)}"
-            table.add_row(region, labels[score], *(_fixed(number, score) for number in numbers), interval)
+            rows.append((region, labels[score], *(_fixed(number, score) for number in numbers), interval))
+    table = table_of(("REGION", "SCORE", "MEAN", "SD", "MEDIAN", "Q1", "Q3", "95 % OF MEAN"), rows, numbers_from=2)
+    table.title, table.title_justify, table.title_style = title, "left", ""
     return table
 
 
 def case_table(scores: Mapping[str, Mapping[str, float]], labels: Mapping[str, str]) -> "Table":
     """One row a region and score of one case."""
-    table = _table("REGION", "SCORE", "VALUE", numbers_from=2)
-    for region, of_region in scores.items():
-        for score, number in of_region.items():
-            table.add_row(region, labels[score], _fixed(number, score))
-    return table
+    rows = [
+        (region, labels[score], _fixed(number, score))
+        for region, of_region in scores.items()
+        for score, number in of_region.items()
+    ]
+    return table_of(("REGION", "SCORE", "VALUE"), rows, numbers_from=2)
 
 
 def worst_table(documents: Sequence[Mapping[str, Any]]) -> "Table":
     """One row a case: the Dice of the regions."""
-    table = _table("WORST CASES, DICE OF", *REGIONS, numbers_from=1)
-    for document in documents:
-        dice = (f"{document['regions'][region]['dice']:.3f}" for region in REGIONS)
-        table.add_row(one_line(document["case"]), *dice)
-    return table
+    rows = [(document["case"], *(f"{document['regions'][region]['dice']:.3f}" for region in REGIONS)) for document in documents]
+    return table_of(("WORST CASES, DICE OF", *REGIONS), rows, numbers_from=1)
 
 
 def scores_table(document: Mapping[str, Any]) -> "Table":
     """One row a region: how one label map compares with its reference. document: as `evaluation.evaluate` gives it."""
-    table = _table("REGION", "DICE", "HD95 mm", "VOLUME mL", "REFERENCE mL", numbers_from=1)
-    for region, scores in document["regions"].items():
-        numbers = (_fixed(scores[score], score) for score in ("hd95_mm", "volume_ml", "reference_volume_ml"))
-        table.add_row(region, f"{scores['dice']:.3f}", *numbers)
-    return table
+    numbers = ("dice", "hd95_mm", "volume_ml", "reference_volume_ml")
+    rows = [(region, *(_fixed(scores[name], name) for name in numbers)) for region, scores in document["regions"].items()]
+    return table_of(("REGION", "DICE", "HD95 mm", "VOLUME mL", "REFERENCE mL"), rows, numbers_from=1)
 
 
 def _fixed(number: float, score: str) -> str:
@@ -492,13 +460,3 @@ def _fixed(number: float, score: str) -> str:
     if score.endswith("volume_ml"):
         return volume_digits(number)
     return f"{number:z.1f}" if score.endswith(("_mm", "_ml")) else f"{number:z.3f}"
-
-
-def _table(*columns: str, numbers_from: int | None = None) -> "Table":
-    """An empty table. numbers_from: the first column that holds numbers, if any does."""
-    from rich.table import Table
-
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for n, column in enumerate(columns):
-        table.add_column(column, overflow="fold", justify="left" if numbers_from is None or n < numbers_from else "right")
-    return table

@@ -376,7 +376,7 @@ def _common_labels(planned: Sequence["PlannedLabelMap"], screen: "Screen") -> La
 
 
 def _convert_slices(planned: Sequence["PlannedLabelMap"], settings: "LabelMapSettings", batch: "Batch", *, n_jobs: int) -> None:
-    from drunet_cli.cli.console import regions_in_words
+    from drunet_cli.brats import regions_in_words
     from drunet_cli.conversion.png2nii import convert_labels
     from drunet_cli.processes import run_tasks
 

@@ -113,7 +113,7 @@ def _segment(case: "Case", label_map: Path, *, device: str, overwrite: bool, scr
     """Segment a case as a Python program does; the content of the sidecar."""
     from json import loads
 
-    from drunet_cli.cli.console import regions_in_words
+    from drunet_cli.brats import regions_in_words
     from drunet_cli.segmentation.segmenter import Segmenter
     from drunet_cli.weights.registry import COMPACT
 

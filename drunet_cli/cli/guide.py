@@ -60,11 +60,11 @@ def guide(
     drunet guide first-case
     drunet guide labels_itksnap.txt > labels_itksnap.txt
     """
-    from drunet_cli.cli.console import Screen, result, show_markdown, topics_table
+    from drunet_cli.cli.console import Screen, result, show_markdown, table_of
     from drunet_cli.segmentation.derivatives import ITKSNAP, SLICER, colour_table
 
     if topic is None:
-        Screen().table(topics_table([(name, summary_of(name)) for name in TOPICS]))
+        Screen().table(table_of(("TOPIC", "WHAT IT IS FOR"), [(name, summary_of(name)) for name in TOPICS]))
     elif topic in (ITKSNAP, SLICER):
         result(colour_table(topic).removesuffix("\n"))
     else:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from drunet_cli.brats import REGIONS
-from drunet_cli.cli.console import Screen, TrainingBar, result, result_json, training_plan_table
+from drunet_cli.cli.console import Screen, TrainingBar, result, result_json, table_of
 from drunet_cli.errors import plural
 from drunet_cli.training.recipe import Length, TrainingSettings
 from drunet_cli.training.run_folder import RunFolder
@@ -115,7 +115,7 @@ def print_plan(plan: "TrainingPlan", settings: TrainingSettings, *, screen: Scre
     split = plan.split
     rows = _case_rows(plan.summaries, "split", lambda name: "validation" if name in split.validation else "train")
     length = _length_of(plan)  # first: it may refuse
-    _print_cases(rows, screen=screen, json=json)
+    _print_cases(rows, "split", screen=screen, json=json)
     _print_training(plan, length, settings, screen=screen, json=json)
 
 
@@ -124,7 +124,7 @@ def print_folds(plan: "CrossValidationPlan", *, screen: Screen, json: bool) -> N
     fold_of = {name: number for number, names in enumerate(plan.folds.held_out, start=1) for name in names}
     rows = _case_rows(plan.wanted[0].plan.summaries, "fold", fold_of.__getitem__)
     lengths = [_length_of(fold.plan) for fold in plan.wanted]
-    _print_cases(rows, screen=screen, json=json)
+    _print_cases(rows, "fold", screen=screen, json=json)
     for fold, length in zip(plan.wanted, lengths, strict=True):
         if fold.is_finished and not json:
             screen.note(f"fold {fold.number}: is trained, would be left out")
@@ -146,12 +146,17 @@ def _case_rows(summaries: "Mapping[str, CaseSummary]", place: str, place_of: Cal
     ]
 
 
-def _print_cases(rows: Sequence[Mapping[str, Any]], *, screen: Screen, json: bool) -> None:
+def _print_cases(rows: Sequence[Mapping[str, Any]], place: str, *, screen: Screen, json: bool) -> None:
+    """Print one row a case. place: the key of its part in the split, or of the fold that holds the case out."""
     if json:
         for row in rows:
             result_json(row)
     elif rows:
-        screen.table(training_plan_table(rows))
+        columns = ("CASE", "FOR" if place == "split" else "FOLD", "IN STORE", "SLICES", "WITH TUMOUR")
+        cells = [
+            (row["case"], row[place], "yes" if row["in_store"] else "no", row["slices"], row["tumour_slices"]) for row in rows
+        ]
+        screen.table(table_of(columns, cells, numbers_from=3))
 
 
 def _length_of(plan: "TrainingPlan") -> Length:

@@ -82,7 +82,7 @@ def list_weights(json: options.Json = False) -> None:
 
     drunet weights list
     """
-    from drunet_cli.cli.console import Screen, result_json, weights_table
+    from drunet_cli.cli.console import Screen, result_json, table_of
 
     screen = Screen()
     if not has_cache():
@@ -93,7 +93,7 @@ def list_weights(json: options.Json = False) -> None:
         for row in rows:
             result_json(row)
     else:
-        screen.table(weights_table([_row_in_words(row) for row in rows]))
+        screen.table(table_of(("NAME", "WHERE", "DESCRIPTION"), map(_row_in_words, rows)))
 
 
 @app.command()

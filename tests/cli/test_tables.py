@@ -9,16 +9,15 @@ import pytest
 from rich.console import Console
 from rich.table import Table
 
-from drunet_cli.brats import REGIONS
+from drunet_cli.brats import REGIONS, regions_in_words
 from drunet_cli.cli.console import (
     Screen,
     case_table,
     cohort_table,
     fields_table,
-    plan_table,
-    regions_in_words,
     scores_table,
     statistics_table,
+    table_of,
     worst_table,
 )
 from drunet_cli.evaluation.evaluate import SCORES, statistics
@@ -101,4 +100,4 @@ def test_a_name_is_printed_as_it_is_and_on_one_line(name: str) -> None:
     row = SummaryRow(case=name, status=Status.DONE, volumes_ml=dict.fromkeys(REGIONS, 1.25))
     printed = {"[red]case": "[red]case", "a\nb": "a b", "a\x1b[31mb": "a [31mb"}[name]
     assert lines_of(cohort_table([row]))[1].startswith(f"{printed}  ")
-    assert lines_of(plan_table([(name, "new", "segment", "folder")], seg=False))[1].startswith(f"{printed}  ")
+    assert lines_of(table_of(("CASE", "STATE"), [(name, "new")]))[1].startswith(f"{printed}  ")
