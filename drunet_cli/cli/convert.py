@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
-from drunet_cli.brats import Labels, Modality
+from drunet_cli.brats import Labels, Modality, regions_in_words
 from drunet_cli.cli import options
 from drunet_cli.errors import CaseError, DrunetError, MisuseError, OutputError, join_some, plural
 
@@ -376,7 +376,6 @@ def _common_labels(planned: Sequence["PlannedLabelMap"], screen: "Screen") -> La
 
 
 def _convert_slices(planned: Sequence["PlannedLabelMap"], settings: "LabelMapSettings", batch: "Batch", *, n_jobs: int) -> None:
-    from drunet_cli.brats import regions_in_words
     from drunet_cli.conversion.png2nii import convert_labels
     from drunet_cli.processes import run_tasks
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
-from drunet_cli.brats import Modality, ReadLabels
+from drunet_cli.brats import Modality, ReadLabels, regions_in_words
 from drunet_cli.cli import options
 from drunet_cli.errors import DrunetError, MisuseError, plural
 
@@ -113,7 +113,6 @@ def _segment(case: "Case", label_map: Path, *, device: str, overwrite: bool, scr
     """Segment a case as a Python program does; the content of the sidecar."""
     from json import loads
 
-    from drunet_cli.brats import regions_in_words
     from drunet_cli.segmentation.segmenter import Segmenter
     from drunet_cli.weights.registry import COMPACT
 

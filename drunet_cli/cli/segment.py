@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
-from drunet_cli.brats import Labels, Modality
+from drunet_cli.brats import Labels, Modality, regions_in_words
 from drunet_cli.cli import options
 from drunet_cli.errors import DrunetError, MisuseError, plural
 from drunet_cli.network.engine import EngineName, Precision, WindowMode
@@ -426,7 +426,6 @@ def _tell_failure(name: str, error: DrunetError, files: "OutputFiles | None", ba
 
 def _case_note(document: Mapping[str, Any], *, left_out: bool, seconds: float) -> str:
     """One case in one line: its volumes, how long it took, and with which weights."""
-    from drunet_cli.brats import regions_in_words
     from drunet_cli.segmentation.summary import described_weights
 
     volumes = regions_in_words(document["volumes_ml"])

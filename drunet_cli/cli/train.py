@@ -1,4 +1,4 @@
-"""`drunet train`: its options, and how a training is shown."""
+"""`drunet train`: one training, or one for each fold of a cross-validation."""
 
 import sys
 from collections.abc import Iterator, Mapping
@@ -205,7 +205,7 @@ def train(
             optimiser={"learning_rate": learning_rate},
             seed=seed,
         ),
-        fraction=val_fraction,
+        val_fraction=val_fraction,
         folds=folds,
         fold=fold,
         split_file=split,
@@ -228,7 +228,7 @@ def train(
 
 def _run(settings: TrainingSettings, *, init: str | None, screen: Screen, json: bool) -> None:
     """Train, or print the plan of a dry run. init: weights to begin with, by name or file."""
-    from drunet_cli.cli.training_screen import TrainingScreen, print_plan
+    from drunet_cli.cli.training_screen import TrainingScreen, print_training_plan
     from drunet_cli.training.distributed import Team, own_device, processes_of
     from drunet_cli.training.run_folder import RunFolder
     from drunet_cli.training.session import plan_training, read_together
@@ -252,12 +252,12 @@ def _run(settings: TrainingSettings, *, init: str | None, screen: Screen, json: 
         if not settings.dry_run:
             _learn(settings, plan, team, training_screen)
         elif processes.is_first:
-            print_plan(plan, settings, screen=screen, json=json)
+            print_training_plan(plan, settings, screen=screen, json=json)
 
 
 def _cross_validate(settings: TrainingSettings, *, init: str | None, screen: Screen, json: bool) -> None:
     """Train the folds that are wanted, segment what they hold out, and score all cases once all folds are done."""
-    from drunet_cli.cli.training_screen import TrainingScreen, print_folds
+    from drunet_cli.cli.training_screen import TrainingScreen, print_fold_plans
     from drunet_cli.training.distributed import Processes, Team, own_device, processes_of
     from drunet_cli.training.folds import CrossValidation, begin_folds, plan_folds, read_fold_cases, segment_held_out
     from drunet_cli.training.session import resolve_precision
@@ -271,26 +271,26 @@ def _cross_validate(settings: TrainingSettings, *, init: str | None, screen: Scr
     plan = plan_folds(settings)
     device = own_device(Processes(), settings.device, on_warning=screen.warning)
     resolve_precision(settings.precision, device)
-    reading = TrainingScreen(screen, json=json)
-    with reading:
-        plan = read_fold_cases(plan, on_progress=reading.show, on_warning=screen.warning)
+    training_screen = TrainingScreen(screen, json=json)
+    with training_screen:
+        plan = read_fold_cases(plan, on_progress=training_screen.show, on_warning=screen.warning)
     if settings.dry_run:
-        print_folds(plan, screen=screen, json=json)
+        print_fold_plans(plan, screen=screen, json=json)
         return
     begin_folds(settings, plan)
     with Team(Processes(), device) as team:
-        for fold in plan.wanted:
-            training_screen = TrainingScreen(screen, json=json, fold=fold.number)
+        for fold in plan.fold_plans:
+            fold_screen = TrainingScreen(screen, json=json, fold=fold.number)
             if fold.is_finished:
                 screen.note(f"fold {fold.number}: is trained, left out")
-            elif not _learn(fold.settings, fold.plan, team, training_screen):
+            elif not _learn(fold.settings, fold.plan, team, fold_screen):
                 return  # the signal that came ends the command here
-            with _naming_resume(screen), training_screen:
-                n_cases = segment_held_out(settings, plan, fold, on_progress=training_screen.show)
+            with _naming_resume(screen), fold_screen:
+                n_cases = segment_held_out(settings, plan, fold, on_progress=fold_screen.show)
             if n_cases:
                 screen.note(f"fold {fold.number}: {plural(n_cases, 'held-out case')} segmented into {folder.out_of_fold}")
-    with _naming_resume(screen), reading:
-        _score_folds(settings, plan, reading)
+    with _naming_resume(screen), training_screen:
+        _score_folds(settings, plan, training_screen)
 
 
 @contextmanager
@@ -305,13 +305,13 @@ def _naming_resume(screen: Screen) -> Iterator[None]:
         raise
 
 
-def _score_folds(settings: TrainingSettings, plan: "CrossValidationPlan", shown: "TrainingScreen") -> None:
+def _score_folds(settings: TrainingSettings, plan: "CrossValidationPlan", training_screen: "TrainingScreen") -> None:
     """Score all cases if all folds are done, by this job or others; report the result of the cross-validation."""
     from drunet_cli.cli.console import result, result_json, statistics_table
     from drunet_cli.evaluation.evaluate import SCORES
     from drunet_cli.training.folds import CrossValidation, score_all, unfinished_folds, write_ensemble
 
-    folder, screen = CrossValidation(settings.output), shown.screen
+    folder, screen = CrossValidation(settings.output), training_screen.screen
     if unfinished := unfinished_folds(settings, plan):
         folds = "fold" if len(unfinished) == 1 else "folds"
         numbers = ", ".join(map(str, unfinished))
@@ -324,31 +324,31 @@ def _score_folds(settings: TrainingSettings, plan: "CrossValidationPlan", shown:
     else:
         screen.note(f"Scoring {plural(len(plan.cases), 'case')}; the ensemble can be used already")
         title = f"{plural(len(plan.cases), 'case')}, each segmented by the network that has not seen it"
-        summary = score_all(settings, plan, on_progress=shown.show)
-        shown.stop()
+        summary = score_all(settings, plan, on_progress=training_screen.show)
+        training_screen.stop()
         screen.note_table(statistics_table(title, summary, SCORES))
-    if shown.json:
+    if training_screen.json:
         result_json({"scores": str(folder.scores), "statistics": str(folder.statistics), "ensemble": str(folder.ensemble)})
     else:
         result(str(folder.scores))
 
 
-def _learn(settings: TrainingSettings, plan: "TrainingPlan", team: "Team", shown: "TrainingScreen") -> bool:
+def _learn(settings: TrainingSettings, plan: "TrainingPlan", team: "Team", training_screen: "TrainingScreen") -> bool:
     """Train to the end; False where a signal has come, which takes effect after this call has told how to go on."""
     from drunet_cli.training.session import train
 
     with hold_signals() as should_stop:
         try:
-            with shown:
-                is_done = train(settings, plan, team, on_progress=shown.show, should_stop=should_stop)
+            with training_screen:
+                is_done = train(settings, plan, team, on_progress=training_screen.show, should_stop=should_stop)
         except DrunetError as error:
             if not (team.processes.several or should_stop()):
                 raise
             # Told here, where signals are held: the one that has come, or that torchrun sends next, would hide the error.
-            shown.screen.error(str(error), error.details)
+            training_screen.screen.error(str(error), error.details)
             raise typer.Exit(error.exit_code) from error
         if team.processes.is_first:
-            shown.tell_end(settings, is_done=is_done)
+            training_screen.tell_end(settings, is_done=is_done)
     return is_done
 
 

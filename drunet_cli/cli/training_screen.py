@@ -110,7 +110,7 @@ def duration_in_words(seconds: float) -> str:
     return f"{hours // 24} d {hours % 24} h"
 
 
-def print_plan(plan: "TrainingPlan", settings: TrainingSettings, *, screen: Screen, json: bool) -> None:
+def print_training_plan(plan: "TrainingPlan", settings: TrainingSettings, *, screen: Screen, json: bool) -> None:
     """Print the cases that a dry run has found, and the plan of the training."""
     split = plan.split
     rows = _case_rows(plan.summaries, "split", lambda name: "validation" if name in split.validation else "train")
@@ -119,13 +119,13 @@ def print_plan(plan: "TrainingPlan", settings: TrainingSettings, *, screen: Scre
     _print_training(plan, length, settings, screen=screen, json=json)
 
 
-def print_folds(plan: "CrossValidationPlan", *, screen: Screen, json: bool) -> None:
+def print_fold_plans(plan: "CrossValidationPlan", *, screen: Screen, json: bool) -> None:
     """Print the cases that a dry run has found, and the plan of the cross-validation."""
     fold_of = {name: number for number, names in enumerate(plan.folds.held_out, start=1) for name in names}
-    rows = _case_rows(plan.wanted[0].plan.summaries, "fold", fold_of.__getitem__)
-    lengths = [_length_of(fold.plan) for fold in plan.wanted]
+    rows = _case_rows(plan.fold_plans[0].plan.summaries, "fold", fold_of.__getitem__)
+    lengths = [_length_of(fold.plan) for fold in plan.fold_plans]
     _print_cases(rows, "fold", screen=screen, json=json)
-    for fold, length in zip(plan.wanted, lengths, strict=True):
+    for fold, length in zip(plan.fold_plans, lengths, strict=True):
         if fold.is_finished and not json:
             screen.note(f"fold {fold.number}: is trained, would be left out")
         else:

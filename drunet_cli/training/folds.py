@@ -144,11 +144,11 @@ class FoldPlan:
 
 @dataclass(frozen=True, kw_only=True)
 class CrossValidationPlan:
-    """The plan of a cross-validation. cases: by name. wanted: the folds that are asked for."""
+    """The plan of a cross-validation. cases: by name. fold_plans: of the folds that are asked for."""
 
     folds: Folds
     cases: Mapping[str, Case]
-    wanted: tuple[FoldPlan, ...]
+    fold_plans: tuple[FoldPlan, ...]
 
 
 def plan_folds(settings: TrainingSettings) -> CrossValidationPlan:
@@ -160,8 +160,8 @@ def plan_folds(settings: TrainingSettings) -> CrossValidationPlan:
     folder = CrossValidation(settings.output)
     if RunFolder(folder.root).exists:
         raise OutputError(f"{folder.root}: holds a training of its own; name another folder for the cross-validation")
-    wanted = [settings.fold] if settings.fold is not None else range(1, settings.folds + 1)
-    replaced = wanted if settings.overwrite else []
+    numbers = [settings.fold] if settings.fold is not None else range(1, settings.folds + 1)
+    replaced = numbers if settings.overwrite else []
     begun = [run for k in range(1, settings.folds + 1) if k not in replaced and (run := folder.run(k)).exists]
     recipe = settle_recipe(settings, begun[0] if begun else folder.run(1), continues=bool(begun))
     found = find_usable_cases(settings)
@@ -174,12 +174,12 @@ def plan_folds(settings: TrainingSettings) -> CrossValidationPlan:
         folder.check_same(folds)
     expected = _check_alike(settings, recipe, begun)
     plans = []
-    for number in wanted:
+    for number in numbers:
         of_fold = replace(settings, output=folder.run(number).root, folds=None, fold=None)
         plan = plan_training(of_fold, found=found, recipe=recipe, split=folds.split(number))
         is_finished = plan.continues and folder.run(number).is_finished
         plans.append(FoldPlan(number=number, settings=of_fold, plan=replace(plan, expected=expected), is_finished=is_finished))
-    return CrossValidationPlan(folds=folds, cases=cases, wanted=tuple(plans))
+    return CrossValidationPlan(folds=folds, cases=cases, fold_plans=tuple(plans))
 
 
 def _images_of(found: FoundCases) -> dict[str, Case]:
@@ -221,11 +221,12 @@ def read_fold_cases(
     on_warning: Callable[[str], None] = lambda _: None,
 ) -> CrossValidationPlan:
     """Read every case into the store that the folds share, as `read_cases` does; return the plan with summaries."""
-    for note in plan.wanted[0].plan.notes:
+    first = plan.fold_plans[0]
+    for note in first.plan.notes:
         on_warning(note)
-    read = read_cases(plan.wanted[0].settings, plan.wanted[0].plan, on_progress=on_progress, on_warning=on_warning)
-    wanted = tuple(replace(fold, plan=replace(fold.plan, summaries=read.summaries)) for fold in plan.wanted)
-    return replace(plan, wanted=wanted)
+    read = read_cases(first.settings, first.plan, on_progress=on_progress, on_warning=on_warning)
+    fold_plans = tuple(replace(fold, plan=replace(fold.plan, summaries=read.summaries)) for fold in plan.fold_plans)
+    return replace(plan, fold_plans=fold_plans)
 
 
 def begin_folds(settings: TrainingSettings, plan: CrossValidationPlan) -> None:
@@ -238,7 +239,7 @@ def begin_folds(settings: TrainingSettings, plan: CrossValidationPlan) -> None:
             if whole_document(files := OutputFiles(path, Settings())) is not None:
                 _remove(files.label_map)
                 _remove(files.sidecar)
-    if not all(fold.is_finished for fold in plan.wanted):
+    if not all(fold.is_finished for fold in plan.fold_plans):
         folder.remove_results()
     if _begins_anew(settings) or folder.read() is None:
         try:

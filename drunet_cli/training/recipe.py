@@ -425,8 +425,8 @@ class TrainingSettings:
     """TOML file of numbers that differ from the recipe."""
     changes: Mapping[str, Any] = field(default_factory=dict)
     """Numbers that were given as options, nested as the tables of the TOML file."""
-    fraction: float | None = None
-    """Share of the cases to hold out. At most one of fraction, folds and split_file is given; the default is a share of 0.2."""
+    val_fraction: float | None = None
+    """Share of the cases to hold out, by default 0.2. At most one of val_fraction, folds and split_file is given."""
     folds: int | None = None
     """Number of folds of a cross-validation, for which `output` is the folder of all."""
     fold: int | None = None

@@ -326,12 +326,12 @@ def _new_split(settings: TrainingSettings, patients: Mapping[str, str], *, seed:
     """patients: by case."""
     if settings.split_file is not None:
         return read_split(settings.split_file, list(patients))
-    return split_by_fraction(patients, _DEFAULT_FRACTION if settings.fraction is None else settings.fraction, seed=seed)
+    return split_by_fraction(patients, _DEFAULT_FRACTION if settings.val_fraction is None else settings.val_fraction, seed=seed)
 
 
 def _split_asked_for(settings: TrainingSettings, names: Sequence[str], *, seed: int) -> Split | None:
     """Return the split of these cases that options ask for; None without such options."""
-    if (settings.split_file, settings.fraction) == (None, None):
+    if (settings.split_file, settings.val_fraction) == (None, None):
         return None
     # A split by a file leaves cases out, and the names that are left cannot show that; a split of all cases can be repeated.
     return _new_split(settings, {name: patient_of(name) for name in names}, seed=seed)

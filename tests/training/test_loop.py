@@ -155,7 +155,7 @@ def test_best_checkpoint_is_that_of_the_epoch_that_is_marked_best(
 
 @pytest.mark.usefixtures("quick_steps")
 def test_without_held_out_cases_the_last_epoch_is_the_best(train: Callable[..., RunFolder]) -> None:
-    folder = train({"length": {"steps_per_epoch": 1}}, fraction=0)
+    folder = train({"length": {"steps_per_epoch": 1}}, val_fraction=0)
     assert folder.best.read_bytes() == folder.last.read_bytes()
     assert [row["dice_mean"] for row in rows_of(folder.metrics)] == ["", ""]
 
@@ -370,6 +370,6 @@ def test_narrow_network_learns_from_synthetic_cases(tmp_path: Path, no_curves: N
         "batches": {"size": 4, "windows": [[80, 80]]},
         "optimiser": {"learning_rate": 0.02},
     }
-    folder = run_training(small_settings(tmp_path / "run", tmp_path / "cases", changes, fraction=0)).folder
+    folder = run_training(small_settings(tmp_path / "run", tmp_path / "cases", changes, val_fraction=0)).folder
     losses = [float(row["loss"]) for row in rows_of(folder.metrics)]
     assert losses[1] < 0.8 * losses[0]  # 1.0 and 1.5 were seen

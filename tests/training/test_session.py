@@ -258,8 +258,8 @@ REFUSED: Final[dict[str, tuple[dict[str, Any], str]]] = {
     "width": ({"changes": {"network": {"base_width": 2}}}, "network.base_width: 1, not 2"),
     "length": ({"changes": {"length": {"epochs": 3}}}, "length.epochs: 2, not 3"),
     "recipe": ({"recipe": RecipeName.PAPER}, "--recipe paper: the training to resume is of recipe modern"),
-    "share": ({"fraction": 0.7}, "split.json: the training to resume was split otherwise"),
-    "no share": ({"fraction": 0.0}, "was split otherwise"),
+    "share": ({"val_fraction": 0.7}, "split.json: the training to resume was split otherwise"),
+    "no share": ({"val_fraction": 0.0}, "was split otherwise"),
 }
 
 
