@@ -108,6 +108,29 @@ def plan_slices(cases: Sequence[Case], settings: SliceSettings) -> list[PlannedS
     return planned
 
 
+def _check_folders(layout: Layout) -> None:
+    try:
+        layout.root.stat()
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        raise OutputError(f"{layout.root}: cannot be written: {error.strerror}") from error
+    check_writable(layout.manifest, overwrite=True)
+    for path in (layout.images, layout.masks, layout.cases):
+        if os.path.lexists(path) and not os.path.isdir(path):  # noqa: PTH112  # unlike Path.is_dir it raises for no folder
+            raise OutputError(f"{path}: is not a folder; name another DIR")
+        if os.path.lexists(path) and not os.access(path, os.R_OK | os.W_OK | os.X_OK):
+            raise OutputError(f"{path}: no permission to read and write in it")
+
+
+def _action(state: SlicesState, settings: SliceSettings) -> SlicesAction:
+    if state in (SlicesState.NEW, SlicesState.UNFINISHED):
+        return SlicesAction.CONVERT
+    if settings.overwrite:
+        return SlicesAction.CONVERT_AGAIN
+    return SlicesAction.VERIFY if state is SlicesState.COMPLETE and settings.skip_existing else SlicesAction.REFUSE
+
+
 def check_plan(planned: Sequence[PlannedSlices], settings: SliceSettings) -> None:
     """Raise OutputError before any work for files that would be overwritten unasked."""
     manifest = settings.layout.manifest
@@ -172,29 +195,6 @@ def convert_case(planned: PlannedSlices, settings: SliceSettings) -> ConvertedCa
     )
     _publish(planned, files, description, layout)
     return ConvertedCase(description, path, time.perf_counter() - begin)
-
-
-def _action(state: SlicesState, settings: SliceSettings) -> SlicesAction:
-    if state in (SlicesState.NEW, SlicesState.UNFINISHED):
-        return SlicesAction.CONVERT
-    if settings.overwrite:
-        return SlicesAction.CONVERT_AGAIN
-    return SlicesAction.VERIFY if state is SlicesState.COMPLETE and settings.skip_existing else SlicesAction.REFUSE
-
-
-def _check_folders(layout: Layout) -> None:
-    try:
-        layout.root.stat()
-    except FileNotFoundError:
-        pass
-    except OSError as error:
-        raise OutputError(f"{layout.root}: cannot be written: {error.strerror}") from error
-    check_writable(layout.manifest, overwrite=True)
-    for path in (layout.images, layout.masks, layout.cases):
-        if os.path.lexists(path) and not os.path.isdir(path):  # noqa: PTH112  # unlike Path.is_dir it raises for no folder
-            raise OutputError(f"{path}: is not a folder; name another DIR")
-        if os.path.lexists(path) and not os.access(path, os.R_OK | os.W_OK | os.X_OK):
-            raise OutputError(f"{path}: no permission to read and write in it")
 
 
 def _finished_description(path: Path) -> Description | None:

@@ -112,12 +112,65 @@ def plan_training(
     return TrainingPlan(recipe=recipe, split=split, cases=cases, continues=continues, expected=expected, notes=found.notes)
 
 
+def settle_recipe(settings: TrainingSettings, run: RunFolder, *, continues: bool) -> Recipe:
+    """Return the numbers to train with; a run that continues keeps its own. Raises CaseError, MisuseError, WeightsError."""
+    asked = settings.recipe
+    if settings.config is not None:
+        recipe, source = read_recipe(settings.config, otherwise=asked or RecipeName.MODERN), f"{settings.config} is of"
+    elif continues:
+        recipe, source = read_recipe(run.config), "the training to resume is of"
+    else:
+        recipe, source = RECIPES[asked or RecipeName.MODERN], ""
+    if asked not in (None, recipe.recipe):
+        raise MisuseError(f"--recipe {asked}: {source} recipe {recipe.recipe}")
+    recipe = changed(recipe, settings.changes, where="")
+    if settings.init is None or continues:
+        return recipe
+    init = settings.init.metadata  # settles base width and epsilon
+    is_width_asked_for = (
+        "base_width" in settings.changes.get("network", {})
+        or recipe.network.base_width != RECIPES[recipe.recipe].network.base_width
+    )
+    if is_width_asked_for and recipe.network.base_width != init.base_width:
+        raise WeightsError(
+            f"weights {init.name}: are of base width {init.base_width}, not {recipe.network.base_width}; leave the width out"
+        )
+    return replace(recipe, network=replace(recipe.network, base_width=init.base_width, bn_epsilon=init.bn_epsilon))
+
+
+def _split_asked_for(settings: TrainingSettings, names: Sequence[str], *, seed: int) -> Split | None:
+    """Return the split of these cases that options ask for; None without such options."""
+    if (settings.split_file, settings.val_fraction) == (None, None):
+        return None
+    # A split by a file leaves cases out, and the names that are left cannot show that; a split of all cases can be repeated.
+    return _new_split(settings, {name: patient_of(name) for name in names}, seed=seed)
+
+
+def _new_split(settings: TrainingSettings, patients: Mapping[str, str], *, seed: int) -> Split:
+    """patients: by case."""
+    if settings.split_file is not None:
+        return read_split(settings.split_file, list(patients))
+    return split_by_fraction(patients, _DEFAULT_FRACTION if settings.val_fraction is None else settings.val_fraction, seed=seed)
+
+
 def find_usable_cases(settings: TrainingSettings) -> FoundCases:
     """Find the cases to learn from. Raises CaseError where one of them cannot be learnt from."""
     found = find_training_cases(settings.sources, settings.naming, leave_out=settings.output)
     if found.refused:
         raise _refusal([(case.name, case.error) for case in found.refused], n_cases=len(found.cases) + len(found.refused))
     return found
+
+
+def _refusal(refused: Sequence[tuple[str, DrunetError]], *, n_cases: int) -> DrunetError:
+    """Make one error of all: a training begins with every case that was named, or not at all."""
+    if len(refused) == 1:
+        return refused[0][1]
+    lines = [str(error) for _, error in sorted(refused, key=lambda item: item[0])]
+    more = [f"and {len(lines) - _MOST_REFUSED} more"] if len(lines) > _MOST_REFUSED else []
+    return CaseError(
+        f"{len(lines)} of {n_cases} cases cannot be learnt from; mend them, or leave them out",
+        details=(*lines[:_MOST_REFUSED], *more),
+    )
 
 
 def read_together(
@@ -284,59 +337,6 @@ def resolve_precision(precision: Precision, device: "torch.device") -> Precision
     return Precision.BFLOAT16 if torch.cuda.is_bf16_supported() else Precision.FLOAT16
 
 
-def _refusal(refused: Sequence[tuple[str, DrunetError]], *, n_cases: int) -> DrunetError:
-    """Make one error of all: a training begins with every case that was named, or not at all."""
-    if len(refused) == 1:
-        return refused[0][1]
-    lines = [str(error) for _, error in sorted(refused, key=lambda item: item[0])]
-    more = [f"and {len(lines) - _MOST_REFUSED} more"] if len(lines) > _MOST_REFUSED else []
-    return CaseError(
-        f"{len(lines)} of {n_cases} cases cannot be learnt from; mend them, or leave them out",
-        details=(*lines[:_MOST_REFUSED], *more),
-    )
-
-
-def settle_recipe(settings: TrainingSettings, run: RunFolder, *, continues: bool) -> Recipe:
-    """Return the numbers to train with; a run that continues keeps its own. Raises CaseError, MisuseError, WeightsError."""
-    asked = settings.recipe
-    if settings.config is not None:
-        recipe, source = read_recipe(settings.config, otherwise=asked or RecipeName.MODERN), f"{settings.config} is of"
-    elif continues:
-        recipe, source = read_recipe(run.config), "the training to resume is of"
-    else:
-        recipe, source = RECIPES[asked or RecipeName.MODERN], ""
-    if asked not in (None, recipe.recipe):
-        raise MisuseError(f"--recipe {asked}: {source} recipe {recipe.recipe}")
-    recipe = changed(recipe, settings.changes, where="")
-    if settings.init is None or continues:
-        return recipe
-    init = settings.init.metadata  # settles base width and epsilon
-    is_width_asked_for = (
-        "base_width" in settings.changes.get("network", {})
-        or recipe.network.base_width != RECIPES[recipe.recipe].network.base_width
-    )
-    if is_width_asked_for and recipe.network.base_width != init.base_width:
-        raise WeightsError(
-            f"weights {init.name}: are of base width {init.base_width}, not {recipe.network.base_width}; leave the width out"
-        )
-    return replace(recipe, network=replace(recipe.network, base_width=init.base_width, bn_epsilon=init.bn_epsilon))
-
-
-def _new_split(settings: TrainingSettings, patients: Mapping[str, str], *, seed: int) -> Split:
-    """patients: by case."""
-    if settings.split_file is not None:
-        return read_split(settings.split_file, list(patients))
-    return split_by_fraction(patients, _DEFAULT_FRACTION if settings.val_fraction is None else settings.val_fraction, seed=seed)
-
-
-def _split_asked_for(settings: TrainingSettings, names: Sequence[str], *, seed: int) -> Split | None:
-    """Return the split of these cases that options ask for; None without such options."""
-    if (settings.split_file, settings.val_fraction) == (None, None):
-        return None
-    # A split by a file leaves cases out, and the names that are left cannot show that; a split of all cases can be repeated.
-    return _new_split(settings, {name: patient_of(name) for name in names}, seed=seed)
-
-
 def _learner(
     recipe: Recipe, init: "Checkpoint | None", length: Length, device: "torch.device", precision: Precision, part: slice
 ) -> "Learner":
@@ -356,24 +356,6 @@ def _learner(
             raise DeviceError(f"device {device}: memory does not suffice for the network") from error
         check_device_fault(device, error)
         raise
-
-
-def _metadata(run: RunFolder, recipe: Recipe, split: Split) -> Metadata:
-    origin = f"drunet train, recipe {recipe.recipe}, seed {recipe.seed}, cases learnt from: {len(split.train)}"
-    init = run.init_of_first_session()
-    if init is not None:
-        origin += f", from {init['name']} (SHA-256 {init['sha256']})"
-    return Metadata(
-        name=run.name,
-        base_width=recipe.network.base_width,
-        bn_epsilon=recipe.network.bn_epsilon,
-        dropout=recipe.network.dropout,
-        window=recipe.window,
-        origin=origin,
-        licence=init["licence"] if init is not None else "",
-        citation=_PAPER,
-        network=changed_network(),
-    )
 
 
 def _record(
@@ -411,4 +393,22 @@ def _record(
             "init": init,
             "cases": contents,
         }
+    )
+
+
+def _metadata(run: RunFolder, recipe: Recipe, split: Split) -> Metadata:
+    origin = f"drunet train, recipe {recipe.recipe}, seed {recipe.seed}, cases learnt from: {len(split.train)}"
+    init = run.init_of_first_session()
+    if init is not None:
+        origin += f", from {init['name']} (SHA-256 {init['sha256']})"
+    return Metadata(
+        name=run.name,
+        base_width=recipe.network.base_width,
+        bn_epsilon=recipe.network.bn_epsilon,
+        dropout=recipe.network.dropout,
+        window=recipe.window,
+        origin=origin,
+        licence=init["licence"] if init is not None else "",
+        citation=_PAPER,
+        network=changed_network(),
     )
