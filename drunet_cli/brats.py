@@ -171,8 +171,13 @@ def voxel_counts(class_map: ClassMap) -> dict[str, int]:
 
 
 def volumes_ml(counts: Mapping[str, int], millilitres_per_voxel: float) -> dict[str, float]:
-    """The same in mL, rounded to a cubic millimetre."""
-    return {name: round(count * millilitres_per_voxel, 3) for name, count in counts.items()}
+    """The same in mL, as files have volumes."""
+    return {name: round_ml(count * millilitres_per_voxel) for name, count in counts.items()}
+
+
+def round_ml(volume_ml: float) -> float:
+    """Round a volume to a cubic millimetre, as files have it; 0 has no sign."""
+    return round(volume_ml, 3) + 0.0
 
 
 def volume_in_words(volume_ml: float) -> str:
@@ -187,7 +192,7 @@ def regions_in_words(region_volumes_ml: Mapping[str, float]) -> str:
 
 def volume_digits(volume_ml: float) -> str:
     """A volume for people: to a tenth of a mL, and below 1 mL to a cubic millimetre."""
-    rounded = round(volume_ml, 3)
+    rounded = round_ml(volume_ml)
     return f"{rounded:.3f}" if 0 < abs(rounded) < 1 else f"{rounded:z.1f}"
 
 

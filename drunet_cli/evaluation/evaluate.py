@@ -12,7 +12,7 @@ from typing import Any, Final, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from drunet_cli.brats import N_CLASSES, REGIONS, TUMOUR_CLASSES, ClassMap, ReadLabels, TumourClass
+from drunet_cli.brats import N_CLASSES, REGIONS, TUMOUR_CLASSES, ClassMap, ReadLabels, TumourClass, round_ml
 from drunet_cli.errors import CaseError, MisuseError, plural
 from drunet_cli.evaluation.pairs import Pair, t1_of, uncertainty_maps_of
 from drunet_cli.evaluation.scores import (
@@ -344,7 +344,7 @@ def _rounded(scores: dict[str, Any]) -> dict[str, Any]:
     """Scores with volumes to a cubic millimetre, and without the counts of lesions where there are none."""
     # + 0.0: a volume that is 0.0001 mL too small would be -0.0.
     present = {name: value for name, value in scores.items() if value is not None}
-    return {name: round(value, 3) + 0.0 if name.endswith("_ml") else value for name, value in present.items()}
+    return {name: round_ml(value) if name.endswith("_ml") else value for name, value in present.items()}
 
 
 def _flatten(scores: Mapping[str, Any]) -> dict[str, Any]:

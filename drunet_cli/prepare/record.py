@@ -19,7 +19,7 @@ import scipy
 from scipy import ndimage
 
 import drunet_cli
-from drunet_cli.brats import CHANNELS, TUMOUR_CLASSES, ClassMap, Modality
+from drunet_cli.brats import CHANNELS, TUMOUR_CLASSES, ClassMap, Modality, round_ml
 from drunet_cli.errors import CaseError, OutputError
 from drunet_cli.io.case import Case
 from drunet_cli.io.checks import CaseWarning, WarningCode
@@ -64,7 +64,7 @@ def describe_preparation(preparation: "Preparation", settings: "PreparationSetti
         "brain": {
             "method": preparation.method,
             "sha256": preparation.mask_sha256,
-            "volume_ml": round(preparation.brain_ml, 3),
+            "volume_ml": round_ml(preparation.brain_ml),
         },
         "atlas": {"name": preparation.atlas, "sha256": preparation.atlas_sha256},
         "settings": settings.recorded(),

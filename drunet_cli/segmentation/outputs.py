@@ -57,7 +57,7 @@ class OutputState(StrEnum):
 class OutputFiles:
     """The files of one case that the settings ask for. The others are named by the label map: seg.nii.gz has seg.json.
 
-    In a BIDS data set they have the names of `io.bids`, and what BIDS wants to be told lies beside the maps.
+    In a BIDS data set they have the names of `io.naming`, and the sidecars and tables of BIDS lie beside the maps.
     """
 
     label_map: Path
