@@ -32,7 +32,6 @@ _NAME_SIZE: Final = 34
 _SIZE: Final = 26
 _SMALL: Final = 22
 _LINE: Final = 40
-_PLANES: Final = ("axial", "coronal", "sagittal")
 _LETTERS: Final = (("A", "R"), ("S", "R"), ("S", "A"))  # at the top and at the left of each plane
 
 

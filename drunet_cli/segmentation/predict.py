@@ -26,7 +26,7 @@ from drunet_cli.network.engine import (
     settle_device,
 )
 from drunet_cli.segmentation.settings import Settings
-from drunet_cli.weights.checkpoint import Checkpoint, Postprocessing
+from drunet_cli.weights.checkpoint import Checkpoint, Metadata, Postprocessing
 from drunet_cli.weights.registry import caveat_of, check_available
 
 FloatArray = npt.NDArray[np.float32]
@@ -126,7 +126,7 @@ class Ensemble:
         return self.settings.compared(self._metadata)
 
     @property
-    def _metadata(self) -> list[Any]:
+    def _metadata(self) -> list[Metadata]:
         return [checkpoint.metadata for checkpoint in self.checkpoints]
 
 

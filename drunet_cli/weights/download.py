@@ -27,6 +27,7 @@ Note: TypeAlias = Callable[[str], None]  # a message for a person, of one line o
 
 _BLOCK_BYTES: Final = 64 * 1024  # a block that is cut short by a reset or a time-out is lost, so it is kept small
 _PAGE_BYTES: Final = 1024 * 1024  # no more of a web page is read
+_OPENING_BYTES: Final = 64  # that tell a web page from a file
 _LONGEST_DELAY_S: Final = 30.0
 _LONGEST_RETRY_AFTER_S: Final = 60.0
 _HTML_TYPES: Final = ("text/html", "application/xhtml+xml")
@@ -203,9 +204,9 @@ class _Download:
                 raise _AttemptError("the server sent another part of the file than it was asked for")
             blocks = self._blocks(response)
             # Nothing is written before it is known that this is not a web page.
-            opening = b"" if start else _opening_of(blocks)
+            opening = b"" if start else _read_some(blocks, _OPENING_BYTES)
             if html or opening.lstrip().lower().startswith(_HTML_OPENINGS):
-                self._confirm(_read_page(chain([opening], blocks)), response.url)
+                self._confirm(_page_of(chain([opening], blocks)), response.url)
                 return False
             self.whole, self.version = False, version or (self.version if start else None)
             if start == 0:
@@ -256,7 +257,7 @@ class _Download:
 
     def _refuse_status(self, response: Response) -> None:
         status = response.status_code
-        if status < 500 and _has_html_type(response) and _says_quota_exceeded(page := _read_page(self._blocks(response))):
+        if status < 500 and _has_html_type(response) and _says_quota_exceeded(page := _page_of(self._blocks(response))):
             raise self._refusal(_complaint_about(page))
         reason = one_line(f"the server answered {status} {response.reason or ''}")
         if status in (408, 429) or status >= 500:
@@ -328,23 +329,16 @@ def _has_html_type(response: Response) -> bool:
     return response.headers.get("Content-Type", "").lower().startswith(_HTML_TYPES)
 
 
-def _opening_of(blocks: Iterator[bytes]) -> bytes:
-    """The first bytes of a body, enough to tell a web page from a file."""
-    opening = b""
-    for block in blocks:
-        opening += block
-        if len(opening) >= 64:
-            break
-    return opening
-
-
-def _read_page(blocks: Iterator[bytes]) -> str:
+def _read_some(blocks: Iterator[bytes], n_bytes: int) -> bytes:
+    """Read whole blocks of a body, until this many bytes are there."""
     body = b""
-    for block in blocks:
+    while len(body) < n_bytes and (block := next(blocks, None)) is not None:
         body += block
-        if len(body) >= _PAGE_BYTES:
-            break
-    return body.decode(errors="replace")
+    return body
+
+
+def _page_of(blocks: Iterator[bytes]) -> str:
+    return _read_some(blocks, _PAGE_BYTES).decode(errors="replace")
 
 
 def _says_quota_exceeded(page: str) -> bool:
