@@ -1,4 +1,4 @@
-"""Options that several commands share, and what Tab offers for them.
+"""Options that several commands share, and all options of `segment`; and what Tab offers for them.
 
 Typer reads these annotations when it runs.
 """

@@ -163,7 +163,7 @@ def convert_labels(planned: PlannedLabelMap, settings: LabelMapSettings) -> Writ
 
 
 def _layouts(folder: Path) -> list[Layout]:
-    """The folders in which `cases` may lie: that of the slices, and the one above."""
+    """The folders in which `cases` may lie: that of the slices, and those above."""
     return [Layout(folder), *(Layout(parent) for parent in with_a_name(folder).absolute().parents)]
 
 

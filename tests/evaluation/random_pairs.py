@@ -26,7 +26,7 @@ class RandomPair:
 
     @property
     def checksum(self) -> str:
-        """Of both masks: a change in numpy's generator would show here, and not as a wrong score."""
+        """The SHA-256 of both masks: a change in numpy's generator would show here, and not as a wrong score."""
         return hashlib.sha256(np.packbits([self.prediction, self.reference]).tobytes()).hexdigest()[:16]
 
 
