@@ -388,9 +388,7 @@ def missing_weights(settings: Settings) -> list[Entry]:
         else:
             missing.append(entry := find_entry(name))
             known.append(Metadata(name=name, base_width=entry.base_width, bn_epsilon=entry.bn_epsilon, dropout=entry.dropout))
-    settings.window_for(known)
-    settings.dropout_rates(known)
-    settings.postprocessing_for(known)
+    settings.check_for(known)
     return missing
 
 

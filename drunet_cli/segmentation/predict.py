@@ -82,9 +82,8 @@ class Ensemble:
         """
         limit_openmp_spinning()
         device = settle_device(self._engine_name, self.settings.device, on_warning=self._on_warning)
-        self.settings.window_for(self._metadata)
+        self.settings.check_for(self._metadata)
         rates = self.settings.dropout_rates(self._metadata)
-        self.settings.postprocessing_for(self._metadata)
         return tuple(
             open_engine(
                 self._engine_name,

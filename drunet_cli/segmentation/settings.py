@@ -164,6 +164,12 @@ class Settings:
         given = self.min_volume_ml or self.min_enhancing_ml or self.recommended_postprocessing
         return bool(self.within_brain or given)
 
+    def check_for(self, weights: Sequence[Metadata]) -> None:
+        """Raise MisuseError for weights that lack a value which the settings leave to them, or differ in such a value."""
+        self.window_for(weights)
+        self.dropout_rates(weights)
+        self.postprocessing_for(weights)
+
     def window_for(self, weights: Sequence[Metadata]) -> WindowMode:
         """The part of a slice that the network sees: as asked for, else as the weights were trained.
 
