@@ -30,7 +30,7 @@ _AGAIN_AFTER_S: Final = 0.01
 
 
 @contextmanager
-def signals_raised() -> Iterator[None]:
+def raise_signals() -> Iterator[None]:
     """Let Ctrl-C raise KeyboardInterrupt and SIGTERM raise Terminated while the block runs.
 
     Python drops exceptions in finalizers and in callbacks of weak references, and prints them only, so that a signal that
@@ -50,7 +50,7 @@ def signals_raised() -> Iterator[None]:
     hook_before = sys.unraisablehook
     try:
         sys.unraisablehook = send_again
-        with _handled_by(raise_at_once):
+        with _handle_signals(raise_at_once):
             yield
     finally:
         sys.unraisablehook = hook_before
@@ -76,7 +76,7 @@ def hold_signals() -> Iterator[Callable[[], bool]]:
         held.append(number)
 
     try:
-        with _handled_by(hold):
+        with _handle_signals(hold):
             yield lambda: bool(held)
     finally:
         if held:
@@ -84,7 +84,7 @@ def hold_signals() -> Iterator[Callable[[], bool]]:
 
 
 @contextmanager
-def _handled_by(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+def _handle_signals(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
     """Change what both signals do while the block runs; nothing outside the main thread, which alone receives signals.
 
     A signal that is ignored stays ignored, as a shell leaves SIGINT for a command in the background, and nohup others.
@@ -103,7 +103,7 @@ def _handled_by(handler: Callable[[int, FrameType | None], None]) -> Iterator[No
 
 
 @contextmanager
-def signals_blocked() -> Iterator[None]:
+def block_signals() -> Iterator[None]:
     """Hold both signals back while processes are started, which begin with the signals blocked where the system can do so.
 
     Blocked signals alone do not suffice: another thread of this process may receive one, and Python raises here.
@@ -183,10 +183,10 @@ def _submit(
     from concurrent.futures.process import BrokenProcessPool
     from multiprocessing import resource_tracker
 
-    with signals_blocked():
+    with block_signals():
         resource_tracker.ensure_running()  # its start unblocks signals, so it is not to be started between the workers
     try:
-        with signals_blocked():
+        with block_signals():
             for task in tasks:
                 futures[executor.submit(_outcome, function, task)] = task
     except OSError:  # the executor has just closed its pipes, since a worker is gone

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from drunet_cli.errors import Terminated
-from drunet_cli.processes import hold_signals, signals_raised
+from drunet_cli.processes import hold_signals, raise_signals
 
 EXCEPTIONS = [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, Terminated)]
 both = pytest.mark.parametrize(("number", "expected"), EXCEPTIONS, ids=["SIGINT", "SIGTERM"])
@@ -18,7 +18,7 @@ both = pytest.mark.parametrize(("number", "expected"), EXCEPTIONS, ids=["SIGINT"
 
 @pytest.fixture(autouse=True)
 def _raised() -> Iterator[None]:
-    with signals_raised():
+    with raise_signals():
         yield
 
 
@@ -61,7 +61,7 @@ def drop_and_wait(dropped: list[object]) -> None:
 def test_other_exceptions_that_python_drops_are_told_as_before(monkeypatch: pytest.MonkeyPatch) -> None:
     told: list[type[BaseException]] = []
     monkeypatch.setattr(sys, "unraisablehook", lambda dropped: told.append(dropped.exc_type))
-    with signals_raised():
+    with raise_signals():
         [Finalized(10_000)].clear()  # there is no such signal
     assert told == [OSError]
 
@@ -97,7 +97,7 @@ def test_only_a_second_ctrl_c_ends_the_block(number: int, raised: bool) -> None:
     assert bool(reached) is not raised
 
 
-@pytest.mark.parametrize("block", [signals_raised, hold_signals])
+@pytest.mark.parametrize("block", [raise_signals, hold_signals])
 def test_what_was_before_is_there_again_and_an_ignored_signal_stays_ignored(block: Callable[[], Iterator[None]]) -> None:
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     terminating = signal.getsignal(signal.SIGTERM)

@@ -24,7 +24,7 @@ import drunet_cli
 from drunet_cli.cli import options
 from drunet_cli.cli.console import Screen, give_up_stdout, reason_of_lost_stdout, run_log
 from drunet_cli.errors import DeviceError, DrunetError, ExitCode, MisuseError, OutputError, Terminated
-from drunet_cli.processes import signals_raised
+from drunet_cli.processes import raise_signals
 
 # As --help lists them. The file of that name in cli/ is imported when somebody calls the command; a function of that name, or a
 # Typer app of commands, stands there.
@@ -253,7 +253,7 @@ def main(arguments: list[str]) -> int:
 
 def _run_until_signal(arguments: list[str]) -> int:
     try:
-        with signals_raised():
+        with raise_signals():
             code = _run(arguments)
             lost = _stdout_error()
             return _report_lost_stdout(lost) if lost is not None and code == ExitCode.DONE else code

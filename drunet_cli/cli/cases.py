@@ -237,14 +237,14 @@ class Batch:
     @contextmanager
     def bar(self) -> Iterator[None]:
         """Draw a bar of cases while the block runs. Results that would run into the bar wait until it is gone."""
-        with self._holding_results(), self._screen.case_bar(self._n_cases) as advance:
+        with self._hold_results(), self._screen.case_bar(self._n_cases) as advance:
             self._advance_by(lambda _: advance())
             yield
 
     @contextmanager
     def slices_bar(self) -> Iterator[Callable[[str, int, int], None]]:
         """Draw a bar of cases and slices; yield a function of a case's name, its slices done, and its slices in all."""
-        with self._holding_results(), self._screen.slices_bar(self._n_cases) as bar:
+        with self._hold_results(), self._screen.slices_bar(self._n_cases) as bar:
             if bar is None:
                 yield lambda *_: None
                 return
@@ -303,7 +303,7 @@ class Batch:
             advance(name)
 
     @contextmanager
-    def _holding_results(self) -> Iterator[None]:
+    def _hold_results(self) -> Iterator[None]:
         if self._screen.draws and sys.stdout.isatty():
             self._held = []
         try:

@@ -285,16 +285,16 @@ def _cross_validate(settings: TrainingSettings, *, init: str | None, screen: Scr
                 screen.note(f"fold {fold.number}: is trained, left out")
             elif not _learn(fold.settings, fold.plan, team, fold_screen):
                 return  # the signal that came ends the command here
-            with _naming_resume(screen), fold_screen:
+            with _name_resume(screen), fold_screen:
                 n_cases = segment_held_out(settings, plan, fold, on_progress=fold_screen.show)
             if n_cases:
                 screen.note(f"fold {fold.number}: {plural(n_cases, 'held-out case')} segmented into {folder.out_of_fold}")
-    with _naming_resume(screen), training_screen:
+    with _name_resume(screen), training_screen:
         _score_folds(settings, plan, training_screen)
 
 
 @contextmanager
-def _naming_resume(screen: Screen) -> Iterator[None]:
+def _name_resume(screen: Screen) -> Iterator[None]:
     """Say how to go on where a signal ends the work that follows a training."""
     from drunet_cli.cli.training_screen import STOPPED_FOLDS
 

@@ -24,7 +24,7 @@ from drunet_cli.io.discovery import Cohort
 from drunet_cli.io.geometry import Affine
 from drunet_cli.prepare.dicom import chosen_series, dicom_folder
 from drunet_cli.prepare.record import NativeSpace
-from drunet_cli.prepare.series import GROUPS, header_errors, silenced
+from drunet_cli.prepare.series import GROUPS, header_errors, silence_pydicom
 
 # (value, coding scheme, meaning), as pydicom's dictionary has them. The types are those of context group 7169 of the standard
 # (PS3.16, "Brain Lesion Segmentation Type Without Necrosis"): BraTS does not tell necrosis from what else does not enhance. The
@@ -104,7 +104,7 @@ def series_of_space(scan: Path, space: NativeSpace) -> SegmentedSeries:
     files = chosen_series(scan).files
     from pydicom import dcmread
 
-    with silenced(), _reading_headers(scan):
+    with silence_pydicom(), _refuse_header(scan):
         headers = [dcmread(path, stop_before_pixels=True) for path in files]
         places = [_placement(*plane) for header in headers for plane in _planes(header)]
         size = int(headers[0].Rows), int(headers[0].Columns)
@@ -127,7 +127,7 @@ def encode_segmentation(classes: ClassMap, series: SegmentedSeries, *, weights: 
     do not suffice.
     """
     frames = frames_of(classes, series)
-    with silenced(), _reading_headers(series.scan):
+    with silence_pydicom(), _refuse_header(series.scan):
         import highdicom as hd
 
         names = " and ".join(dict.fromkeys(name for name, _ in weights))
@@ -189,7 +189,7 @@ def frames_of(classes: ClassMap, series: SegmentedSeries) -> ClassMap:
 
 
 @contextmanager
-def _reading_headers(scan: Path) -> Iterator[None]:
+def _refuse_header(scan: Path) -> Iterator[None]:
     """Turn what a header that breaks the standard causes into a CaseError, without its text, which may hold values."""
     try:
         yield

@@ -53,7 +53,7 @@ _ONE_AT_A_TIME: Final = threading.Lock()  # `warnings` are of the whole process,
 
 
 @contextmanager
-def silenced() -> Iterator[None]:
+def silence_pydicom() -> Iterator[None]:
     """Let no warning or log of pydicom and highdicom out while the block runs: it would name a value. One thread at a time."""
     with _ONE_AT_A_TIME, warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -80,7 +80,7 @@ def series_of_files(files: tuple[Path, ...], name: str) -> tuple[Series, ...]:
 
     Raises CaseError where there is no image, or a file is damaged; MisuseError where pydicom is not installed.
     """
-    with silenced():
+    with silence_pydicom():
         return _read_series(files, name)
 
 
@@ -114,7 +114,7 @@ def _read_series(files: tuple[Path, ...], name: str) -> tuple[Series, ...]:
 def study_of(file: Path) -> str | None:
     """The study that an image belongs to; None for a file without an image, and for a damaged one."""
     try:
-        with silenced():
+        with silence_pydicom():
             image = _read(file)
     except _Damaged:
         return None

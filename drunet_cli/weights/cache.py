@@ -72,7 +72,7 @@ def open_weights(weights: str, *, on_progress: ByteProgress = ignore_progress, o
     if is_file_name(weights):
         return read_weights_file(Path(weights), bn_epsilon=PUBLISHED_BN_EPSILON)
     path = obtain(weights, on_progress=on_progress, on_note=on_note)
-    with _remedy_named(weights):
+    with _name_remedy(weights):
         checkpoint = read_checkpoint(path)
         if weights not in BUNDLED:
             check_tensors(checkpoint)
@@ -91,7 +91,7 @@ def obtain(name: str, *, on_progress: ByteProgress = ignore_progress, on_note: N
     """
     target = weights_path(name)
     if name in BUNDLED or is_file(target):
-        with _remedy_named(name):
+        with _name_remedy(name):
             _read_known_metadata(name, target)
         return target
     check_available(name)
@@ -123,7 +123,7 @@ def metadata_of(weights: str) -> tuple[Path, Metadata]:
         check_available(weights)
         remedy = f"run: drunet weights download {weights}, or without internet: drunet weights import FILE --name {weights}"
         raise WeightsError(f"weights {weights} are not in the cache; {remedy}")
-    with _remedy_named(weights):
+    with _name_remedy(weights):
         return path, _read_known_metadata(weights, path)
 
 
@@ -244,7 +244,7 @@ def _check_identity(path: Path, metadata: Metadata, entry: Entry, *, remedy: str
 
 
 @contextmanager
-def _remedy_named(name: str) -> Iterator[None]:
+def _name_remedy(name: str) -> Iterator[None]:
     """Add to an error about a file in the package or the cache how to replace that file."""
     details: tuple[str, ...] = ()
     try:

@@ -221,7 +221,7 @@ class _Download:
             if self.version:
                 headers["If-Range"] = self.version
         timeout = (self.patience.connect_timeout_s, self.patience.read_timeout_s)
-        with self._in_words():
+        with self._reword_errors():
             response = self.session.get(self.url, headers=headers, stream=True, timeout=timeout)
         self.answered = True
         addresses = [urlsplit(hop.url).scheme for hop in (*response.history, response)]
@@ -245,7 +245,7 @@ class _Download:
 
     def _blocks(self, response: Response) -> Iterator[bytes]:
         # Not response.iter_content: its urllib3 decodes, and then drops what came of a block before the connection was cut.
-        with self._in_words():
+        with self._reword_errors():
             yield from response.raw.stream(_BLOCK_BYTES, decode_content=False)
 
     def _confirm(self, page: str, page_url: str) -> None:
@@ -269,7 +269,7 @@ class _Download:
         return WeightsError(f"{self.shown}: {reason}")
 
     @contextmanager
-    def _in_words(self) -> Iterator[None]:
+    def _reword_errors(self) -> Iterator[None]:
         """Put the errors of requests and urllib3 into words: _AttemptError where a retry may help, else WeightsError."""
         import ssl
 

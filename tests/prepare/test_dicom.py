@@ -16,7 +16,7 @@ from drunet_cli.brats import Modality
 from drunet_cli.errors import CaseError, DrunetError, ExitCode
 from drunet_cli.prepare import dicom
 from drunet_cli.prepare.dicom import dicom_folder, load_series, names_patient, scans_of_study, series_in, source_of, studies_in
-from drunet_cli.prepare.series import silenced
+from drunet_cli.prepare.series import silence_pydicom
 from tests.prepare.dicom_files import (
     FLAIR,
     SECRETS,
@@ -278,7 +278,7 @@ def test_without_its_package_a_program_on_the_path_is_taken(tmp_path: Path, monk
 
 def test_only_while_dicom_is_read_its_libraries_are_silent(caplog: pytest.LogCaptureFixture) -> None:
     logger = logging.getLogger("highdicom.seg")
-    with silenced():
+    with silence_pydicom():
         logger.error("Mustermann^Erika")
     assert caplog.text == ""
     logger.error("of another program")
