@@ -40,7 +40,7 @@ STDIN: Final = "-"
 _OTHER_FORMATS: Final = (".gz", ".mgz", ".mgh", ".mha", ".mhd", ".nrrd", ".img", ".hdr", ".png", ".json", ".h5", ".zip")
 _MOST_NAMES: Final = 10
 _NO_CASE: Final = ("no case", "pass over")  # the state of a folder, and what would be done
-_DIFFERS: Final = "differs"  # the outputs of a case are there, and are not known to be those that are asked for
+_DIFFERS: Final = "differs"  # a case has outputs, which need not be those that are asked for
 
 
 def find_cohort(
@@ -117,7 +117,7 @@ def raw_cohort_of(
     empty = [item for item in cohort.broken if item.is_source and Path(item.name).is_dir()]
     if not empty:
         return cohort
-    from drunet_cli.prepare.scans import cases_of_studies  # scipy: for this alone
+    from drunet_cli.prepare.scans import cases_of_studies  # imports scipy
 
     studies = {item.name: cases_of_studies(Path(item.name)) for item in empty if dicom_folder(Path(item.name))}
     found = [case for several in studies.values() for case in several]
@@ -191,7 +191,7 @@ def label_maps_of(cohort: Cohort, output: Path, *, bids: bool, prepare: bool) ->
         remedy = f"name cases {SUBJECT_AND_SESSION} in a table ({HEADER}), or one case by --case"
         cases = "1 case has" if len(others) == 1 else f"{len(others)} cases have"
         raise MisuseError(f"--bids: {cases} no name that BIDS knows ({join_some(others)}); {remedy}")
-    from drunet_cli.prepare.record import is_prepared  # scipy: for this alone
+    from drunet_cli.prepare.record import is_prepared  # imports scipy
 
     on_brats_grid = {case.name for case in cohort.cases if prepare or is_prepared(case)}
     spaces = {

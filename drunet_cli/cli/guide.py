@@ -17,7 +17,7 @@ TOPICS: Final = (
     *("evaluate", "clusters", "containers", "speed", "exit-codes", "troubleshooting"),
     *("python", "slices", "train", "export", "accuracy", "fidelity", "network"),
 )
-# For whoever types the name of a command, or another word for what a page is about.
+# Names of commands, and other words for the subject of a page.
 _OTHER_WORDS: Final = {
     "segment": "first-case",
     "report": "check",

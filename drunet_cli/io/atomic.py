@@ -143,7 +143,7 @@ def is_same_file(path: Path, other: Path) -> bool:
 
 
 _TEMPORARY: Final = ".tmp"
-_FOLDER: Final = "drunet-temporary-"  # what nobody calls results, since it is removed
+_FOLDER: Final = "drunet-temporary-"  # a prefix that no results have, since such folders are removed
 _ABANDONED_AFTER_S: Final = 24 * 3600.0
 _being_written: Final[set[str]] = set()  # by the threads of this process: a second writer of a target is refused
 

@@ -39,7 +39,7 @@ _NEGATIONS: Final = frozenset(("pre", "non", "no", "without", "wo", "ohne"))
 # Sequences that tell the modality. An MPRAGE is a T1, before the contrast agent or after it; dark fluid is Siemens' FLAIR, and
 # so is a TIRM of the brain.
 _SEQUENCES: Final = {"mprage": "t1w", "darkfluid": "flair", "tirm": "flair"}
-# What says how an image was taken, and not of which modality it is.
+# Words on how an image was taken, which do not tell its modality.
 _MANNERS: Final = frozenset(
     (
         *("2d", "3d", "se", "tse", "fse", "gre", "spc", "space", "cube", "vista", "vibe", "bravo", "spgr", "fspgr", "tfe"),

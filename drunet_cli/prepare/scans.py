@@ -103,7 +103,7 @@ def cases_of_studies(folder: Path) -> list[Case | BrokenCase]:
                 raise CaseError(f"{known_as}: its folder names the patient, or a date; {_NAME_BY_TABLE}")
             known_as = study.absolute().name
             cases.append(Case(known_as, scans_of_study(study)))
-        except CaseError as error:  # of a study that cannot be read, nobody knows whom its folder names
+        except CaseError as error:  # the folder of a study that cannot be read may name the patient
             message = str(error) if known_as == study.absolute().name else str(error).replace(str(study), known_as)
             cases.append(BrokenCase(known_as, CaseError(message, details=error.details)))
     return cases

@@ -363,7 +363,7 @@ def _flaw(images: Sequence[_Image], steps: Any) -> str:
 
 # In ms; ranges of clinical protocols at 1.5 and 3 T, wide apart from one another.
 _LONGEST_ECHO_OF_T1: Final = 40
-_SHORTEST_ECHO_OF_T2: Final = 60  # those of T2* and of proton density are shorter
+_SHORTEST_ECHO_OF_T2: Final = 60  # T2* and proton density have shorter times
 _SHORTEST_REPETITION_OF_T2: Final = 1500
 _LONGEST_REPETITION_OF_T1: Final = 1300  # without an inversion
 _INVERSIONS_OF_T1: Final = (200, 1400)
@@ -385,7 +385,7 @@ def _modality_of(image: _Image, *, has_agent: bool) -> Modality | None:
     if weighting is not by_times and by_times is not None:
         # Other words than the last may tell: FLAIR T2, T1 FLAIR.
         weighting = by_times if named is None or by_times in words or Modality.FLAIR in (named, by_times) else None
-    elif by_times is None and image.echo_ms > 0:  # its times are those of none of the four: T2*, proton density
+    elif by_times is None and image.echo_ms > 0:  # the times of another sequence: T2*, proton density
         return None
     if weighting is Modality.T1 and (named is Modality.T1CE or (has_agent and not _BEFORE_THE_AGENT.search(text))):
         return Modality.T1CE

@@ -123,7 +123,7 @@ def segment_cases(
                     yield planned, predicted
                     continue
                 del predicted
-                # A CPU that computes has no time left for writing, and takes so long for a case that it is told at once.
+                # A CPU that computes leaves no time for writing; a case takes long there, so its result is reported at once.
                 n_late = 0 if ensemble.engines[0].device == "cpu" else _WRITERS
                 yield from _finished(writing, most_late=n_late)
             yield from _finished(writing, most_late=0)

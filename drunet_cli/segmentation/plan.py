@@ -371,7 +371,7 @@ def _check_reported(document: Mapping[str, Any]) -> None:
         raise TypeError
 
 
-# Weights, without opening what is not there
+# Weights that are not in the cache
 
 
 def missing_weights(settings: Settings) -> list[Entry]:

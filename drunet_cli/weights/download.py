@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 ByteProgress: TypeAlias = Callable[[int, int | None], None]  # bytes that have arrived, and in all where that is known
 Note: TypeAlias = Callable[[str], None]  # a message for a person, of one line or several
 
-_BLOCK_BYTES: Final = 64 * 1024  # a block that is cut short by a reset or a time-out is lost, so it is kept small
+_BLOCK_BYTES: Final = 64 * 1024  # small, as a reset or a time-out loses the block that it cuts short
 _PAGE_BYTES: Final = 1024 * 1024  # no more of a web page is read
 _OPENING_BYTES: Final = 64  # that tell a web page from a file
 _LONGEST_DELAY_S: Final = 30.0
