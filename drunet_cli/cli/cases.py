@@ -398,7 +398,7 @@ def _print_objects(rows: Sequence[PlanRow], cohort: Cohort, *, seg: bool, differ
         result_json(document)
     for item in cohort.broken:
         result_json(_failure_object(item.name, item.error, differs=item.name in differing))
-    for folder in cohort.passed_over:
+    for folder in cohort.folders_without_case:
         state, would = _NO_CASE
         result_json({"case": None, "state": state, "would": would, "folder": str(folder.path), "holds": folder.content})
 
@@ -413,7 +413,7 @@ def _print_table(rows: Sequence[PlanRow], cohort: Cohort, screen: Screen, *, seg
     for item in cohort.broken:
         state = _DIFFERS if item.name in differing else "unusable"
         lines.append((item.name, state, "fail", *([""] if seg else []), str(item.error)))
-    lines += [("", *_NO_CASE, *([""] if seg else []), f"{each.path} ({each.content})") for each in cohort.passed_over]
+    lines += [("", *_NO_CASE, *([""] if seg else []), f"{each.path} ({each.content})") for each in cohort.folders_without_case]
     screen.table(table_of(("CASE", "STATE", "WOULD", *(["SEG"] if seg else []), "FOLDER"), lines))
 
 

@@ -348,10 +348,10 @@ def _counts(plan: "RunPlan") -> str:
     counts = ", ".join(f"{words} {n}" for words, n in would.items() if n)
     n_warned = sum(bool(each.warnings) for each in plan.cases)
     warned = f"; {n_warned} with warnings" if n_warned else ""
-    n_passed_over = len(plan.cohort.passed_over)
-    passed_over = f"; {plural(n_passed_over, 'folder')} without a case passed over" if n_passed_over else ""
+    n_without_case = len(plan.cohort.folders_without_case)
+    without_case = f"; {plural(n_without_case, 'folder')} without a case passed over" if n_without_case else ""
     unread = "" if would.keys() <= {Action.LEAVE_OUT.value, "fail in"} else _VOXELS_UNREAD
-    return f"Of {plural(plan.n_cases, 'case')} drunet would {counts}{warned}{passed_over}{unread}"
+    return f"Of {plural(plan.n_cases, 'case')} drunet would {counts}{warned}{without_case}{unread}"
 
 
 _VOXELS_UNREAD: Final = " (headers were read; voxels were not, nor was the device tried)"

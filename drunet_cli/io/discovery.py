@@ -30,7 +30,7 @@ from drunet_cli.io.case import (
     read_table,
     why_unreadable,
 )
-from drunet_cli.io.folders import Folder, FoldersWithoutCases, Identity, PassedOver, folders_from, identity_of, shorten
+from drunet_cli.io.folders import Folder, FolderSurvey, FolderWithoutCase, Identity, folders_from, identity_of, shorten
 from drunet_cli.io.naming import (
     BUILT_IN,
     CHANNEL_NUMBERS,
@@ -60,7 +60,7 @@ class Cohort:
     broken: tuple[BrokenCase, ...]
     alone: bool
     notes: tuple[str, ...] = ()
-    passed_over: tuple[PassedOver, ...] = ()
+    folders_without_case: tuple[FolderWithoutCase, ...] = ()
 
 
 def find_cases(
@@ -79,11 +79,11 @@ def find_cases(
     left_out = frozenset(identity for folder in leave_out if (identity := _identity(folder)) is not None)
     search = _Search(naming, left_out, series_folder)
     found: dict[Hashable, _Found] = {}
-    passed_over: dict[Path, PassedOver] = {}
+    without_case: dict[Path, FolderWithoutCase] = {}
     for source in sources:
         for item in search.source(source):
-            if isinstance(item, PassedOver):
-                passed_over[item.path] = item
+            if isinstance(item, FolderWithoutCase):
+                without_case[item.path] = item
             else:
                 found.setdefault(item.key, item)
     items = list(found.values())
@@ -95,15 +95,20 @@ def find_cases(
             sorted((case for case in named if isinstance(case, BrokenCase)), key=lambda case: (case.name, str(case.error)))
         ),
         alone=len(sources) == len(items) == 1 and items[0].folder == sources[0],
-        notes=(*_notes_on(passed_over.values()), *renamings, *_note_on_unmatched(unmatched), *_note_on_left_aside(items)),
-        passed_over=tuple(passed_over.values()),
+        notes=(
+            *_notes_on(without_case.values()),
+            *renamings,
+            *_note_on_unmatched(unmatched),
+            *_note_on_left_aside(items),
+        ),
+        folders_without_case=tuple(without_case.values()),
     )
 
 
 _MOST_FOLDERS: Final = 3
 
 
-def _notes_on(folders: Iterable[PassedOver]) -> Iterator[str]:
+def _notes_on(folders: Iterable[FolderWithoutCase]) -> Iterator[str]:
     for has_nifti, held, remedy in (
         (False, "no NIfTI", ""),
         (True, "NIfTI but no case", "; name such files by --pattern, or in a table"),
@@ -209,7 +214,7 @@ class _Search:
         self._naming, self._left_out, self._series_folder = naming, left_out, series_folder
         self._channels_in = functools.cache(lambda folder: naming.channels or described_channels(folder))
 
-    def source(self, source: Path) -> Iterator[_Found | PassedOver]:
+    def source(self, source: Path) -> Iterator[_Found | FolderWithoutCase]:
         """The cases of a source, and the folders in it that were passed over."""
         try:
             status = source.stat()
@@ -225,21 +230,21 @@ class _Search:
             folders = "give the folder of a case or of many, or the images of one by --t1 --t1ce --t2 --flair"
             yield _unusable(source, f"is neither a folder nor a table (.csv, .tsv); {folders}")
 
-    def _folder(self, source: Path, left_out: frozenset[Identity]) -> Iterator[_Found | PassedOver]:
+    def _folder(self, source: Path, left_out: frozenset[Identity]) -> Iterator[_Found | FolderWithoutCase]:
         is_empty = True
-        without_cases = FoldersWithoutCases(source)
+        survey = FolderSurvey(source)
         file_names: list[str] = []
         for folder in folders_from(source, left_out=left_out, names_left_out=_LABEL_FOLDERS):
             if not isinstance(folder, Folder):
                 is_empty = False
                 path, error = folder
-                without_cases.leave_out(path)
+                survey.leave_out(path)
                 yield _unusable(path, f"{why_unreadable(path, error, kind='folder')}; mend its permissions or leave it out")
                 continue
             if is_empty:
                 file_names += folder.files
             groups = list(_groups(folder, self._naming))
-            without_cases.add(folder, has_cases=bool(groups))
+            survey.add(folder, has_cases=bool(groups))
             for group in groups:
                 is_empty = False
                 # A file's name, unlike the case's, is the same by whatever path the folder is found.
@@ -257,11 +262,11 @@ class _Search:
         if is_empty:
             files = self._naming.expected(CHANNELS) + ", or NAME_0000.nii.gz to NAME_0003.nii.gz"
             yield _unusable(source, f"no case found: looked for files named {files}, found {_found_instead(file_names)}")
-        passed_over = list(without_cases.found())
-        of_series = [each for each in passed_over if not each.has_nifti and self._series_folder(each.path)]
+        without_case = list(survey.without_case())
+        of_series = [each for each in without_case if not each.has_nifti and self._series_folder(each.path)]
         if of_series:
             yield _unusable(source, f"holds DICOM files in {plural(len(of_series), 'folder')} beside cases")
-        yield from (each for each in passed_over if each not in of_series)
+        yield from (each for each in without_case if each not in of_series)
 
     def _case(self, group: "_Group") -> Case | BrokenCase:
         try:

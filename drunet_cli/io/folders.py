@@ -67,7 +67,7 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
 
 
 @dataclass(frozen=True)
-class PassedOver:
+class FolderWithoutCase:
     """A folder that a reader would take for a patient, and that holds no case. content: a few files in it, in words."""
 
     path: Path
@@ -78,8 +78,8 @@ class PassedOver:
 _OF_NO_PATIENT: Final = (".py", ".pyc", ".m", ".r", ".sh", ".ipynb", ".md", ".rst", ".html", ".log")
 
 
-class FoldersWithoutCases:
-    """The folders from top down that a reader would take for patients, and that hold no case.
+class FolderSurvey:
+    """Takes note of the folders from top down, and finds those that a reader would take for patients, and that hold no case.
 
     A folder is such a one beside folders with cases, be they of the data set itself, or of a folder in it that parts several
     (so p1/dicom beside p1/nifti is none). Folders that hold code or notes alone are none.
@@ -113,13 +113,13 @@ class FoldersWithoutCases:
         """Say nothing about a folder that cannot be looked into: it is a broken case."""
         self._mark(self._unreadable, path)
 
-    def found(self) -> Iterator[PassedOver]:
-        """Those folders."""
+    def without_case(self) -> Iterator[FolderWithoutCase]:
+        """The folders that a reader would take for patients, and that hold no case."""
         n_beside = Counter(path.parent for path in self._with_cases if path != self._top)
         for path in self._folders:
             if self._would_be_missed(path, n_beside):
                 has_nifti = path in self._with_nifti
-                yield PassedOver(path, self._content(path, has_nifti=has_nifti), has_nifti)
+                yield FolderWithoutCase(path, self._content(path, has_nifti=has_nifti), has_nifti)
 
     def _would_be_missed(self, path: Path, n_beside: Counter[Path]) -> bool:
         if path == self._top or path in self._with_cases or path in self._unreadable:

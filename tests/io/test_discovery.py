@@ -437,7 +437,7 @@ def test_folders_with_nifti_but_no_case_beside_cases_are_told_too(tmp_path: Path
         f"1 folder holds NIfTI but no case and was passed over: {tmp_path / 'p2'} (s1.nii.gz, ...); name such files by "
         "--pattern, or in a table",
     )
-    assert [each.path.name for each in cohort.passed_over] == ["p2", "p4"]
+    assert [each.path.name for each in cohort.folders_without_case] == ["p2", "p4"]
     assert [case.name for case in cohort.broken] == ["p3"]
 
 
