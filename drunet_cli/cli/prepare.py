@@ -1,7 +1,7 @@
-"""`drunet prepare`."""
+"""`drunet prepare`, and the preparation that `drunet segment --prepare` asks for."""
 
 from collections.abc import Sequence
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final
@@ -14,8 +14,11 @@ from drunet_cli.errors import DrunetError, MisuseError, OutputError, plural
 
 if TYPE_CHECKING:
     from drunet_cli.cli.cases import Batch
+    from drunet_cli.cli.console import Screen
     from drunet_cli.prepare.preparation import PreparationSettings
     from drunet_cli.prepare.prepared_case import PlannedPreparation, PreparedResult
+    from drunet_cli.segmentation.plan import RunPlan
+    from drunet_cli.segmentation.settings import Settings
 
 _PREPARATION: Final = "Preparation of raw scans"
 
@@ -156,9 +159,9 @@ def prepare(
         skip_existing=skip_existing,
         threads=max(1, (threads or granted_cpus()) // n_jobs),
     )
-    check_files(settings, n_cases=len(cohort.cases))
+    _check_files(settings, n_cases=len(cohort.cases))
     planned = plan_preparations(cohort.cases, settings)
-    stop = stop_of(planned)
+    stop = _stop(planned)
     if dry_run:
         planned = planned if stop else compare_preparations(planned)
         rows = [PlanRow(each.case, each.state, each.action, None, each.error) for each in planned]
@@ -186,7 +189,7 @@ def prepare(
     batch.finish(f"{plural(batch.n_done, 'case')} in {output}{left_out}")
 
 
-def check_files(settings: "PreparationSettings", *, n_cases: int) -> None:
+def _check_files(settings: "PreparationSettings", *, n_cases: int) -> None:
     """Raise MisuseError for a mask or an atlas that is neither a known word nor a file, and for one mask of several cases."""
     from drunet_cli.prepare.brain import BrainMethod
     from drunet_cli.prepare.grid import NO_ATLAS, OWN_ATLAS
@@ -203,7 +206,7 @@ def check_files(settings: "PreparationSettings", *, n_cases: int) -> None:
         )
 
 
-def stop_of(planned: Sequence["PlannedPreparation"]) -> DrunetError | None:
+def _stop(planned: Sequence["PlannedPreparation"]) -> DrunetError | None:
     """The error that would end the run before its first case, if any."""
     from drunet_cli.prepare.prepared_case import check_preparations
 
@@ -223,3 +226,40 @@ def _tell(planned: "PlannedPreparation", result: "PreparedResult", batch: "Batch
         note=result.in_words,
         warnings=[] if result.left_out else [warning["message"] for warning in result.document["warnings"]],
     )
+
+
+# For `segment --prepare`
+
+
+def preparation_of(settings: "Settings", keep: Path | None, temporary: ExitStack) -> "PreparationSettings":
+    """The preparation that a segmentation asks for. keep: the folder of the prepared cases; without it they are temporary."""
+    from drunet_cli.host import granted_cpus
+    from drunet_cli.io.atomic import temporary_folder
+    from drunet_cli.prepare.preparation import PreparationSettings
+
+    return PreparationSettings(
+        folder=temporary.enter_context(temporary_folder()) if keep is None else keep,
+        keep=keep is not None,
+        preview=settings.shows_preparation,
+        strict=settings.strict,
+        overwrite=settings.overwrite,
+        skip_existing=not settings.overwrite,
+        threads=settings.threads or granted_cpus(),
+    )
+
+
+def print_raw_plan(plan: "RunPlan", screen: "Screen", *, json: bool) -> None:
+    """Print the plan of a segmentation of raw scans, of which nothing is read."""
+    from drunet_cli.cli.cases import PlanRow, print_plan
+    from drunet_cli.prepare.prepared_case import PreparationAction
+    from drunet_cli.segmentation.plan import compare_prepared
+
+    rows = []
+    for each in (compare_prepared(plan) if plan.stop is None else plan).cases:
+        preparation = each.preparation
+        assert preparation is not None, "the run has one for each case"
+        first = "verify" if preparation.action is PreparationAction.VERIFY else "prepare"
+        error = each.error or preparation.error
+        would = f"{first}, {each.action}" if error is None else "fail"
+        rows.append(PlanRow(preparation.case, each.state, would, None, error))
+    print_plan(rows, plan.cohort, seg=False, json=json, quiet=screen.quiet, stop=plan.stop)

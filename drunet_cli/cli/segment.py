@@ -20,13 +20,11 @@ from drunet_cli.weights.registry import DEFAULT, members_of
 if TYPE_CHECKING:
     from drunet_cli.cli.cases import Batch
     from drunet_cli.cli.console import Screen
-    from drunet_cli.prepare.preparation import PreparationSettings
     from drunet_cli.prepare.prepared_case import PlannedPreparation
     from drunet_cli.segmentation.cohort import Outcome
     from drunet_cli.segmentation.outputs import OutputFiles
     from drunet_cli.segmentation.plan import PlannedCase, RunPlan
     from drunet_cli.segmentation.predict import Ensemble
-    from drunet_cli.segmentation.settings import Settings
     from drunet_cli.segmentation.summary import SummaryRow
 
 _MOST_ROWS: Final = 40
@@ -208,10 +206,11 @@ def segment(
     with _parameters_as_options(), ExitStack() as temporary:
         preparations: Sequence[PlannedPreparation] = ()
         if prepare:
+            from drunet_cli.cli.prepare import preparation_of, print_raw_plan
             from drunet_cli.prepare.preparation import check_extra
             from drunet_cli.prepare.prepared_case import plan_preparations
 
-            asked = _preparation(keep_prepared, temporary, settings)
+            asked = preparation_of(settings, keep_prepared, temporary)
             preparations = plan_preparations(cohort.cases, asked)
         summary = None if names_a_file(output) else output / SUMMARY
         plan = plan_run(cohort, ensemble, label_maps, summary=summary, preparations=preparations)
@@ -226,7 +225,7 @@ def segment(
         if prepare and keep_prepared is None and not settings.carried_to:
             screen.note(_NOT_KEPT)
         if dry_run and prepare:
-            _print_raw_plan(plan, screen, json=json)
+            print_raw_plan(plan, screen, json=json)
         elif dry_run:
             _print_plan(plan, ensemble, screen, json=json)
         else:
@@ -251,40 +250,6 @@ def _check_raw_scans(*, prepare: bool, keep: Path | None, bids: bool, dicom_seg:
         raise MisuseError("--dicom-seg and --bids exclude one another: a BIDS data set has no place for DICOM")
     if prepare and skip_existing and keep is None:
         raise MisuseError("--skip-existing with --prepare needs --keep-prepared DIR: prepared cases are compared with it")
-
-
-def _preparation(keep: Path | None, temporary: ExitStack, settings: "Settings") -> "PreparationSettings":
-    """The settings of the preparation. keep: the folder of the prepared cases; without it they are temporary."""
-    from drunet_cli.host import granted_cpus
-    from drunet_cli.io.atomic import temporary_folder
-    from drunet_cli.prepare.preparation import PreparationSettings
-
-    return PreparationSettings(
-        folder=temporary.enter_context(temporary_folder()) if keep is None else keep,
-        keep=keep is not None,
-        preview=settings.shows_preparation,
-        strict=settings.strict,
-        overwrite=settings.overwrite,
-        skip_existing=not settings.overwrite,
-        threads=settings.threads or granted_cpus(),
-    )
-
-
-def _print_raw_plan(plan: "RunPlan", screen: "Screen", *, json: bool) -> None:
-    """Print the plan of a run over raw scans, of which nothing is read."""
-    from drunet_cli.cli.cases import PlanRow, print_plan
-    from drunet_cli.prepare.prepared_case import PreparationAction
-    from drunet_cli.segmentation.plan import compare_prepared
-
-    rows = []
-    for each in (compare_prepared(plan) if plan.stop is None else plan).cases:
-        preparation = each.preparation
-        assert preparation is not None, "the run has one for each case"
-        first = "verify" if preparation.action is PreparationAction.VERIFY else "prepare"
-        error = each.error or preparation.error
-        would = f"{first}, {each.action}" if error is None else "fail"
-        rows.append(PlanRow(preparation.case, each.state, would, None, error))
-    print_plan(rows, plan.cohort, seg=False, json=json, quiet=screen.quiet, stop=plan.stop)
 
 
 @contextmanager
