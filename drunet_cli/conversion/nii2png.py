@@ -170,7 +170,8 @@ def convert_case(planned: PlannedSlices, settings: SliceSettings) -> ConvertedCa
     begin = time.perf_counter()
     case, layout = planned.case, settings.layout
     path = layout.description(case.name)
-    if finished := None if settings.overwrite else _finished_description(path):
+    finished = None if settings.overwrite else _finished_description(path)
+    if finished is not None:
         if not settings.skip_existing:  # another process may have converted the case meanwhile
             raise OutputError(f"{path}: exists already; give --skip-existing or --overwrite")
         _check_same(finished, path, case, settings)
