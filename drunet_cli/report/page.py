@@ -31,7 +31,7 @@ from drunet_cli.io.volumes import CaseImages, class_map_of, read_images
 from drunet_cli.prepare.record import picture_beside
 from drunet_cli.report.runs import Record, Runs, merge_messages, provenance
 from drunet_cli.segmentation.outputs import PREPARED_ENDING, PREVIEW_ENDING, VIEW_ENDING
-from drunet_cli.segmentation.summary import VOLUMES, Status
+from drunet_cli.segmentation.summary import VOLUMES, Status, side_in_words
 from drunet_cli.segmentation.viewer import Labelled, encode_viewer, render_page
 from drunet_cli.weights.registry import caveat_of
 
@@ -331,7 +331,8 @@ def _page_of(record: Record, reference: Path | None) -> bytes:
         name=row.case,
         reference=None if reference is None else _labelled(reference, images, _REFERENCE_AND_FLAIR),
         weights=row.weights,
-        warnings=row.warnings,
+        warnings=record.warnings,
+        side=side_in_words(record.document or {}),
         caveat=caveat_of(row.weights_sha256),
     )
 

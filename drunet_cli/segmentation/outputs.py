@@ -34,7 +34,7 @@ from drunet_cli.segmentation.derivatives import LABEL_ABBREVIATIONS, facts_of, l
 from drunet_cli.segmentation.pipeline import PredictedCase
 from drunet_cli.segmentation.predict import Ensemble
 from drunet_cli.segmentation.settings import Settings
-from drunet_cli.segmentation.summary import described_weights, time_now
+from drunet_cli.segmentation.summary import described_weights, side_in_words, time_now
 from drunet_cli.weights.checkpoint import Checkpoint
 from drunet_cli.weights.registry import caveat_of
 
@@ -131,7 +131,8 @@ class OutputFiles:
         there = [path for path in self.extras if os.path.lexists(path)]
         for path in there:
             if path not in named or sha256_of(path) != named[path]:
-                raise OutputError(f"{path}: exists already, and is not of {self.label_map.name} as it is; give --overwrite")
+                found = f"exists already, and is not of {self.label_map.name} as it is"
+                raise OutputError(f"{path}: {found}; move it away to keep it, or give --overwrite to replace it")
         return len(there) == len(self.extras)
 
     def check(self, inputs: Iterable[Path]) -> None:
@@ -328,7 +329,8 @@ def _page(predicted: PredictedCase, document: Mapping[str, Any], labels: Labels)
         affine=views.affine,
         name=predicted.checked.case.name,
         weights=[str(each["name"]) for each in weights],
-        warnings=[warning.code for warning in predicted.warnings],
+        warnings=predicted.warnings,
+        side=side_in_words(document),
         caveat=caveat_of([each["sha256"] for each in weights]),
     )
 
@@ -350,6 +352,8 @@ def describe(predicted: PredictedCase, ensemble: Ensemble) -> dict[str, Any]:
         "case": checked.case.name,
         "volumes_ml": volumes_ml(predicted.counts, checked.voxel_ml),
         "voxels": predicted.counts,
+        "side": None if predicted.sides is None else predicted.sides.word,
+        "side_percent": None if predicted.sides is None else asdict(predicted.sides),
         "warnings": [{"code": warning.code, "message": warning.message} for warning in predicted.warnings],
         "weights": weights[0] if len(weights) == 1 else weights,
         "inputs": inputs,

@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from drunet_cli.brats import CHANNELS, ClassMap, Modality, voxel_counts
 from drunet_cli.io.case import Case
-from drunet_cli.io.checks import CaseWarning, refuse_serious, voxel_litres
+from drunet_cli.io.checks import CaseWarning, WarningCode, refuse_serious, voxel_litres
 from drunet_cli.io.geometry import Geometry
 from drunet_cli.io.inputs import InputFile
 from drunet_cli.io.intensities import SliceStack
@@ -21,6 +21,7 @@ from drunet_cli.io.nifti import Header
 from drunet_cli.io.volumes import CaseImages, images_of, read_images
 from drunet_cli.prepare.record import PreparedFrom, needed_origin, origin_of
 from drunet_cli.segmentation.label_map import clean_up, label_map_warnings, measure
+from drunet_cli.segmentation.midline import Sides, sides_of
 from drunet_cli.segmentation.predict import Ensemble, Prediction, predict
 
 if TYPE_CHECKING:
@@ -65,8 +66,8 @@ class PredictedCase:
     """A case with its label map.
 
     class_map: class indices [I, J, K] in FLAIR's own axes, cleaned up. cleaned: what the clean-up changed, None where none was
-    asked for. counts: voxels by class and region. new_warnings: those that the prediction adds to the checked case's.
-    seconds: how long prediction took.
+    asked for. counts: voxels by class and region. sides: of the brain that the tumour lies on, None where that is not known.
+    new_warnings: those that the prediction adds to the checked case's. seconds: how long prediction took.
     """
 
     checked: CheckedCase
@@ -74,6 +75,7 @@ class PredictedCase:
     class_map: ClassMap
     cleaned: Mapping[str, int] | None
     counts: Mapping[str, int]
+    sides: Sides | None
     new_warnings: tuple[CaseWarning, ...]
     seconds: float
 
@@ -150,6 +152,9 @@ def _checked(
     return checked
 
 
+_SIDES_UNKNOWN: Final = frozenset({WarningCode.NO_ORIENTATION, WarningCode.FORMS_DISAGREE})  # left may be right
+
+
 def segment(
     checked: CheckedCase, ensemble: Ensemble, *, on_progress: Callable[[int, int], None] = lambda *_: None
 ) -> PredictedCase:
@@ -179,6 +184,8 @@ def segment(
     predicted = time.perf_counter()
     measures = measure(cleaned.class_map, checked.brain, checked.geometry, voxel_ml=checked.voxel_ml)
     warnings = label_map_warnings(measures)
+    says_left = _SIDES_UNKNOWN.isdisjoint(warning.code for warning in checked.warnings)
+    sides = sides_of(cleaned.class_map, checked.brain, checked.geometry) if says_left else None
     _LOG.info(
         "%s: the network took %.2f s (window %s), looking at the label map %.2f s",
         *(checked.case.name, predicted - opened, ensemble.window, time.perf_counter() - predicted),
@@ -191,6 +198,7 @@ def segment(
         class_map=cleaned.class_map,
         cleaned=cleaned.changes() if settings.cleans_up else None,
         counts=voxel_counts(cleaned.class_map),
+        sides=sides,
         new_warnings=tuple(warnings),
         seconds=time.perf_counter() - begin,
     )

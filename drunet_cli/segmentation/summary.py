@@ -37,7 +37,7 @@ class SummaryRow:
 
     volumes_ml: by class and region. seconds: by stage, read and network. warnings: their codes. weights, weights_sha256: one
     each, more where the mean of several was taken. output: the label map. error: one line. mean_uncertainty: by region, in
-    percent. time: when the case came to this end, as `time_now` has it.
+    percent. time: when the case came to this end, as `time_now` has it. side: of the brain, see `Sides`.
     """
 
     case: str
@@ -52,6 +52,7 @@ class SummaryRow:
     error: str = ""
     mean_uncertainty: Mapping[str, float] = field(default_factory=dict)
     time: str = ""
+    side: str = ""
 
     @property
     def has_failed(self) -> bool:
@@ -86,8 +87,10 @@ _FIRST_COLUMNS: Final = (
     "output",
     "error",
 )
-COLUMNS: Final = (*_FIRST_COLUMNS, *_UNCERTAINTY_COLUMNS.values(), "time")
-_HEADERS: Final = tuple(f"{','.join(columns)}\n".encode() for columns in (COLUMNS, _FIRST_COLUMNS))  # 0.1.0 wrote the latter
+COLUMNS: Final = (*_FIRST_COLUMNS, *_UNCERTAINTY_COLUMNS.values(), "time", "side")
+_HEADERS: Final = {
+    f"{','.join(columns)}\n".encode(): columns for columns in (COLUMNS, COLUMNS[:-1], _FIRST_COLUMNS)
+}  # of 0.1.0
 
 
 def row_of(document: Mapping[str, Any], status: Status) -> SummaryRow:
@@ -105,6 +108,7 @@ def row_of(document: Mapping[str, Any], status: Status) -> SummaryRow:
         output=str(document.get("output") or ""),
         mean_uncertainty=_numbers(document.get("mean_uncertainty"), REGIONS),
         time=str(document.get("time") or ""),
+        side=str(document.get("side") or ""),
     )
 
 
@@ -118,6 +122,15 @@ def described_warnings(document: Mapping[str, Any]) -> list[tuple[str, str]]:
     warnings = document.get("warnings")
     found = [_object(each) for each in warnings] if isinstance(warnings, list) else []
     return [(str(each.get("code") or "unknown"), one_line(str(each.get("message") or ""))) for each in found]
+
+
+def side_in_words(document: Mapping[str, Any]) -> str:
+    """Where a sidecar's object says that the tumour lies, for people; empty where it does not say so."""
+    side, percent = str(document.get("side") or ""), _numbers(document.get("side_percent"), ("left", "right"))
+    if not side or len(percent) < 2:
+        return ""
+    words = "on both sides" if side == "both" else "in the middle" if side == "middle" else f"on the {side}"
+    return f"{words} (left {percent['left']:.0f} %, right {percent['right']:.0f} %)"
 
 
 def described_weights(document: Mapping[str, Any]) -> list[Mapping[str, Any]]:
@@ -141,6 +154,7 @@ def columns_of(row: SummaryRow) -> dict[str, Any]:
         "error": row.error,
         **{column: row.mean_uncertainty.get(region) for region, column in _UNCERTAINTY_COLUMNS.items()},
         "time": row.time,
+        "side": row.side,
     }
 
 
@@ -226,7 +240,7 @@ def is_summary(path: Path) -> bool:
     """Whether a file is the table of a folder; also where there is none. Raises OutputError where it cannot be read."""
     try:
         with path.open("rb") as stream:
-            return stream.readline(len(_HEADERS[0]) + 1) in _HEADERS
+            return stream.readline(len(max(_HEADERS, key=len)) + 1) in _HEADERS
     except FileNotFoundError:
         return True
     except OSError as error:
@@ -240,11 +254,12 @@ def read_summary(path: Path) -> list[SummaryRow]:
         content = path.read_bytes()
     except OSError as error:
         raise CaseError(f"{path}: cannot be read: {error.strerror}") from error
-    if not content.startswith(_HEADERS):
+    columns = _HEADERS.get(content[: content.find(b"\n") + 1])
+    if columns is None:
         raise CaseError(f"{path}: is not a summary that drunet wrote")
     reader = csv.DictReader(io.StringIO(content.decode(errors="surrogateescape"), newline=""))
     try:
-        return [_parsed(cells, COLUMNS if content.startswith(_HEADERS[0]) else _FIRST_COLUMNS, time) for cells in reader]
+        return [_parsed(cells, columns, time) for cells in reader]
     except (csv.Error, ValueError) as error:
         raise CaseError(f"{path}: line {reader.line_num} is damaged ({error}); mend or remove the line") from error
 
@@ -269,6 +284,7 @@ def _parsed(row: Mapping[str, str | None], columns: Sequence[str], time: str) ->
         error=cells["error"],
         mean_uncertainty=_parsed_numbers(cells, _UNCERTAINTY_COLUMNS),
         time=cells.get("time", time),
+        side=cells.get("side", ""),
     )
 
 

@@ -11,6 +11,7 @@ NAME.html.j2 (a template), NAME.css and NAME.js.
 import base64
 import hashlib
 import math
+import re
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -39,7 +40,7 @@ from drunet_cli.brats import (
     voxel_counts,
 )
 from drunet_cli.errors import one_line
-from drunet_cli.io.checks import WarningCode, voxel_litres
+from drunet_cli.io.checks import SERIOUS, WarningCode, voxel_litres
 from drunet_cli.io.geometry import Box, Turn, spacing_mm
 from drunet_cli.segmentation.preview import LETTERS, box_of_all, grey_window
 
@@ -53,6 +54,7 @@ _PERCENTILES: Final = (0.1, 99.9)  # of the brain: the darkest and the brightest
 _MOST_SAMPLED: Final = 2**20  # voxels that the percentiles are taken of
 _OBLIQUE_DEGREES: Final = 5.0
 _MEMORY_LEVEL: Final = 9
+_FILE: Final = re.compile(r"(?:.*/[^/]*?|[^/]*?\.nii(?:\.gz)?)(?: \((\w+)\))?: ")  # and the image that it is
 
 # Names of groups of classes, as the table of the page has them.
 _GROUPS: Final[dict[str, tuple[TumourClass, ...]]] = {
@@ -78,13 +80,15 @@ def encode_viewer(
     name: str,
     reference: Labelled | None = None,
     weights: Sequence[str] = (),
-    warnings: Sequence[str] = (),
+    warnings: Sequence[tuple[str, str]] = (),
+    side: str = "",
     caveat: str = "",
 ) -> bytes:
     """The page as UTF-8, of at most 6 MB. Equal arguments give equal bytes.
 
     images: [I, J, K] in the case's own axes, any type, background 0. affine: voxel indices to RAS millimetres; an oblique one
-    goes to the nearest axes. weights: their names. warnings: their codes. caveat: what is to be said of the weights.
+    goes to the nearest axes. weights: their names. warnings: code and message of each. side: where the tumour lies, in
+    words. caveat: what is to be said of the weights.
 
     Where the page would be larger, the images (never the labels) become coarser: fewer greys, then means of 2, 4 and so on
     voxels, along the axis of the smallest ones first. The page says so.
@@ -108,11 +112,13 @@ def encode_viewer(
             "viewer",
             name=name,
             weights=weights,
-            warnings=warnings,
+            warnings=[(code, _without_file(message)) for code, message in dict.fromkeys(warnings)],
+            serious=any(code in SERIOUS for code, _ in warnings),
+            side=side,
             caveat=caveat,
             rows=_rows(label_maps, voxel_ml=voxel_litres(affine) * 1000),
             planes={plane.value: letters for plane, letters in LETTERS.items()},
-            sides_known=WarningCode.NO_ORIENTATION not in warnings,
+            sides_known=all(code != WarningCode.NO_ORIENTATION for code, _ in warnings),
             modalities={modality.value: modality.display for modality in images},
             sources=list(label_maps),
             oblique=_oblique_in_words(turn.affine),
@@ -261,6 +267,12 @@ def _rows(label_maps: Mapping[str, Labelled], *, voxel_ml: float) -> list[dict[s
         ml = {source: of_source[key] for source, of_source in volumes.items()}
         rows.append({"key": key, "words": _NAMES[key], "ml": ml, "dice": dice})
     return rows
+
+
+def _without_file(message: str) -> str:
+    """A message without the file that it begins with, whose name and folders may name the patient."""
+    found = _FILE.match(message)
+    return message if found is None else f"{found[1]}: {message[found.end() :]}" if found[1] else message[found.end() :]
 
 
 def _in_words(levels: int, step: tuple[int, int, int]) -> str:

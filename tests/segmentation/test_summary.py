@@ -30,23 +30,24 @@ from tests.segmentation.small_runs import document_of
 HEADER_0_1_0 = (
     b"case,status,wt_ml,tc_ml,et_ml,ncr_ml,ed_ml,warnings,weights,weights_sha256,read_s,network_s,device,output,error\n"
 )
-HEADER = HEADER_0_1_0[:-1] + b",wt_uncertainty,tc_uncertainty,et_uncertainty,time\n"
+HEADER_WITHOUT_SIDE = HEADER_0_1_0[:-1] + b",wt_uncertainty,tc_uncertainty,et_uncertainty,time\n"
+HEADER = HEADER_WITHOUT_SIDE[:-1] + b",side\n"
 TIME = "2026-11-28T09:30:00Z"
 FAILED = failed_row("b", CaseError("b: no such file"))
 
 
 def test_table_has_a_row_a_case_in_their_order() -> None:
     document = {**document_of("c", warnings=["resampled", "thick-slices"]), "output": "out/c.nii.gz", "time": TIME}
-    document["mean_uncertainty"] = {"WT": 12.5, "TC": 20, "ET": None}
+    document |= {"mean_uncertainty": {"WT": 12.5, "TC": 20, "ET": None}, "side": "both"}
     rows = [row_of(document, Status.DONE), FAILED, row_of({"case": "a"}, Status.LEFT_OUT)]
     sha256 = b"5" * 64
     assert encode_summary(rows) == (
         HEADER
-        + b"a,left out,,,,,,,,,,,,,,,,,\n"
-        + b"b,failed,,,,,,,,,,,,,b: no such file,,,,\n"
+        + b"a,left out,,,,,,,,,,,,,,,,,,\n"
+        + b"b,failed,,,,,,,,,,,,,b: no such file,,,,,\n"
         + b"c,done,3.5,1.5,0.5,1.0,2.0,resampled;thick-slices,brats2020,"
         + sha256
-        + b",0.25,1.5,cpu,out/c.nii.gz,,12.5,20,,2026-11-28T09:30:00Z\n"
+        + b",0.25,1.5,cpu,out/c.nii.gz,,12.5,20,,2026-11-28T09:30:00Z,both\n"
     )
 
 
@@ -83,7 +84,7 @@ def test_row_is_read_as_it_was_written(row: SummaryRow, tmp_path: Path) -> None:
     assert read_summary(tmp_path / "summary.csv") == [row]
 
 
-@pytest.mark.parametrize("line", ["a,done", f"a,finished{',' * 17}", f"a,done,many{',' * 16}"])
+@pytest.mark.parametrize("line", ["a,done", f"a,finished{',' * 18}", f"a,done,many{',' * 17}"])
 def test_damaged_row_is_told_by_its_line(line: str, tmp_path: Path) -> None:
     (tmp_path / "summary.csv").write_bytes(HEADER + f"{line}\n".encode())
     with pytest.raises(CaseError, match=r"summary\.csv: line 2 is damaged"):
@@ -101,13 +102,14 @@ def test_summary_is_told_from_other_tables(tmp_path: Path) -> None:
         "ours": encode_summary([FAILED]),
         "empty": encode_summary([]),
         "earlier": HEADER_0_1_0,
+        "without side": HEADER_WITHOUT_SIDE,
         "report": encode_table([*COLUMNS, "folder"], []),
         "theirs": b"case,dice\n",
         "nothing": b"",
     }
     for name, content in contents.items():
         (tmp_path / name).write_bytes(content)
-    assert [name for name in contents if is_summary(tmp_path / name)] == ["ours", "empty", "earlier"]
+    assert [name for name in contents if is_summary(tmp_path / name)] == ["ours", "empty", "earlier", "without side"]
 
 
 def test_summary_that_cannot_be_read_is_refused(tmp_path: Path) -> None:

@@ -104,10 +104,26 @@ def test_a_large_case_has_coarser_images_and_whole_labels(
 
 def test_the_page_loads_nothing_and_shows_hostile_names_as_text() -> None:
     hostile = """</script><script>alert('1')</script>"><img src=x>"""
-    page = page_of(name=hostile, weights=[hostile], warnings=[hostile], caveat=hostile).decode()
+    page = page_of(name=hostile, weights=[hostile], warnings=[(hostile, hostile)], side=hostile, caveat=hostile).decode()
     assert page.count("<script") == 2 + len(CHANNELS) + 1
     assert not re.search(r"<(img|link|a|iframe)\b|<script[^>]* src|https?:", page)
     assert """Content-Security-Policy" content="default-src 'none'; style-src 'sha256-""" in page
+
+
+def test_the_page_tells_warnings_in_words_without_the_names_of_files_and_opens_them_where_they_are_serious() -> None:
+    mild = [
+        ("thick-slices", "slices are 5 mm apart"),
+        ("forms-disagree", "/data/A B: C/x_flair.nii.gz: sform and qform differ"),
+    ]
+    page = page_of(warnings=mild, side="on the left (left 98 %, right 0 %)").decode()
+    assert "2 warnings: thick-slices, forms-disagree" in page
+    assert "<p><strong>forms-disagree</strong> sform and qform differ</p>" in page
+    assert "<details open" not in page.replace('class="notes" ', "")
+    assert "On the left (left 98 %, right 0 %)." in page
+    page = page_of(warnings=[("not-skull-stripped", "x_flair.nii (FLAIR): shows a skull")]).decode()
+    assert '<details class="notes" open>' in page
+    assert "1 warning: not-skull-stripped" in page
+    assert "</strong> FLAIR: shows a skull</p>" in page
 
 
 def test_equal_cases_give_equal_pages_and_the_values_are_those_of_the_files() -> None:
