@@ -5,6 +5,7 @@ Core code raises these errors; only `cli` prints them. Any other exception is a 
 
 from collections.abc import Sequence
 from enum import IntEnum
+from pathlib import Path
 from typing import ClassVar
 
 
@@ -96,6 +97,12 @@ def join_some(items: Sequence[object], *, most: int = 5) -> str:
 def plural(n: int, noun: str) -> str:
     """A number with its noun: 1 case, 2 cases."""
     return f"{n} {noun}" if n == 1 else f"{n} {noun}s"
+
+
+def changed_since(path: Path, *, then: str) -> str:
+    """Say of an output that a person has changed how to keep the changes, and what discards them. then: what follows that."""
+    remedy = f"move it away to keep the changes, or give --overwrite to discard them and {then}"
+    return f"{path}: has been changed since drunet wrote it; {remedy}"
 
 
 def without_remedy(message: str) -> str:

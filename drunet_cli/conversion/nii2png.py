@@ -25,7 +25,7 @@ from drunet_cli.conversion.dataset import (
     slice_files,
     slice_name,
 )
-from drunet_cli.errors import CaseError, OutputError
+from drunet_cli.errors import CaseError, OutputError, changed_since
 from drunet_cli.io.atomic import check_writable, remove_stale, remove_stale_in, write_file_atomically
 from drunet_cli.io.case import Case
 from drunet_cli.io.geometry import FRAME
@@ -35,7 +35,7 @@ from drunet_cli.io.png import DamagedPngError, decode_png, encode_label_slices, 
 from drunet_cli.io.volumes import read_labelled
 
 _SLICES_AT_ONCE: Final = 16  # encoded by one thread, in a few steps of numpy
-_CHANGED: Final = "has been changed since it was converted; give --overwrite to convert the case again"
+_AGAIN: Final = "convert the case again"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -235,7 +235,7 @@ def _slices_are_there(finished: Description, layout: Layout) -> bool:
 def _is_intact(path: Path, crc: int | None) -> bool:
     try:
         if not stat.S_ISREG(path.stat().st_mode):  # opening a named pipe need never end
-            raise OutputError(f"{path}: {_CHANGED}")
+            raise OutputError(changed_since(path, then=_AGAIN))
         content = path.read_bytes()
     except FileNotFoundError:
         return False
@@ -248,8 +248,8 @@ def _is_intact(path: Path, crc: int | None) -> bool:
     except DamagedPngError:  # what a machine that lost its power may leave
         return False
     except CaseError as error:
-        raise OutputError(f"{path}: {error}: {_CHANGED}") from error
-    raise OutputError(f"{path}: {_CHANGED}")
+        raise OutputError(changed_since(path, then=_AGAIN)) from error
+    raise OutputError(changed_since(path, then=_AGAIN))
 
 
 def _encoded(

@@ -285,5 +285,6 @@ def _holds(path: Path, label_map: LabelMap, reference: Volume) -> bool:
     except CaseError as error:
         raise OutputError(f"{without_remedy(str(error))}; give --overwrite to replace it") from error
     if not np.array_equal(earlier.voxels, label_map) or not same_grid(earlier, reference):
-        raise OutputError(f"{path}: exists already and is not what these slices give; give --overwrite to replace it")
+        remedy = "move it away to keep it, or give --overwrite to replace it"
+        raise OutputError(f"{path}: exists already and is not what these slices give; {remedy}")
     return True

@@ -22,7 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from drunet_cli.brats import CHANNELS, Modality
-from drunet_cli.errors import CaseError, DeviceError, DrunetError, OutputError, join_some
+from drunet_cli.errors import CaseError, DeviceError, DrunetError, OutputError, changed_since, join_some
 from drunet_cli.host import is_out_of_memory
 from drunet_cli.io.atomic import (
     Claim,
@@ -322,8 +322,10 @@ def _check_same(known: Mapping[str, Any], files: PreparedFiles, case: Case, sett
         for path in changed_scans(inputs, case):
             raise OutputError(f"{files.record}: was prepared of another file than {path} is now; {_REMEDY}")
         for name, sha256 in named.items():
-            if not _is_intact(files.folder / name, sha256):
-                raise OutputError(f"{files.folder / name}: is missing, or has been changed since drunet wrote it; {_REMEDY}")
+            if not os.path.lexists(file := files.folder / name):
+                raise OutputError(f"{file}: is missing; {_REMEDY}")
+            if not _is_intact(file, sha256):
+                raise OutputError(changed_since(file, then="prepare the case again"))
     except (KeyError, TypeError, AttributeError) as error:
         raise OutputError(f"{files.record}: was written by another version of drunet; {_REMEDY}") from error
     if settings.strict:

@@ -442,7 +442,7 @@ def test_a_slice_that_somebody_has_changed_is_not_replaced(converted: Converted,
             os.mkfifo(path)
     if edit == "beside a loss":
         mask_slice(converted.root, 0).unlink()
-    with pytest.raises(OutputError, match="has been changed since it was converted; give --overwrite"):
+    with pytest.raises(OutputError, match="has been changed since drunet wrote it; move it away to keep the changes"):
         convert(converted.case, converted.root, skip_existing=True)
     assert not convert(converted.case, converted.root, overwrite=True).skipped
     converted.assert_unchanged()

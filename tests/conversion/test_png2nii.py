@@ -455,7 +455,7 @@ def test_what_becomes_of_an_output_that_is_there(
         before = dataset.output.read_bytes() if there != "nothing" else None
         stamp = dataset.output.stat() if before else None
         if expected == "refused":
-            with pytest.raises(OutputError, match="give --overwrite"):
+            with pytest.raises(OutputError, match="give --overwrite to replace it"):
                 dataset.back(**options)
             assert dataset.output.read_bytes() == before
         else:
