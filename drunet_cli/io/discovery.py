@@ -40,6 +40,7 @@ from drunet_cli.io.naming import (
     common_stem,
     described_channels,
     is_nifti,
+    is_scan_in_bids,
     names_by_folder,
     role_by_last_word,
     role_by_words,
@@ -334,7 +335,7 @@ def _files_by_name(folder: Path, images: Sequence[str], naming: Naming, *, is_by
     """Images by the name of their case, "" where patterns make the folder a case, and by what they may be.
 
     Images whose last words make a whole case are it. The others are read by all words at the end of their names; of those that
-    only this makes known, and where patterns match elsewhere, a single one makes no case.
+    only this makes known, and where patterns match elsewhere, a single one makes no case, unless its name is of BIDS.
     """
 
     def read(images: Iterable[str], role_in: Callable[[str], tuple[str, str | None]]) -> dict[str, dict[str, list[Path]]]:
@@ -354,7 +355,8 @@ def _files_by_name(folder: Path, images: Sequence[str], naming: Naming, *, is_by
     known = set() if naming.patterns and not is_by_pattern else {*itertools.chain(*map(_image_paths, by_last_word.values()))}
     for name, files in read([image for image in images if image not in whole], role_by_words).items():
         found = _image_paths(files)
-        if name not in groups and (len(files.keys() & _IMAGE_ROLES) > 1 or not known.isdisjoint(found)):
+        is_sure = not known.isdisjoint(found) or any(is_scan_in_bids(path.name) for path in found)
+        if name not in groups and (is_sure or len(files.keys() & _IMAGE_ROLES) > 1):
             groups[name] = files
     return groups
 
@@ -382,8 +384,11 @@ def _case(group: _Group, naming: Naming, channels_in: Callable[[Path], Channels]
             raise CaseError(f"{where} has {first} and {second}{more} for {part}; keep one, or {remedy}")
     if missing := [modality for modality in CHANNELS if roles[modality] not in group.files]:
         parts = ", ".join(modality.display for modality in missing)
-        looked_for = naming.expected((roles[modality] for modality in missing), by_pattern=group.is_by_pattern)
         own = sorted({path.name for paths in group.files.values() for path in paths})
+        bids_case = group.name if any(map(is_scan_in_bids, own)) else ""
+        looked_for = naming.expected(
+            (roles[modality] for modality in missing), by_pattern=group.is_by_pattern, bids_case=bids_case
+        )
         found = _join_names([*group.others, *own])  # first what the reader has not been told yet
         remedy = "--pattern names others, and the network needs all four"
         raise CaseError(f"{where} has no {parts}: looked for {looked_for}, found {found}; {remedy}")

@@ -82,10 +82,14 @@ class Naming:
         of_patterns = role in self.patterns or (role in CHANNEL_NUMBERS and not self.patterns.keys() <= {SEGMENTATION})
         return [] if role is None or of_patterns else [role]
 
-    def expected(self, roles: Iterable[str], *, by_pattern: bool = False) -> str:
-        """The file names that were looked for, for messages. by_pattern: in a folder in which a pattern matches."""
+    def expected(self, roles: Iterable[str], *, by_pattern: bool = False, bids_case: str = "") -> str:
+        """The file names that were looked for, for messages. by_pattern: in a folder in which a pattern matches.
+
+        bids_case: the case, where its other files are named as BIDS has it.
+        """
         names = {role: [self.patterns[role]] if role in self.patterns else [] for role in roles}
-        built_in = {role: [] if by_pattern and found else [f"NAME_{role}.nii.gz"] for role, found in names.items()}
+        ends = {role: f"{bids_case}_{_BIDS_ENDS[role]}" if bids_case else f"NAME_{role}" for role in names}
+        built_in = {role: [] if by_pattern and found else [f"{ends[role]}.nii.gz"] for role, found in names.items()}
         return ", ".join(name for role in names for name in (*names[role], *built_in[role]))
 
 
@@ -201,7 +205,18 @@ def role_by_words(image: str) -> tuple[str, str | None]:
     return role_by_last_word(image) if modality is None else (run[0][0].strip(_SEPARATORS), modality)
 
 
+_BIDS_ENDS: Final[Mapping[str, str]] = {
+    Modality.FLAIR: "FLAIR",
+    Modality.T1CE: "ce-gd_T1w",
+    Modality.T1: "T1w",
+    Modality.T2: "T2w",
+}
 _BIDS: Final = re.compile(r"(sub-[^\W_]+(?:_ses-[^\W_]+)?)((?:_[a-zA-Z]+-[^\W_]+)*)_(T1w|T2w|FLAIR)")
+
+
+def is_scan_in_bids(image: str) -> bool:
+    """Whether a file's name is that of a T1w, a T2w or a FLAIR of a subject in BIDS."""
+    return _BIDS.fullmatch(stem(Path(image))) is not None
 
 
 def _role_in_bids(image: str) -> tuple[str, Modality] | None:

@@ -306,6 +306,12 @@ BROKEN: Final[dict[str, tuple[Sequence[str], str, Naming]]] = {
         "t2=GLOB",
         PLAIN,
     ),
+    "a subject of BIDS that lacks scans": (
+        ["sub-1/anat/sub-1_acq-iso_T1w.nii.gz"],
+        "sub-1/anat: sub-1 has no FLAIR, T1ce, T2: looked for sub-1_FLAIR.nii.gz, sub-1_ce-gd_T1w.nii.gz, sub-1_T2w.nii.gz, "
+        "found sub-1_acq-iso_T1w.nii.gz; " + OTHER_NAMES,
+        PLAIN,
+    ),
     "a pattern that none has": (
         images("a_", ["FL", "t1ce", "t1", "t2"]),
         "TOP: a has no FLAIR: looked for *fl.nii.gz, NAME_flair.nii.gz, found a_FL.nii.gz, a_t1.nii.gz, a_t1ce.nii.gz, "
