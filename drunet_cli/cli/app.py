@@ -37,7 +37,7 @@ _STREAM_ERRORS: Final = (errno.EPIPE, errno.ENOSPC, errno.EIO, errno.EBADF)
 # A library of the system is missing or too old, or half a package is there. For an absent extra each command has its words.
 _BROKEN_LIBRARY: Final = (
     "{name} cannot be imported ({error}); this is the installation's fault: install drunet and its extras again in a new "
-    "environment, or look which other libraries LD_LIBRARY_PATH and PYTHONPATH bring"
+    "environment, or look which other libraries LD_LIBRARY_PATH and PYTHONPATH bring; drunet doctor names versions, and {trace}"
 )
 
 
@@ -285,7 +285,10 @@ def _run(arguments: list[str]) -> int:
             return _report_lost_stdout(error)
         run_log.write(traceback.format_exc().rstrip())
         if isinstance(error, ImportError) and not (error.name or "").startswith(drunet_cli.__name__):
-            return _report(MisuseError(_BROKEN_LIBRARY.format(name=error.name or "a library", error=error)))
+            if run_log.verbose:
+                traceback.print_exc()
+            trace = "the log has the traceback" if run_log.file else "-v or --log FILE tells where the import failed"
+            return _report(MisuseError(_BROKEN_LIBRARY.format(name=error.name or "a library", error=error, trace=trace)))
         traceback.print_exc()
         sys.stderr.write("\nThis is a fault of drunet, not yours. Please report it with the lines above.\n")
         return ExitCode.FAULT

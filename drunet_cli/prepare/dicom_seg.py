@@ -67,8 +67,10 @@ class SegmentedSeries:
 
 
 def check_highdicom() -> None:
-    """Raise MisuseError where a segmentation object cannot be written. Imports nothing of the extra."""
+    """Raise MisuseError where a segmentation object cannot be written, and ImportError for a highdicom that is broken."""
     check_installed(["highdicom", "pydicom"], needed_by="--dicom-seg")
+    with silenced():
+        import highdicom  # noqa: F401  # before a network has computed for minutes
 
 
 def check_from_dicom(case: Case, modalities: Collection[Modality]) -> None:

@@ -211,11 +211,16 @@ def _registered(scan: Scan, reference: Scan) -> Affine:
         transform = register(scan.coarse, reference.coarse)
     except CaseError as error:
         raise CaseError(f"{scan.volume.path}: cannot be registered to {reference.volume.path}: {error}") from error
-    head = np.argwhere(reference.coarse.head)[::_SAMPLED] * reference.coarse.size_mm + reference.coarse.origin_mm
-    moves = head @ transform[:3, :3].T + transform[:3, 3] - head
-    if same_grid(scan.volume, reference.volume) and np.linalg.norm(moves, axis=1).mean() < _AGREE_MM:
+    if same_grid(scan.volume, reference.volume) and _apart_mm(transform, np.eye(4), reference) < _AGREE_MM:
         return np.eye(4)
     return transform
+
+
+def _apart_mm(one: Affine, other: Affine, reference: Scan) -> float:
+    """How far apart two transforms lay the points of the reference's head, in the mean."""
+    head = np.argwhere(reference.coarse.head)[::_SAMPLED] * reference.coarse.size_mm + reference.coarse.origin_mm
+    difference = one - other
+    return float(np.linalg.norm(head @ difference[:3, :3].T + difference[:3, 3], axis=1).mean())
 
 
 _SAMPLED: Final = 97
@@ -262,6 +267,7 @@ def registration_warnings(
 ) -> list[CaseWarning]:
     """Registrations that cannot be right, or that a user may not expect."""
     warnings = []
+    moved: dict[Modality, Registration] = {}  # though their grid is the reference's
     for modality, found in similar.items():
         path, registration = scans[modality].volume.path, registrations[modality]
         if found.edge_peak < _LEAST_PEAK and found.after < _LEAST_INFORMATION:
@@ -280,9 +286,30 @@ def registration_warnings(
         elif same_grid(scans[modality].volume, scans[reference].volume) and not np.array_equal(
             registration.transform, np.eye(4)
         ):
-            message = (
-                f"{path}: {modality.display} is on the grid of {reference.display}, and was moved all the same, by "
-                f"{registration.moved_mm:.1f} mm and {registration.moved_degrees:.1f} degrees: the patient seems to have moved"
-            )
-            warnings.append(CaseWarning(WarningCode.ONE_GRID_MOVED, message))
-    return warnings
+            moved[modality] = registration
+    return warnings + _one_grid_warnings(scans, moved, reference)
+
+
+def _one_grid_warnings(scans: Scans, moved: Mapping[Modality, Registration], reference: Modality) -> list[CaseWarning]:
+    """Scans on the reference's grid that were moved; one warning where they agree with one another, and so the reference moved.
+
+    moved: more than one, and all others but the reference, where a single warning is true.
+    """
+    transforms = [each.transform for each in moved.values()]
+    together = all(_apart_mm(one, other, scans[reference]) < _AGREE_MM for one, other in itertools.combinations(transforms, 2))
+    if together and len(moved) == len(scans) - 1:
+        words = " and ".join(modality.display for modality in moved)
+        apart = max(moved.values(), key=lambda each: each.moved_mm)
+        name = reference.display
+        message = (
+            f"{scans[reference].volume.path}: {name} is on the grid of {words}, which agree with one another and not with "
+            f"{name}; they were moved by {apart.moved_mm:.1f} mm and {apart.moved_degrees:.1f} degrees to lie on {name}: the "
+            f"patient seems to have moved before or after {name}"
+        )
+        return [CaseWarning(WarningCode.ONE_GRID_MOVED, message)]
+    messages = [
+        f"{scans[modality].volume.path}: {modality.display} is on the grid of {reference.display}, and was moved all the same, "
+        f"by {each.moved_mm:.1f} mm and {each.moved_degrees:.1f} degrees: the patient seems to have moved"
+        for modality, each in moved.items()
+    ]
+    return [CaseWarning(WarningCode.ONE_GRID_MOVED, message) for message in messages]

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from drunet_cli.brats import REGIONS, Modality, describe_labels
-from drunet_cli.errors import CaseError, DrunetError, MisuseError, OutputError, WeightsError, without_remedy
+from drunet_cli.errors import CaseError, DrunetError, MisuseError, OutputError, WeightsError, changed_since, without_remedy
 from drunet_cli.io.atomic import check_writable
 from drunet_cli.io.case import Case
 from drunet_cli.io.checks import CaseWarning, refuse_serious
@@ -209,7 +209,7 @@ def _check(plan: RunPlan, ensemble: Ensemble) -> None:
         files = in_the_way[0].files
         first = files.label_map if os.path.lexists(files.label_map) else files.sidecar
         others = f", and the outputs of {len(in_the_way) - 1} more of {len(plan.cases)} cases" if len(in_the_way) > 1 else ""
-        remedy = "give --skip-existing to leave out what is complete, or --overwrite"
+        remedy = "give --skip-existing to leave out what is complete, or --overwrite to replace all of it"
         raise OutputError(f"{first}: exists already{others}; {remedy}")
     if plan.summary is not None and not alone:
         check_writable(plan.summary, overwrite=True)
@@ -223,6 +223,8 @@ def _check(plan: RunPlan, ensemble: Ensemble) -> None:
             each.files.check(each.case.files.values())
     if plan.cases:
         ensemble.check_weights()
+        if any(map(_is_to_be_downloaded, settings.weights)):
+            missing_weights(settings)  # before a download of weights that would be refused
 
 
 def _check_apart(cases: Iterable[PlannedCase]) -> None:
@@ -329,7 +331,7 @@ def _check_whole(label_map: Path, document: Mapping[str, Any]) -> None:
         load_volume(label_map)
     except CaseError as error:
         raise OutputError(f"{without_remedy(str(error))}; {_REMEDY}") from error
-    raise OutputError(f"{label_map}: has been changed since drunet wrote it; {_REMEDY}")
+    raise OutputError(changed_since(label_map, then="segment the case again"))
 
 
 def _difference(document: Mapping[str, Any], case: Case, files: OutputFiles, ensemble: Ensemble) -> str:
@@ -383,13 +385,17 @@ def missing_weights(settings: Settings) -> list[Entry]:
     missing = []
     known = []
     for name in settings.weights:
-        if is_file_name(name) or name in BUNDLED or is_file(cached_path(name)):
-            known.append(metadata_of(name)[1])
-        else:
+        if _is_to_be_downloaded(name):
             missing.append(entry := find_entry(name))
             known.append(Metadata(name=name, base_width=entry.base_width, bn_epsilon=entry.bn_epsilon, dropout=entry.dropout))
+        else:
+            known.append(metadata_of(name)[1])
     settings.check_for(known)
     return missing
+
+
+def _is_to_be_downloaded(name: str) -> bool:
+    return not (is_file_name(name) or name in BUNDLED or is_file(cached_path(name)))
 
 
 def _check_distinct(names: Iterable[str]) -> None:

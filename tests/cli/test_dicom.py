@@ -1,7 +1,9 @@
 """DICOM on the command line: folders of studies and of series in place of cases and files."""
 
 import json
+import sys
 from pathlib import Path
+from types import ModuleType
 from typing import Final
 
 import numpy as np
@@ -206,6 +208,11 @@ def test_segmentation_objects_need_raw_scans_from_dicom(
     assert drunet([*words, "--prepare"]) == ExitCode.MISUSE
     assert "highdicom not installed; run: pip install highdicom" in capfd.readouterr().err
     monkeypatch.setattr("drunet_cli.host.missing_packages", lambda names: [])
+    for dry_run in ([], ["--dry-run"]):
+        monkeypatch.setitem(sys.modules, "highdicom", None)  # so that it cannot be imported
+        assert drunet([*words, "--prepare", *dry_run]) == ExitCode.MISUSE
+        assert "highdicom cannot be imported" in capfd.readouterr().err
+    monkeypatch.setitem(sys.modules, "highdicom", ModuleType("highdicom"))
     assert drunet([*words, "--prepare"]) == ExitCode.BAD_INPUT
     assert "p4: has no DICOM series of T1ce, to which --dicom-seg refers; give one, or leave" in capfd.readouterr().err
     assert not (tmp_path / "out").exists()

@@ -112,6 +112,11 @@ def test_a_library_that_cannot_be_imported_is_no_fault_of_drunet(
     told = [line for line in err.splitlines() if line.startswith(f"Error: {name} cannot be imported (libstdc++.so.6: too old)")]
     assert (len(told), "Traceback" in err) == ((1, False) if code == 2 else (0, True))
     assert "Traceback" in log.read_text()
+    assert all(line.endswith("drunet doctor names versions, and the log has the traceback") for line in told)
+    assert main([*words, "-o", str(tmp_path / "seg.nii.gz")]) == code
+    assert code == 70 or capsys.readouterr().err.endswith("and -v or --log FILE tells where the import failed\n")
+    assert main([*words, "-o", str(tmp_path / "seg.nii.gz"), "-v"]) == code
+    assert "Traceback" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

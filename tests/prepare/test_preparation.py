@@ -34,7 +34,7 @@ from drunet_cli.prepare.prepared_case import (
 )
 from drunet_cli.prepare.record import read_record
 from drunet_cli.prepare.registration import isotropic
-from drunet_cli.prepare.scans import Scan
+from drunet_cli.prepare.scans import Registration, Scan, Similarity, registration_warnings
 from tests.prepare.simulated import (
     Acquisition,
     Affine,
@@ -143,7 +143,7 @@ def test_a_second_run_verifies_or_refuses(prepared: Prepared) -> None:
     brain = PreparedFiles(settings.folder, NAME).brain
     content = brain.read_bytes()
     brain.write_bytes(content + b"x")
-    with pytest.raises(Exception, match="is missing, or has been changed since drunet wrote it"):
+    with pytest.raises(Exception, match="has been changed since drunet wrote it; move it away to keep"):
         prepare_case(planned)
     brain.write_bytes(content)
     mask = Path(settings.brain)
@@ -175,6 +175,27 @@ def test_what_lies_beside_a_stripped_brain_does_not_shine_at_its_edge() -> None:
     near = affine.copy()
     near[:3, 3] = 3.9
     assert scan.on_grid(near, voxels.shape, np.eye(4)).max() == pytest.approx(100)
+
+
+def test_where_the_reference_moved_one_warning_says_so() -> None:
+    volume = volume_of(np.pad(np.full((6, 6, 6), 100, np.float32), 12), np.diag([6.0, 6.0, 6.0, 1.0]), name="scan")
+    scans = {modality: Scan(volume, modality) for modality in CHANNELS}
+    others = [modality for modality in CHANNELS if modality is not Modality.T1CE]
+    similar: dict[Modality, Similarity] = dict.fromkeys(others, Similarity(1.1, 1.2, 2.0))
+
+    def warned(*shifts_mm: float) -> list[str]:
+        """By how far FLAIR, T1 and T2 were moved."""
+        moved = {modality: np.eye(4) for modality in CHANNELS}
+        for modality, shift_mm in zip(similar, shifts_mm, strict=True):
+            moved[modality][0, 3] = shift_mm
+        registrations = {modality: Registration(found, found[0, 3], 0.0) for modality, found in moved.items()}
+        return [warning.message for warning in registration_warnings(scans, registrations, similar, Modality.T1CE)]
+
+    assert warned(0, 0, 0) == []
+    (told,) = warned(4, 4.4, 4.2)
+    assert "T1ce is on the grid of FLAIR and T1 and T2, which agree with one another and not with T1ce" in told
+    assert [message.split(" is on the grid of ")[0].split()[-1] for message in warned(4, 4, -4)] == ["FLAIR", "T1", "T2"]
+    assert len(warned(0, 4, 4)) == 2  # FLAIR agrees with T1ce
 
 
 def brats_case(folder: Path, name: str = NAME) -> Case:

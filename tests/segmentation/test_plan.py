@@ -228,7 +228,7 @@ def test_a_run_of_many_cases_is_refused_with_the_first_and_the_number_of_the_oth
     (tmp_path / "out/case_1.json").write_text("{}")
     ensemble = BrightEnsemble()
     stop = plan_of(tmp_path / "cohort", tmp_path / "out", ensemble).stop
-    remedy = "give --skip-existing to leave out what is complete, or --overwrite"
+    remedy = "give --skip-existing to leave out what is complete, or --overwrite to replace all of it"
     assert str(stop) == f"{tmp_path}/out/case_1.json: exists already; {remedy}"
     (tmp_path / "out/case_2.nii.gz").write_text("")
     stop = plan_of(tmp_path / "cohort", tmp_path / "out", ensemble).stop
@@ -245,7 +245,7 @@ def test_a_file_that_two_cases_would_write_is_refused_whoever_may_overwrite(tmp_
     assert plan_of(tmp_path / "cohort", tmp_path / "out", BrightEnsemble()).stop is None
 
 
-def test_weights_that_leave_a_setting_open_stop_the_dry_run_too() -> None:
+def test_weights_that_leave_a_setting_open_stop_the_plan_and_the_dry_run(tmp_path: Path) -> None:
     weights = ("compact", str(GOLDEN_WEIGHTS))
     with pytest.raises(MisuseError, match="trained on different windows"):
         missing_weights(Settings(weights=weights))
@@ -254,6 +254,9 @@ def test_weights_that_leave_a_setting_open_stop_the_dry_run_too() -> None:
         missing_weights(Settings(weights=weights[::-1], window=WindowMode.FULL, mc_samples=2))
     with pytest.raises(MisuseError, match="the weights brats2020 recommend none"):  # before a download, which is large
         missing_weights(Settings(recommended_postprocessing=True))
+    write_case(tmp_path / "p1")
+    stop = plan_of(tmp_path / "p1", tmp_path / "out", BrightEnsemble(Settings(recommended_postprocessing=True))).stop
+    assert "the weights brats2020 recommend none" in str(stop)
 
 
 def test_weights_that_are_given_twice_are_misuse_by_whatever_name(tmp_path: Path) -> None:
@@ -385,7 +388,7 @@ def test_a_label_map_that_was_edited_is_refused(made: Made) -> None:
     voxels = np.asarray(image.dataobj).copy()
     voxels[0, 0, 0] = 4
     nib.Nifti1Image(voxels, image.affine, image.header).to_filename(made.label_map)
-    made.assert_refused("has been changed since drunet wrote it")
+    made.assert_refused("has been changed since drunet wrote it; move it away to keep the changes")
 
 
 GARBAGE: Final[list[object]] = [
