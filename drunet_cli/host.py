@@ -53,9 +53,12 @@ def memory_grants(
     grants = {}
     if (total := _read_words(meminfo)[1:2]) and total[0].isdecimal():  # MemTotal: N kB
         grants["machine"] = int(total[0]) * 1024
-    slurm = environment.get("SLURM_MEM_PER_NODE", "")
-    if slurm.isdecimal() and slurm != "0":  # 0: all of the node
-        grants["Slurm"] = int(slurm) * 1024**2
+    # MiB, for --mem or for --mem-per-cpu; 0 is all of the node. A Slurm that uses cgroups enforces the same by these.
+    per_node, per_cpu, cpus = (environment.get(f"SLURM_{name}", "") for name in ("MEM_PER_NODE", "MEM_PER_CPU", "CPUS_ON_NODE"))
+    if per_node.isdecimal() and per_node != "0":
+        grants["Slurm"] = int(per_node) * 1024**2
+    elif per_cpu.isdecimal() and per_cpu != "0" and cpus.isdecimal():
+        grants["Slurm"] = int(per_cpu) * int(cpus) * 1024**2
     limits = [
         int(words[0])
         for folder in _cgroups("memory", cgroup_root, own_cgroups)

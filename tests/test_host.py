@@ -177,3 +177,20 @@ def test_memory_is_that_of_the_machine_slurm_and_the_tightest_cgroup(
     listing.write_text(f"{own_cgroups}\n")
     environment = {"SLURM_MEM_PER_NODE": slurm}
     assert memory_grants(environment=environment, cgroup_root=root, own_cgroups=listing, meminfo=meminfo) == expected
+
+
+@pytest.mark.parametrize(
+    ("slurm", "expected"),
+    [
+        ({"MEM_PER_CPU": "2048", "CPUS_ON_NODE": "4"}, {"Slurm": 8 * 1024**3}),
+        ({"MEM_PER_CPU": "2048"}, {}),
+        ({"MEM_PER_CPU": "0", "CPUS_ON_NODE": "4"}, {}),
+        ({"MEM_PER_NODE": "1", "MEM_PER_CPU": "2048", "CPUS_ON_NODE": "4"}, {"Slurm": 1024**2}),
+    ],
+)
+def test_memory_for_each_cpu_counts_for_all_cpus_of_the_job(
+    slurm: dict[str, str], expected: dict[str, int], tmp_path: Path
+) -> None:
+    environment = {f"SLURM_{name}": value for name, value in slurm.items()}
+    absent = tmp_path / "absent"
+    assert memory_grants(environment=environment, cgroup_root=absent, own_cgroups=absent, meminfo=absent) == expected
