@@ -70,7 +70,7 @@ class Reader(HTMLParser):
         return [image for image in self.all("img") if "src" in image]
 
     def cases(self) -> list[list[str]]:
-        return [cells for cells in self.rows if len(cells) == 9][1:]
+        return [cells for cells in self.rows if len(cells) == 10][1:]
 
     def fact(self, name: str) -> str:
         """What the foot says of one thing."""
@@ -97,15 +97,15 @@ def write_failure(folder: Path, case: str = "d") -> None:
 
 def test_failures_come_first_then_warnings_and_every_row_tells_what_became_of_its_case(tmp_path: Path) -> None:
     write_case(tmp_path, "a")
-    write_case(tmp_path, "b", warnings=["resampled"])
+    write_outputs(tmp_path, {**document_of("b", warnings=["resampled"]), "side": "left"})
     write_case(tmp_path, "caf\udce9")  # a name that is no text is shown as far as it is
     write_failure(tmp_path)
     page = read(tmp_path)
     assert page.cases() == [
-        ["d", "", "–", "–", "–", "–", "–", "failed: d: no such file", "–"],
-        ["b", "", "3.5", "1.5", "0.500", "1.0", "2.0", "resampledresampled what resampled means", "1.8"],
-        ["a", "", "3.5", "1.5", "0.500", "1.0", "2.0", "", "1.8"],
-        ["caf", "", "3.5", "1.5", "0.500", "1.0", "2.0", "", "1.8"],
+        ["d", "", "–", "–", "–", "–", "–", "", "failed: d: no such file", "–"],
+        ["b", "", "3.5", "1.5", "0.500", "1.0", "2.0", "left", "resampledresampled what resampled means", "1.8"],
+        ["a", "", "3.5", "1.5", "0.500", "1.0", "2.0", "", "", "1.8"],
+        ["caf", "", "3.5", "1.5", "0.500", "1.0", "2.0", "", "", "1.8"],
     ]
     assert "4 cases: 3 segmented, 1 failed; 1 with warnings." in page.text
     assert sum("data-remarkable" in row for row in page.all("tr")) == 2
@@ -125,7 +125,7 @@ def test_columns_sort_by_whole_numbers_not_by_what_is_shown(tmp_path: Path) -> N
     cells = [cell for cell in page.all("td") if cell.get("class") == "number"]
     assert [cell["data-value"] for cell in cells] == ["0.012", "0.0", "0.0", "0.0", "0.012", "1.750"]
     assert page.rows[1][2] == "0.012"
-    assert sum("aria-sort" in header for header in page.all("th")) == 8
+    assert sum("aria-sort" in header for header in page.all("th")) == 9
 
 
 def test_what_stands_in_files_is_text_and_nothing_else(tmp_path: Path) -> None:
