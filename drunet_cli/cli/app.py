@@ -287,7 +287,9 @@ def _run(arguments: list[str]) -> int:
         if isinstance(error, ImportError) and not (error.name or "").startswith(drunet_cli.__name__):
             if run_log.verbose:
                 traceback.print_exc()
-            trace = "the log has the traceback" if run_log.file else "-v or --log FILE tells where the import failed"
+                trace = "the lines above tell where the import failed"
+            else:
+                trace = "the log has the traceback" if run_log.file else "-v or --log FILE tells where the import failed"
             return _report(MisuseError(_BROKEN_LIBRARY.format(name=error.name or "a library", error=error, trace=trace)))
         traceback.print_exc()
         sys.stderr.write("\nThis is a fault of drunet, not yours. Please report it with the lines above.\n")
