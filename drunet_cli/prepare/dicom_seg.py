@@ -69,7 +69,7 @@ class SegmentedSeries:
 def check_highdicom() -> None:
     """Raise MisuseError where a segmentation object cannot be written, and ImportError for a highdicom that is broken."""
     check_installed(["highdicom", "pydicom"], needed_by="--dicom-seg")
-    with silenced():
+    with silence_pydicom():
         import highdicom  # noqa: F401  # before a network has computed for minutes
 
 

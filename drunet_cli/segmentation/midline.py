@@ -19,8 +19,8 @@ _Points = npt.NDArray[np.floating[Any]]
 _Mask = npt.NDArray[np.bool_]
 
 _COARSE_MM: Final = 6.0
-# Of 19 BraTS brains 2 to 5 % lie where their mirror image has none (the smoothed coarse masks); a brain of which a half or a
-# lobe is missing has more. Twice the most is allowed.
+# In 19 BraTS cases 2 to 5 % of the brain lie where its mirror image has none; a brain of which a half or a lobe is missing has
+# more. Twice the most is allowed.
 _MOST_UNLIKE: Final = 0.1
 # The planes of those brains lay within 1.3 mm of themselves, anywhere in the brain, where the brains were turned by 8 and 12
 # degrees; and within some 3 mm of the fissure in the T2 images that were looked at.
@@ -33,7 +33,7 @@ _LAST_STEP: Final = 0.1  # 0.1 degrees are 0.2 mm at the poles of a brain
 
 
 @dataclass(frozen=True)
-class Plane:
+class Midplane:
     """The points p for which normal . p = offset_mm.
 
     normal: towards the patient's left, of length 1, along X, Y, Z (L, P, S). offset_mm: from the first voxel's outer corner.
@@ -76,7 +76,7 @@ def sides_of(class_map: ClassMap, brain: _Mask, geometry: Geometry) -> Sides | N
     return Sides(round(left, 1), round(100 - left - right, 1) + 0.0, round(right, 1))
 
 
-def midsagittal_plane(brain: _Mask, spacing_mm: _Points) -> Plane | None:
+def midsagittal_plane(brain: _Mask, spacing_mm: _Points) -> Midplane | None:
     """The plane that mirrors a brain best; None where even this one does not mirror it well.
 
     brain: [X, Y, Z], voxel axes L, P, S. spacing_mm: of X, Y, Z. The plane may lie askew by any yaw and roll of a head.
@@ -94,11 +94,11 @@ def midsagittal_plane(brain: _Mask, spacing_mm: _Points) -> Plane | None:
     points = (inside + 0.5) * size
     centre = np.average(points, axis=0, weights=weights)
 
-    def plane_of(pose: _Points) -> Plane:
+    def plane_of(pose: _Points) -> Midplane:
         shift, yaw, roll = pose
         normal = np.array([1.0, np.tan(np.radians(yaw)), np.tan(np.radians(roll))])
         normal /= np.linalg.norm(normal)
-        return Plane(normal, float(centre @ normal + shift))
+        return Midplane(normal, float(centre @ normal + shift))
 
     def unlikeness(pose: _Points) -> float:
         """The share of the brain that has no brain at its mirror image."""

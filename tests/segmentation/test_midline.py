@@ -9,7 +9,7 @@ from nibabel.orientations import apply_orientation, axcodes2ornt, ornt_transform
 
 from drunet_cli.brats import ClassMap, TumourClass
 from drunet_cli.io.geometry import fit
-from drunet_cli.segmentation.midline import Plane, Sides, midsagittal_plane, sides_of
+from drunet_cli.segmentation.midline import Midplane, Sides, midsagittal_plane, sides_of
 
 SHAPE: Final = (96, 112, 60)  # axes L, P, S, of 2, 2 and 3 mm
 SPACING: Final = np.array([2.0, 2.0, 3.0])
@@ -22,13 +22,13 @@ AFFINES: Final = {  # of the stored axes, from indices to RAS
 }
 
 
-def _mid(yaw: float, roll: float) -> Plane:
+def _mid(yaw: float, roll: float) -> Midplane:
     normal = np.array([1.0, np.tan(np.radians(yaw)), np.tan(np.radians(roll))])
     normal /= np.linalg.norm(normal)
-    return Plane(normal, float(CENTRE_MM @ normal))
+    return Midplane(normal, float(CENTRE_MM @ normal))
 
 
-def _brain(plane: Plane) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.float64]]:
+def _brain(plane: Midplane) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.float64]]:
     """A brain [X, Y, Z] whose mirror is the plane, narrower in front; and how far each voxel lies to its left, in mm."""
     places = (np.moveaxis(np.indices(SHAPE), 0, -1) + 0.5) * SPACING - CENTRE_MM
     back = np.cross(np.cross(plane.normal, [0, 1.0, 0]), plane.normal)
