@@ -1,6 +1,7 @@
 """Fixtures that every room shares: an environment of one's own, and the command line."""
 
 import functools
+import itertools
 import os
 import signal
 from collections.abc import Iterator
@@ -38,13 +39,22 @@ def _ctrl_c_is_heeded() -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+@pytest.fixture(scope="session")
+def caches(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A folder for each test; pytest would list all those before, every time."""
+    folder = tmp_path_factory.mktemp("caches")
+    return (folder / str(n) for n in itertools.count())
+
+
 @pytest.fixture(autouse=True)
-def _own_environment(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+def _own_environment(caches: Iterator[Path], monkeypatch: pytest.MonkeyPatch) -> None:
     """No test sees the user's cache, mirror, proxy or terminal settings."""
     for name in list(os.environ):
         if name.startswith(("DRUNET_", "SLURM_")) or name.lower().endswith("_proxy") or name in ("NO_COLOR", "FORCE_COLOR"):
             monkeypatch.delenv(name)
-    monkeypatch.setenv("DRUNET_CACHE_DIR", str(tmp_path_factory.mktemp("cache")))
+    cache = next(caches)
+    cache.mkdir()
+    monkeypatch.setenv("DRUNET_CACHE_DIR", str(cache))
     monkeypatch.setenv("SLURM_CPUS_PER_TASK", "1")  # what drunet takes for its CPUs, as the other processes have theirs
 
 

@@ -2,6 +2,8 @@
 
 import threading
 import time
+from collections.abc import Iterator
+from dataclasses import replace
 from typing import Final
 
 import numpy as np
@@ -16,7 +18,9 @@ from drunet_cli.network.cpu_engine import CpuEngine, OnnxEngine, OpenvinoEngine
 from drunet_cli.network.engine import Images
 from drunet_cli.network.torch_engine import TorchEngine
 from drunet_cli.weights.checkpoint import Checkpoint
+from drunet_cli.weights.structure import tensor_shapes
 from tests.support import golden_logits
+from tests.training.shallow import SHALLOW, stage_blocks
 
 Slices = npt.NDArray[np.uint8]
 # As ONNX Runtime 1.32 and OpenVINO 2026.4 say it.
@@ -33,6 +37,13 @@ OTHER_ERROR: Final = {OnnxEngine: ort_errors.Fail("shapes do not match"), Openvi
 ROUNDING: Final = {OnnxEngine: 1e-4, OpenvinoEngine: 0.1 if has_bfloat16() else 1e-4}
 
 both = pytest.mark.parametrize("kind", [OnnxEngine, OpenvinoEngine])
+
+
+@pytest.fixture
+def shallow(checkpoint: Checkpoint) -> Iterator[Checkpoint]:
+    """A third of the layers, where answers are compared with the engine's own."""
+    with stage_blocks(SHALLOW):
+        yield replace(checkpoint, state={name: checkpoint.state[name] for name in tensor_shapes(1)})
 
 
 def test_logits_equal_keras_on_the_golden_slice(checkpoint: Checkpoint) -> None:
@@ -93,10 +104,10 @@ def spoil(engine: CpuEngine, monkeypatch: pytest.MonkeyPatch, *, most: int, erro
 
 @pytest.mark.parametrize(("kind", "error"), [*NO_MEMORY.items(), (OnnxEngine, MemoryError())])  # the last is numpy's
 def test_fewer_slices_at_once_when_memory_runs_out_and_the_result_is_the_same(
-    kind: type[CpuEngine], error: Exception, checkpoint: Checkpoint, slices: Slices, monkeypatch: pytest.MonkeyPatch
+    kind: type[CpuEngine], error: Exception, shallow: Checkpoint, slices: Slices, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     halvings: list[int] = []
-    engine = kind(checkpoint, batch_size=4, threads=4, on_halved=halvings.append)
+    engine = kind(shallow, batch_size=4, threads=4, on_halved=halvings.append)
     classes = engine.classes(slices)
     spoil(engine, monkeypatch, most=1, error=error)
     done: list[int] = []
@@ -106,9 +117,9 @@ def test_fewer_slices_at_once_when_memory_runs_out_and_the_result_is_the_same(
 
 @both
 def test_memory_too_small_for_one_slice_is_told_from_any_other_error(
-    kind: type[CpuEngine], checkpoint: Checkpoint, slices: Slices, monkeypatch: pytest.MonkeyPatch
+    kind: type[CpuEngine], shallow: Checkpoint, slices: Slices, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    engine = kind(checkpoint, batch_size=2, threads=2)
+    engine = kind(shallow, batch_size=2, threads=2)
     with monkeypatch.context() as patch:
         spoil(engine, patch, most=0, error=NO_MEMORY[kind])
         with pytest.raises(DeviceError, match=r"^device cpu: memory does not suffice for the network and one slice \(.*allo"):
@@ -119,19 +130,19 @@ def test_memory_too_small_for_one_slice_is_told_from_any_other_error(
 
 
 @both
-def test_output_that_is_not_finite_is_an_error(kind: type[CpuEngine], checkpoint: Checkpoint, slices: Slices) -> None:
-    state = checkpoint.state | {"head.bias": np.array([0, np.inf, 0, 0], dtype=np.float32)}
-    engine = kind(Checkpoint(metadata=checkpoint.metadata, state=state, sha256=""))
+def test_output_that_is_not_finite_is_an_error(kind: type[CpuEngine], shallow: Checkpoint, slices: Slices) -> None:
+    state = shallow.state | {"head.bias": np.array([0, np.inf, 0, 0], dtype=np.float32)}
+    engine = kind(replace(shallow, state=state))
     with pytest.raises(WeightsError, match="not finite"):
         engine.classes(slices[:1])
 
 
 @both
 def test_an_interruption_ends_the_slices_in_hand_begins_no_other_and_leaves_the_engine_whole(
-    kind: type[CpuEngine], checkpoint: Checkpoint, slices: Slices, monkeypatch: pytest.MonkeyPatch
+    kind: type[CpuEngine], shallow: Checkpoint, slices: Slices, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A slice is computed over and over until the library gives it up; one that begins too late is told again."""
-    engine = kind(checkpoint, threads=2)
+    engine = kind(shallow, threads=2)
     expected = engine.classes(slices)
     begun: list[int] = []
     in_hand, given_up = threading.Event(), threading.Event()
