@@ -1,4 +1,4 @@
-"""What workers do in test_jobs.py: they import it, so it stands in a module of its own."""
+"""What workers do in test_processes.py: they import it, so it stands in a module of its own."""
 
 import os
 import signal

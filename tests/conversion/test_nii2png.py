@@ -45,7 +45,7 @@ from tests.conversion.small_cases import (
     saved_case,
     small_case,
 )
-from tests.io.test_slices import published
+from tests.io.test_intensities import published
 from tests.support import GOLDEN, GOLDEN_IMAGES, GOLDEN_LABELS, open_to_all, unprivileged
 
 FRAME: Final = 240
