@@ -3,15 +3,16 @@
 Typer reads these annotations when it runs.
 """
 
+import math
 import re
 from collections.abc import Callable, Iterable
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Final
+from typing import Annotated, Any, Final
 
 import typer
 
-from drunet_cli.brats import Modality
+from drunet_cli.brats import REGIONS, Modality
 from drunet_cli.errors import MisuseError, WeightsError
 from drunet_cli.host import check_device_name
 from drunet_cli.weights.registry import BUNDLED, DEFAULT, ENTRIES, cached_names
@@ -380,12 +381,26 @@ Postprocessing = Annotated[
         rich_help_panel=AVERAGING,
     ),
 ]
+
+
+def volumes_ml(text: str) -> float | tuple[float, ...]:
+    """For one volume in mL, or one for each of the three regions."""
+    try:
+        volumes = tuple(float(volume) for volume in text.split(","))
+    except ValueError:
+        volumes = ()
+    if len(volumes) not in (1, len(REGIONS)) or not all(0 <= volume < math.inf for volume in volumes):
+        raise typer.BadParameter(f"{text!r} is neither a volume in mL nor three of them, such as 1 or 1,0.5,0.1")
+    return volumes if len(volumes) > 1 else volumes[0]
+
+
 MinVolume = Annotated[
-    float,
+    Any,
     typer.Option(
-        min=0.0,
-        metavar="ML",
-        help="Remove connected parts of the whole tumour that are smaller than this, in mL.",
+        parser=volumes_ml,
+        metavar="ML[,ML,ML]",
+        help="Remove connected parts of the whole tumour that are smaller than this, in mL. With three volumes, also turn "
+        "parts of the core below the second into oedema, and of enhancing tumour below the third into necrotic core.",
         rich_help_panel=AVERAGING,
     ),
 ]

@@ -112,7 +112,7 @@ def segment(
     dropout: options.DropoutRate = None,
     seed: options.Seed = 0,
     within_brain: options.WithinBrain = False,
-    min_volume: options.MinVolume = 0.0,
+    min_volume: options.MinVolume = "0",
     min_enhancing: options.MinEnhancing = 0.0,
     postprocess: options.Postprocessing = options.Postprocess.NONE,
     preview: options.Preview = False,

@@ -1,7 +1,7 @@
 """`drunet weights`: trained weights, those that come with drunet and those in the cache; and how all commands open weights."""
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -343,10 +343,11 @@ def _description_in_words(document: Mapping[str, Any]) -> dict[str, str]:
     return {_LABELS[name]: text for name, text in words.items() if text}
 
 
-def _options_of(postprocessing: Mapping[str, float]) -> str:
+def _options_of(postprocessing: Mapping[str, Any]) -> str:
     """The options that do as recommended, and the one that stands for them."""
     named = {"min_volume_ml": "--min-volume", "min_enhancing_ml": "--min-enhancing"}
-    options = " ".join(f"{named[step]} {volume:g}" for step, volume in postprocessing.items() if volume)
+    volumes = {step: value if isinstance(value, Sequence) else [value] for step, value in postprocessing.items()}
+    options = " ".join(f"{named[step]} {','.join(f'{ml:g}' for ml in mls)}" for step, mls in volumes.items() if any(mls))
     return f"{options or 'no post-processing'} (--postprocess recommended)"
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 
-from drunet_cli.brats import ClassMap, TumourClass, volume_in_words
+from drunet_cli.brats import REGIONS, ClassMap, TumourClass, volume_in_words
 from drunet_cli.errors import join_some
 from drunet_cli.io.checks import CaseWarning, WarningCode
 from drunet_cli.io.geometry import FRAME, AxisFit, Box, Geometry, box_of
@@ -24,6 +24,7 @@ class CleanedMap:
     """Class indices, any shape, and how much was changed.
 
     voxels_outside_brain: those that were removed there. components_removed, voxels_removed: small parts of the whole tumour.
+    voxels_core_to_oedema: of small parts of the tumour core.
     """
 
     class_map: ClassMap
@@ -31,6 +32,7 @@ class CleanedMap:
     voxels_removed: int = 0
     voxels_enhancing_to_ncr: int = 0
     voxels_outside_brain: int = 0
+    voxels_core_to_oedema: int = 0
 
     def changes(self) -> dict[str, int]:
         """The numbers, as the sidecar has them."""
@@ -38,50 +40,62 @@ class CleanedMap:
             "voxels_outside_brain_removed": self.voxels_outside_brain,
             "components_removed": self.components_removed,
             "voxels_removed": self.voxels_removed,
+            "voxels_core_to_oedema": self.voxels_core_to_oedema,
             "voxels_enhancing_to_ncr": self.voxels_enhancing_to_ncr,
         }
 
 
 def clean_up(class_map: ClassMap, postprocessing: Postprocessing, *, brain: _Mask | None = None, voxel_ml: float) -> CleanedMap:
-    """Remove labels outside the brain, then small components, then turn too little enhancing tumour into NCR.
+    """Remove labels outside the brain, then turn small parts of each region into what surrounds it, the largest region first,
+    and too little enhancing tumour into NCR.
 
     class_map: class indices [I, J, K], which stay as they are; the result is a copy where anything changes.
     brain: [I, J, K]; None keeps labels anywhere.
     """
-    n_outside = 0
+    kept, n_outside = class_map, 0
     if brain is not None and (n_outside := int(np.count_nonzero(class_map[~brain]))):
-        class_map = np.where(brain, class_map, np.uint8(TumourClass.BACKGROUND))
-    kept, n_components, n_voxels = class_map, 0, 0
-    if postprocessing.min_volume_ml > 0:
-        kept, n_components, n_voxels = _without_small_components(class_map, postprocessing.min_volume_ml / voxel_ml)
+        kept = np.where(brain, class_map, np.uint8(TumourClass.BACKGROUND))
+    n_parts, n_changed = {}, {}
+    for region, least_ml in postprocessing.least_parts_ml.items():
+        small, n_parts[region] = _small_parts(np.isin(kept, REGIONS[region]), least_ml / voxel_ml)
+        n_changed[region] = int(np.count_nonzero(small))
+        if n_changed[region]:
+            kept = np.where(small, np.uint8(_SURROUNDINGS[region]), kept)
     enhancing = kept == TumourClass.ET
     n_enhancing = int(np.count_nonzero(enhancing))
     if 0 < n_enhancing < _least_voxels(postprocessing.min_enhancing_ml / voxel_ml):
         kept = np.where(enhancing, np.uint8(TumourClass.NCR), kept)
-    else:
-        n_enhancing = 0
-    return CleanedMap(kept, n_components, n_voxels, n_enhancing, n_outside)
+        n_changed["ET"] += n_enhancing
+    return CleanedMap(
+        kept,
+        components_removed=n_parts["WT"],
+        voxels_removed=n_changed["WT"],
+        voxels_core_to_oedema=n_changed["TC"],
+        voxels_enhancing_to_ncr=n_changed["ET"],
+        voxels_outside_brain=n_outside,
+    )
 
 
-def _without_small_components(class_map: ClassMap, n_voxels: float) -> tuple[ClassMap, int, int]:
-    """The map, and how many components and voxels it has lost."""
-    box = box_of(class_map != TumourClass.BACKGROUND)
+_SURROUNDINGS: Final = {"WT": TumourClass.BACKGROUND, "TC": TumourClass.ED, "ET": TumourClass.NCR}
+
+
+def _small_parts(mask: _Mask, n_voxels: float) -> tuple[_Mask, int]:
+    """Where connected parts of fewer voxels are, and how many such parts there are."""
+    small_parts = np.zeros_like(mask)
+    box = box_of(mask) if n_voxels > 0 else None
     if box is None:
-        return class_map, 0, 0
-    components, sizes = _components(class_map, box)
+        return small_parts, 0
+    parts, sizes = _parts(mask, box)
     small = sizes < _least_voxels(n_voxels)
     small[0] = False
-    if not small.any():
-        return class_map, 0, 0
-    kept = class_map.copy()
-    kept[box][small[components]] = TumourClass.BACKGROUND
-    return kept, int(np.count_nonzero(small)), int(sizes[small].sum())
+    small_parts[box] = small[parts]
+    return small_parts, int(np.count_nonzero(small))
 
 
-def _components(class_map: ClassMap, box: Box) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int64]]:
-    """Connected parts of the whole tumour in its box, numbered from 1, and the voxels of each number; of 0, the background."""
-    components, n_components = ndimage.label(class_map[box], structure=_TOUCHING)
-    return components, np.bincount(components.ravel(), minlength=n_components + 1)
+def _parts(mask: _Mask, box: Box) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int64]]:
+    """Connected parts of a mask in its box, numbered from 1, and the voxels of each number; of 0, those around them."""
+    parts, n_parts = ndimage.label(mask[box], structure=_TOUCHING)
+    return parts, np.bincount(parts.ravel(), minlength=n_parts + 1)
 
 
 def _least_voxels(n_voxels: float) -> float:
@@ -127,7 +141,7 @@ def measure(class_map: ClassMap, brain: _Mask, geometry: Geometry, *, voxel_ml: 
     if box is None:
         return None
     n_tumour = int(np.count_nonzero(tumour[box]))
-    _, sizes = _components(class_map, box)
+    _, sizes = _parts(tumour, box)
     return Measures(
         tumour_ml=n_tumour * voxel_ml,
         outside_ml=int(np.count_nonzero(tumour[box] & ~brain[box])) * voxel_ml,

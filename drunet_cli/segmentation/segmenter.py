@@ -59,8 +59,8 @@ class Segmenter:
     the weights record.
     probabilities, uncertainty: keep these maps too.
     within_brain: labels where none of the four images is above 0 are removed.
-    min_volume_ml: smaller components of the whole tumour are removed. min_enhancing_ml: less enhancing tumour becomes necrotic
-    core.
+    min_volume_ml: smaller parts of the whole tumour are removed; or three volumes: also smaller parts of the core become
+    oedema, and of enhancing tumour necrotic core. min_enhancing_ml: less enhancing tumour in all becomes necrotic core.
     strict: raise CaseError for a case with a warning which says that its label map is likely wrong.
     on_warning: called with what a user should know, by default written to the logger "drunet_cli".
     open_weights: opens a set of weights by name; by default a download is told to that logger too.
@@ -88,7 +88,7 @@ class Segmenter:
         probabilities: bool = False,
         uncertainty: bool = False,
         within_brain: bool = False,
-        min_volume_ml: float = 0.0,
+        min_volume_ml: float | tuple[float, float, float] = 0.0,
         min_enhancing_ml: float = 0.0,
         recommended_postprocessing: bool = False,
         strict: bool = False,

@@ -64,8 +64,10 @@ class Settings:
     within_brain: bool = False
     """Labels where none of the four images is above 0 become background."""
 
-    min_volume_ml: float = 0.0
-    """Connected components of the whole tumour below this volume become background; 0: none does."""
+    min_volume_ml: float | tuple[float, float, float] = 0.0
+    """Connected parts of the whole tumour below this volume become background; 0: none does. Or three volumes, by region: parts
+    of the whole tumour below the first become background, those of the tumour core below the second oedema, and those of
+    enhancing tumour below the third necrotic core."""
 
     min_enhancing_ml: float = 0.0
     """Enhancing tumour that is less than this in all becomes necrotic core; 0: it never does.
@@ -131,11 +133,12 @@ class Settings:
             raise ValueError(f"dropout={self.dropout}: a rate is 0 or more, and below 1")
         if self.dropout == 0:
             raise MisuseError("dropout=0: samples differ only with a rate above 0")
+        _ = self._postprocessing
         if (self.dropout is not None or self.seed) and self.mc_samples == 0:
             raise MisuseError("dropout=P and seed=N are for samples; give mc_samples=N too")
         if self.fast and (self.window is not None or self.precision is not Precision.AUTO):
             raise MisuseError("fast=True chooses window and precision itself; leave them out")
-        if self.recommended_postprocessing and (self.min_volume_ml or self.min_enhancing_ml):
+        if self.recommended_postprocessing and self._postprocessing.does_anything:
             raise MisuseError("recommended_postprocessing=True chooses min_volume_ml=N and min_enhancing_ml=N; leave them out")
         if self.skip_existing and self.overwrite:
             raise MisuseError("skip_existing=True and overwrite=True exclude one another")
@@ -147,6 +150,11 @@ class Settings:
             from drunet_cli.io.png import check_drawable  # Pillow: not for runs without a picture
 
             check_drawable()
+
+    @property
+    def _postprocessing(self) -> Postprocessing:
+        """The changes that are asked for by number. Raises ValueError for what is no volume."""
+        return Postprocessing(min_volume_ml=self.min_volume_ml, min_enhancing_ml=self.min_enhancing_ml)
 
     @property
     def shown(self) -> tuple[Modality, ...]:
@@ -161,8 +169,7 @@ class Settings:
     @property
     def cleans_up(self) -> bool:
         """Whether anything is to be changed in the label map that the network gives."""
-        given = self.min_volume_ml or self.min_enhancing_ml or self.recommended_postprocessing
-        return bool(self.within_brain or given)
+        return self.within_brain or self.recommended_postprocessing or self._postprocessing.does_anything
 
     def check_for(self, weights: Sequence[Metadata]) -> None:
         """Raise MisuseError for weights that lack a value which the settings leave to them, or differ in such a value."""
@@ -196,7 +203,7 @@ class Settings:
         Raises MisuseError for weights that recommend nothing, or different things.
         """
         if not self.recommended_postprocessing:
-            return Postprocessing(min_volume_ml=self.min_volume_ml, min_enhancing_ml=self.min_enhancing_ml)
+            return self._postprocessing
         recommended = [(metadata.name, metadata.postprocessing) for metadata in weights]
         for name, postprocessing in recommended:
             if postprocessing is None:
@@ -217,6 +224,7 @@ class Settings:
         weights: the metadata of the weights, which decide what was not asked for.
         """
         rates, postprocessing = self.dropout_rates(weights), self.postprocessing_for(weights)
+        least = postprocessing.min_volume_ml
         source = "recorded in the weights" if self.dropout is None else "given"
         rate: Any = rates[0] if len(set(rates)) == 1 else rates
         return {
@@ -226,7 +234,7 @@ class Settings:
             "dropout": {"rate": rate, "source": source} if self.mc_samples else None,
             "seed": self.seed if self.mc_samples else None,
             "within_brain": self.within_brain,
-            "min_volume_ml": postprocessing.min_volume_ml,
+            "min_volume_ml": list(least) if isinstance(least, tuple) else least,
             "min_enhancing_ml": postprocessing.min_enhancing_ml,
             "deterministic": self.deterministic,
         }
@@ -244,7 +252,7 @@ class Settings:
 
 _LEAST: Final = {
     1: ("batch_size", "threads"),
-    0: ("mc_samples", "seed", "min_volume_ml", "min_enhancing_ml"),
+    0: ("mc_samples", "seed"),
 }
 
 

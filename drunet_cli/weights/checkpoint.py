@@ -17,7 +17,7 @@ import numpy.typing as npt
 import safetensors
 import safetensors.numpy
 
-from drunet_cli.brats import CHANNELS
+from drunet_cli.brats import CHANNELS, REGIONS
 from drunet_cli.errors import WeightsError
 from drunet_cli.io.atomic import write_atomically
 from drunet_cli.io.inputs import file_sha256
@@ -33,12 +33,35 @@ _FORMAT: Final = 1
 class Postprocessing:
     """The changes to the label maps of a network, in mL; 0 leaves a step out.
 
-    min_volume_ml: connected parts of the whole tumour below this are removed. min_enhancing_ml: enhancing tumour that is less
-    than this in all becomes necrotic core.
+    min_volume_ml: connected parts of the whole tumour below this are removed; or three volumes, by region: parts of the whole
+    tumour (WT) below the first are removed, those of the core (TC) below the second become oedema, and those of enhancing
+    tumour (ET) below the third become necrotic core. min_enhancing_ml: enhancing tumour that is less than this in all becomes
+    necrotic core.
     """
 
-    min_volume_ml: float = 0.0
+    min_volume_ml: float | tuple[float, float, float] = 0.0
     min_enhancing_ml: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Raise ValueError for what is no volume."""
+        for name, value in asdict(self).items():
+            volumes = value if isinstance(value, tuple) and name == "min_volume_ml" else (value,)
+            if len(volumes) not in (1, len(REGIONS)):
+                raise ValueError(f"{name}={value}: give one volume, or one each for {', '.join(REGIONS)}")
+            numbers = all(isinstance(volume, int | float) and not isinstance(volume, bool) for volume in volumes)
+            if not (numbers and all(0 <= volume < math.inf for volume in volumes)):
+                raise ValueError(f"{name}={value}: must be 0 or more, and finite")
+
+    @property
+    def does_anything(self) -> bool:
+        """Whether a label map may change."""
+        return any(self.least_parts_ml.values()) or self.min_enhancing_ml > 0
+
+    @property
+    def least_parts_ml(self) -> dict[str, float]:
+        """The smallest connected part that stays, by region."""
+        volumes = self.min_volume_ml if isinstance(self.min_volume_ml, tuple) else (self.min_volume_ml, 0.0, 0.0)
+        return dict(zip(REGIONS, volumes, strict=True))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -179,10 +202,8 @@ def _metadata(document: dict[str, Any]) -> Metadata:
 
 def _postprocessing(document: Any) -> Postprocessing:
     """Check a recommendation; a step that this version does not know cannot be left aside. Raises ValueError, TypeError."""
-    recommended = Postprocessing(**document)
-    if not all(type(volume) in (int, float) and 0 <= volume < math.inf for volume in asdict(recommended).values()):
-        raise ValueError(f"postprocessing {document!r}")
-    return recommended
+    volumes: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in document.items()}
+    return Postprocessing(**volumes)
 
 
 def _tensor(file: Any, key: str, path: Path) -> npt.NDArray[np.float32]:

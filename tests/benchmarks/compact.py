@@ -1,6 +1,6 @@
 """Make the bundled weights, drunet_cli/weights/compact.safetensors, of a training run.
 
-    python -m tests.benchmarks.compact RUN_OR_FILE [-o FILE] [--min-volume ML] [--min-enhancing ML]
+    python -m tests.benchmarks.compact RUN_OR_FILE [-o FILE] [--min-volume ML[,ML,ML]] [--min-enhancing ML]
 
 Takes RUN/best.safetensors, or the file that is named; rounds it to float16, and adds what the registry says of `compact` to
 what the training recorded. The volumes are the post-processing that held-out cases chose (tests/benchmarks/postprocessing.py);
@@ -12,6 +12,7 @@ import argparse
 from dataclasses import replace
 from pathlib import Path
 
+from drunet_cli.cli.options import volumes_ml
 from drunet_cli.network.engine import Format, Precision
 from drunet_cli.network.export import Variant, export
 from drunet_cli.weights.cache import open_weights
@@ -25,7 +26,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("trained", type=Path, metavar="RUN_OR_FILE")
     parser.add_argument("-o", dest="output", type=Path, default=ENTRY.path)
-    parser.add_argument("--min-volume", type=float, default=0.0, metavar="ML")
+    parser.add_argument("--min-volume", type=volumes_ml, default=0.0, metavar="ML[,ML,ML]")
     parser.add_argument("--min-enhancing", type=float, default=0.0, metavar="ML")
     arguments = parser.parse_args()
     chosen = Postprocessing(min_volume_ml=arguments.min_volume, min_enhancing_ml=arguments.min_enhancing)

@@ -11,7 +11,6 @@ that of BraTS 2023 (`drunet evaluate --convention lesionwise`), which counts eve
 import argparse
 from collections.abc import Iterator
 from functools import partial
-from itertools import product
 from multiprocessing import Pool
 from pathlib import Path
 from typing import Final
@@ -28,11 +27,15 @@ from drunet_cli.io.volumes import class_map_of
 from drunet_cli.segmentation.label_map import clean_up
 from drunet_cli.weights.checkpoint import Postprocessing
 
-MIN_VOLUMES_ML: Final = (0.0, 0.1, 0.25, 0.5, 1.0, 2.0)
-MIN_ENHANCING_ML: Final = (0.0, 0.1, 0.25, 0.5)
+# Limits for the parts of WT; with the best of these, those of TC; with the best of both, those of ET; and for all of ET.
+MIN_VOLUMES_ML: Final = (
+    *((volume, 0.0, 0.0) for volume in (0.0, 0.1, 0.25, 0.5, 1.0, 2.0)),
+    *((1.0, volume, 0.0) for volume in (0.05, 0.1, 0.25, 0.5, 1.0, 2.0)),
+    *((1.0, 0.5, volume) for volume in (0.05, 0.1, 0.25, 0.5, 1.0)),
+)
 CHOICES: Final = [
-    Postprocessing(min_volume_ml=volume, min_enhancing_ml=enhancing)
-    for volume, enhancing in product(MIN_VOLUMES_ML, MIN_ENHANCING_ML)
+    *(Postprocessing(min_volume_ml=volumes) for volumes in MIN_VOLUMES_ML),
+    *(Postprocessing(min_volume_ml=(1.0, 0.5, 0.1), min_enhancing_ml=volume) for volume in (0.1, 0.25, 0.5)),
 ]
 
 
@@ -52,7 +55,8 @@ def main() -> None:
         means = np.nanmean([scores for scores, _ in rows], axis=0)
         shown = " | ".join(f"{mean:.3f}" for mean in means)
         n_false = sum(is_false for _, is_false in rows)
-        print(f"| {choice.min_volume_ml} | {choice.min_enhancing_ml} | {shown} | {n_false} |")
+        parts = ", ".join(f"{volume:g}" for volume in choice.least_parts_ml.values())
+        print(f"| {parts} | {choice.min_enhancing_ml} | {shown} | {n_false} |")
 
 
 def scores_of_case(results: Path, case: tuple[str, Path]) -> list[tuple[list[float], bool]]:

@@ -367,6 +367,14 @@ def test_recommended_postprocessing_is_that_of_the_weights(plain: Path, capsys: 
     assert "--min-enhancing 1000 (--postprocess recommended)" in capsys.readouterr().out
 
 
+def test_three_volumes_are_for_the_parts_of_the_three_regions(plain: Path) -> None:
+    assert segment("--min-volume", "0,1000,0") == 0
+    before, after = voxels_of(plain), voxels_of("seg.nii.gz")
+    assert np.array_equal(after, np.where((before == 1) | (before == 4), 2, before))
+    assert sidecar()["settings"]["min_volume_ml"] == [0, 1000, 0]
+    assert segment("--min-volume", "0,1000,0", "--skip-existing") == 0
+
+
 def test_labels_outside_the_brain_are_removed_and_the_sidecar_says_so(plain: Path) -> None:
     assert segment("--within-brain") == 0
     before, after = voxels_of(plain), voxels_of("seg.nii.gz")
@@ -408,7 +416,8 @@ def test_a_strict_run_of_one_case_is_bad_input_and_writes_nothing(capsys: Captur
             "--mc-samples N needs dropout, which --engine onnxruntime has not; use --engine torch",
         ),
         (["--mc-samples", "2", "--dropout", "0"], "--dropout 0: samples differ only with a rate above 0"),
-        (["--min-volume", "-1"], "Invalid value for '--min-volume'"),
+        (["--min-volume", "-1"], "Invalid value for '--min-volume': '-1' is neither a volume in mL nor three of them"),
+        (["--min-volume", "1,2"], "Invalid value for '--min-volume': '1,2' is neither a volume in mL nor three of them"),
         (["--tta", "rotations"], "Invalid value for '--tta'"),
     ],
 )

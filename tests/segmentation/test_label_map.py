@@ -1,6 +1,6 @@
 """The label map after the network: what cleaning up changes, and which label maps cannot be right."""
 
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -24,7 +24,7 @@ def _map_of(**parts: tuple[slice, slice, slice]) -> npt.NDArray[np.uint8]:
 
 
 def _cleaned(
-    class_map: ClassMap, *, brain: npt.NDArray[np.bool_] | None = None, voxel_ml: float = MICROLITRE, **volumes_ml: float
+    class_map: ClassMap, *, brain: npt.NDArray[np.bool_] | None = None, voxel_ml: float = MICROLITRE, **volumes_ml: Any
 ) -> CleanedMap:
     return clean_up(class_map, Postprocessing(**volumes_ml), brain=brain, voxel_ml=voxel_ml)
 
@@ -45,6 +45,7 @@ def test_components_below_the_volume_become_background(two_components: npt.NDArr
         "voxels_outside_brain_removed": 0,
         "components_removed": 1,
         "voxels_removed": 3,
+        "voxels_core_to_oedema": 0,
         "voxels_enhancing_to_ncr": 0,
     }
     assert np.array_equal(two_components, before)
@@ -87,6 +88,29 @@ def test_enhancing_tumour_is_counted_after_small_components_are_gone() -> None:
     done = _cleaned(class_map, min_volume_ml=0.010, min_enhancing_ml=0.002)
     assert done.class_map[2, 2, 2] == NCR
     assert (done.components_removed, done.voxels_removed, done.voxels_enhancing_to_ncr) == (1, 3, 1)
+
+
+@pytest.mark.parametrize(
+    ("min_volume_ml", "core", "speck", "spot", "changed"),
+    [
+        ((0, 0, 0), NCR, NCR, ET, (0, 0)),
+        ((0, 0.003, 0), NCR, ED, ET, (2, 0)),
+        ((0, 0, 0.002), NCR, NCR, NCR, (0, 1)),
+        ((0, 0.003, 0.002), NCR, ED, NCR, (2, 1)),
+        ((0, 0.009, 0.002), ED, ED, ED, (10, 0)),  # with the core its enhancing tumour is gone, before that is looked at
+    ],
+)
+def test_small_parts_of_core_and_of_enhancing_tumour_become_what_surrounds_them(
+    min_volume_ml: tuple[float, float, float], core: int, speck: int, spot: int, changed: tuple[int, int]
+) -> None:
+    class_map = _map_of(ED=np.s_[1:10, 1:8, 1:7], NCR=np.s_[2:4, 2:4, 2:4])  # a core of 8 voxels, one of which enhances
+    class_map[2, 2, 2] = ET
+    class_map[7, 5, 4:6] = NCR
+    done = _cleaned(class_map, min_volume_ml=min_volume_ml)
+    expected = class_map.copy()
+    expected[2:4, 2:4, 2:4], expected[7, 5, 4:6], expected[2, 2, 2] = core, speck, spot
+    assert np.array_equal(done.class_map, expected)
+    assert (done.voxels_core_to_oedema, done.voxels_enhancing_to_ncr) == changed
 
 
 def test_volumes_are_millilitres_whatever_the_voxel() -> None:

@@ -15,7 +15,7 @@ from drunet_cli.weights.checkpoint import Metadata, Postprocessing
 
 PUBLISHED: Final = Metadata(name="published", base_width=16, bn_epsilon=1e-3)
 WINDOWED: Final = replace(PUBLISHED, name="windowed", window="auto")
-RECORDED: Final = replace(PUBLISHED, name="recorded", dropout=0.5, postprocessing=Postprocessing(min_volume_ml=0.3))
+RECORDED: Final = replace(PUBLISHED, name="recorded", dropout=0.5, postprocessing=Postprocessing(min_volume_ml=(1, 0.3, 0)))
 
 
 @pytest.mark.parametrize(
@@ -31,6 +31,8 @@ RECORDED: Final = replace(PUBLISHED, name="recorded", dropout=0.5, postprocessin
         ({"mc_samples": 2, "dropout": 1.0}, "dropout=1.0: a rate is 0 or more, and below 1"),
         ({"min_volume_ml": float("nan")}, "min_volume_ml=nan"),
         ({"min_volume_ml": float("inf")}, "min_volume_ml=inf: must be 0 or more, and finite"),
+        ({"min_volume_ml": (1, 0.5)}, "give one volume, or one each for WT, TC, ET"),
+        ({"min_volume_ml": (1, 0.5, -0.1)}, "must be 0 or more, and finite"),
         ({"min_enhancing_ml": -1.0}, "min_enhancing_ml=-1.0"),
     ],
     ids=str,
@@ -80,8 +82,8 @@ def test_postprocessing_is_as_given_unless_that_of_the_weights_is_asked_for() ->
     recommended = Settings(recommended_postprocessing=True)
     assert Settings().postprocessing_for([RECORDED]) == Postprocessing()
     assert Settings(min_enhancing_ml=0.2).postprocessing_for([RECORDED]) == Postprocessing(min_enhancing_ml=0.2)
-    assert recommended.postprocessing_for([RECORDED, RECORDED]) == Postprocessing(min_volume_ml=0.3)
-    assert (recommended.recorded([RECORDED])["min_volume_ml"], recommended.cleans_up) == (0.3, True)
+    assert recommended.postprocessing_for([RECORDED, RECORDED]) == RECORDED.postprocessing
+    assert (recommended.recorded([RECORDED])["min_volume_ml"], recommended.cleans_up) == ([1, 0.3, 0], True)
     other = replace(RECORDED, name="other", postprocessing=Postprocessing(min_volume_ml=0.4))
     for weights, reason in (
         (PUBLISHED, "the weights published recommend none"),
@@ -133,7 +135,7 @@ CHANGES: Final[dict[str, tuple[dict[str, Any], bool]]] = {
     "dropout": ({"mc_samples": 2, "dropout": 0.2}, True),
     "seed": ({"mc_samples": 2, "seed": 5}, True),
     "within_brain": ({"within_brain": True}, True),
-    "min_volume_ml": ({"min_volume_ml": 0.1}, True),
+    "min_volume_ml": ({"min_volume_ml": (0, 0, 0.1)}, True),
     "min_enhancing_ml": ({"min_enhancing_ml": 0.1}, True),
     "recommended_postprocessing": ({"recommended_postprocessing": True}, True),
     "probabilities": ({"probabilities": True}, False),

@@ -36,7 +36,7 @@ def test_weights_and_metadata_come_back_as_they_went(tmp_path: Path) -> None:
 
 
 def test_recommended_postprocessing_comes_back_and_is_left_out_where_there_is_none(tmp_path: Path) -> None:
-    recommended = replace(METADATA, postprocessing=Postprocessing(min_volume_ml=0.25))
+    recommended = replace(METADATA, postprocessing=Postprocessing(min_volume_ml=(0.25, 0.1, 0)))
     write_checkpoint(tmp_path / "w.safetensors", STATE, recommended, overwrite=False)
     assert read_metadata(tmp_path / "w.safetensors") == recommended
     assert b"postprocessing" not in encode_checkpoint(STATE, METADATA)
@@ -93,8 +93,8 @@ def _document(**changes: object) -> dict[str, object]:
         ({"drunet": json.dumps(_document(bn_epsilon="0.001"))}, "epsilon '0.001'"),
         ({"drunet": json.dumps(_document(dropout="x"))}, "dropout 'x'"),
         ({"drunet": json.dumps(_document(name=5))}, "a text that is none"),
-        ({"drunet": json.dumps(_document(postprocessing={"min_volume_ml": -1}))}, "postprocessing {'min_volume_ml': -1}"),
-        ({"drunet": json.dumps(_document(postprocessing={"min_volume_ml": "1"}))}, "postprocessing {'min_volume_ml': '1'}"),
+        ({"drunet": json.dumps(_document(postprocessing={"min_volume_ml": -1}))}, "min_volume_ml=-1: must be 0 or more"),
+        ({"drunet": json.dumps(_document(postprocessing={"min_volume_ml": "1"}))}, "min_volume_ml=1: must be 0 or more"),
         ({"drunet": json.dumps(_document(postprocessing={"smallest": 1}))}, "cannot be understood"),
     ],
 )
