@@ -7,6 +7,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Final
@@ -16,7 +17,7 @@ import typer
 import drunet_cli
 from drunet_cli.cli import options
 from drunet_cli.cli.weights import PLACES, place_of
-from drunet_cli.errors import DrunetError, OutputError, WeightsError, one_line
+from drunet_cli.errors import DrunetError, MisuseError, OutputError, WeightsError, one_line
 from drunet_cli.host import cpu_grants, cpu_name, granted_cpus, memory_grants
 from drunet_cli.network.engine import EngineName, Precision, choose_engine, open_engine, settle_device
 from drunet_cli.weights.registry import (
@@ -36,6 +37,7 @@ _DISTRIBUTION: Final = "drunet-cli"
 _OF_EXTRA: Final = re.compile(r"([\w.-]+).*;.*\bextra == [\"'](\w+)[\"']")
 _FOR_DEVELOPERS: Final = "test"
 _LIBRARIES: Final = ("torch", "onnxruntime", "openvino", "numpy", "scipy", "nibabel")
+_NEEDED: Final = ("numpy", "scipy", "nibabel")  # by every run; a missing or broken engine has another in its place
 _MODULES: Final = {"simpleitk": "SimpleITK"}  # where another name is imported than was installed
 _SLICE: Final = (1, 80, 80, 4)  # of a size that the network takes
 
@@ -45,7 +47,8 @@ def doctor(weights: options.WeightsOfSegment = None, device: options.Device = "a
 
     A small slice is computed with the weights that come with drunet. The exit
     code is the one that drunet segment would end with before it reads an image:
-    4 for weights, 5 for the device. Send all of it with a request for help.
+    4 for weights, 5 for the device, 2 for a library that is broken. Send all of
+    it with a request for help.
 
     drunet doctor
     drunet doctor --weights compact --json
@@ -53,7 +56,11 @@ def doctor(weights: options.WeightsOfSegment = None, device: options.Device = "a
     from drunet_cli.cli.console import Screen, fields_table, result_json
 
     screen = Screen()
-    problems: list[DrunetError] = []
+    problems: list[DrunetError] = [
+        MisuseError(f"{name} cannot be imported ({reason}), and no image is read without {name}; install drunet again")
+        for name in _NEEDED
+        if (reason := _why_broken(name))
+    ]
     document = {
         "drunet": drunet_cli.__version__,
         "python": platform.python_version(),
@@ -81,13 +88,16 @@ def doctor(weights: options.WeightsOfSegment = None, device: options.Device = "a
 
 def _computing(device: str, on_warning: Callable[[str], None], problems: list[DrunetError]) -> dict[str, Any]:
     """The engine that `segment` would take, tried on a slice, and the GPUs that PyTorch sees. Adds failures to problems."""
-    import numpy as np
+    tried: dict[str, Any] = {"gpus": {}, "engine": None}
+    with suppress(ImportError, OSError):  # told with the libraries; a CPU does without PyTorch
+        from drunet_cli.network.torch_engine import visible_gpus
 
-    from drunet_cli.network.torch_engine import visible_gpus
-    from drunet_cli.weights.cache import open_weights
-
-    tried: dict[str, Any] = {"gpus": visible_gpus(), "engine": None}
+        tried["gpus"] = visible_gpus()
     try:
+        import numpy as np
+
+        from drunet_cli.weights.cache import open_weights
+
         name = choose_engine(EngineName.AUTO, device=device, precision=Precision.AUTO)
         settled = settle_device(name, device, on_warning=on_warning)
         checkpoint = open_weights(COMPACT)
@@ -106,6 +116,10 @@ def _computing(device: str, on_warning: Callable[[str], None], problems: list[Dr
         seconds = time.perf_counter() - begin
     except DrunetError as error:
         problems.append(error)
+        return tried
+    except ImportError as error:
+        reason = one_line(str(error))
+        problems.append(MisuseError(f"nothing can compute: {reason}; see the libraries, and install drunet again"))
         return tried
     tried["engine"] = {
         "name": engine.name,
@@ -206,12 +220,19 @@ def _state(package: str) -> str | None:
     A version alone says little: a library of the system may be missing, or too old.
     """
     version = _version(package)
+    return f"{version} (cannot be imported: {reason})" if version and (reason := _why_broken(package)) else version
+
+
+_OF_BROKEN_PACKAGES: Final = (ImportError, OSError, TypeError)  # OSError: of ctypes; TypeError: of a protobuf that is too old
+
+
+def _why_broken(package: str) -> str:
+    """Why a package cannot be imported, in one line; empty where it can."""
     try:
-        if version is not None:
-            import_module(_MODULES.get(package, package))
-    except (ImportError, OSError, TypeError) as error:  # OSError: of ctypes; TypeError: of a protobuf that is too old
-        return f"{version} (cannot be imported: {one_line(str(error))})"
-    return version
+        import_module(_MODULES.get(package, package))
+    except _OF_BROKEN_PACKAGES as error:
+        return one_line(str(error)) or type(error).__name__
+    return ""
 
 
 def _version(package: str) -> str | None:

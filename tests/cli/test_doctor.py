@@ -80,6 +80,21 @@ def test_a_package_that_is_there_and_cannot_be_imported_is_told(
     assert re.fullmatch(r"[\d.]+ \(cannot be imported: .*matplotlib.*\)", examined(capsys)["extras"]["plot"]["matplotlib"])
 
 
+def test_a_broken_library_is_a_problem_where_no_run_does_without_it(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with monkeypatch.context() as broken:
+        broken.setitem(sys.modules, "nibabel", None)
+        (problem,) = examined(capsys, "--weights", "compact", code=2)["problems"]
+        assert problem["error"].startswith("nibabel cannot be imported (")
+    with monkeypatch.context() as broken:
+        broken.setitem(sys.modules, "torch", None)
+        broken.delitem(sys.modules, "drunet_cli.network.torch_engine", raising=False)
+        document = examined(capsys, "--weights", "compact")
+        assert "cannot be imported" in document["libraries"]["torch"]
+        assert (document["gpus"], document["engine"]["name"], document["problems"]) == ({}, "onnxruntime", [])
+
+
 @pytest.mark.parametrize(
     ("options", "offline", "code", "words"),
     [
