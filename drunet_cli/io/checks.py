@@ -54,7 +54,7 @@ class WarningCode(StrEnum):
     ONE_GRID_MOVED = "one-grid-moved"
 
 
-# Those that say that a label map is likely wrong, and not only how it was made or that the network found nothing.
+# Warnings that a label map is likely wrong, and not only how it was made or that the network found nothing.
 SERIOUS: Final = frozenset(
     {
         WarningCode.MODALITY_NAME,

@@ -36,7 +36,7 @@ Box = tuple[slice, slice, slice]
 
 @dataclass(frozen=True)
 class AxisFit:
-    """How one in-plane axis lies on the frame.
+    """The place of one in-plane axis on the frame.
 
     size: voxels; spacing_mm: their size; start_mm: where the frame begins, from the outer edge of the axis' first voxel.
     brain_mm: extent of the brain along this axis.
@@ -63,7 +63,7 @@ class AxisFit:
         return not self.resampled and self.shift == 0 and self.size == FRAME
 
     def on_frame(self, planes: slice) -> tuple[slice, slice]:
-        """Where consecutive voxels of the axis lie on the frame, and which of them do; for axes that are not resampled."""
+        """The place of consecutive voxels on the frame, and those that lie on it; for axes that are not resampled."""
         first = max(planes.start, self.shift)
         end = max(first, min(planes.stop, self.shift + FRAME))
         return slice(first - self.shift, end - self.shift), slice(first - planes.start, end - planes.start)
@@ -83,7 +83,7 @@ class AxisFit:
 
 @dataclass(frozen=True)
 class Geometry:
-    """Where one case's voxels lie, and the two ways between its volumes and the network's frames.
+    """The place of one case's voxels, and the two ways between its volumes and the network's frames.
 
     shape: I, J, K. axcodes: where these point, such as LPS. orientation: nibabel's [3, 2] array that turns them into L, P, S.
     """
@@ -107,7 +107,7 @@ class Geometry:
 
     @property
     def fit(self) -> str:
-        """What was done to the slices for the network: nothing (untouched), padding or cropping (shifted), or resampled."""
+        """The change of the slices for the network: none (untouched), padding or cropping (shifted), or resampled."""
         return "resampled" if self.resampled else "untouched" if self.untouched else "shifted"
 
     @property
@@ -176,7 +176,7 @@ def orientation_to_network(affine: npt.NDArray[np.float64]) -> npt.NDArray[np.fl
 
 
 def axcodes(affine: npt.NDArray[np.float64]) -> str:
-    """Where the voxel axes point, such as LPS; of an oblique affine the nearest."""
+    """The directions of the voxel axes, such as LPS; of an oblique affine the nearest."""
     return "".join(aff2axcodes(affine))
 
 

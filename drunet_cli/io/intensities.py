@@ -79,7 +79,7 @@ def without_ringing(volume: Volume) -> Volume:
 
 
 def background_remarks(volume: Volume) -> list[str]:
-    """What a user should know of a background that is nearly 0, with its cause; none where it is 0."""
+    """The warning about a background that is nearly 0, with its cause; none where it is 0."""
     remarks = []
     if volume.rounded_zero:
         remarks.append(

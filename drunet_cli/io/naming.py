@@ -362,7 +362,7 @@ ORIGINAL_SPACE: Final = "orig"  # BIDS' word for the space of the input images
 BRATS_SPACE: Final = "BraTS"  # of the images that drunet has prepared; no template that BIDS lists
 SUBJECT_AND_SESSION: Final = "sub-LABEL or sub-LABEL_ses-LABEL"
 _LABEL: Final = "[0-9A-Za-z]+"
-# What tells the scans of one session apart may follow; entities that tell how images were processed are not of a case's name.
+# Entities that tell the scans of one session apart may follow; those on the processing of images are not of a case's name.
 _CASE: Final = re.compile(
     rf"(?P<subject>sub-{_LABEL})(?:_(?P<session>ses-{_LABEL}))?"
     rf"(?:_acq-{_LABEL})?(?:_ce-{_LABEL})?(?:_rec-{_LABEL})?(?:_run-[0-9]+)?"
@@ -386,7 +386,7 @@ def space_of(image: Path) -> str:
 
 
 def label_map_in(dataset: Path, case: str, *, space: str) -> Path:
-    """Where the label map of a case lies. Raises MisuseError for a name that BIDS does not know."""
+    """The path of the label map of a case. Raises MisuseError for a name that BIDS does not know."""
     if not is_case_name(case):
         raise MisuseError(f"{case}: is no name of a case in BIDS, which is {SUBJECT_AND_SESSION}")
     return dataset / _folder_of(case) / f"{case}_space-{space}_desc-tumour_dseg.nii.gz"

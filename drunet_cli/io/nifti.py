@@ -57,7 +57,7 @@ class Grid:
 
     @property
     def axcodes(self) -> str:
-        """Where I, J, K point, such as LPS."""
+        """The directions of I, J, K, such as LPS."""
         return axcodes(self.affine)
 
     @property

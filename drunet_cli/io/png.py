@@ -179,7 +179,7 @@ _BITS_AT: Final = 24  # in the header, which must come first
 _PALETTE: Final = "P"
 _MODES: Final = ("L", "RGB", "RGBA", _PALETTE)
 _TRUNCATED_OR_DAMAGED: Final = "is truncated or damaged; copy or make it again"
-# What Pillow lets through for a damaged file, beside OSError: of the chunks' own readers.
+# The exceptions of Pillow for a damaged file, beside OSError: of the chunks' own readers.
 _DAMAGE: Final = (OSError, SyntaxError, ValueError, TypeError, IndexError, struct.error, zlib.error)
 
 

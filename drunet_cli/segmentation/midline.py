@@ -1,4 +1,4 @@
-"""Which side of the brain the tumour lies on, told by geometry alone.
+"""The side of the brain on which the tumour lies, by geometry alone.
 
 The mid-sagittal plane is the plane that mirrors the brain's outline best. A tumour that shifts the midline moves the falx and
 the ventricles, and hardly the outline, which the skull gives; and heads lie askew also on the BraTS grid, where the middle of
@@ -25,7 +25,7 @@ _MOST_UNLIKE: Final = 0.1
 # The planes of those brains lay within 1.3 mm of themselves, anywhere in the brain, where the brains were turned by 8 and 12
 # degrees; and within some 3 mm of the fissure in the T2 images that were looked at.
 MIDDLE_MM: Final = 5.0
-_TOLD_PERCENT: Final = 0.5  # what people read as 0 % is on no side: a stray voxel does not make a tumour bilateral
+_LEAST_PERCENT: Final = 0.5  # of a side that has tumour; less is read as 0 %: a stray voxel does not make a tumour bilateral
 _MOVES: Final = np.concatenate([np.eye(3), -np.eye(3)])
 _STARTS: Final = tuple((shift, yaw, 0.0) for yaw in (0.0, -8.0, 8.0) for shift in (0.0, -6.0, 6.0))  # mm, degrees
 _FIRST_STEP: Final = 4.0  # mm and degrees
@@ -58,8 +58,8 @@ class Sides:
     @property
     def word(self) -> str:
         """left or right, where the other side has none of the tumour; both; or middle, for a tumour that no side has."""
-        told = [side for side, percent in (("left", self.left), ("right", self.right)) if percent >= _TOLD_PERCENT]
-        return "both" if len(told) > 1 else told[0] if told else "middle"
+        sides = [side for side, percent in (("left", self.left), ("right", self.right)) if percent >= _LEAST_PERCENT]
+        return "both" if len(sides) > 1 else sides[0] if sides else "middle"
 
 
 def sides_of(class_map: ClassMap, brain: _Mask, geometry: Geometry) -> Sides | None:

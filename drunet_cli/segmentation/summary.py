@@ -125,7 +125,7 @@ def described_warnings(document: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def side_in_words(document: Mapping[str, Any]) -> str:
-    """Where a sidecar's object says that the tumour lies, for people; empty where it does not say so."""
+    """The side of the tumour in a sidecar's object, for people; empty where there is none."""
     side, percent = str(document.get("side") or ""), _numbers(document.get("side_percent"), ("left", "right"))
     if not side or len(percent) < 2:
         return ""
