@@ -173,10 +173,10 @@ def enter_rows(
     """
     with take_turns(path):
         kept = _rows_by_case(path, overwrite=overwrite) | _by_case(rows)
-        table = _in_order(row for of_case in kept.values() for row in of_case)
+        entered = [row for of_case in kept.values() for row in of_case]
         with write_atomically(path, overwrite=True) as stream:
-            stream.write(encode_table(COLUMNS, table))
-        _write_workbook(path.with_name(WORKBOOK), table, on_warning)
+            stream.write(encode_summary(entered))
+        _write_workbook(path.with_name(WORKBOOK), _in_order(entered), on_warning)
 
 
 def _write_workbook(path: Path, table: Sequence[Mapping[str, Any]], on_warning: Callable[[str], None]) -> None:
