@@ -306,9 +306,18 @@ def test_images_windows_and_labels_are_drawn_as_chosen(browser: "Browser", tmp_p
     class_map[middle[0] - 4 : middle[0] + 5, middle[1] - 4 : middle[1] + 5, middle[2] - 4 : middle[2] + 5] = TumourClass.ET
     reference = Labelled(np.where(class_map > 0, np.uint8(TumourClass.ED), class_map), Labels.BRATS2020)
     content = encode_viewer(
-        images, Labelled(class_map, Labels.BRATS2020), affine=affine_of("RAS"), name="a", reference=reference
+        images,
+        Labelled(class_map, Labels.BRATS2020),
+        affine=affine_of("RAS"),
+        name="a",
+        reference=reference,
+        warnings=[("not-skull-stripped", "many words " * 99)],
+        caveat="for trying",
     )
     page = opened(browser, tmp_path / "a.html", content, f"#{','.join(map(str, middle))}")
+    said = page.get_by_text("not a medical device").bounding_box()
+    assert said is not None
+    assert said["y"] + said["height"] <= 720  # pixels that a small laptop shows, whatever else there is to say
     for keys in ("x", "s", *["]"] * 12):  # no lines, pixels as they are, opacity 1
         page.keyboard.press(keys)
     settle(page)
