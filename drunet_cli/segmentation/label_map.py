@@ -46,8 +46,8 @@ class CleanedMap:
 
 
 def clean_up(class_map: ClassMap, postprocessing: Postprocessing, *, brain: _Mask | None = None, voxel_ml: float) -> CleanedMap:
-    """Remove labels outside the brain, then turn small parts of each region into what surrounds it, the largest region first,
-    and too little enhancing tumour into NCR.
+    """Remove labels outside the brain, then small parts of the whole tumour; turn small parts of the core into oedema, then
+    small parts of enhancing tumour, and too little enhancing tumour in all, into NCR.
 
     class_map: class indices [I, J, K], which stay as they are; the result is a copy where anything changes.
     brain: [I, J, K]; None keeps labels anywhere.

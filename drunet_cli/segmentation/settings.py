@@ -153,7 +153,7 @@ class Settings:
 
     @property
     def _postprocessing(self) -> Postprocessing:
-        """The changes that are asked for by number. Raises ValueError for what is no volume."""
+        """The changes that are asked for by number. Raises ValueError for a volume below 0, or not finite."""
         return Postprocessing(min_volume_ml=self.min_volume_ml, min_enhancing_ml=self.min_enhancing_ml)
 
     @property

@@ -43,7 +43,7 @@ class Postprocessing:
     min_enhancing_ml: float = 0.0
 
     def __post_init__(self) -> None:
-        """Raise ValueError for what is no volume."""
+        """Raise ValueError for a volume below 0, or not finite."""
         for name, value in asdict(self).items():
             volumes = value if isinstance(value, tuple) and name == "min_volume_ml" else (value,)
             if len(volumes) not in (1, len(REGIONS)):

@@ -109,8 +109,11 @@ BUNDLED: Final[Mapping[str, Bundled]] = {
         name=COMPACT,
         summary=f"small: for {_FOR_TRYING}",
         caveat=_FOR_TRYING,
-        sha256="1cb542ed78f94e2bafa90cf57b27b4bfff973ced0ec6fd411fbed04cd6072dbb",
-        earlier_sha256=("7713f27796cf63987e662c97fdc1b88ee08ba83771cfb8a1eb7cafa58dbaef7a",),
+        sha256="4fd97e655d261e87bc1b94eb4b436d43b45571c35fe0eb8ba3500cb21c7bf787",
+        earlier_sha256=(
+            "7713f27796cf63987e662c97fdc1b88ee08ba83771cfb8a1eb7cafa58dbaef7a",
+            "1cb542ed78f94e2bafa90cf57b27b4bfff973ced0ec6fd411fbed04cd6072dbb",
+        ),
         description=(
             "a small DR-Unet104 that comes with drunet, trained on nineteen cases of BraTS 2021 and 2023 mixed with synthetic "
             f"ones: for {_FOR_TRYING}"
