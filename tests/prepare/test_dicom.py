@@ -33,6 +33,14 @@ from tests.prepare.dicom_files import (
 )
 
 
+@pytest.fixture(scope="module")
+def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A study that no test changes, beside an empty folder."""
+    folder = tmp_path_factory.mktemp("dicom")
+    (folder / "empty").mkdir()
+    return write_study(folder / "study")
+
+
 def refusal(scan: Path) -> DrunetError:
     with pytest.raises(DrunetError) as caught:
         load_series(scan)
@@ -80,14 +88,9 @@ def test_studies_are_the_highest_folders_that_hold_no_other(tmp_path: Path) -> N
         assert studies_in(tmp_path / one_study) == [tmp_path / one_study]
 
 
-def test_the_four_scans_of_a_study_are_recognised(tmp_path: Path) -> None:
-    study = write_study(tmp_path / "study")
-    assert {modality: path.name for modality, path in scans_of_study(study).items()} == {
-        Modality.FLAIR: "study:5",
-        Modality.T1CE: "study:7",
-        Modality.T1: "study:3",
-        Modality.T2: "study:4",
-    }
+def test_the_four_scans_of_a_study_are_recognised(study: Path) -> None:
+    numbers = {Modality.FLAIR: 5, Modality.T1CE: 7, Modality.T1: 3, Modality.T2: 4}
+    assert scans_of_study(study) == {modality: Path(f"{study}:{number}") for modality, number in numbers.items()}
 
 
 def test_a_study_that_leaves_a_choice_is_refused_with_a_table(tmp_path: Path) -> None:
@@ -193,10 +196,8 @@ def test_a_damaged_file_fails_its_folder(n_bytes: int, expected: str, tmp_path: 
         ("absent", "cannot be read: No such file or directory"),
     ],
 )
-def test_a_name_that_stands_for_no_scan_is_refused(name: str, expected: str, tmp_path: Path) -> None:
-    write_study(tmp_path / "study")
-    (tmp_path / "empty").mkdir()
-    error = refusal(tmp_path / name)
+def test_a_name_that_stands_for_no_scan_is_refused(name: str, expected: str, study: Path) -> None:
+    error = refusal(study.parent / name)
     assert expected in str(error)
     assert bool(error.details) == ("table" in expected or "name the one" in expected)
 
@@ -230,7 +231,7 @@ def test_dicom_is_told_by_content(tmp_path: Path) -> None:
     ],
 )
 def test_a_name_that_names_the_patient_is_known(name: str, removed: str, expected: bool, tmp_path: Path) -> None:
-    folder = write_series(tmp_path / "scan", {**T1, "PatientIdentityRemoved": removed})
+    folder = write_series(tmp_path / "scan", {**T1, "PatientIdentityRemoved": removed}, n_slices=1)
     assert names_patient(name, folder) is expected
 
 
