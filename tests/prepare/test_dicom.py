@@ -144,7 +144,6 @@ def test_headers_tell_the_modality(tags: Mapping[str, Any], expected: Modality |
     assert not series.flaw
 
 
-CENTRE: Final = {"ImagePositionPatient": [-8, -10, 0]}
 FLAWS: Final[dict[str, tuple[Mapping[str, Any], str]]] = {
     "localiser": ({"per_slice": {3: {"ImageOrientationPatient": [0, 1, 0, 0, 0, -1]}}}, "series 4 is a localiser"),
     "diffusion": ({"per_slice": {3: {"DiffusionBValue": 1000.0}}}, "series 4 is of diffusion"),
