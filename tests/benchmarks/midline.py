@@ -1,9 +1,10 @@
 """Print what the side of a tumour rests on: how well planes mirror brains, and how far they differ from themselves.
 
-    python tests/benchmarks/midline.py CASE_FOLDER CASE_FOLDER ...
+    python tests/benchmarks/midline.py CASE_FOLDER CASE_FOLDER ... [--label-maps RESULTS]
 
 Each folder holds `*_flair.nii.gz` and `*_seg.nii.gz` of a case with voxels of 1 mm and axes L, P, S, as BraTS has them. A brain
 is where FLAIR is above 0. It is turned by 8 and -12 degrees of yaw, and half as much of roll the other way, in voxels of 2 mm.
+RESULTS: label maps of the same cases, whose sides are printed beside those of the references.
 """
 
 import argparse
@@ -14,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 
-from drunet_cli.io.geometry import fit
+from drunet_cli.io.geometry import Geometry, fit
 from drunet_cli.io.nifti import load_volume
 from drunet_cli.io.volumes import class_map_of
 from drunet_cli.segmentation.midline import Midplane, midsagittal_plane, sides_of
@@ -27,9 +28,11 @@ Voxels = npt.NDArray[Any]
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("cases", nargs="+", type=Path)
-    print("| case | unlike its mirror image | image's middle off by (mm) | differs when turned (mm) | side of the reference |")
-    print("|---|---|---|---|---|")
-    for case in parser.parse_args().cases:
+    parser.add_argument("--label-maps", type=Path, metavar="RESULTS")
+    arguments = parser.parse_args()
+    print("| case | unlike its mirror image | image's middle off by (mm) | differs when turned (mm) | reference | label map |")
+    print("|---|---|---|---|---|---|")
+    for case in arguments.cases:
         flair = load_volume(next(case.glob("*_flair.nii.gz")))
         brain = flair.brain
         plane = found_in(brain, 1.0)
@@ -37,10 +40,17 @@ def main() -> None:
         in_plane = places[np.abs(plane.left_of(places)) < 1]
         off_mm = np.abs(in_plane[:, 0] - brain.shape[0] / 2).max()
         apart = ", ".join(f"{differs_when_turned(brain, plane, degrees):.1f}" for degrees in TURNS_DEGREES)
-        class_map, _ = class_map_of(load_volume(next(case.glob("*_seg.nii.gz"))))
-        sides = sides_of(class_map, brain, fit(brain, affine=flair.affine))
-        told = "" if sides is None else f"{sides.word}: {sides.left:g}, {sides.middle:g}, {sides.right:g} %"
-        print(f"| {case.name} | {plane.unlikeness:.1%} | {off_mm:.1f} | {apart} | {told} |", flush=True)
+        geometry = fit(brain, affine=flair.affine)
+        reference = side_in(next(case.glob("*_seg.nii.gz")), brain, geometry)
+        label_map = (
+            "" if arguments.label_maps is None else side_in(arguments.label_maps / f"{case.name}.nii.gz", brain, geometry)
+        )
+        print(f"| {case.name} | {plane.unlikeness:.1%} | {off_mm:.1f} | {apart} | {reference} | {label_map} |", flush=True)
+
+
+def side_in(label_map: Path, brain: Voxels, geometry: Geometry) -> str:
+    sides = sides_of(class_map_of(load_volume(label_map))[0], brain, geometry)
+    return "" if sides is None else f"{sides.word}: {sides.left:g}, {sides.middle:g}, {sides.right:g} %"
 
 
 def found_in(brain: Voxels, size_mm: float) -> Midplane:

@@ -73,8 +73,8 @@ def test_shares_and_word_are_those_of_the_patient_in_every_orientation(
     assert sides.left + sides.middle + sides.right == pytest.approx(100, abs=0.11)
 
 
-def test_a_stray_voxel_makes_no_tumour_bilateral() -> None:
-    assert [Sides(99.6, 0, 0.4).word, Sides(99.4, 0, 0.6).word] == ["left", "both"]
+def test_false_specks_make_no_tumour_bilateral() -> None:
+    assert [Sides(98.1, 0, 1.9).word, Sides(98, 0, 2).word, Sides(1.9, 96.1, 2).word] == ["left", "both", "right"]
 
 
 def test_nothing_is_said_of_a_brain_without_a_midline_or_without_a_tumour() -> None:
