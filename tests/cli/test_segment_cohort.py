@@ -237,6 +237,11 @@ def test_empty_stdin_is_bad_input(monkeypatch: pytest.MonkeyPatch, capsys: Captu
         (["-o", "out", "--skip-existing", "--overwrite"], "Error: --skip-existing and --overwrite exclude one another"),
         (["-o", "out", "--skip-existing", "--no-sidecar"], "Error: --skip-existing needs the sidecars"),
         (["-o", "out", "--case", "one"], "Error: CASES (--pattern, --channels, --shard) and --t1 --t1ce --t2 --flair --case"),
+        (["-o", "out", "--keep-prepared", "kept"], "Error: --keep-prepared DIR is for --prepare; give both"),
+        (
+            ["-o", "out", "--prepare", "--keep-prepared", "kept", "--bids", "--dicom-seg"],
+            "Error: --dicom-seg and --bids exclude one another: a BIDS data set has no place for DICOM",
+        ),
         (["-o", "out", "--pattern", "t9=*"], "Error: "),
         (["-o", "out", "--channels", "t1,t2"], "Error: "),
         *(
@@ -254,6 +259,18 @@ def test_misuse_is_one_line_and_exit_2(arguments: list[str], line: str, cohort: 
     assert captured.err.startswith(line)
     assert captured.err.count("\n") == 1
     assert names_in(".") == []
+
+
+@pytest.mark.parametrize(
+    ("cases", "line"),
+    [
+        ([], "missing CASES: name folders or tables of cases, or give --t1 --t1ce --t2 --flair"),
+        ([""], "CASES: an empty path; an unset variable?"),
+    ],
+)
+def test_a_run_without_a_place_of_cases_is_misuse(cases: list[str], line: str, capsys: Captured) -> None:
+    assert segment(*cases, "-o", "out") == 2
+    assert capsys.readouterr() == ("", f"Error: {line}\n")
 
 
 def test_one_case_that_is_given_alone_has_its_own_code(cohort: Path, capsys: Captured) -> None:

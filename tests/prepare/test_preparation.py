@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 from scipy.spatial.transform import Rotation
 
@@ -21,14 +22,21 @@ from drunet_cli.errors import CaseError, DeviceError, ExitCode, MisuseError, Out
 from drunet_cli.io.case import Case, case_of
 from drunet_cli.io.nifti import encode_map, header_of, load_volume, new_header, volume_of
 from drunet_cli.prepare import brain as brain_module
-from drunet_cli.prepare.brain import BrainMethod, chosen_method, find_brain, read_mask
-from drunet_cli.prepare.grid import BRATS_AFFINE, BRATS_SHAPE, as_stored, own_axes
-from drunet_cli.prepare.preparation import PreparationSettings, _placement_warnings, prepare_scans
+from drunet_cli.prepare.brain import Brain, BrainMethod, chosen_method, find_brain, read_mask
+from drunet_cli.prepare.grid import BRATS_AFFINE, BRATS_SHAPE, as_stored, load_atlas, own_axes
+from drunet_cli.prepare.preparation import (
+    PreparationSettings,
+    _brain_warnings,
+    _coverage_warnings,
+    _placement_warnings,
+    prepare_scans,
+)
 from drunet_cli.prepare.prepared_case import (
     PlannedPreparation,
     PreparationAction,
     PreparationState,
     PreparedFiles,
+    PreparedResult,
     plan_preparations,
     prepare_case,
 )
@@ -47,6 +55,8 @@ from tests.prepare.simulated import (
     write_scan,
 )
 from tests.support import GOLDEN_WEIGHTS, image_options
+
+Mask = npt.NDArray[np.bool_]
 
 NAME: Final = "p1"
 MASK: Final = "mask.nii"
@@ -264,6 +274,11 @@ def test_prepared_scans_pass_through_untouched(stripped: Stripped, tmp_path: Pat
     assert files.state() is PreparationState.FOREIGN
 
 
+def write_volume(voxels: npt.NDArray[np.int16], affine: Affine, path: Path) -> Path:
+    path.write_bytes(encode_map(voxels, new_header(voxels.shape, np.int16, affine), compress=False))
+    return path
+
+
 def small_scan(path: Path, *, shape: tuple[int, int, int] = (20, 20, 20), spacing_mm: float = 4.0, code: int = 1) -> Path:
     header = new_header(shape, np.int16, np.diag([spacing_mm, spacing_mm, spacing_mm, 1]))
     header["sform_code"] = header["qform_code"] = code
@@ -377,6 +392,83 @@ def test_a_brain_that_lies_the_wrong_way_on_the_atlas_is_told(degrees: float, n_
     assert [warning.code for warning in warnings] == ["doubtful-registration"] * n_warnings
 
 
+CUBE: Final = np.pad(np.ones((20, 20, 20), dtype=np.bool_), 5)  # of a litre where a voxel has 5 mm
+BLOCKS: Final = volume_of(CUBE.astype(np.int16), np.diag([5.0, 5.0, 5.0, 1.0]), name="t1")
+
+
+@pytest.mark.parametrize(
+    ("litres", "mask", "n_on_grid", "codes"),
+    [
+        (1.0, CUBE, 1_000_000, []),
+        (0.5, CUBE, 500_000, ["doubtful-brain"]),
+        (3.0, CUBE, 3_000_000, ["doubtful-brain"]),
+        (1.0, np.ones_like(CUBE), 1_000_000, ["brain-at-border"]),
+        (1.0, CUBE, 980_000, ["brain-outside-frame"]),
+    ],
+)
+def test_a_brain_that_is_none_or_not_whole_is_told(litres: float, mask: Mask, n_on_grid: int, codes: list[str]) -> None:
+    brains = {Modality.T1: Brain(mask, BLOCKS.affine, BLOCKS, "given", {})}
+    warnings = _brain_warnings(Case("p1", {}), brains, litres, np.ones(n_on_grid, dtype=np.bool_))
+    assert [warning.code for warning in warnings] == codes
+
+
+@pytest.mark.parametrize(("shown", "codes"), [(98, []), (96, ["partial-coverage"])])
+def test_a_scan_that_does_not_show_all_of_the_brain_is_told(shown: int, codes: list[str]) -> None:
+    voxels = np.where(np.arange(120) < shown, 7, 0)
+    scans = {Modality.T2: Scan(BLOCKS, Modality.T2)}
+    warnings = _coverage_warnings(scans, {Modality.T2: voxels}, np.arange(120) < 100)
+    assert [warning.code for warning in warnings] == codes
+
+
+@pytest.mark.parametrize(
+    ("likeness", "moved_mm", "degrees", "elsewhere_mm", "code"),
+    [
+        ((1.1, 1.2, 1.5), 20, 10, 3.0, None),
+        ((1.1, 1.01, 1.5), 20, 10, 3.0, None),  # edges agree, or intensities: one is enough
+        ((1.1, 1.2, 1.1), 20, 10, 3.0, None),
+        ((1.1, 1.01, 1.1), 20, 10, 3.0, "doubtful-registration"),
+        ((1.1, 1.2, 1.5), 61, 10, 3.0, "doubtful-registration"),
+        ((1.1, 1.2, 1.5), 20, 46, 3.0, "doubtful-registration"),
+        ((1.1, 1.2, 1.5), 2, 1, 0.0, "one-grid-moved"),
+    ],
+)
+def test_a_registration_that_cannot_be_right_or_is_not_expected_is_told(
+    likeness: tuple[float, float, float], moved_mm: float, degrees: float, elsewhere_mm: float, code: str | None
+) -> None:
+    affine = BLOCKS.affine + elsewhere_mm * np.eye(4, k=3)
+    scans = {
+        Modality.T1CE: Scan(BLOCKS, Modality.T1CE),
+        Modality.T2: Scan(volume_of(BLOCKS.voxels, affine, name="t2"), Modality.T2),
+    }
+    registrations = {modality: Registration(np.diag([1.0, 1, 1, 1]) + np.eye(4, k=3), moved_mm, degrees) for modality in scans}
+    warnings = registration_warnings(scans, registrations, {Modality.T2: Similarity(*likeness)}, Modality.T1CE)
+    assert [warning.code for warning in warnings] == ([] if code is None else [code])
+
+
+def test_an_atlas_of_ones_own_lies_where_the_template_lies(tmp_path: Path) -> None:
+    own = load_atlas("drunet")
+    atlas = load_atlas(str(write_volume(BLOCKS.voxels, BLOCKS.affine, tmp_path / "atlas.nii")))
+    moved = atlas.to_grid[:3, :3] @ atlas.image.centre_mm + atlas.to_grid[:3, 3]
+    np.testing.assert_allclose(moved, own.image.centre_mm)
+    with pytest.raises(CaseError, match="no atlas: it has no background of 0 around a brain"):
+        load_atlas(str(write_volume(np.ones_like(BLOCKS.voxels), BLOCKS.affine, tmp_path / "full.nii")))
+
+
+def test_what_was_done_is_told_in_one_line() -> None:
+    document = {
+        "case": "p1",
+        "seconds": 12.34,
+        "untouched": False,
+        "moved": {"flair": {"mm": 3.21}, "t1ce": {"mm": 0.0}, "t1": {"mm": 0.0}, "t2": {"mm": 0.0}},
+        "brain": {"volume_ml": 1412.0, "method": "deepbet"},
+    }
+    still = {**document, "moved": {"t1ce": {"mm": 0.0}}}
+    ending = "brain 1.41 litres by deepbet (12.3 s)"
+    assert PreparedResult(document).in_words == f"p1: moved FLAIR 3.2 mm; {ending}"
+    assert PreparedResult(still).in_words == f"p1: no scan had to be moved; {ending}"
+    assert PreparedResult(document, left_out=True).in_words == "p1: complete, left out"
+
+
 @pytest.mark.parametrize("error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried ...")])
 def test_memory_that_does_not_suffice_fails_one_case(
     error: Exception, prepared: Prepared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -402,6 +494,9 @@ def test_voxels_are_whole_where_the_scan_has_hundreds_of_them(values: list[float
     ("words", "message"),
     [
         (["--t1", "a.nii"], "missing --flair, --t1ce, --t2: a case needs all four"),
+        (["--case", "p1"], "missing --flair, --t1ce, --t1, --t2"),
+        ([], "missing CASES: name folders or tables of cases, or give --t1 --t1ce --t2 --flair"),
+        (["raw", "--t1", "a.nii"], "CASES (--pattern, --channels, --shard) and --t1 --t1ce --t2 --flair --case exclude"),
         (["raw", "--brain", "deepbett"], "--brain deepbett: is none of auto, deepbet, hd-bet, synthstrip, none, and no file"),
         (["raw", "--atlas", "sri24"], "--atlas sri24: is none of drunet, none, and no file of this name is there"),
     ],

@@ -1,5 +1,6 @@
 """Labels carried to a raw scan's grid lie where the tumour lies in the scan, and keep the scan's geometry."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -45,6 +46,8 @@ def test_labels_lie_where_the_tumour_is(slice_mm: float, least: float) -> None:
         one, other = np.isin(found, classes), np.isin(true, classes)
         assert dice_of(*(int(np.count_nonzero(mask)) for mask in (one & other, one, other))) > least
     assert not labels_in(np.zeros_like(prepared), AFFINE, space).any()
+    elsewhere = replace(space, affine=scan + 500 * np.eye(4, k=3))
+    assert not labels_in(prepared, AFFINE, elsewhere).any()
 
 
 def test_a_case_that_was_not_prepared_has_no_way_back(tmp_path: Path) -> None:

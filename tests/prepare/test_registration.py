@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from drunet_cli.prepare.registration import edge_peak, isotropic, move_of, mutual_information, resampled
+from drunet_cli.errors import CaseError
+from drunet_cli.prepare.registration import edge_peak, isotropic, move_of, mutual_information, register, resampled
 
 
 def test_isotropic_covers_an_oblique_scan_and_keeps_places() -> None:
@@ -32,3 +33,12 @@ def test_measures_tell_one_head_from_two() -> None:
 def test_a_move_is_a_shift_and_a_turn() -> None:
     quarter = np.array([[0.0, -1, 0, 1], [1, 0, 0, 2], [0, 0, 1, 2], [0, 0, 0, 1]])
     assert move_of(quarter, np.zeros(3)) == pytest.approx((3, 90))
+
+
+def test_an_image_without_a_head_is_compared_and_cut_to_nothing() -> None:
+    dark = isotropic(np.zeros((9, 9, 9), np.int16), np.eye(4))
+    assert not dark.head.any()
+    assert dark.cropped() is dark
+    assert mutual_information(dark.voxels, dark.voxels, dark.head) == 1
+    with pytest.raises(CaseError, match="no part of the two images shows the same place"):
+        register(dark, dark)
