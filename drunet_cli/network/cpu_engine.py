@@ -52,6 +52,10 @@ class CpuEngine(ABC):
         self.threads = threads or granted_cpus()
         self.batch_size = min(self.threads, batch_size or _MOST_AT_ONCE)
         self._on_halved = on_halved
+        self._open(checkpoint)
+
+    def _open(self, checkpoint: Checkpoint) -> None:
+        """Load the network. Raises DeviceError where memory does not suffice."""
         try:
             with np.errstate(over="ignore"):  # an output that is not finite is refused later
                 self._load(checkpoint)
@@ -214,31 +218,32 @@ class OpenvinoEngine(CpuEngine):
         network = core.read_model(embed_weights(build_graph(checkpoint)).SerializeToString())
         self._compiled = core.compile_model(network, "CPU", how)
         self._version = openvino.__version__.partition("-")[0]
-        self._make_requests()
-
-    def _make_requests(self) -> None:
         self._requests = [self._compiled.create_infer_request() for _ in range(self.batch_size)]
         self._idle: SimpleQueue[Any] = SimpleQueue()
         for request in self._requests:
             self._idle.put(request)
+        self._checkpoint, self._is_whole = checkpoint, True
+
+    def _run(self, *arguments: Any) -> None:
+        if not self._is_whole:
+            self._open(self._checkpoint)
+        super()._run(*arguments)
 
     def logits(self, images: Images) -> Images:
         """Logits [N, 4, X, Y] of images [N, 4, X, Y], which are slices divided by 255."""
-        idle = self._idle
-        request = idle.get()
+        request = self._idle.get()
         try:
             request.start_async({IMAGES: images}, share_inputs=True)
             request.wait()
             logits: Images = request.get_output_tensor(0).data.copy()
         finally:
-            idle.put(request)
+            self._idle.put(request)
         return logits
 
     def _interrupt(self) -> None:
-        # A request that was cancelled may take the next slice for cancelled too, and give the one before as its result.
-        cancelled = self._requests
-        self._make_requests()
-        for request in cancelled:
+        # After a request was cancelled, the network may give the slice before as the result of the next, also to new requests.
+        self._is_whole = False
+        for request in self._requests:
             request.cancel()
 
     @property
