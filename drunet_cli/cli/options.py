@@ -76,6 +76,18 @@ def path(text: str) -> Path:
     return Path(text)
 
 
+Workbook = Annotated[
+    Path | None,
+    typer.Option(
+        "--xlsx",
+        parser=path,
+        metavar="FILE",
+        help="The same table for Excel and LibreOffice, where a CSV file loses its decimal points if the computer writes "
+        "them as commas.",
+        show_default=False,
+        rich_help_panel=OUTPUT,
+    ),
+]
 LabelMapOutput = Annotated[
     Path | None,
     typer.Option(

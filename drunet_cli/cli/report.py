@@ -48,18 +48,7 @@ def report(
             rich_help_panel=options.OUTPUT,
         ),
     ] = None,
-    xlsx: Annotated[
-        Path | None,
-        typer.Option(
-            "--xlsx",
-            parser=options.path,
-            metavar="FILE",
-            help="The same table for Excel and LibreOffice, where a CSV file loses its decimal points if the computer writes "
-            "them as commas.",
-            show_default=False,
-            rich_help_panel=options.OUTPUT,
-        ),
-    ] = None,
+    xlsx: options.Workbook = None,
     viewer: Annotated[
         bool,
         typer.Option(
