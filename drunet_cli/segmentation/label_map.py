@@ -1,5 +1,6 @@
 """The label map after the network: cleaned up as it was asked for, and compared with what tumours look like."""
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
@@ -55,8 +56,10 @@ def clean_up(class_map: ClassMap, postprocessing: Postprocessing, *, brain: _Mas
     kept, n_outside = class_map, 0
     if brain is not None and (n_outside := int(np.count_nonzero(class_map[~brain]))):
         kept = np.where(brain, class_map, np.uint8(TumourClass.BACKGROUND))
-    n_parts, n_changed = {}, {}
+    n_parts, n_changed = Counter[str](), Counter[str]()
     for region, least_ml in postprocessing.least_parts_ml.items():
+        if least_ml == 0:
+            continue
         small, n_parts[region] = _small_parts(np.isin(kept, REGIONS[region]), least_ml / voxel_ml)
         n_changed[region] = int(np.count_nonzero(small))
         if n_changed[region]:
@@ -82,7 +85,7 @@ _SURROUNDINGS: Final = {"WT": TumourClass.BACKGROUND, "TC": TumourClass.ED, "ET"
 def _small_parts(mask: _Mask, n_voxels: float) -> tuple[_Mask, int]:
     """Where connected parts of fewer voxels are, and how many such parts there are."""
     small_parts = np.zeros_like(mask)
-    box = box_of(mask) if n_voxels > 0 else None
+    box = box_of(mask)
     if box is None:
         return small_parts, 0
     parts, sizes = _parts(mask, box)
