@@ -6,7 +6,6 @@ line is parsed is tried with interpreters.
 
 import json
 import os
-import resource
 import select
 import signal
 import subprocess
@@ -75,7 +74,7 @@ class Run:
 
     def _answer(self, timeout: float) -> str:
         assert self._server.stdout is not None
-        assert select.select([self._server.stdout], [], [], timeout)[0], f"no end after {timeout} s"
+        assert select.select([self._server.stdout], [], [], timeout)[0], f"no end after {timeout} s\n{self.written('stderr')}"
         return self._server.stdout.readline()
 
 
@@ -211,6 +210,8 @@ def _arm(number: int, wanted: str, about: str) -> None:
 
 def limit_files(n_bytes: int, *, signal_ignored: bool) -> str:
     """Python that lets no file grow beyond so many bytes: writing fails as on a full disk, or the system kills the process."""
+    import resource  # Windows has no such module, and kills no writer
+
     action = signal.SIG_IGN if signal_ignored else signal.SIG_DFL
     return (
         f"import resource, signal; signal.signal(signal.SIGXFSZ, {int(action)});"

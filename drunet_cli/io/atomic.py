@@ -358,6 +358,24 @@ def remove_abandoned_claims(folder: Path) -> None:
 
 
 def _make_claim(path: Path) -> None:
+    """Make a claim that is signed from its first moment: others would wait for a killed process that could not sign.
+
+    Raises FileExistsError where there is one.
+    """
+    temporary = _temporary(path)
+    try:
+        temporary.write_bytes(_signature())
+        try:
+            path.hardlink_to(temporary)
+        except FileExistsError:
+            raise
+        except OSError:  # a file system without hard links
+            _make_unlinked_claim(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _make_unlinked_claim(path: Path) -> None:
     with path.open("xb") as stream:
         try:
             stream.write(_signature())
@@ -385,7 +403,7 @@ def _remove_claim(path: Path) -> None:
 
     Several may try this at once: only one can rename the claim.
     """
-    away = path.with_name(f"{path.name}.{socket.gethostname()}.{os.getpid()}.tmp")
+    away = _temporary(path)
     with suppress(OSError):
         path.rename(away)
         if not is_abandoned(away, *_read_claim(away), after_s=_CLAIM_LASTS_S) and not os.path.lexists(path):

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import signal
 import socket
 import stat
 import subprocess
@@ -34,6 +35,7 @@ from drunet_cli.io.atomic import (
     write_atomically,
     write_file_atomically,
 )
+from tests.forks import limit_files
 from tests.support import open_to_all, unprivileged
 
 HOST: Final = socket.gethostname()
@@ -605,6 +607,26 @@ def test_work_goes_on_where_nothing_can_be_claimed(tmp_path: Path) -> None:
     assert claim is not None
     claim.renew()
     claim.release()
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGXFSZ"), reason="this system kills no writer")
+def test_nobody_waits_for_a_process_that_was_killed_before_it_had_signed_its_claim(target: Path) -> None:
+    sign = f"from pathlib import Path; from drunet_cli.io.atomic import claim_file; claim_file(Path({str(target)!r}))"
+    killed = subprocess.run([sys.executable, "-c", f"{limit_files(0, signal_ignored=False)};{sign}"], check=False)
+    assert killed.returncode == -signal.SIGXFSZ
+    assert len(names_in(target.parent)) == 1
+    assert claimant(target) is None
+    remove_stale_in(target.parent, suffix=".claim")
+    assert names_in(target.parent) == []
+
+
+def test_a_file_system_without_hard_links_takes_claims_too(target: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "link", mock.Mock(side_effect=OSError(errno.EPERM, "Operation not permitted")))
+    claim = claim_file(target)
+    assert claim is not None
+    assert names_in(target.parent) == [".seg.nii.gz.claim"]
+    atomic.claim_of(target).write_text(f"{HOST} {LIVES}\n")
+    assert claim_file(target) is None
 
 
 def test_a_claim_that_cannot_be_signed_is_not_left_for_others_to_wait_for(tmp_path: Path) -> None:
