@@ -2,16 +2,17 @@
 
 import dataclasses
 import difflib
+import functools
 import json
-import math
 import tomllib
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
-from dataclasses import dataclass, field, fields, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
 from enum import IntEnum, StrEnum
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Final, Literal, TypeAlias
+
+from pydantic import AfterValidator, Field, TypeAdapter, ValidationError
 
 from drunet_cli.errors import CaseError, MisuseError
 from drunet_cli.io.naming import BUILT_IN, Naming
@@ -52,38 +53,26 @@ class Decay(StrEnum):
     COSINE = "cosine"  # to 0 at the end
 
 
-_Check = Callable[[Any], bool]
+# The values that a setting may have; checked where a recipe is read.
+_Positive = Annotated[float, Field(gt=0)]
+_NotNegative = Annotated[float, Field(ge=0)]
+_Share = Annotated[float, Field(ge=0, le=1)]
+_BelowOne = Annotated[float, Field(ge=0, lt=1)]
+_FromZero = Annotated[int, Field(ge=0)]
+_FromOne = Annotated[int, Field(ge=1)]
+_Windows: TypeAlias = tuple[tuple[int, int], ...]
 
 
-def _number(default: Any, allowed: _Check, range_in_words: str) -> Any:
-    """A setting, and the values that it may have."""
-    return field(default=default, metadata={"allowed": allowed, "range": range_in_words})
-
-
-def _positive(default: float) -> Any:
-    return _number(default, lambda value: value > 0, "above 0")
-
-
-def _not_negative(default: float) -> Any:
-    return _number(default, lambda value: value >= 0, "0 or above")
-
-
-def _share(default: float) -> Any:
-    return _number(default, lambda value: 0 <= value <= 1, "from 0 to 1")
-
-
-def _below_1(default: float) -> Any:
-    return _number(default, lambda value: 0 <= value < 1, "from 0 to below 1")
-
-
-def _whole(default: int, smallest: int = 1) -> Any:
-    return _number(default, lambda value: value >= smallest, f"a whole number from {smallest}")
-
-
-def _is_window(value: Any) -> bool:
+def _window_sides() -> Sequence[int]:
     from drunet_cli.io.geometry import FRAME  # nibabel, which --help does not need
 
-    return len(value) == 2 and all(16 <= size <= FRAME and size % WINDOW_STRIDE == WINDOW_REST for size in value)
+    return range(WINDOW_REST, FRAME + 1, WINDOW_STRIDE)
+
+
+def _check_windows(windows: _Windows) -> _Windows:
+    if not all(side in _window_sides() for window in windows for side in window):
+        raise ValueError("no size of the network's input")
+    return windows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,10 +82,10 @@ class NetworkSettings:
     bn_momentum: as PyTorch defines momentum; Keras' momentum is 1 less this. zero_residual: every residual branch begins as 0.
     """
 
-    base_width: int = _number(16, lambda value: 1 <= value <= MAX_BASE_WIDTH, f"a whole number from 1 to {MAX_BASE_WIDTH}")
-    bn_epsilon: float = _number(1e-5, lambda value: 0 < value < 1, "between 0 and 1")
-    bn_momentum: float = _share(0.1)
-    dropout: float = _below_1(0.0)
+    base_width: Annotated[int, Field(ge=1, le=MAX_BASE_WIDTH)] = 16
+    bn_epsilon: Annotated[float, Field(gt=0, lt=1)] = 1e-5
+    bn_momentum: _Share = 0.1
+    dropout: _BelowOne = 0.0
     zero_residual: bool = True
 
 
@@ -107,9 +96,9 @@ class LengthSettings:
     steps: number of steps of the whole training; with 0, `epochs` decides. steps_per_epoch: 0 for one pass over all slices.
     """
 
-    epochs: int = _whole(100)
-    steps: int = _whole(0, 0)
-    steps_per_epoch: int = _whole(250, 0)
+    epochs: _FromOne = 100
+    steps: _FromZero = 0
+    steps_per_epoch: _FromZero = 250
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,14 +109,10 @@ class BatchSettings:
     sampling is balanced. windows: sizes [X, Y]; each batch draws one of them. An empty list means whole frames.
     """
 
-    size: int = _whole(10)
+    size: _FromOne = 10
     sampling: Sampling = Sampling.BALANCED
-    tumour_share: float = _share(0.7)
-    windows: tuple[tuple[int, int], ...] = _number(
-        ((112, 144), (144, 176), (144, 208)),
-        lambda value: all(map(_is_window, value)),
-        "pairs of multiples of 32 plus 16, from 16 to 240",
-    )
+    tumour_share: _Share = 0.7
+    windows: Annotated[_Windows, AfterValidator(_check_windows)] = ((112, 144), (144, 176), (144, 208))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,22 +124,22 @@ class OptimiserSettings:
     """
 
     name: Optimiser = Optimiser.ADAMW
-    learning_rate: float = _positive(1e-3)
-    beta1: float = _below_1(0.9)
-    beta2: float = _below_1(0.99)
-    epsilon: float = _positive(1e-8)
-    weight_decay: float = _not_negative(0.01)
-    warmup: float = _share(0.05)
+    learning_rate: _Positive = 1e-3
+    beta1: _BelowOne = 0.9
+    beta2: _BelowOne = 0.99
+    epsilon: _Positive = 1e-8
+    weight_decay: _NotNegative = 0.01
+    warmup: _Share = 0.05
     decay: Decay = Decay.COSINE
-    clip_norm: float = _not_negative(0.0)
+    clip_norm: _NotNegative = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class LossSettings:
     """Weights of the two terms of the loss: cross-entropy of the four classes, and soft Dice of WT, TC and ET."""
 
-    cross_entropy: float = _not_negative(1.0)
-    dice: float = _not_negative(1.0)
+    cross_entropy: _NotNegative = 1.0
+    dice: _NotNegative = 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,39 +153,41 @@ class AugmentationSettings:
     noise (SD as a share of the range 0-1), blur (SD in pixels): largest value of a uniform draw.
     """
 
-    flip_x: float = _share(0.5)
-    flip_y: float = _share(0.0)
-    rotation: float = _number(10.0, lambda value: 0 <= value <= 180, "from 0 to 180")
-    scale: float = _below_1(0.1)
-    shift: float = _below_1(0.0)
-    contrast: float = _below_1(0.1)
-    brightness: float = _below_1(0.05)
-    gamma: float = _below_1(0.1)
-    bias: float = _below_1(0.05)
-    noise: float = _below_1(0.05)
-    blur: float = _share(0.0)
+    flip_x: _Share = 0.5
+    flip_y: _Share = 0.0
+    rotation: Annotated[float, Field(ge=0, le=180)] = 10.0
+    scale: _BelowOne = 0.1
+    shift: _BelowOne = 0.0
+    contrast: _BelowOne = 0.1
+    brightness: _BelowOne = 0.05
+    gamma: _BelowOne = 0.1
+    bias: _BelowOne = 0.05
+    noise: _BelowOne = 0.05
+    blur: _Share = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class AverageSettings:
     """The running average of the weights, which is validated and kept. decay: 0 keeps the weights themselves."""
 
-    decay: float = _below_1(0.999)
+    decay: _BelowOne = 0.999
 
 
 @dataclass(frozen=True, kw_only=True)
 class ValidationSettings:
     """The epochs that end with a segmentation of the held-out cases: every so many, and the last one."""
 
-    every_epochs: int = _whole(1)
+    every_epochs: _FromOne = 1
 
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
     """Every number of a training. recipe: the recipe that the numbers were taken from, before any was changed."""
 
+    __pydantic_config__: ClassVar = {"strict": True, "extra": "forbid", "allow_inf_nan": False}  # of the sections too
+
     recipe: RecipeName = RecipeName.MODERN
-    seed: int = _number(0, lambda value: 0 <= value < 2**63, "a whole number from 0 to below 2^63")
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     network: NetworkSettings = NetworkSettings()
     length: LengthSettings = LengthSettings()
     batches: BatchSettings = BatchSettings()
@@ -255,15 +242,47 @@ RECIPES: Final[Mapping[RecipeName, Recipe]] = MappingProxyType(
 )
 
 
-_Section = TypeVar("_Section")
-
-
 def changed(recipe: Recipe, changes: Mapping[str, Any], *, where: str) -> Recipe:
     """Return the recipe with some numbers replaced. changes: nested as the tables of a TOML file.
 
-    where: begins the message of the MisuseError that an unknown or wrong number raises.
+    where: begins each line of the MisuseError that unknown and wrong numbers raise.
     """
-    return _changed(recipe, changes, where, "")
+    document = asdict(recipe)
+    for name, value in changes.items():
+        section = document.get(name)
+        document[name] = section | value if isinstance(section, dict) and isinstance(value, dict) else value
+    try:
+        return _reader().validate_json(json.dumps(document, default=str))  # TOML has dates, which no setting is
+    except ValidationError as error:
+        first, *others = dict.fromkeys(f"{where}{_in_words(fault, document)}" for fault in error.errors())
+        raise MisuseError(first, details=tuple(others)) from error
+
+
+@functools.cache
+def _reader() -> TypeAdapter[Recipe]:
+    return TypeAdapter(Recipe)
+
+
+def _in_words(fault: Mapping[str, Any], document: Mapping[str, Any]) -> str:
+    """Say which setting of the document has which value, and what is allowed. fault: as pydantic reports it."""
+    if not fault["loc"]:
+        return "is nested too deeply for a recipe"
+    *table, name = fault["loc"][:2]  # what follows counts the windows
+    key = ".".join([*table, name])
+    if fault["type"] == "dataclass_type":
+        return f"{key}: is a table of settings, [{key}]"
+    section, values = Recipe(), document
+    for each in table:
+        section, values = getattr(section, each), values[each]
+    if fault["type"] == "unexpected_keyword_argument":
+        known = [item.name for item in fields(section)]
+        near = difflib.get_close_matches(name, known, n=1)
+        hint = f"perhaps {'.'.join([*table, *near])}" if near else f"there are {', '.join(known)}"
+        return f"{key}: no such setting; {hint}"
+    allowed = fault["msg"].replace("Input should", "must")
+    if key == "batches.windows":
+        allowed = f"must be a list of pairs of {', '.join(map(str, _window_sides()))}"
+    return f"{key} = {values[name]!r}: {allowed}"
 
 
 def read_recipe(path: Path, *, otherwise: RecipeName = RecipeName.MODERN) -> Recipe:
@@ -277,10 +296,8 @@ def read_recipe(path: Path, *, otherwise: RecipeName = RecipeName.MODERN) -> Rec
         raise CaseError(f"{path}: cannot be read: {error.strerror}") from error
     except (ValueError, RecursionError) as error:  # neither TOML nor UTF-8
         raise CaseError(f"{path}: is not TOML: {error}") from error
-    name = document.get("recipe", otherwise)
-    if name not in list(RecipeName):
-        raise MisuseError(f"{path}: recipe {name!r}: is one of {', '.join(RecipeName)}")
-    return changed(RECIPES[RecipeName(name)], document, where=f"{path}: ")
+    named = next((name for name in RecipeName if name == document.get("recipe")), otherwise)
+    return changed(RECIPES[named], document, where=f"{path}: ")
 
 
 def recipe_toml(recipe: Recipe) -> str:
@@ -318,53 +335,6 @@ def _differing(one: Mapping[str, Any], other: Mapping[str, Any], before: str) ->
 def _toml(value: Any) -> str:
     """Write a value: TOML and JSON write numbers, booleans, plain words and lists alike."""
     return json.dumps(value)
-
-
-def _changed(section: _Section, changes: Mapping[str, Any], where: str, before: str) -> _Section:
-    known = {item.name: item for item in fields(section)}  # type: ignore[arg-type]
-    values = {}
-    for name, value in changes.items():
-        key = f"{before}{name}"
-        if name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
-            hint = f"; perhaps {before}{near[0]}" if near else f"; there are {', '.join(known)}"
-            raise MisuseError(f"{where}{key}: no such setting{hint}")
-        old = getattr(section, name)
-        if dataclasses.is_dataclass(old):
-            if not isinstance(value, Mapping):
-                raise MisuseError(f"{where}{key}: is a table of settings, [{key}]")
-            values[name] = _changed(old, value, where, f"{key}.")
-        else:
-            values[name] = _checked(value, old, known[name].metadata, f"{where}{key}")
-    return replace(section, **values)  # type: ignore[type-var]
-
-
-def _checked(value: Any, old: Any, limits: Mapping[str, Any], what: str) -> Any:
-    """Return the value in the type of the old one. Raises MisuseError for another type, or a value out of range."""
-    if isinstance(old, StrEnum):
-        kinds = type(old)
-        if value not in list(kinds):
-            raise MisuseError(f"{what} = {value!r}: is one of {', '.join(kinds)}")
-        return kinds(value)
-    if isinstance(old, bool):
-        if not isinstance(value, bool):
-            raise MisuseError(f"{what} = {value!r}: is true or false")
-        return value
-    right_type = False
-    if isinstance(old, tuple):
-        right_type = isinstance(value, list | tuple) and all(
-            isinstance(item, list | tuple) and all(type(size) is int for size in item) for item in value
-        )
-        value = tuple(tuple(item) for item in value) if right_type else value
-    elif isinstance(old, int):
-        right_type = type(value) is int
-    elif isinstance(old, float) and type(value) in (int, float):
-        with suppress(OverflowError):  # a whole number too large for a float
-            value = float(value)
-        right_type = isinstance(value, float) and math.isfinite(value)
-    if not right_type or not limits["allowed"](value):
-        raise MisuseError(f"{what} = {value!r}: must be {limits['range']}")
-    return value
 
 
 @dataclass(frozen=True)

@@ -125,8 +125,8 @@ def test_option_beyond_its_range_is_named(option: str, value: str, train: Train)
 
 
 REFUSED: Final = {
-    "width": (2, "--base-width 1000", "network.base_width = 1000: must be a whole number from 1 to 256\n"),
-    "rate": (2, "--learning-rate nan", "optimiser.learning_rate = nan: must be above 0\n"),
+    "width": (2, "--base-width 1000", "network.base_width = 1000: must be less than or equal to 256\n"),
+    "rate": (2, "--learning-rate nan", "optimiser.learning_rate = nan: must be a finite number\n"),
     "channels": (2, "--channels t1,t2", "--channels"),
     "pattern": (2, "--pattern t9=*.nii", "--pattern"),
     "folds": (2, "--folds 5 --fold 1", "--folds 5: there are fewer cases than that (4)\n"),

@@ -164,7 +164,18 @@ def test_values_of_a_file_become_what_the_settings_are(file: Callable[[str], Pat
     assert (type(optimiser.name), type(optimiser.decay), type(optimiser.learning_rate)) == (Optimiser, Decay, float)
 
 
-WINDOWS: Final = "pairs of multiples of 32 plus 16, from 16 to 240"
+WRONG_WINDOWS: Final = {
+    "number": "144",
+    "one window outside a list": "[144, 176]",
+    "one side": "[[144]]",
+    "three sides": "[[48, 48, 48]]",
+    "not 32 k + 16": "[[144, 160]]",
+    "beyond the frame": "[[144, 272]]",
+    "negative": "[[-16, 48]]",
+    "fraction": "[[48.0, 48]]",
+    "truth": "[[True, 48]]",
+    "one of many": "[[48, 48], [50, 48]]",
+}
 REFUSED: Final = {
     "setting one letter off": (
         "[optimiser]\nlearning_rat = 1e-3",
@@ -182,37 +193,27 @@ REFUSED: Final = {
     ),
     "section that is a number": ("optimiser = 3", "optimiser: is a table of settings, [optimiser]"),
     "section that is several tables": ("[[loss]]\ndice = 1", "loss: is a table of settings, [loss]"),
-    "table for a number": (
-        "[network.base_width]\nw = 3",
-        "network.base_width = {'w': 3}: must be a whole number from 1 to 256",
-    ),
-    "text for a number": ('[length]\nepochs = "9"', "length.epochs = '9': must be a whole number from 1"),
-    "truth for a whole number": ("[length]\nepochs = true", "length.epochs = True: must be a whole number from 1"),
-    "truth for a fraction": ("[loss]\ndice = true", "loss.dice = True: must be 0 or above"),
-    "fraction for a whole number": ("[batches]\nsize = 2.0", "batches.size = 2.0: must be a whole number from 1"),
-    "number for a truth": ("[network]\nzero_residual = 1", "network.zero_residual = 1: is true or false"),
-    "date": ("[length]\nsteps = 2020-07-11", "length.steps = datetime.date(2020, 7, 11): must be a whole number from 0"),
-    "unknown optimiser": ('[optimiser]\nname = "sgd"', "optimiser.name = 'sgd': is one of adam, adamw"),
-    "number for a word": ("[optimiser]\ndecay = 1", "optimiser.decay = 1: is one of constant, cosine"),
-    "list for a word": ("[batches]\nsampling = []", "batches.sampling = []: is one of all, balanced"),
-    "unknown recipe": ('recipe = "Paper"', "recipe 'Paper': is one of modern, paper"),
-    "list for a recipe": ("recipe = []", "recipe []: is one of modern, paper"),
-    "number for the windows": ("[batches]\nwindows = 144", "batches.windows = 144: must be " + WINDOWS),
-    "one window outside a list": ("[batches]\nwindows = [144, 176]", "batches.windows = [144, 176]: must be " + WINDOWS),
-    "window of one side": ("[batches]\nwindows = [[144]]", "batches.windows = ((144,),): must be " + WINDOWS),
-    "window of three sides": ("[batches]\nwindows = [[48, 48, 48]]", "batches.windows = ((48, 48, 48),): must be " + WINDOWS),
-    "window that is not 32 k + 16": (
-        "[batches]\nwindows = [[144, 160]]",
-        "batches.windows = ((144, 160),): must be " + WINDOWS,
-    ),
-    "window beyond the frame": ("[batches]\nwindows = [[144, 272]]", "batches.windows = ((144, 272),): must be " + WINDOWS),
-    "window of negative size": ("[batches]\nwindows = [[-16, 48]]", "batches.windows = ((-16, 48),): must be " + WINDOWS),
-    "fractions for a window": ("[batches]\nwindows = [[48.0, 48]]", "batches.windows = [[48.0, 48]]: must be " + WINDOWS),
-    "truth for a window": ("[batches]\nwindows = [[true, 48]]", "batches.windows = [[True, 48]]: must be " + WINDOWS),
-    "one window of many": (
-        "[batches]\nwindows = [[48, 48], [50, 48]]",
-        "batches.windows = ((48, 48), (50, 48)): must be " + WINDOWS,
-    ),
+    "table for a number": ("[network.base_width]\nw = 3", "network.base_width = {'w': 3}: must be a valid integer"),
+    "text for a number": ('[length]\nepochs = "9"', "length.epochs = '9': must be a valid integer"),
+    "truth for a whole number": ("[length]\nepochs = true", "length.epochs = True: must be a valid integer"),
+    "truth for a fraction": ("[loss]\ndice = true", "loss.dice = True: must be a valid number"),
+    "fraction for a whole number": ("[batches]\nsize = 2.0", "batches.size = 2.0: must be a valid integer"),
+    "number for a truth": ("[network]\nzero_residual = 1", "network.zero_residual = 1: must be a valid boolean"),
+    "date": ("[length]\nsteps = 2020-07-11", "length.steps = datetime.date(2020, 7, 11): must be a valid integer"),
+    "unknown optimiser": ('[optimiser]\nname = "sgd"', "optimiser.name = 'sgd': must be 'adam' or 'adamw'"),
+    "number for a word": ("[optimiser]\ndecay = 1", "optimiser.decay = 1: must be 'constant' or 'cosine'"),
+    "list for a word": ("[batches]\nsampling = []", "batches.sampling = []: must be 'all' or 'balanced'"),
+    "unknown recipe": ('recipe = "Paper"', "recipe = 'Paper': must be 'modern' or 'paper'"),
+    "list for a recipe": ("recipe = []", "recipe = []: must be 'modern' or 'paper'"),
+    "number too small": ("[length]\nepochs = 0", "length.epochs = 0: must be greater than or equal to 1"),
+    "lists within lists": (f"seed = {'[' * 250}{']' * 250}", "is nested too deeply for a recipe"),
+    **{
+        f"windows, {name}": (
+            f"[batches]\nwindows = {windows.lower()}",
+            f"batches.windows = {windows}: must be a list of pairs of 16, 48, 80, 112, 144, 176, 208, 240",
+        )
+        for name, windows in WRONG_WINDOWS.items()
+    },
 }
 
 
@@ -221,7 +222,15 @@ def test_wrong_setting_is_refused_by_file_key_and_what_it_may_be(text: str, mess
     path = file(text)
     with pytest.raises(MisuseError) as refusal:
         read_recipe(path)
-    assert str(refusal.value) == f"{path}: {message}"
+    assert (str(refusal.value), refusal.value.details) == (f"{path}: {message}", ())
+
+
+def test_several_wrong_settings_are_told_one_a_line(file: Callable[[str], Path]) -> None:
+    path = file("sead = 1\n[optimiser]\nbeta1 = 1\n[loss]\ndice = -1\n")
+    with pytest.raises(MisuseError) as refusal:
+        read_recipe(path)
+    keys = [line.removeprefix(f"{path}: ").partition(" ")[0] for line in (str(refusal.value), *refusal.value.details)]
+    assert keys == ["optimiser.beta1", "loss.dice", "sead:"]
 
 
 # The last value below what is allowed, and the first above; None where there is none. From what each setting means.
