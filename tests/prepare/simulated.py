@@ -41,6 +41,7 @@ _SHELL_MM: Final = sum(thickness for thickness, _ in _LAYERS)
 _TEXTURE_MM: Final = 6.0
 _MARGIN_MM: Final = 6.0  # of air around the head in a field of view
 _BRIGHTEST: Final = 2000  # what the brightest voxel becomes
+_SMALLER: Final = 0.85  # length of a synthetic head by that of a phantom: a brain of 0.8 litres costs two thirds of the time
 
 
 @dataclass(frozen=True)
@@ -95,7 +96,7 @@ def head_of_phantom(seed: int = 0, *, spacing_mm: float = 3.0) -> SimulatedHead:
     """A synthetic head. At 3 mm it takes a second, and has as many voxels as tests can bear."""
     shape = tuple(round(n / spacing_mm) for n in BRATS_SHAPE)
     phantom = make_phantom(seed, shape=(shape[0], shape[1], shape[2]), spacing_mm=spacing_mm)
-    return _in_skull(phantom.images, phantom.class_map, phantom.affine, seed)
+    return _in_skull(phantom.images, phantom.class_map, phantom.affine @ np.diag([_SMALLER, _SMALLER, _SMALLER, 1.0]), seed)
 
 
 def head_of_case(case: Case) -> SimulatedHead:
