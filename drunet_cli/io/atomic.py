@@ -349,7 +349,8 @@ def take_turns(target: Path) -> Iterator[None]:
 
 
 def remove_abandoned_claims(folder: Path) -> None:
-    """Remove the claims that killed processes have left in a folder."""
+    """Remove the claims that killed processes have left in a folder, and those that they have not come to make."""
+    remove_stale_in(folder, suffix=_CLAIM)
     with suppress(OSError):
         for name in os.listdir(folder):  # noqa: PTH208
             target = folder / name.removeprefix(".").removesuffix(_CLAIM)
