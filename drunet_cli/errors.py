@@ -3,10 +3,10 @@
 Core code raises these errors; only `cli` prints them. Any other exception is a fault of drunet and keeps its traceback.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from enum import IntEnum
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 
 class ExitCode(IntEnum):
@@ -97,6 +97,13 @@ def join_some(items: Sequence[object], *, most: int = 5) -> str:
 def plural(n: int, noun: str) -> str:
     """A number with its noun: 1 case, 2 cases."""
     return f"{n} {noun}" if n == 1 else f"{n} {noun}s"
+
+
+def fault_in_words(fault: Mapping[str, Any]) -> str:
+    """One of the faults that pydantic finds in a document, such as `optimiser.beta1 = 1: must be less than 1`."""
+    value = "" if fault["type"] == "missing" else f" = {fault['input']!r}"  # else the whole document
+    reason = fault["msg"].removeprefix("Value error, ").replace("Input should", "must")
+    return f"{'.'.join(map(str, fault['loc']))}{value}: {reason}"
 
 
 def changed_since(path: Path, *, then: str) -> str:

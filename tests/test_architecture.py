@@ -44,7 +44,7 @@ HOMES: Final = {
     "filelock": re.compile(r"weights/cache\.py|weights/download\.py"),
     "h5py": re.compile(r"weights/keras\.py"),
     "safetensors": re.compile(r"weights/checkpoint\.py|training/(store|run_folder)\.py|network/export\.py"),
-    "pydantic": re.compile(r"conversion/dataset\.py|training/recipe\.py"),
+    "pydantic": re.compile(r"conversion/dataset\.py|training/(recipe|run_folder)\.py|weights/checkpoint\.py"),
     "platformdirs": re.compile(r"weights/registry\.py"),
     "nibabel": re.compile(r"io/\w+\.py|prepare/(brain|record)\.py|segmentation/outputs\.py"),
     "isal": re.compile(r"io/nifti\.py"),

@@ -9,10 +9,11 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
+from pydantic import TypeAdapter
 
 import drunet_cli
 from drunet_cli.brats import Labels
@@ -22,9 +23,6 @@ from drunet_cli.io.checks import CaseWarning
 from drunet_cli.io.geometry import AxisFit, Geometry, laid_out, orientation_to_network
 from drunet_cli.io.inputs import InputFile
 from drunet_cli.io.naming import SEGMENTATION
-
-if TYPE_CHECKING:
-    from pydantic import TypeAdapter
 
 SCHEMA: Final = "drunet.slices/1"
 MANIFEST_COLUMNS: Final = ("case", "z", "image", "mask", "brain", "ncr", "ed", "et")
@@ -202,9 +200,7 @@ def is_description(path: Path) -> bool:
 
 
 @functools.cache
-def _reader() -> "TypeAdapter[Description]":
-    from pydantic import TypeAdapter
-
+def _reader() -> TypeAdapter[Description]:
     return TypeAdapter(Description)
 
 

@@ -3,7 +3,7 @@
 import csv
 import io
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from enum import StrEnum
 from pathlib import Path
 from types import TracebackType
@@ -77,16 +77,6 @@ class History:
         if not scores or self.best is None or not self.best.scores:
             return True
         return mean_scores(scores)["mean"] > self.best.dice["mean"]
-
-    def as_json(self) -> list[dict[str, Any]]:
-        """Return objects that JSON can hold, for `from_json`."""
-        return [asdict(epoch) for epoch in self.epochs]
-
-    @classmethod
-    def from_json(cls, documents: Sequence[Mapping[str, Any]]) -> "History":
-        """Read what `as_json` returned. Raises KeyError, TypeError or ValueError for anything else."""
-        scores = [tuple(CaseScore(**score) for score in document["scores"]) for document in documents]
-        return cls(tuple(Epoch(**{**document, "scores": found}) for document, found in zip(documents, scores, strict=True)))
 
 
 class Stage(StrEnum):

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Final, Literal, Type
 
 from pydantic import AfterValidator, Field, TypeAdapter, ValidationError
 
-from drunet_cli.errors import CaseError, MisuseError
+from drunet_cli.errors import CaseError, MisuseError, fault_in_words
 from drunet_cli.io.naming import BUILT_IN, Naming
 from drunet_cli.network.engine import WINDOW_REST, WINDOW_STRIDE, Precision
 from drunet_cli.weights.structure import MAX_BASE_WIDTH
@@ -271,18 +271,15 @@ def _in_words(fault: Mapping[str, Any], document: Mapping[str, Any]) -> str:
     key = ".".join([*table, name])
     if fault["type"] == "dataclass_type":
         return f"{key}: is a table of settings, [{key}]"
-    section, values = Recipe(), document
-    for each in table:
-        section, values = getattr(section, each), values[each]
     if fault["type"] == "unexpected_keyword_argument":
-        known = [item.name for item in fields(section)]
+        known = [item.name for item in fields(getattr(Recipe(), table[0]) if table else Recipe)]
         near = difflib.get_close_matches(name, known, n=1)
         hint = f"perhaps {'.'.join([*table, *near])}" if near else f"there are {', '.join(known)}"
         return f"{key}: no such setting; {hint}"
-    allowed = fault["msg"].replace("Input should", "must")
     if key == "batches.windows":
-        allowed = f"must be a list of pairs of {', '.join(map(str, _window_sides()))}"
-    return f"{key} = {values[name]!r}: {allowed}"
+        sides = ", ".join(map(str, _window_sides()))
+        return f"{key} = {document['batches']['windows']!r}: must be a list of pairs of {sides}"
+    return fault_in_words(fault)
 
 
 def read_recipe(path: Path, *, otherwise: RecipeName = RecipeName.MODERN) -> Recipe:

@@ -13,20 +13,22 @@ RUN/run.json            cases, versions, device and command line of every sessio
 RUN/slices/             the cases as slices, unless --slices-dir names another folder
 """
 
+import functools
 import json
 import os
 import platform
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import safetensors
+from pydantic import TypeAdapter, ValidationError
 
 import drunet_cli
-from drunet_cli.errors import CaseError, OutputError, WeightsError
+from drunet_cli.errors import CaseError, OutputError, WeightsError, fault_in_words
 from drunet_cli.io.atomic import check_writable, remove_stale, write_atomically
 from drunet_cli.training.cases import Split, read_split
 from drunet_cli.training.history import History
@@ -91,8 +93,8 @@ class RunFolder:
             return False
         try:
             with safetensors.safe_open(self.state, framework="numpy") as file:
-                document = json.loads((file.metadata() or {})[_STATE_KEY])
-            return any(epoch["step"] == document["n_steps"] for epoch in document["history"])
+                state, _ = _parsed_state(file, self.state)
+            return any(epoch.step == state.n_steps for epoch in state.history.epochs)
         except (OSError, safetensors.SafetensorError, ValueError, TypeError, LookupError) as error:
             raise WeightsError(f"{self.state}: is damaged, or no state of a training: {error}; begin it anew") from error
 
@@ -190,17 +192,9 @@ def write_state(path: Path, learner: "Learner", state: TrainingState) -> None:
     """Write everything that the next step depends on into one file. Raises OutputError."""
     import safetensors.torch
 
-    document = {
-        "schema": STATE_SCHEMA,
-        "n_steps": state.n_steps,
-        "step": state.step,
-        "losses": state.losses,
-        "n_losses": state.n_losses,
-        "seconds": state.seconds,
-        "waited_s": state.waited_s,
-        "scaler": learner.scaler.state_dict(),
-        "history": state.history.as_json(),
-    }
+    fields = asdict(state)
+    epochs = fields.pop("history")["epochs"]
+    document = {"schema": STATE_SCHEMA, **fields, "scaler": learner.scaler.state_dict(), "history": epochs}
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in _tensors_of(learner).items()}
     _write(path, safetensors.torch.save(tensors, {_STATE_KEY: json.dumps(document)}))
 
@@ -212,25 +206,31 @@ def read_state(path: Path, learner: "Learner") -> TrainingState:
     """
     try:
         with safetensors.safe_open(path, framework="pt") as file:
-            document = json.loads((file.metadata() or {})[_STATE_KEY])
+            state, scaler = _parsed_state(file, path)
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  # not a dict
-        if document["schema"] != STATE_SCHEMA:
-            raise WeightsError(f"{path}: is of schema {document['schema']!r}; this version reads {STATE_SCHEMA!r}")
-        state = TrainingState(
-            n_steps=int(document["n_steps"]),
-            step=int(document["step"]),
-            losses=float(document["losses"]),
-            n_losses=int(document["n_losses"]),
-            seconds=float(document["seconds"]),
-            waited_s=float(document["waited_s"]),
-            history=History.from_json(document["history"]),
-        )
-        _load(learner, tensors, document["scaler"], has_stepped=state.step > 0)
+        _load(learner, tensors, scaler, has_stepped=state.step > 0)
     except FileNotFoundError as error:
         raise WeightsError(f"{path}: no such file; there is nothing to continue") from error
     except (OSError, safetensors.SafetensorError, ValueError, TypeError, LookupError, RuntimeError) as error:
         raise WeightsError(f"{path}: is damaged, or the state of another training: {error}") from error
     return state
+
+
+def _parsed_state(file: Any, path: Path) -> tuple[TrainingState, Mapping[str, Any]]:
+    """Return the state of an open file, and that of the scaler. Raises LookupError, TypeError or ValueError for damage."""
+    document = json.loads((file.metadata() or {})[_STATE_KEY])
+    if document["schema"] != STATE_SCHEMA:
+        raise WeightsError(f"{path}: is of schema {document['schema']!r}; this version reads {STATE_SCHEMA!r}")
+    try:
+        state = _state_reader().validate_python({**document, "history": {"epochs": document["history"]}})
+    except ValidationError as error:
+        raise ValueError(fault_in_words(error.errors()[0])) from error
+    return state, document["scaler"]
+
+
+@functools.cache
+def _state_reader() -> TypeAdapter[TrainingState]:
+    return TypeAdapter(TrainingState)
 
 
 def _tensors_of(learner: "Learner") -> "dict[str, Tensor]":

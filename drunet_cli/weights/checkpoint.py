@@ -5,20 +5,22 @@ metadata, `drunet`, whose value is the JSON object of Metadata. It is one key be
 order, and the same import must give the same bytes everywhere.
 """
 
+import functools
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Final, TypeAlias
+from typing import Annotated, Any, ClassVar, Final, Literal, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 import safetensors
 import safetensors.numpy
+from pydantic import Field, TypeAdapter, ValidationError
 
 from drunet_cli.brats import CHANNELS, REGIONS
-from drunet_cli.errors import WeightsError
+from drunet_cli.errors import WeightsError, fault_in_words
 from drunet_cli.io.atomic import write_atomically
 from drunet_cli.io.inputs import file_sha256
 from drunet_cli.weights.structure import MAX_BASE_WIDTH, tensor_shapes
@@ -38,6 +40,8 @@ class Postprocessing:
     tumour (ET) below the third become necrotic core. min_enhancing_ml: enhancing tumour that is less than this in all becomes
     necrotic core.
     """
+
+    __pydantic_config__: ClassVar = {"strict": True, "extra": "forbid"}  # an unknown step cannot be left aside
 
     min_volume_ml: float | tuple[float, float, float] = 0.0
     min_enhancing_ml: float = 0.0
@@ -76,11 +80,13 @@ class Metadata:
     postprocessing: what is recommended for their label maps, by cases that were held out; None where nobody measured.
     """
 
+    __pydantic_config__: ClassVar = {"strict": True}
+
     name: str
-    base_width: int
-    bn_epsilon: float
-    dropout: float | None = None
-    window: str = "full"
+    base_width: Annotated[int, Field(ge=1, le=MAX_BASE_WIDTH)]
+    bn_epsilon: Annotated[float, Field(gt=0, lt=1)]
+    dropout: Annotated[float, Field(ge=0, lt=1)] | None = None
+    window: Literal["full", "auto"] = "full"
     origin: str = ""
     source_sha256: str = ""
     licence: str = ""
@@ -162,7 +168,7 @@ def read_metadata(path: Path) -> Metadata:
             f"{path}: lacks drunet's metadata (base width, epsilon); give weights that drunet wrote, or a Keras .h5"
         )
     try:
-        return _metadata(dict(json.loads(document)))
+        return _parsed(document)
     except (ValueError, TypeError, RecursionError) as error:
         raise WeightsError(f"{path}: its drunet metadata cannot be understood: {error}") from error
 
@@ -175,35 +181,22 @@ def weights_sha256(path: Path) -> str:
         raise WeightsError(f"{path}: cannot be read: {error.strerror}") from error
 
 
-def _metadata(document: dict[str, Any]) -> Metadata:
+def _parsed(document: str) -> Metadata:
     """Check the metadata. Fields that this version does not know are left aside; absent fields keep their defaults."""
-    if document.get("format") != _FORMAT:
-        raise ValueError(f"format {document.get('format')}; this drunet reads format {_FORMAT}")
-    if document.get("channels") != list(CHANNELS):
-        raise ValueError(f"channels {document.get('channels')}; this drunet feeds {list(CHANNELS)}")
-    facts = {field.name: document[field.name] for field in fields(Metadata) if field.name in document}
-    if facts.get("postprocessing") is not None:
-        facts["postprocessing"] = _postprocessing(facts["postprocessing"])
-    metadata = Metadata(**facts)
-    width, epsilon, dropout = metadata.base_width, metadata.bn_epsilon, metadata.dropout
-    if type(width) is not int or not 1 <= width <= MAX_BASE_WIDTH:
-        raise ValueError(f"base width {width!r}")
-    if type(epsilon) is not float or not 0 < epsilon < 1:
-        raise ValueError(f"epsilon {epsilon!r}")
-    if dropout is not None and (type(dropout) not in (int, float) or not 0 <= dropout < 1):
-        raise ValueError(f"dropout {dropout!r}")
-    if metadata.window not in ("full", "auto"):
-        raise ValueError(f"window {metadata.window!r}")
-    texts = (metadata.name, metadata.origin, metadata.source_sha256, metadata.licence, metadata.citation, metadata.network)
-    if not all(type(text) is str for text in texts):
-        raise ValueError("a text that is none")
-    return metadata
+    facts = dict(json.loads(document))
+    if facts.get("format") != _FORMAT:
+        raise ValueError(f"format {facts.get('format')}; this drunet reads format {_FORMAT}")
+    if facts.get("channels") != list(CHANNELS):
+        raise ValueError(f"channels {facts.get('channels')}; this drunet feeds {list(CHANNELS)}")
+    try:
+        return _reader().validate_json(document)
+    except ValidationError as error:
+        raise ValueError(fault_in_words(error.errors()[0])) from error
 
 
-def _postprocessing(document: Any) -> Postprocessing:
-    """Check a recommendation; a step that this version does not know cannot be left aside. Raises ValueError, TypeError."""
-    volumes: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in document.items()}
-    return Postprocessing(**volumes)
+@functools.cache
+def _reader() -> TypeAdapter[Metadata]:
+    return TypeAdapter(Metadata)
 
 
 def _tensor(file: Any, key: str, path: Path) -> npt.NDArray[np.float32]:

@@ -1,8 +1,6 @@
 """What a training has done, as tables, curves and events."""
 
 import csv
-import json
-import math
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -99,21 +97,6 @@ def test_best_is_judged_by_the_mean_over_cases_and_regions() -> None:
     history = History((replace(FIRST, scores=(score("a", 0.9, 0.9, 0.0),)),))
     assert history.would_be_best([score("a", 0.6, 0.6, 0.61)])
     assert not history.would_be_best([score("a", 1.0, 0.79, 0.0)])
-
-
-def test_history_survives_json() -> None:
-    history = History((*HISTORY.epochs, replace(FIRST, loss=0.1 + 0.2, learning_rate=math.pi * 1e-9)))
-    assert History.from_json(json.loads(json.dumps(history.as_json()))) == history
-
-
-@pytest.mark.parametrize(
-    "documents",
-    [[{"epoch": 1}], [{**vars(FIRST), "colour": "red"}], [{**vars(FIRST), "scores": [{"case": "a"}]}], [3]],
-    ids=["settings missing", "unknown setting", "score without Dice", "a number"],
-)
-def test_document_that_is_no_history_raises_what_its_reader_expects(documents: list[Any]) -> None:
-    with pytest.raises((KeyError, TypeError, ValueError)):
-        History.from_json(documents)
 
 
 @pytest.mark.parametrize("epochs", [(), (UNSCORED, replace(UNSCORED, step=750))], ids=["none", "not scored"])

@@ -199,7 +199,7 @@ REFUSED: Final = {
     "truth for a fraction": ("[loss]\ndice = true", "loss.dice = True: must be a valid number"),
     "fraction for a whole number": ("[batches]\nsize = 2.0", "batches.size = 2.0: must be a valid integer"),
     "number for a truth": ("[network]\nzero_residual = 1", "network.zero_residual = 1: must be a valid boolean"),
-    "date": ("[length]\nsteps = 2020-07-11", "length.steps = datetime.date(2020, 7, 11): must be a valid integer"),
+    "date": ("[length]\nsteps = 2020-07-11", "length.steps = '2020-07-11': must be a valid integer"),
     "unknown optimiser": ('[optimiser]\nname = "sgd"', "optimiser.name = 'sgd': must be 'adam' or 'adamw'"),
     "number for a word": ("[optimiser]\ndecay = 1", "optimiser.decay = 1: must be 'constant' or 'cosine'"),
     "list for a word": ("[batches]\nsampling = []", "batches.sampling = []: must be 'all' or 'balanced'"),

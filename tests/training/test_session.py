@@ -371,6 +371,8 @@ DAMAGES: Final[Mapping[str, Callable[[Path], object]]] = {
     "lacks a weight": change_state(lambda tensors, _: tensors.pop("network.head.weight")),
     "other width": change_state(lambda tensors, _: tensors.update({"network.head.weight": torch.zeros(4, 32, 1, 1)})),
     "lacks the step": change_state(lambda _, document: document.pop("step")),
+    "epoch without its loss": change_state(lambda _, document: document["history"][0].pop("loss")),
+    "score without Dice": change_state(lambda _, document: document["history"][0]["scores"][0].pop("dice")),
     "later version": change_state(lambda _, document: document.update(schema="drunet.training-state/99")),
     "lacks the optimiser": change_state(drop_optimiser),
     "more parameters": change_state(lambda tensors, _: tensors.update({"optimiser.9999.exp_avg": torch.zeros(1)})),
