@@ -1,12 +1,13 @@
-"""Time drunet on the CPU against a plain PyTorch loop, side by side in one run.
+"""Time drunet on the CPU against a plain PyTorch loop, and against MONAI's network for BraTS, side by side in one run.
 
     python tests/benchmarks/cpu.py WEIGHTS CASE_FOLDER [--threads N] [--repeats N]
 
 Prints the seconds and the peak memory of whole processes: a loop that feeds all slices of the volume one by one through the
-network in PyTorch without any of drunet's measures, and `drunet segment` with each engine, with windows, and with `--fast`,
-which computes in bfloat16 where the processor has it. Then the network alone: seconds a slice by engine and number of slices at
-once, and the share of the rate of a plain matrix product; and for one process and for two that share the CPUs, with OpenMP's
-own way of waiting and with drunet's. CASE_FOLDER holds `*_flair.nii.gz` and so on.
+network in PyTorch without any of drunet's measures; MONAI's SegResNet as its BraTS bundle has it, where MONAI is installed (by
+`pip install --no-deps monai`); and `drunet segment` with each engine, with windows, and with `--fast`, which computes in
+bfloat16 where the processor has it. Then the network alone: seconds a slice by engine and number of slices at once, and the
+share of the rate of a plain matrix product; and for one process and for two that share the CPUs, with OpenMP's own way of
+waiting and with drunet's. CASE_FOLDER holds `*_flair.nii.gz` and so on.
 """
 
 import argparse
@@ -17,6 +18,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -50,6 +52,30 @@ with torch.no_grad():
     for z in range(image.shape[3]):
         logits = model(torch.from_numpy(np.ascontiguousarray(image[None, ..., z])).float() / 255)
         labels[..., z] = logits.argmax(1)[0].numpy()
+nib.Nifti1Image(labels, nib.load(files[0]).affine).to_filename(output)
+"""
+
+# The network, window and arithmetic of MONAI's bundle brats_mri_segmentation, with weights of chance: these take no other time.
+MONAI_WINDOW = """
+import sys
+import nibabel as nib, numpy as np, torch
+from monai.networks.nets import SegResNet
+threads, output, *files = sys.argv[1:]
+torch.set_num_threads(int(threads))
+model = SegResNet(
+    blocks_down=[1, 2, 2, 4], blocks_up=[1, 1, 1], init_filters=16, in_channels=4, out_channels=3, dropout_prob=0.2
+)
+model.eval()
+image = np.zeros((4, 240, 240, 160), dtype=np.float32)
+for channel, file in zip(image, files):
+    volume = nib.load(file).get_fdata(dtype=np.float32)
+    brain = volume != 0
+    channel[..., : volume.shape[2]] = np.where(brain, (volume - volume[brain].mean()) / volume[brain].std(), 0)
+with torch.no_grad():
+    regions = model(torch.from_numpy(image[None]))[0, ..., : volume.shape[2]].sigmoid() > 0.5
+labels = np.zeros(volume.shape, dtype=np.uint8)
+for region, label in zip((1, 0, 2), (2, 1, 4)):
+    labels[regions[region].numpy()] = label
 nib.Nifti1Image(labels, nib.load(files[0]).affine).to_filename(output)
 """
 
@@ -160,6 +186,9 @@ def whole_processes(weights: str, case: Path, threads: int, repeats: int) -> Non
         commands = {
             "plain loop": [sys.executable, "-c", PLAIN_LOOP, weights, str(threads), f"{scratch}/plain.nii.gz", *files.values()]
         }
+        if find_spec("monai") is not None:
+            monai = [sys.executable, "-c", MONAI_WINDOW, str(threads), f"{scratch}/monai.nii.gz", *files.values()]
+            commands["MONAI's SegResNet"] = monai
         for window in ("full", "auto"):
             for engine in ("torch", "onnxruntime"):
                 commands[f"{engine}, --window {window}"] = [*drunet, "--engine", engine, "--window", window]
