@@ -344,6 +344,18 @@ def test_a_warning_that_a_case_has_twice_is_counted() -> None:
     assert line.endswith("  2 x modality-name, resampled")
 
 
+@pytest.mark.parametrize(
+    ("error", "note"),
+    [
+        ("a/long/way/P7_t1.nii.gz: is truncated: copy it again", "P7_t1.nii.gz: is truncated: copy it again"),
+        ("a/long/way/P7: has no T1", "a/long/way/P7: has no T1"),
+        ("a case: a/P7_t1.nii: is empty", "a case: a/P7_t1.nii: is empty"),
+    ],
+)
+def test_a_table_names_a_faulty_image_without_its_folder(error: str, note: str) -> None:
+    assert lines_of(cohort_table([SummaryRow(case="P7", status=Status.FAILED, error=error)]))[1].endswith(f"  {note}")
+
+
 def test_what_the_weights_are_for_stands_once_below_the_cases() -> None:
     rows = [SummaryRow(case=case, status=Status.DONE, weights_sha256=(BUNDLED[COMPACT].sha256,)) for case in "ab"]
     below = " ".join(lines_of(cohort_table(rows))[3:])
