@@ -15,6 +15,7 @@ import typer
 
 from drunet_cli.brats import Modality
 from drunet_cli.cli.console import Screen, result, result_json, table_of
+from drunet_cli.cli.options import parsed_shard
 from drunet_cli.errors import CaseError, DrunetError, ExitCode, MisuseError, Terminated, join_some, plural
 from drunet_cli.io.case import HEADER, BrokenCase, Case, SeriesFolder, case_of, no_series, paths_of_list
 from drunet_cli.io.discovery import Cohort, find_cases
@@ -50,17 +51,19 @@ def find_cohort(
     name: str | None,
     patterns: Sequence[str] | None,
     channels: str | None,
+    shard: str | None = None,
     leave_out: Sequence[Path] = (),
     raw: bool = False,
     segmentation: Path | None = None,
 ) -> Cohort:
-    """The cases that a command is given: CASES, or else the one of --t1 --t1ce --t2 --flair (--seg, --case).
+    """The cases that a command is given: CASES, or the share of them, or the one of --t1 --t1ce --t2 --flair (--seg, --case).
 
     raw: they are raw scans. Raises MisuseError, and CaseError for the files of one case.
     """
     if cases:
         find = raw_cohort_of if raw else cohort_of
-        return find(cases, patterns=patterns or (), channels=channels, leave_out=leave_out)
+        cohort = find(cases, patterns=patterns or (), channels=channels, leave_out=leave_out)
+        return cohort if shard is None else share_of(cohort, parsed_shard(shard))
     case = raw_case_of(given, name=name) if raw else case_of_files(given, name=name, segmentation=segmentation)
     return Cohort((case,), (), alone=True)
 
@@ -182,6 +185,8 @@ def label_maps_of(cohort: Cohort, output: Path, *, bids: bool, prepare: bool) ->
 
     bids: lay them out as a BIDS data set. prepare: the cases are to be prepared. Raises MisuseError.
     """
+    if names_a_file(output) and not cohort.alone:
+        raise MisuseError(f"-o {output}: is one file; name a folder, which gets a label map of each case")
     unusable = [item.name for item in cohort.broken if not item.is_source]
     if not bids:
         return {name: label_map_path(output, name) for name in [*(case.name for case in cohort.cases), *unusable]}

@@ -86,13 +86,10 @@ def nii2png(
     drunet convert nii2png BraTS2021_TrainingData -o slices
     """
     given = {Modality.FLAIR: flair, Modality.T1CE: t1ce, Modality.T1: t1, Modality.T2: t2}
-    one_case = any(value is not None for value in (*given.values(), seg, case))
     if output is None:
         raise MisuseError("missing -o: name a folder for the slices")
-    if not cases and not one_case:
-        raise MisuseError("missing CASES: name folders or tables of cases, or give --t1 --t1ce --t2 --flair")
-    if one_case and (cases or pattern or channels):
-        raise MisuseError("CASES (--pattern, --channels) and --t1 --t1ce --t2 --flair --seg --case exclude one another")
+    files = {"--t1": t1, "--t1ce": t1ce, "--t2": t2, "--flair": flair, "--seg": seg, "--case": case}
+    options.check_cases(cases, files, {"--pattern": pattern, "--channels": channels})
     options.check_exclusive(skip_existing=skip_existing, overwrite=overwrite)
 
     from drunet_cli.cli.cases import Batch, PlanRow, find_cohort, print_plan

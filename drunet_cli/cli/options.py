@@ -5,7 +5,7 @@ Typer reads these annotations when it runs.
 
 import math
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, Final
@@ -295,6 +295,18 @@ def modality(name: str, *, required: bool = True) -> typer.models.OptionInfo:
         rich_help_panel=IMAGES,
     )
     return option
+
+
+def check_cases(cases: object, files: Mapping[str, object], only_with_cases: Mapping[str, object]) -> None:
+    """Raise MisuseError unless either CASES or the files of one case are given.
+
+    files: the options of one case, by name. only_with_cases: the options that make no sense for one case.
+    """
+    one_case = any(value is not None for value in files.values())
+    if not (cases or one_case):
+        raise MisuseError("missing CASES: name folders or tables of cases, or give --t1 --t1ce --t2 --flair")
+    if one_case and (cases or any(only_with_cases.values())):
+        raise MisuseError(f"CASES ({', '.join(only_with_cases)}) and {' '.join(files)} exclude one another")
 
 
 def check_exclusive(*, skip_existing: bool, overwrite: bool) -> None:

@@ -1,7 +1,7 @@
 """`drunet prepare`, and the preparation that `drunet segment --prepare` asks for."""
 
 from collections.abc import Sequence
-from contextlib import ExitStack, closing
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final
@@ -14,11 +14,8 @@ from drunet_cli.errors import DrunetError, MisuseError, OutputError, plural
 
 if TYPE_CHECKING:
     from drunet_cli.cli.cases import Batch
-    from drunet_cli.cli.console import Screen
     from drunet_cli.prepare.preparation import PreparationSettings
     from drunet_cli.prepare.prepared_case import PlannedPreparation, PreparedResult
-    from drunet_cli.segmentation.plan import RunPlan
-    from drunet_cli.segmentation.settings import Settings
 
 _PREPARATION: Final = "Preparation of raw scans"
 
@@ -125,25 +122,21 @@ def prepare(
     drunet prepare patients -o prepared --preview --skip-existing
     """
     given = {Modality.FLAIR: flair, Modality.T1CE: t1ce, Modality.T1: t1, Modality.T2: t2}
-    one_case = any(value is not None for value in (*given.values(), case))
     if output is None:
         raise MisuseError("missing -o: name a folder for the prepared cases")
-    if not cases and not one_case:
-        raise MisuseError("missing CASES: name folders or tables of cases, or give --t1 --t1ce --t2 --flair")
-    if one_case and (cases or pattern or channels or shard):
-        exclude = "exclude one another"
-        raise MisuseError(f"CASES (--pattern, --channels, --shard) and --t1 --t1ce --t2 --flair --case {exclude}")
+    files = {"--t1": t1, "--t1ce": t1ce, "--t2": t2, "--flair": flair, "--case": case}
+    options.check_cases(cases, files, {"--pattern": pattern, "--channels": channels, "--shard": shard})
     options.check_exclusive(skip_existing=skip_existing, overwrite=overwrite)
 
-    from drunet_cli.cli.cases import Batch, PlanRow, find_cohort, print_plan, share_of
+    from drunet_cli.cli.cases import Batch, PlanRow, find_cohort, print_plan
     from drunet_cli.cli.console import Screen
     from drunet_cli.host import granted_cpus
     from drunet_cli.prepare.preparation import PreparationSettings, check_extra
     from drunet_cli.prepare.prepared_case import compare_preparations, plan_preparations, prepare_cases
 
-    cohort = find_cohort(cases, given, name=case, patterns=pattern, channels=channels, leave_out=[output], raw=True)
-    if shard is not None:
-        cohort = share_of(cohort, options.parsed_shard(shard))
+    cohort = find_cohort(
+        cases, given, name=case, patterns=pattern, channels=channels, shard=shard, leave_out=[output], raw=True
+    )
     screen = Screen(quiet=quiet)
     for note in cohort.notes:
         screen.warning(note)
@@ -226,40 +219,3 @@ def _tell(planned: "PlannedPreparation", result: "PreparedResult", batch: "Batch
         note=result.in_words,
         warnings=[] if result.left_out else [warning["message"] for warning in result.document["warnings"]],
     )
-
-
-# For `segment --prepare`
-
-
-def preparation_of(settings: "Settings", keep: Path | None, temporary: ExitStack) -> "PreparationSettings":
-    """The preparation that a segmentation asks for. keep: the folder of the prepared cases; without it they are temporary."""
-    from drunet_cli.host import granted_cpus
-    from drunet_cli.io.atomic import temporary_folder
-    from drunet_cli.prepare.preparation import PreparationSettings
-
-    return PreparationSettings(
-        folder=temporary.enter_context(temporary_folder()) if keep is None else keep,
-        keep=keep is not None,
-        preview=settings.shows_preparation,
-        strict=settings.strict,
-        overwrite=settings.overwrite,
-        skip_existing=not settings.overwrite,
-        threads=settings.threads or granted_cpus(),
-    )
-
-
-def print_raw_plan(plan: "RunPlan", screen: "Screen", *, json: bool) -> None:
-    """Print the plan of a segmentation of raw scans, of which nothing is read."""
-    from drunet_cli.cli.cases import PlanRow, print_plan
-    from drunet_cli.prepare.prepared_case import PreparationAction
-    from drunet_cli.segmentation.plan import compare_prepared
-
-    rows = []
-    for each in (compare_prepared(plan) if plan.stop is None else plan).cases:
-        preparation = each.preparation
-        assert preparation is not None, "the run has one for each case"
-        first = "verify" if preparation.action is PreparationAction.VERIFY else "prepare"
-        error = each.error or preparation.error
-        would = f"{first}, {each.action}" if error is None else "fail"
-        rows.append(PlanRow(preparation.case, each.state, would, None, error))
-    print_plan(rows, plan.cohort, seg=False, json=json, quiet=screen.quiet, stop=plan.stop)

@@ -20,11 +20,12 @@ from drunet_cli.weights.registry import DEFAULT, members_of
 if TYPE_CHECKING:
     from drunet_cli.cli.cases import Batch
     from drunet_cli.cli.console import Screen
-    from drunet_cli.prepare.prepared_case import PlannedPreparation
+    from drunet_cli.prepare.preparation import PreparationSettings
     from drunet_cli.segmentation.cohort import Outcome
     from drunet_cli.segmentation.outputs import OutputFiles
     from drunet_cli.segmentation.plan import PlannedCase, RunPlan
     from drunet_cli.segmentation.predict import Ensemble
+    from drunet_cli.segmentation.settings import Settings
     from drunet_cli.segmentation.summary import SummaryRow
 
 _MOST_ROWS: Final = 40
@@ -138,17 +139,13 @@ def segment(
     drunet segment BraTS2021_ValidationData -o results --skip-existing
     """
     given = {Modality.FLAIR: flair, Modality.T1CE: t1ce, Modality.T1: t1, Modality.T2: t2}
-    one_case = any(value is not None for value in (*given.values(), case))
     if output is None:
         raise MisuseError("missing -o: name the label map to write, or a folder for it")
-    if not (cases or one_case):
-        raise MisuseError("missing CASES: name folders or tables of cases, or give --t1 --t1ce --t2 --flair")
-    if one_case and (cases or pattern or channels or shard):
-        exclude = "exclude one another"
-        raise MisuseError(f"CASES (--pattern, --channels, --shard) and --t1 --t1ce --t2 --flair --case {exclude}")
+    files = {"--t1": t1, "--t1ce": t1ce, "--t2": t2, "--flair": flair, "--case": case}
+    options.check_cases(cases, files, {"--pattern": pattern, "--channels": channels, "--shard": shard})
     _check_raw_scans(prepare=prepare, keep=keep_prepared, bids=bids, dicom_seg=dicom_seg, skip_existing=skip_existing)
 
-    from drunet_cli.cli.cases import find_cohort, label_maps_of, names_a_file, share_of
+    from drunet_cli.cli.cases import find_cohort, label_maps_of, names_a_file
     from drunet_cli.cli.console import Screen
     from drunet_cli.cli.weights import opener
     from drunet_cli.segmentation.plan import plan_run
@@ -191,51 +188,30 @@ def segment(
             skip_existing=skip_existing,
         )
         ensemble = Ensemble(settings, on_warning=screen.warning, open_weights=opener(screen))
-    leave_out = [output] if keep_prepared is None else [output, keep_prepared]
-    cohort = find_cohort(cases, given, name=case, patterns=pattern, channels=channels, leave_out=leave_out, raw=prepare)
-    share = None if shard is None else options.parsed_shard(shard)
-    if share is not None:
-        cohort = share_of(cohort, share)
+    folders = [output] if keep_prepared is None else [output, keep_prepared]
+    cohort = find_cohort(
+        cases, given, name=case, patterns=pattern, channels=channels, shard=shard, leave_out=folders, raw=prepare
+    )
     if settings.dicom_seg:
         from drunet_cli.prepare.dicom_seg import cohort_from_dicom
 
         cohort = cohort_from_dicom(cohort, settings.carried_to)
-    if names_a_file(output) and not cohort.alone:
-        raise MisuseError(f"-o {output}: is one file; name a folder, which gets a label map of each case")
     label_maps = label_maps_of(cohort, output, bids=bids, prepare=prepare)
+    summary = None if names_a_file(output) else output / SUMMARY
     with _parameters_as_options(), ExitStack() as temporary:
-        preparations: Sequence[PlannedPreparation] = ()
-        if prepare:
-            from drunet_cli.cli.prepare import preparation_of, print_raw_plan
+        preparation = _preparation_of(settings, keep_prepared, temporary) if prepare else None
+        plan = plan_run(cohort, ensemble, label_maps, summary=summary, preparation=preparation)
+        if preparation is not None and plan.stop is None and not dry_run:
             from drunet_cli.prepare.preparation import check_extra
-            from drunet_cli.prepare.prepared_case import plan_preparations
 
-            asked = preparation_of(settings, keep_prepared, temporary)
-            preparations = plan_preparations(cohort.cases, asked)
-        summary = None if names_a_file(output) else output / SUMMARY
-        plan = plan_run(cohort, ensemble, label_maps, summary=summary, preparations=preparations)
-        if prepare and plan.stop is None and not dry_run:
-            check_extra(asked)
-        for note in cohort.notes:
-            screen.warning(note)
-        if plan.summary != summary:
-            screen.warning(f"{summary}: is not a table that drunet wrote; the case is not entered there")
-        if share is not None and plan.n_cases == 0:
-            screen.note(f"shard {share[0]} of {share[1]} is empty: there are fewer cases than shards")
-        if prepare and keep_prepared is None and not settings.carried_to:
-            screen.note(_NOT_KEPT)
-        if dry_run and prepare:
-            print_raw_plan(plan, screen, json=json)
-        elif dry_run:
+            check_extra(preparation)
+        _tell_of_plan(plan, screen, summary=summary, shard=shard, preparation=preparation)
+        if not dry_run:
+            _segment(plan, ensemble, screen, output=output, json=json)
+        elif preparation is None:
             _print_plan(plan, ensemble, screen, json=json)
         else:
-            _segment(plan, ensemble, screen, output=output, json=json)
-
-
-_NOT_KEPT: Final = (
-    "Labels lie on the grid of the prepared images, which are removed: to lay them over images in another program, add "
-    "--keep-prepared DIR, or --in-space t1ce for labels on that scan's own grid"
-)
+            _print_raw_plan(plan, screen, json=json)
 
 
 def _check_raw_scans(*, prepare: bool, keep: Path | None, bids: bool, dicom_seg: bool, skip_existing: bool) -> None:
@@ -280,6 +256,44 @@ def _as_option(found: re.Match[str]) -> str:
     return _OPTIONS.get(found[0]) or (option if found[2] else f"{option} ")
 
 
+def _preparation_of(settings: "Settings", keep: Path | None, temporary: ExitStack) -> "PreparationSettings":
+    """The preparation that a segmentation asks for. keep: the folder of the prepared cases; without it they are temporary."""
+    from drunet_cli.host import granted_cpus
+    from drunet_cli.io.atomic import temporary_folder
+    from drunet_cli.prepare.preparation import PreparationSettings
+
+    return PreparationSettings(
+        folder=temporary.enter_context(temporary_folder()) if keep is None else keep,
+        keep=keep is not None,
+        preview=settings.shows_preparation,
+        strict=settings.strict,
+        overwrite=settings.overwrite,
+        skip_existing=not settings.overwrite,
+        threads=settings.threads or granted_cpus(),
+    )
+
+
+def _tell_of_plan(
+    plan: "RunPlan", screen: "Screen", *, summary: Path | None, shard: str | None, preparation: "PreparationSettings | None"
+) -> None:
+    """Tell what is remarkable about the plan. summary: the table that the run would write, if nobody else's were there."""
+    for note in plan.cohort.notes:
+        screen.warning(note)
+    if plan.summary != summary:
+        screen.warning(f"{summary}: is not a table that drunet wrote; the case is not entered there")
+    if shard is not None and plan.n_cases == 0:
+        k, n = options.parsed_shard(shard)
+        screen.note(f"shard {k} of {n} is empty: there are fewer cases than shards")
+    if preparation is not None and not (preparation.keep or plan.settings.carried_to):
+        screen.note(_NOT_KEPT)
+
+
+_NOT_KEPT: Final = (
+    "Labels lie on the grid of the prepared images, which are removed: to lay them over images in another program, add "
+    "--keep-prepared DIR, or --in-space t1ce for labels on that scan's own grid"
+)
+
+
 def _print_plan(plan: "RunPlan", ensemble: "Ensemble", screen: "Screen", *, json: bool) -> None:
     """Print the plan. Raises the error that would stop the run before its first case, else as the run would end."""
     from drunet_cli.cli.cases import PlanRow, print_plan
@@ -302,6 +316,23 @@ def _print_plan(plan: "RunPlan", ensemble: "Ensemble", screen: "Screen", *, json
     differing |= {name for name, files in plan.unusable.items() if files.state() is OutputState.COMPLETE}
     rows = [PlanRow(each.case, each.state, each.action, each.warnings, each.error) for each in plan.cases]
     print_plan(rows, plan.cohort, seg=False, differing=differing, json=json, quiet=screen.quiet, notes=notes, stop=stop)
+
+
+def _print_raw_plan(plan: "RunPlan", screen: "Screen", *, json: bool) -> None:
+    """Print the plan of a segmentation of raw scans, of which nothing is read."""
+    from drunet_cli.cli.cases import PlanRow, print_plan
+    from drunet_cli.prepare.prepared_case import PreparationAction
+    from drunet_cli.segmentation.plan import compare_prepared
+
+    rows = []
+    for each in (compare_prepared(plan) if plan.stop is None else plan).cases:
+        preparation = each.preparation
+        assert preparation is not None, "the run has one for each case"
+        first = "verify" if preparation.action is PreparationAction.VERIFY else "prepare"
+        error = each.error or preparation.error
+        would = f"{first}, {each.action}" if error is None else "fail"
+        rows.append(PlanRow(preparation.case, each.state, would, None, error))
+    print_plan(rows, plan.cohort, seg=False, json=json, quiet=screen.quiet, stop=plan.stop)
 
 
 def _counts(plan: "RunPlan") -> str:

@@ -38,7 +38,8 @@ from drunet_cli.weights.checkpoint import Metadata
 from drunet_cli.weights.registry import BUNDLED, Entry, cached_path, find_entry, is_file, is_file_name, weights_path
 
 if TYPE_CHECKING:
-    from drunet_cli.prepare.prepared_case import PlannedPreparation  # of raw scans alone
+    from drunet_cli.prepare.preparation import PreparationSettings  # of raw scans alone
+    from drunet_cli.prepare.prepared_case import PlannedPreparation
 
 _THREADS: Final = 8  # file systems that answer slowly answer many questions at once
 _REMEDY: Final = "give --overwrite to segment the case again"
@@ -105,17 +106,21 @@ def plan_run(
     label_maps: Mapping[str, Path],
     *,
     summary: Path | None = None,
-    preparations: Sequence["PlannedPreparation"] = (),
+    preparation: "PreparationSettings | None" = None,
 ) -> RunPlan:
     """Decide what to do with every case. Nothing is written, and no image is read.
 
     label_maps: where the label map of each case goes, by name, also of cases that cannot be used. summary: the folder's table.
-    preparations: for a cohort of raw scans, those of its cases; the cohort of the plan then has the images that they make.
+    preparation: of a cohort of raw scans; the cohort of the plan then has the images that will be made of them.
     Raises MisuseError for weights that are given twice.
     """
     settings = ensemble.settings
     _check_distinct(settings.weights)
-    if preparations:
+    preparations: Sequence[PlannedPreparation] = ()
+    if preparation is not None:
+        from drunet_cli.prepare.prepared_case import plan_preparations
+
+        preparations = plan_preparations(cohort.cases, preparation)
         cohort = replace(cohort, cases=tuple(replace(each.case, images=each.files.images) for each in preparations))
     if cohort.alone and summary is not None:
         try:
