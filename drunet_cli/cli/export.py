@@ -67,7 +67,7 @@ def export(
 ) -> None:
     """Write weights in another format, and check the file before it appears.
 
-    onnx: for other programs by ONNX. Its input slices is float32,
+    onnx: for other programs by ONNX. Its input, "slices", is float32,
     batch x 4 x X x Y, with the channels FLAIR, T1ce, T1, T2: the pixels that
     nii2png writes, divided by 255; X and Y are multiples of 32 plus 16, such as
     240. Its metadata say the rest.

@@ -335,7 +335,7 @@ FOREIGN: Final[dict[str, Callable[[Path], object]]] = {
     "weights": weights,
     "tensors": tensors,
     "folder": Path.mkdir,
-    "pipe": os.mkfifo,
+    "pipe": lambda path: os.mkfifo(path),
 }
 
 

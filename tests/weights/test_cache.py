@@ -1,7 +1,6 @@
 """Weights by name or file: fetched once, verified, kept, and never half there."""
 
 import errno
-import fcntl
 import os
 import shutil
 import signal
@@ -298,7 +297,7 @@ def test_where_every_lock_is_refused_nobody_is_waited_for(number: int, monkeypat
     def flock(*_: object) -> NoReturn:
         raise OSError(number, os.strerror(number))
 
-    monkeypatch.setattr(fcntl, "flock", flock)
+    monkeypatch.setattr(pytest.importorskip("fcntl"), "flock", flock)
     monkeypatch.setenv("DRUNET_WEIGHTS_URL", GOLDEN_WEIGHTS.as_uri())
     notes: list[str] = []
     assert_golden(obtain(DEFAULT, on_note=notes.append))

@@ -3,7 +3,6 @@
 Whether Keras loads what drunet writes was not tried: TensorFlow is not installed.
 """
 
-import fcntl
 import io
 import shutil
 from collections.abc import Callable
@@ -148,6 +147,7 @@ def test_a_truncated_file_is_refused_and_one_with_flipped_bits_ends_in_weights_o
 
 
 def test_a_file_that_cannot_be_locked_is_read_and_an_error_of_the_system_is_told_as_one(tmp_path: Path) -> None:
+    fcntl = pytest.importorskip("fcntl")
     with GOLDEN_WEIGHTS.open("rb") as holder:
         fcntl.flock(holder, fcntl.LOCK_EX)  # as on file systems without locks, nobody else gets one
         assert read_keras_h5(GOLDEN_WEIGHTS)[0] == 1

@@ -1,6 +1,5 @@
 """The weights that come with drunet: the file in the package is what the registry says."""
 
-import pwd
 from importlib import resources
 from pathlib import Path
 from typing import Final
@@ -57,7 +56,7 @@ def test_without_a_home_folder_only_what_needs_the_cache_fails(
 ) -> None:
     for name in ("HOME", "XDG_CACHE_HOME", "DRUNET_CACHE_DIR"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(pwd, "getpwuid", {}.__getitem__)  # the user id has no name either
+    monkeypatch.setattr(pytest.importorskip("pwd"), "getpwuid", {}.__getitem__)  # the user id has no name either
     for command in ("path brats2020", "download", f"import {GOLDEN_WEIGHTS} --name mine"):
         assert main(["weights", *command.split()]) == 4
         assert capsys.readouterr().err == f"Error: {NO_CACHE}\n"
