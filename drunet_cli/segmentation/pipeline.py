@@ -20,8 +20,7 @@ from drunet_cli.io.intensities import SliceStack
 from drunet_cli.io.nifti import Header
 from drunet_cli.io.volumes import CaseImages, images_of, read_images
 from drunet_cli.prepare.record import PreparedFrom, needed_origin, origin_of
-from drunet_cli.segmentation.label_map import clean_up, label_map_warnings, measure
-from drunet_cli.segmentation.midline import Sides, sides_of
+from drunet_cli.segmentation.label_map import Sides, clean_up, label_map_warnings, measure, sides_of
 from drunet_cli.segmentation.predict import Ensemble, Prediction, predict
 
 if TYPE_CHECKING:

@@ -18,7 +18,7 @@ from scipy import ndimage
 from drunet_cli.io.geometry import Geometry, fit
 from drunet_cli.io.nifti import load_volume
 from drunet_cli.io.volumes import class_map_of
-from drunet_cli.segmentation.midline import Midplane, midsagittal_plane, sides_of
+from drunet_cli.segmentation.label_map import Midplane, midsagittal_plane, sides_of
 
 TURNS_DEGREES: Final = (8.0, -12.0)
 STEP: Final = 2

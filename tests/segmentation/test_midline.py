@@ -9,7 +9,7 @@ from nibabel.orientations import apply_orientation, axcodes2ornt, ornt_transform
 
 from drunet_cli.brats import ClassMap, TumourClass
 from drunet_cli.io.geometry import fit
-from drunet_cli.segmentation.midline import Midplane, Sides, midsagittal_plane, sides_of
+from drunet_cli.segmentation.label_map import Midplane, Sides, midsagittal_plane, sides_of
 
 SHAPE: Final = (96, 112, 60)  # axes L, P, S, of 2, 2 and 3 mm
 SPACING: Final = np.array([2.0, 2.0, 3.0])
