@@ -58,7 +58,7 @@ HOMES: Final = {
     "jinja2": re.compile(r"segmentation/viewer\.py"),
     "matplotlib": re.compile(r"evaluation/evaluate\.py|training/history\.py"),
     "tensorboard": re.compile(r"training/history\.py"),
-    "rich": re.compile(r"cli/console\.py"),
+    "rich": re.compile(r"cli/(console|evaluate)\.py"),
     "typer": re.compile(r"cli/\w+\.py"),
     "click": re.compile(r"(?!)"),  # Typer brings its own
 }

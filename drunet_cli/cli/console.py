@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from rich.progress import ProgressColumn, TaskID
     from rich.table import Table
 
-    from drunet_cli.evaluation.evaluate import Statistics
     from drunet_cli.segmentation.summary import SummaryRow
 
 
@@ -421,46 +420,3 @@ def cohort_table(rows: Sequence["SummaryRow"]) -> "Table":
     table.caption = caveat_of(sha256 for row in rows for sha256 in row.weights_sha256) or None
     table.caption_justify, table.caption_style = "left", "bold"
     return table
-
-
-def statistics_table(title: str, summary: Mapping[str, Mapping[str, "Statistics"]], labels: Mapping[str, str]) -> "Table":
-    """One row a region and score. summary: by region, then score; labels: names of the scores."""
-    rows = []
-    for region, scores in summary.items():
-        for score, found in scores.items():
-            numbers = (found.mean, found.sd, found.median, found.lower_quartile, found.upper_quartile)
-            interval = f"{_fixed(found.low, score)} to {_fixed(found.high, score)}"
-            rows.append((region, labels[score], *(_fixed(number, score) for number in numbers), interval))
-    table = table_of(("REGION", "SCORE", "MEAN", "SD", "MEDIAN", "Q1", "Q3", "95 % OF MEAN"), rows, numbers_from=2)
-    table.title, table.title_justify, table.title_style = title, "left", ""
-    return table
-
-
-def case_table(scores: Mapping[str, Mapping[str, float]], labels: Mapping[str, str]) -> "Table":
-    """One row a region and score of one case."""
-    rows = [
-        (region, labels[score], _fixed(number, score))
-        for region, of_region in scores.items()
-        for score, number in of_region.items()
-    ]
-    return table_of(("REGION", "SCORE", "VALUE"), rows, numbers_from=2)
-
-
-def worst_table(documents: Sequence[Mapping[str, Any]]) -> "Table":
-    """One row a case: the Dice of the regions."""
-    rows = [(document["case"], *(f"{document['regions'][region]['dice']:.3f}" for region in REGIONS)) for document in documents]
-    return table_of(("WORST CASES, DICE OF", *REGIONS), rows, numbers_from=1)
-
-
-def scores_table(document: Mapping[str, Any]) -> "Table":
-    """One row a region: how one label map compares with its reference. document: as `evaluation.evaluate` gives it."""
-    numbers = ("dice", "hd95_mm", "volume_ml", "reference_volume_ml")
-    rows = [(region, *(_fixed(scores[name], name) for name in numbers)) for region, scores in document["regions"].items()]
-    return table_of(("REGION", "DICE", "HD95 mm", "VOLUME mL", "REFERENCE mL"), rows, numbers_from=1)
-
-
-def _fixed(number: float, score: str) -> str:
-    """A number as tables show it; a number that rounds to 0 has no sign."""
-    if score.endswith("volume_ml"):
-        return volume_digits(number)
-    return f"{number:z.1f}" if score.endswith(("_mm", "_ml")) else f"{number:z.3f}"

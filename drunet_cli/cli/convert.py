@@ -65,7 +65,7 @@ def nii2png(
     ] = None,
     skip_blank: Annotated[
         bool,
-        typer.Option("--skip-blank", help="Leave out slices with neither brain nor label.", rich_help_panel=options.OUTPUT),
+        options.flag("--skip-blank", help="Leave out slices with neither brain nor label.", panel=options.OUTPUT),
     ] = False,
     skip_existing: options.SkipExisting = False,
     overwrite: options.Overwrite = False,

@@ -69,7 +69,8 @@ def demo(
 def _segment_one(seed: int, folder: Path, *, device: str, overwrite: bool, screen: "Screen", json: bool) -> None:
     """Make a case, segment it, compare the label map with the truth, and say how to go on."""
     begin = time.perf_counter()
-    from drunet_cli.cli.console import result_json, scores_table
+    from drunet_cli.cli.console import result_json
+    from drunet_cli.cli.evaluate import scores_table
     from drunet_cli.io.atomic import check_writable
     from drunet_cli.phantom.scanner import check_phantom_writable
 

@@ -9,14 +9,17 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
-from drunet_cli.brats import ReadLabels
+from drunet_cli.brats import REGIONS, ReadLabels, volume_digits
 from drunet_cli.cli import options
+from drunet_cli.cli.console import Screen, result, table_of
 from drunet_cli.cli.options import one_of
 from drunet_cli.errors import CaseError, DrunetError, MisuseError, OutputError, one_line, plural
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from drunet_cli.cli.cases import Batch
-    from drunet_cli.evaluation.evaluate import EvaluationTask
+    from drunet_cli.evaluation.evaluate import EvaluationTask, Statistics
     from drunet_cli.evaluation.pairs import Pairing
 
 _STDIN: Final = "-"
@@ -66,16 +69,14 @@ def evaluate(
     ] = 1.0,
     uncertainty: Annotated[
         bool,
-        typer.Option(
-            "--uncertainty",
-            help="Also score the maps of segment --uncertainty beside PRED, as BraTS 2020 did.",
-            rich_help_panel=_METRICS,
+        options.flag(
+            "--uncertainty", help="Also score the maps of segment --uncertainty beside PRED, as BraTS 2020 did.", panel=_METRICS
         ),
     ] = False,
     seed: Annotated[int, typer.Option(min=0, metavar="N", help="Seed of the bootstrap.", rich_help_panel=_METRICS)] = 0,
     allow_missing: Annotated[
         bool,
-        typer.Option("--allow-missing", help="Leave out cases that only PRED or REF has.", rich_help_panel=options.OUTPUT),
+        options.flag("--allow-missing", help="Leave out cases that only PRED or REF has.", panel=options.OUTPUT),
     ] = False,
     worst: Annotated[
         int | None,
@@ -131,7 +132,6 @@ def evaluate(
         raise MisuseError("--worst and --json exclude one another: --json prints every case")
 
     from drunet_cli.cli.cases import Batch
-    from drunet_cli.cli.console import Screen
     from drunet_cli.evaluation.evaluate import Convention, EvaluationTask
     from drunet_cli.host import granted_cpus
 
@@ -254,7 +254,6 @@ def _write(documents: Sequence[Mapping[str, Any]], files: Mapping[str, Path], *,
 
 def _print_tables(documents: Sequence[Mapping[str, Any]], *, seed: int, worst: int | None) -> None:
     """Statistics over cases, or the scores of the only one; and the worst cases, if any are wanted."""
-    from drunet_cli.cli.console import Screen, case_table, result, statistics_table, worst_table
     from drunet_cli.evaluation.evaluate import SCORES, UNCERTAINTY_SCORES, scores_of, summarise, worst_cases
 
     first, labels, screen = documents[0], {**SCORES, **UNCERTAINTY_SCORES}, Screen()
@@ -267,3 +266,46 @@ def _print_tables(documents: Sequence[Mapping[str, Any]], *, seed: int, worst: i
         screen.table(statistics_table(title, summarise(documents, seed=seed), labels))
     if worst is not None:
         screen.table(worst_table(worst_cases(documents, worst)))
+
+
+def statistics_table(title: str, summary: Mapping[str, Mapping[str, "Statistics"]], labels: Mapping[str, str]) -> "Table":
+    """One row a region and score. summary: by region, then score; labels: names of the scores."""
+    rows = []
+    for region, scores in summary.items():
+        for score, found in scores.items():
+            numbers = (found.mean, found.sd, found.median, found.lower_quartile, found.upper_quartile)
+            interval = f"{_fixed(found.low, score)} to {_fixed(found.high, score)}"
+            rows.append((region, labels[score], *(_fixed(number, score) for number in numbers), interval))
+    table = table_of(("REGION", "SCORE", "MEAN", "SD", "MEDIAN", "Q1", "Q3", "95 % OF MEAN"), rows, numbers_from=2)
+    table.title, table.title_justify, table.title_style = title, "left", ""
+    return table
+
+
+def case_table(scores: Mapping[str, Mapping[str, float]], labels: Mapping[str, str]) -> "Table":
+    """One row a region and score of one case."""
+    rows = [
+        (region, labels[score], _fixed(number, score))
+        for region, of_region in scores.items()
+        for score, number in of_region.items()
+    ]
+    return table_of(("REGION", "SCORE", "VALUE"), rows, numbers_from=2)
+
+
+def worst_table(documents: Sequence[Mapping[str, Any]]) -> "Table":
+    """One row a case: the Dice of the regions."""
+    rows = [(document["case"], *(f"{document['regions'][region]['dice']:.3f}" for region in REGIONS)) for document in documents]
+    return table_of(("WORST CASES, DICE OF", *REGIONS), rows, numbers_from=1)
+
+
+def scores_table(document: Mapping[str, Any]) -> "Table":
+    """One row a region: how one label map compares with its reference. document: as `evaluation.evaluate` gives it."""
+    numbers = ("dice", "hd95_mm", "volume_ml", "reference_volume_ml")
+    rows = [(region, *(_fixed(scores[name], name) for name in numbers)) for region, scores in document["regions"].items()]
+    return table_of(("REGION", "DICE", "HD95 mm", "VOLUME mL", "REFERENCE mL"), rows, numbers_from=1)
+
+
+def _fixed(number: float, score: str) -> str:
+    """A number as tables show it; a number that rounds to 0 has no sign."""
+    if score.endswith("volume_ml"):
+        return volume_digits(number)
+    return f"{number:z.1f}" if score.endswith(("_mm", "_ml")) else f"{number:z.3f}"

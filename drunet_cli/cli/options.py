@@ -76,6 +76,11 @@ def path(text: str) -> Path:
     return Path(text)
 
 
+def flag(*names: str, help: str, panel: str) -> Any:  # noqa: A002  # as Typer calls it
+    """An option that is given or not. panel: under which heading of the help it stands."""
+    return typer.Option(*names, help=help, rich_help_panel=panel)
+
+
 Workbook = Annotated[
     Path | None,
     typer.Option(
@@ -102,10 +107,10 @@ LabelMapOutput = Annotated[
 ]
 Bids = Annotated[
     bool,
-    typer.Option(
+    flag(
         "--bids",
         help="Make the folder OUT a BIDS derivatives data set, with names as BIDS has them: see drunet guide bids.",
-        rich_help_panel=OUTPUT,
+        panel=OUTPUT,
     ),
 ]
 Weights = Annotated[
@@ -164,10 +169,7 @@ Threads = Annotated[
     ),
 ]
 Deterministic = Annotated[
-    bool,
-    typer.Option(
-        "--deterministic", help="The same bytes in every run, on a GPU too; a CPU gives them anyway.", rich_help_panel=NETWORK
-    ),
+    bool, flag("--deterministic", help="The same bytes in every run, on a GPU too; a CPU gives them anyway.", panel=NETWORK)
 ]
 BatchSize = Annotated[
     int | None,
@@ -180,24 +182,12 @@ BatchSize = Annotated[
         rich_help_panel=NETWORK,
     ),
 ]
-Overwrite = Annotated[
-    bool, typer.Option("--overwrite", help="Replace existing outputs; they are an error otherwise.", rich_help_panel=OUTPUT)
-]
-Json = Annotated[
-    bool, typer.Option("--json", help="Print JSON, one object a line, instead of paths or a table.", rich_help_panel=OUTPUT)
-]
-Quiet = Annotated[
-    bool,
-    typer.Option("--quiet", "-q", help="No progress bar, notes or warnings; errors stay.", rich_help_panel=OUTPUT),
-]
+Overwrite = Annotated[bool, flag("--overwrite", help="Replace existing outputs; they are an error otherwise.", panel=OUTPUT)]
+Json = Annotated[bool, flag("--json", help="Print JSON, one object a line, instead of paths or a table.", panel=OUTPUT)]
+Quiet = Annotated[bool, flag("--quiet", "-q", help="No progress bar, notes or warnings; errors stay.", panel=OUTPUT)]
 Verbose = Annotated[
     bool,
-    typer.Option(
-        "--verbose",
-        "-v",
-        help="Say on stderr what is decided, and why: engine, threads, geometry, times.",
-        rich_help_panel=OUTPUT,
-    ),
+    flag("--verbose", "-v", help="Say on stderr what is decided, and why: engine, threads, geometry, times.", panel=OUTPUT),
 ]
 Log = Annotated[
     Path | None,
@@ -251,27 +241,24 @@ Channels = Annotated[
 ]
 SkipExisting = Annotated[
     bool,
-    typer.Option(
+    flag(
         "--skip-existing",
         help="Go on where an interrupted run stopped: leave out cases whose outputs are complete, and were made of the same "
         "inputs in the same way.",
-        rich_help_panel=OUTPUT,
+        panel=OUTPUT,
     ),
 ]
 Strict = Annotated[
     bool,
-    typer.Option(
+    flag(
         "--strict",
         help="Let a case fail, and write nothing of it, when a warning says that its label map is likely wrong, such as "
         "an image that is not skull-stripped (drunet guide check).",
-        rich_help_panel=OUTPUT,
+        panel=OUTPUT,
     ),
 ]
 DryRun = Annotated[
-    bool,
-    typer.Option(
-        "--dry-run", help="Write nothing; print which cases were found and what would be done.", rich_help_panel=OUTPUT
-    ),
+    bool, flag("--dry-run", help="Write nothing; print which cases were found and what would be done.", panel=OUTPUT)
 ]
 Jobs = Annotated[
     int | None,
@@ -317,10 +304,10 @@ def check_exclusive(*, skip_existing: bool, overwrite: bool) -> None:
 
 Prepare = Annotated[
     bool,
-    typer.Option(
+    flag(
         "--prepare",
         help="Take raw scans, with skull and on any grids, or DICOM: prepare them first, as drunet prepare does by default.",
-        rich_help_panel=IMAGES,
+        panel=IMAGES,
     ),
 ]
 KeepPrepared = Annotated[
@@ -381,10 +368,7 @@ DropoutRate = Annotated[
 ]
 Seed = Annotated[int, typer.Option(min=0, metavar="N", help="Seed of --mc-samples.", rich_help_panel=AVERAGING)]
 WithinBrain = Annotated[
-    bool,
-    typer.Option(
-        "--within-brain", help="Remove labels where all four images are background (0 or below).", rich_help_panel=AVERAGING
-    ),
+    bool, flag("--within-brain", help="Remove labels where all four images are background (0 or below).", panel=AVERAGING)
 ]
 
 
@@ -438,18 +422,15 @@ MinEnhancing = Annotated[
     ),
 ]
 Preview = Annotated[
-    bool,
-    typer.Option(
-        "--preview", help="NAME_preview.png: three cuts through the tumour, with outlines and volumes.", rich_help_panel=FILES
-    ),
+    bool, flag("--preview", help="NAME_preview.png: three cuts through the tumour, with outlines and volumes.", panel=FILES)
 ]
 Viewer = Annotated[
     bool,
-    typer.Option(
+    flag(
         "--viewer",
         help="NAME_view.html: a page for the browser that shows all slices in three planes, with the labels; it needs no "
         "other file and no network, and has at most 6 MB.",
-        rich_help_panel=FILES,
+        panel=FILES,
     ),
 ]
 InSpace = Annotated[
@@ -465,27 +446,22 @@ InSpace = Annotated[
 ]
 DicomSeg = Annotated[
     bool,
-    typer.Option(
+    flag(
         "--dicom-seg",
         help="NAME_in_t1ce.dcm: a DICOM segmentation object on the series of T1ce, or of the scans that --in-space names. "
         "With --prepare, for cases from DICOM. Needs the extra dicom.",
-        rich_help_panel=FILES,
+        panel=FILES,
     ),
 ]
 Probabilities = Annotated[
-    bool,
-    typer.Option(
-        "--probabilities",
-        help="NAME_probabilities.nii.gz: 4D, the probability of each class.",
-        rich_help_panel=FILES,
-    ),
+    bool, flag("--probabilities", help="NAME_probabilities.nii.gz: 4D, the probability of each class.", panel=FILES)
 ]
 Uncertainty = Annotated[
     bool,
-    typer.Option(
+    flag(
         "--uncertainty",
         help="NAME_unc_whole.nii.gz, _unc_core and _unc_enhance: uncertainty of WT, TC and ET, 0 (certain) to 100. "
         "NAME_entropy.nii.gz: entropy of the classes, in nats.",
-        rich_help_panel=FILES,
+        panel=FILES,
     ),
 ]

@@ -45,20 +45,18 @@ def prepare(
     ] = None,
     preview: Annotated[
         bool,
-        typer.Option(
-            "--preview",
-            help="CASE_preview.png: the four images with the outline of the brain.",
-            rich_help_panel=options.OUTPUT,
+        options.flag(
+            "--preview", help="CASE_preview.png: the four images with the outline of the brain.", panel=options.OUTPUT
         ),
     ] = False,
     skip_existing: options.SkipExisting = False,
     overwrite: options.Overwrite = False,
     strict: Annotated[
         bool,
-        typer.Option(
+        options.flag(
             "--strict",
             help="Let a case fail, and write nothing of it, when a registration or the brain is likely wrong.",
-            rich_help_panel=options.OUTPUT,
+            panel=options.OUTPUT,
         ),
     ] = False,
     dry_run: options.DryRun = False,

@@ -51,11 +51,11 @@ def report(
     xlsx: options.Workbook = None,
     viewer: Annotated[
         bool,
-        typer.Option(
+        options.flag(
             "--viewer",
             help="A page for each case too, in a folder beside FILE.html and linked from its rows: all slices with their "
             "labels, at most 6 MB a case. The images must be where they were when they were segmented.",
-            rich_help_panel=options.OUTPUT,
+            panel=options.OUTPUT,
         ),
     ] = False,
     reference: Annotated[

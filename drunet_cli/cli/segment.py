@@ -60,9 +60,7 @@ def segment(
     dry_run: options.DryRun = False,
     no_sidecar: Annotated[
         bool,
-        typer.Option(
-            "--no-sidecar", help="Write no .json with volumes, warnings and provenance.", rich_help_panel=options.OUTPUT
-        ),
+        options.flag("--no-sidecar", help="Write no .json with volumes, warnings and provenance.", panel=options.OUTPUT),
     ] = False,
     json: options.Json = False,
     quiet: options.Quiet = False,
@@ -98,11 +96,11 @@ def segment(
     ] = None,
     fast: Annotated[
         bool,
-        typer.Option(
+        options.flag(
             "--fast",
             help="For a look: --window auto, and bfloat16 on a CPU that has it, with the extra bfloat16. Other labels than the "
             "published ones; the sidecar says what ran.",
-            rich_help_panel=options.NETWORK,
+            panel=options.NETWORK,
         ),
     ] = False,
     deterministic: options.Deterministic = False,

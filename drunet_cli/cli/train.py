@@ -87,7 +87,7 @@ def train(
     ] = None,
     resume: Annotated[
         bool,
-        typer.Option("--resume", help="Continue the training in RUN, or begin it if there is none.", rich_help_panel=_TRAINING),
+        options.flag("--resume", help="Continue the training in RUN, or begin it if there is none.", panel=_TRAINING),
     ] = False,
     val_fraction: Annotated[
         float | None,
@@ -307,7 +307,8 @@ def _name_resume(screen: Screen) -> Iterator[None]:
 
 def _score_folds(settings: TrainingSettings, plan: "CrossValidationPlan", training_screen: "TrainingScreen") -> None:
     """Score all cases if all folds are done, by this job or others; report the result of the cross-validation."""
-    from drunet_cli.cli.console import result, result_json, statistics_table
+    from drunet_cli.cli.console import result, result_json
+    from drunet_cli.cli.evaluate import statistics_table
     from drunet_cli.evaluation.evaluate import SCORES
     from drunet_cli.training.folds import CrossValidation, score_all, unfinished_folds, write_ensemble
 

@@ -20,17 +20,8 @@ from rich.table import Table
 from drunet_cli.brats import REGIONS, regions_in_words
 from drunet_cli.cli.app import main
 from drunet_cli.cli.cases import Batch
-from drunet_cli.cli.console import (
-    Screen,
-    SegmentationBar,
-    case_table,
-    cohort_table,
-    fields_table,
-    scores_table,
-    statistics_table,
-    table_of,
-    worst_table,
-)
+from drunet_cli.cli.console import Screen, SegmentationBar, cohort_table, fields_table, table_of
+from drunet_cli.cli.evaluate import case_table, scores_table, statistics_table, worst_table
 from drunet_cli.evaluation.evaluate import SCORES, statistics
 from drunet_cli.segmentation.summary import Status, SummaryRow
 from drunet_cli.training import loop
