@@ -31,6 +31,9 @@ _SAME_SPACING_MM: Final = 1e-3
 # A field of view within half a pixel of the frame is the frame: 480 pixels of 0.5 mm stay where the BraTS grid has them.
 _SAME_EXTENT_MM: Final = 0.5
 
+_MAX_FIELD_OF_VIEW_MM: Final = 1000.0
+_SPACING_RANGE_MM: Final = (0.1, 20.0)
+
 Box = tuple[slice, slice, slice]
 
 
@@ -191,6 +194,20 @@ def skew_degrees(affine: npt.NDArray[np.float64]) -> float:
     axes = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
     cosines = (axes.T @ axes)[np.triu_indices(3, 1)]
     return float(np.degrees(np.arcsin(min(1.0, np.abs(cosines).max()))))
+
+
+def why_implausible(affine: npt.NDArray[np.float64], shape: tuple[int, ...]) -> str | None:
+    """Why no image of a head can have this affine and this shape, in words that follow a colon; None where one can."""
+    if not np.isfinite(affine).all():
+        return "its affine holds values that are not finite"
+    spacing = spacing_mm(affine)
+    sizes = " x ".join(f"{size:g}" for size in spacing)
+    smallest, largest = _SPACING_RANGE_MM
+    if not all(smallest <= size <= largest for size in spacing):
+        return f"voxels of {sizes} mm are impossible for brain MRI; it may not be in mm"
+    if any(n * size > _MAX_FIELD_OF_VIEW_MM for n, size in zip(shape, spacing, strict=True)):
+        return f"{' x '.join(map(str, shape))} voxels of {sizes} mm are larger than any head"
+    return None
 
 
 def at_1_mm(spacing_mm: Iterable[float]) -> bool:

@@ -28,7 +28,7 @@ from nibabel.spatialimages import HeaderDataError
 
 from drunet_cli.brats import LabelMap
 from drunet_cli.errors import CaseError
-from drunet_cli.io.geometry import axcodes, farthest_corner_mm, spacing_mm
+from drunet_cli.io.geometry import axcodes, farthest_corner_mm, spacing_mm, why_implausible
 from drunet_cli.io.inputs import InputFile, stand_in
 
 Header: TypeAlias = nib.Nifti1Header  # Nifti2Header derives from it
@@ -144,7 +144,7 @@ def volume_of(voxels: npt.NDArray[Any], affine: npt.ArrayLike, *, name: str) -> 
     if matrix.shape != (4, 4) or not np.array_equal(matrix[3], [0, 0, 0, 1]):
         raise CaseError(f"{name}: its affine is no 4 x 4 matrix whose last row is 0 0 0 1")
     matrix = matrix.astype(np.float32).astype(np.float64)
-    if reason := _why_implausible(matrix, voxels.shape):
+    if reason := why_implausible(matrix, voxels.shape):
         raise CaseError(f"{name}: {reason}")
     _check_perpendicular(matrix, Path(name))
     return Volume(Path(name), matrix, new_header(voxels.shape, np.uint8, matrix), voxels)
@@ -388,8 +388,6 @@ _MOST_AXES: Final = 7
 _MAX_VOXELS: Final = 2**27
 _MAX_HEADER_BYTES: Final = 2**24  # room for extensions before the voxels
 _LAST_FORM_CODE: Final = 5  # of sform and qform: unknown, scanner, aligned, Talairach, MNI, other template
-_MAX_FIELD_OF_VIEW_MM: Final = 1000.0
-_SPACING_RANGE_MM: Final = (0.1, 20.0)
 
 # nibabel reports what it mends in a header; the user hears only of what cannot be mended, as a CaseError.
 _NIBABEL_REPORTS: Final = logging.getLogger(__name__)
@@ -492,24 +490,10 @@ def _checked_affine(header: Header, shape: Shape, path: Path) -> npt.NDArray[np.
     if not np.isfinite(header["pixdim"][1:4]).all() or not (header["qform_code"] == 0 or np.isfinite(header.get_qform()).all()):
         # Not used where there is an sform, but the label map would inherit them, and other programs read the qform first.
         raise _damaged(path, "its qform or its voxel sizes are not finite")
-    if reason := _why_implausible(affine, shape):
+    if reason := why_implausible(affine, shape):
         raise _damaged(path, reason)
     _check_perpendicular(affine, path)
     return affine
-
-
-def _why_implausible(affine: npt.NDArray[np.float64], shape: tuple[int, ...]) -> str | None:
-    """Why this cannot be where the voxels of a head lie; None where it can."""
-    if not np.isfinite(affine).all():
-        return "its affine holds values that are not finite"
-    spacing = spacing_mm(affine)
-    sizes = " x ".join(f"{size:g}" for size in spacing)
-    smallest, largest = _SPACING_RANGE_MM
-    if not all(smallest <= size <= largest for size in spacing):
-        return f"voxels of {sizes} mm are impossible for brain MRI; it may not be in mm"
-    if any(n * size > _MAX_FIELD_OF_VIEW_MM for n, size in zip(shape, spacing, strict=True)):
-        return f"{' x '.join(map(str, shape))} voxels of {sizes} mm are larger than any head"
-    return None
 
 
 def _check_perpendicular(affine: npt.NDArray[np.float64], path: Path) -> None:
