@@ -159,8 +159,10 @@ class _Level:
         self._fixed, self._moving = fixed.itk(), moving.itk()
         self._centre_mm = centre_mm
         self._size_mm = fixed.size_mm
+        # Sums of several threads differ in their last digits from run to run. Not by the method's own number of threads, which
+        # not all of its parts heed; registrations run side by side instead.
+        SimpleITK.ProcessObject.SetGlobalDefaultNumberOfThreads(1)
         self._method = SimpleITK.ImageRegistrationMethod()
-        self._method.SetNumberOfThreads(1)  # sums of several threads differ in their last digits from run to run
         self._method.SetMetricAsMattesMutualInformation(_BINS)
         self._method.SetInterpolator(SimpleITK.sitkLinear)
         if fixed.size_mm == FINEST_MM:
