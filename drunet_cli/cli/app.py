@@ -26,15 +26,15 @@ from drunet_cli.cli.console import Screen, give_up_stdout, reason_of_lost_stdout
 from drunet_cli.errors import DeviceError, DrunetError, ExitCode, MisuseError, OutputError, Terminated
 from drunet_cli.processes import raise_signals
 
-# As --help lists them. The file of that name in cli/ is imported when somebody calls the command; a function of that name, or a
-# Typer app of commands, stands there.
+# In the order of --help. The file cli/NAME.py is imported when somebody calls the command NAME, and has a function NAME or a
+# Typer app of commands.
 COMMANDS: Final = (
     *("segment", "prepare", "train", "export", "evaluate", "report"),
     *("demo", "doctor", "guide", "convert", "weights"),
 )
 # Errors of writing to a stream; files are written through io/atomic, which has an error of its own.
 _STREAM_ERRORS: Final = (errno.EPIPE, errno.ENOSPC, errno.EIO, errno.EBADF)
-# A library of the system is missing or too old, or half a package is there. For an absent extra each command has its words.
+# A system library is missing or too old, or a package is installed in part. Commands have messages for absent extras.
 _BROKEN_LIBRARY: Final = (
     "{name} cannot be imported ({error}); this is the installation's fault: install drunet and its extras again in a new "
     "environment, or look which other libraries LD_LIBRARY_PATH and PYTHONPATH bring; drunet doctor names versions, and {trace}"
@@ -340,7 +340,7 @@ def _report_misuse(error: typer.TyperException, arguments: list[str]) -> int:
     if type(error).__name__ == "NoArgsIsHelpError":  # its message is the help, printed already
         return error.exit_code
     context = getattr(error, "ctx", None)
-    command = _command_of(arguments) if context is None else context.command_path  # none: an option that lacks its value
+    command = _command_of(arguments) if context is None else context.command_path  # no context: an option lacks its value
     message = error.format_message().replace("Value error, ", "")  # pydantic's words for it
     return _report(MisuseError(f"{message} Try: {command} --help"))
 

@@ -1,4 +1,4 @@
-"""The cases of a command: named by four files, folders, tables, or a list on stdin; planned; and told of as they end.
+"""The cases of a command: found by four files, folders, tables or stdin; shown as a plan; and reported as they end.
 
 Results go to stdout and failures to stderr; all cases together have one exit code.
 """
@@ -41,7 +41,7 @@ STDIN: Final = "-"
 _OTHER_FORMATS: Final = (".gz", ".mgz", ".mgh", ".mha", ".mhd", ".nrrd", ".img", ".hdr", ".png", ".json", ".h5", ".zip")
 _MOST_NAMES: Final = 10
 _NO_CASE: Final = ("no case", "pass over")  # the state of a folder, and what would be done
-_DIFFERS: Final = "differs"  # a case has outputs, which need not be those that are asked for
+_DIFFERS: Final = "differs"  # the state of a case whose outputs may not be those that are asked for
 
 
 def find_cohort(
@@ -74,7 +74,7 @@ def case_of_files(given: Mapping[Modality, Path | None], *, name: str | None, se
 
 
 def raw_case_of(given: Mapping[Modality, Path | None], *, name: str | None) -> Case:
-    """The same of raw scans, each of which may be a DICOM series. Raises MisuseError, CaseError."""
+    """The case of raw scans that these options name; a scan may be a DICOM series. Raises MisuseError, CaseError."""
     from drunet_cli.prepare.dicom import dicom_folder
 
     return case_of(_images_of(given, name=name), name=name, series_folder=dicom_folder)
@@ -113,7 +113,7 @@ def cohort_of(
 def raw_cohort_of(
     sources: Sequence[str], *, patterns: Sequence[str] = (), channels: str | None = None, leave_out: Sequence[Path] = ()
 ) -> Cohort:
-    """The same of raw scans: a folder that holds no case of NIfTI files may hold DICOM studies, and a scan be a series."""
+    """The cases of raw scans: a folder without cases of NIfTI files may hold DICOM studies, and a scan be a DICOM series."""
     from drunet_cli.prepare.dicom import dicom_folder
 
     cohort = cohort_of(sources, patterns=patterns, channels=channels, leave_out=leave_out, series_folder=dicom_folder)
@@ -257,7 +257,7 @@ class Batch:
             yield bar.show
 
     def done(self, path: str | None, document: Mapping[str, Any], *, note: str, warnings: Sequence[str] = ()) -> None:
-        """Tell of a case that came to its end: print `path`, if there is one, or `document` with --json."""
+        """Report a case that has succeeded: print `path`, if there is one, or `document` with --json."""
         self.n_done += 1
         for warning in warnings:
             self._screen.warning(f"{document['case']}: {warning}")
@@ -269,14 +269,14 @@ class Batch:
         self._advance(document["case"])
 
     def tell(self, note: str) -> None:
-        """Tell something of a case in one line, unless a bar of many cases is drawn."""
+        """Print one line about a case, unless a bar of many cases is drawn."""
         if self._n_cases == 1 or not self._screen.draws:
             self._screen.note(note, place=self._place())
 
     def failed(self, name: str, error: DrunetError, *, differs: bool = False) -> None:
-        """Tell why a case failed, and go on. Raises the error where there is no other case.
+        """Report why a case failed, and go on. Raises the error where there is no other case.
 
-        differs: the case has outputs from before, which need not be those that were asked for.
+        differs: the case has outputs from before, which may not be those that are asked for.
         """
         if self._alone:
             raise error

@@ -97,7 +97,7 @@ class Screen:
 
     @property
     def draws(self) -> bool:
-        """Whether there is a terminal for bars: a real one, as FORCE_COLOR asks for colours in logs too."""
+        """Whether stderr is a terminal, for bars. FORCE_COLOR does not count: it asks for colours in logs too."""
         return not self.quiet and sys.stderr.isatty()
 
     def keep_log(self) -> None:
@@ -106,21 +106,21 @@ class Screen:
 
     def error(self, message: str, details: tuple[str, ...] = (), *, place: str = "") -> None:
         """Print one line, whatever the message holds, and the details below it as they are. place: see `note`."""
-        self._tell(one_line(message), "Error: ", "bold red", place=place)
+        self._print(one_line(message), "Error: ", "bold red", place=place)
         for line in details:
-            self._tell(f"  {line}", is_part=True)
+            self._print(f"  {line}", is_part=True)
 
     def warning(self, message: str) -> None:
         """Print one line, unless the command is to be quiet."""
-        self._tell(one_line(message), "Warning: ", "yellow", shown=not self.quiet)
+        self._print(one_line(message), "Warning: ", "yellow", shown=not self.quiet)
 
     def note(self, message: str, *, place: str = "") -> None:
         """Print one line that a person may like to read. place: of this line among many, as 17 of 2000, for a log."""
-        self._tell(message, place=place, shown=not self.quiet)
+        self._print(message, place=place, shown=not self.quiet)
 
     def detail(self, message: str) -> None:
         """Print one line on a decision and its reason, for --verbose."""
-        self._tell(message, style="dim", shown=run_log.verbose)
+        self._print(message, style="dim", shown=run_log.verbose)
 
     @contextmanager
     def slices_bar(self, n_cases: int) -> Iterator["SegmentationBar | None"]:
@@ -165,9 +165,9 @@ class Screen:
             # A terminal folds the last column; a log, which has told every failure in full, has one line a row.
             width = _WIDE if console.is_terminal else get_terminal_size().columns
             for line in _rendered(table, console).splitlines():
-                self._tell(line if len(line) <= width else f"{line[: width - 3]}...", is_part=True)
+                self._print(line if len(line) <= width else f"{line[: width - 3]}...", is_part=True)
 
-    def _tell(
+    def _print(
         self, text: str, label: str = "", style: str = "", *, place: str = "", is_part: bool = False, shown: bool = True
     ) -> None:
         """Print a line, and log it. label: the beginning of the line, in this style. is_part: of the line before."""

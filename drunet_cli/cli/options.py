@@ -37,7 +37,7 @@ def weights_names(incomplete: str) -> list[str]:
     return one_of(dict.fromkeys([*ENTRIES, *BUNDLED, *cached]))(incomplete)
 
 
-_DEVICE_NAMES: Final = one_of(("auto", "cpu", "cuda", "mps"))  # which of them are there would take PyTorch to say
+_DEVICE_NAMES: Final = one_of(("auto", "cpu", "cuda", "mps"))  # only PyTorch could tell which of them this machine has
 _SHARD: Final = re.compile(r"(\d{1,6})/(\d{1,6})", re.ASCII)
 _WEIGHTS: Final = "Trained weights: a name (drunet weights list), or a .h5 or .safetensors file."
 _GRANTED: Final = "all that Slurm, cgroup and affinity grant"
@@ -70,7 +70,7 @@ def parsed_shard(value: str) -> tuple[int, int]:
 
 
 def path(text: str) -> Path:
-    """For options where the current folder, which Path makes of nothing, is a mistake."""
+    """Parse a path. An empty one, of which Path makes the current folder, is a mistake."""
     if not text:
         raise typer.BadParameter("an empty path; an unset variable?")
     return Path(text)
@@ -297,7 +297,7 @@ def check_cases(cases: object, files: Mapping[str, object], only_with_cases: Map
 
 
 def check_exclusive(*, skip_existing: bool, overwrite: bool) -> None:
-    """Raise MisuseError where both are given."""
+    """Raise MisuseError where both options are given."""
     if skip_existing and overwrite:
         raise MisuseError("--skip-existing and --overwrite exclude one another")
 
@@ -392,7 +392,7 @@ Postprocessing = Annotated[
 
 
 def volumes_ml(text: str) -> float | tuple[float, ...]:
-    """For one volume in mL, or one for each of the three regions."""
+    """Parse one volume in mL, or three, one for each region."""
     try:
         volumes = tuple(float(volume) for volume in text.split(","))
     except ValueError:

@@ -175,7 +175,7 @@ def prepare(
                 batch.failed(each.case.name, outcome)
             else:
                 n_left_out += outcome.left_out
-                _tell(each, outcome, batch)
+                _report(each, outcome, batch)
     left_out = f"; {n_left_out} {'was' if n_left_out == 1 else 'were'} complete and left out" if n_left_out else ""
     batch.finish(f"{plural(batch.n_done, 'case')} in {output}{left_out}")
 
@@ -208,7 +208,7 @@ def _stop(planned: Sequence["PlannedPreparation"]) -> DrunetError | None:
     return None
 
 
-def _tell(planned: "PlannedPreparation", result: "PreparedResult", batch: "Batch") -> None:
+def _report(planned: "PlannedPreparation", result: "PreparedResult", batch: "Batch") -> None:
     # A complete output may have been made of the case by another name.
     result = replace(result, document={**result.document, "case": planned.case.name})
     batch.done(

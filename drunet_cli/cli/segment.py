@@ -203,7 +203,7 @@ def segment(
             from drunet_cli.prepare.preparation import check_extra
 
             check_extra(preparation)
-        _tell_of_plan(plan, screen, summary=summary, shard=shard, preparation=preparation)
+        _print_notes(plan, screen, summary=summary, shard=shard, preparation=preparation)
         if not dry_run:
             _segment(plan, ensemble, screen, output=output, json=json)
         elif preparation is None:
@@ -271,10 +271,10 @@ def _preparation_of(settings: "Settings", keep: Path | None, temporary: ExitStac
     )
 
 
-def _tell_of_plan(
+def _print_notes(
     plan: "RunPlan", screen: "Screen", *, summary: Path | None, shard: str | None, preparation: "PreparationSettings | None"
 ) -> None:
-    """Tell what is remarkable about the plan. summary: the table that the run would write, if nobody else's were there."""
+    """Print what is remarkable about the plan. summary: the folder's table, which the plan lacks if drunet did not write it."""
     for note in plan.cohort.notes:
         screen.warning(note)
     if plan.summary != summary:
@@ -293,7 +293,7 @@ _NOT_KEPT: Final = (
 
 
 def _print_plan(plan: "RunPlan", ensemble: "Ensemble", screen: "Screen", *, json: bool) -> None:
-    """Print the plan. Raises the error that would stop the run before its first case, else as the run would end."""
+    """Print the plan. Raises the error that would stop the run before its first case; else ends with the run's exit code."""
     from drunet_cli.cli.cases import PlanRow, print_plan
     from drunet_cli.cli.weights import would_download
     from drunet_cli.segmentation.outputs import OutputState
@@ -367,7 +367,7 @@ def _segment(plan: "RunPlan", ensemble: "Ensemble", screen: "Screen", *, output:
     with create_folder(output.parent if names_a_file(output) else output):
         try:
             for broken in plan.cohort.broken:
-                _tell_failure(broken.name, broken.error, plan.unusable.get(broken.name), batch, rows)
+                _report_failure(broken.name, broken.error, plan.unusable.get(broken.name), batch, rows)
             with (
                 batch.slices_bar() as draw,
                 closing(
@@ -375,27 +375,29 @@ def _segment(plan: "RunPlan", ensemble: "Ensemble", screen: "Screen", *, output:
                 ) as outcomes,
             ):
                 for planned, outcome in outcomes:
-                    _tell(planned, outcome, batch, rows, since=begin if plan.cohort.alone else None)
+                    _report(planned, outcome, batch, rows, since=begin if plan.cohort.alone else None)
                     if planned.preparation is not None:
                         planned.preparation.remove_unless_kept()
-        except BaseException:  # also Ctrl-C, SIGTERM, and a fault of drunet: what is known is not lost
+        except BaseException:  # also Ctrl-C, SIGTERM and a fault of drunet: the rows so far are kept
             if rows and plan.summary is not None and (plan.summary.exists() or batch.n_done):
                 enter_rows_of(plan, rows, on_warning=screen.warning)
             raise
         unwritten = None if plan.summary is None else enter_rows_of(plan, rows, on_warning=screen.warning)
         if plan.summary is not None:
             _show_rows(plan.summary, rows, screen)
-        told_in = None if unwritten or plan.summary is None else plan.summary.name
-        last = _last_line(rows, n_done=batch.n_done, output=output, told_in=told_in)
+        table = None if unwritten or plan.summary is None else plan.summary.name
+        last = _last_line(rows, n_done=batch.n_done, output=output, table=table)
         batch.finish(f"{last} ({time.perf_counter() - begin:.1f} s)", unwritten)
 
 
-def _tell(planned: "PlannedCase", outcome: "Outcome", batch: "Batch", rows: "list[SummaryRow]", *, since: float | None) -> None:
+def _report(
+    planned: "PlannedCase", outcome: "Outcome", batch: "Batch", rows: "list[SummaryRow]", *, since: float | None
+) -> None:
     """Report the outcome of a case, and add its row. since: when a run of one case began."""
     from drunet_cli.segmentation.summary import Status, row_of, time_now
 
     if isinstance(outcome, DrunetError):
-        _tell_failure(planned.case.name, outcome, planned.files, batch, rows)
+        _report_failure(planned.case.name, outcome, planned.files, batch, rows)
         return
     # A complete output may have been moved with its sidecar since, or made of the case by another name.
     document = {**outcome.document, "case": planned.case.name, "output": str(planned.files.label_map)}
@@ -408,7 +410,9 @@ def _tell(planned: "PlannedCase", outcome: "Outcome", batch: "Batch", rows: "lis
     )
 
 
-def _tell_failure(name: str, error: DrunetError, files: "OutputFiles | None", batch: "Batch", rows: "list[SummaryRow]") -> None:
+def _report_failure(
+    name: str, error: DrunetError, files: "OutputFiles | None", batch: "Batch", rows: "list[SummaryRow]"
+) -> None:
     """Report why a case failed, and add its row. files: its outputs, None for a source that holds no case."""
     from drunet_cli.segmentation.plan import row_of_failure
     from drunet_cli.segmentation.summary import Status, time_now
@@ -429,7 +433,7 @@ def _case_note(document: Mapping[str, Any], *, left_out: bool, seconds: float) -
 
 
 def _show_rows(path: Path, rows: Sequence["SummaryRow"], screen: "Screen") -> None:
-    """Show several rows; of very many all that failed, and some that have warnings. path: the table that has all."""
+    """Show the rows of several cases; of very many, those that failed and some with warnings. path: the table with all rows."""
     from drunet_cli.cli.console import cohort_table
 
     failed = [row for row in rows if row.error]
@@ -442,12 +446,12 @@ def _show_rows(path: Path, rows: Sequence["SummaryRow"], screen: "Screen") -> No
         screen.note(f"{plural(len(rows), 'case')}, all of them in {path}")
 
 
-def _last_line(rows: Sequence["SummaryRow"], *, n_done: int, output: Path, told_in: str | None) -> str:
-    """How many cases are in the output, and how they came there. told_in: the name of the table, if it was written."""
+def _last_line(rows: Sequence["SummaryRow"], *, n_done: int, output: Path, table: str | None) -> str:
+    """How many cases are in the output, and how they came there. table: the name of the table, if it was written."""
     from drunet_cli.segmentation.summary import Status
 
     n_warned = sum(bool(row.warnings) for row in rows)
-    warned = f", {n_warned} with warnings" + (f" (see {told_in})" if told_in else "") if n_warned else ""
+    warned = f", {n_warned} with warnings" + (f" (see {table})" if table else "") if n_warned else ""
     n_left_out = sum(row.status is Status.LEFT_OUT for row in rows)
     left_out = f"; {n_left_out} {'was' if n_left_out == 1 else 'were'} complete and left out" if n_left_out else ""
     done = plural(n_done, "case") if n_done == len(rows) else f"{n_done} of {plural(len(rows), 'case')}"

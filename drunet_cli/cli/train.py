@@ -335,7 +335,7 @@ def _score_folds(settings: TrainingSettings, plan: "CrossValidationPlan", traini
 
 
 def _learn(settings: TrainingSettings, plan: "TrainingPlan", team: "Team", training_screen: "TrainingScreen") -> bool:
-    """Train to the end; False where a signal has come, which takes effect after this call has told how to go on."""
+    """Train to the end; False after a signal, which ends the command when this call has said how to continue."""
     from drunet_cli.training.session import train
 
     with hold_signals() as should_stop:
@@ -345,7 +345,7 @@ def _learn(settings: TrainingSettings, plan: "TrainingPlan", team: "Team", train
         except DrunetError as error:
             if not (team.processes.several or should_stop()):
                 raise
-            # Told here, where signals are held: the one that has come, or that torchrun sends next, would hide the error.
+            # Printed here, where signals are held: a signal that has come, or that torchrun sends next, would hide the error.
             training_screen.screen.error(str(error), error.details)
             raise typer.Exit(error.exit_code) from error
         if team.processes.is_first:

@@ -366,7 +366,7 @@ def _image_paths(files: _Files) -> list[Path]:
 
 
 def _case(group: _Group, naming: Naming, channels_in: Callable[[Path], Channels]) -> Case:
-    """Raises CaseError that names the folder for modalities that are missing, or there twice."""
+    """The case of a group. Raises CaseError, naming the folder, for modalities that are missing or there twice."""
     where = f"{group.folder}: {group.name}"
     roles: dict[Modality, str] = {modality: modality.value for modality in CHANNELS}
     if not group.files.keys() & roles.values():

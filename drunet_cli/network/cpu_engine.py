@@ -116,7 +116,7 @@ class CpuEngine(ABC):
                     for index in remaining:
                         runs[index] = pool.submit(self._forward, slices[index], head, result[index])
                     failed = self._wait(runs, on_done)
-                except BaseException:  # an interruption, too, waits for no slice
+                except BaseException:  # an interruption waits for no slice either
                     _cancel(runs)
                     self._interrupt()
                     raise
@@ -169,7 +169,7 @@ class OnnxEngine(CpuEngine):
         # ONNX Runtime's pool belongs to the session: its threads but one, and those that call it, compute.
         options.intra_op_num_threads = self.threads - self.batch_size + 1
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # other processes want the CPUs too
-        options.log_severity_level = 4  # what goes wrong is raised too
+        options.log_severity_level = 4  # errors are raised, and need no line in the log
         values = [ort.OrtValue.ortvalue_from_numpy(array) for array in graph.weights.values()]
         options.add_external_initializers(list(graph.weights), values)
         self._how = ort.RunOptions()

@@ -152,7 +152,7 @@ class Engine(Protocol):
 
 @dataclass(frozen=True)
 class _CpuSoftware:
-    """Software that computes on the CPU beside PyTorch. title: in words. precisions: first what they are called in messages."""
+    """Software that computes on the CPU beside PyTorch. title: its name in messages. precisions: the first is named there."""
 
     title: str
     packages: tuple[str, ...]

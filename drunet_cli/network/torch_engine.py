@@ -28,7 +28,7 @@ from drunet_cli.weights.structure import folded_norms, tensor_shapes
 # Measured on 2 cores at base width 16: 0.35 s a slice one by one, 0.36 in twos, 0.47 in fours, 0.55 in eights
 # (tests/benchmarks/cpu.py).
 _BATCH_SIZE: Final = {"cpu": 2, "cuda": 16, "mps": 8}
-_COUNTER: Final = "num_batches_tracked"  # of batch norms, which nothing here uses
+_COUNTER: Final = "num_batches_tracked"  # of batch norms; nothing here uses it
 _DTYPES: Final = {Precision.BFLOAT16: torch.bfloat16, Precision.FLOAT16: torch.float16}
 _DEVICE_FAULT_WORDS: Final = ("CUDA error", "cuDNN error", "CUDA driver", "does not support bfloat16")
 
@@ -190,7 +190,7 @@ class TorchEngine:
         except RuntimeError as error:
             check_device_fault(self._device, error)
             raise
-        if not finite:  # argmax has called it background
+        if not finite:  # argmax calls such pixels background
             if self.precision is not Precision.FLOAT32:
                 raise DeviceError(f"the network overflows in {self.precision}; use --precision float32")
             raise WeightsError("the network's output is not finite; these weights are damaged")

@@ -65,9 +65,9 @@ def segment_cases(
     read, and never when none can be.
 
     on_warning: called with each warning about a case. on_progress: called with the name of a case, its slices done, and
-    its slices in all. on_note: called with a line on each prepared case. All may raise to end the run, as may anything but a
-    DrunetError of one case. Whoever does not take all outcomes closes the generator: the outputs that are being written are
-    then written whole, and the cases that wait are dropped.
+    its slices in all. on_note: called with a line on each prepared case. All may raise, which ends the run; so does
+    every error but the DrunetError of one case. A caller that does not take all outcomes closes the generator: outputs that are
+    being written are then completed, and the cases that wait are dropped.
     """
     _remove_stale(plan)
     if any(each.action in (Action.LEAVE_OUT, Action.ADD_FILES) for each in plan.cases):
@@ -79,14 +79,14 @@ def segment_cases(
     left_to_others: deque[PlannedCase] = deque()
 
     def begin(planned: PlannedCase) -> "Future[_Read] | None":
-        """Begin to read a case; None where another run is just preparing it, which leaves it to that run."""
+        """Begin to read a case; None where another run is preparing the case, which is then left to that run."""
         ready = _prepare(planned, on_note, on_progress)
         if ready is None:
             left_to_others.append(planned)
             return None
         return readers.submit(_read, ready, ensemble)
 
-    prepares = any(each.preparation is not None for each in plan.cases)  # with all CPUs, so that none are left to read ahead
+    prepares = any(each.preparation is not None for each in plan.cases)  # takes all CPUs: none is left to read ahead
     begun = _read_ahead(plan.cases, begin, depth=0 if prepares else n_readers + 1)
     begun_again = _wait_for_others(left_to_others, begin, on_warning)
     try:
@@ -171,7 +171,7 @@ def _read_ahead(
 def _wait_for_others(
     left: deque[PlannedCase], begin: Callable[[PlannedCase], "Future[_Read] | None"], on_warning: Callable[[str], None]
 ) -> Generator["Future[_Read]"]:
-    """Yield the cases that other runs had claimed, once they are done there or abandoned, as they are being looked at again."""
+    """Yield the cases that other runs had claimed, once those runs have finished or left them; each is being read again."""
     announced = set()
     while left:
         claimed = [(planned, _claimed(planned)) for planned in left]
@@ -202,7 +202,7 @@ def _claimed(planned: PlannedCase) -> Path | None:
 def _prepare(
     planned: PlannedCase, on_note: Callable[[str], None], on_progress: Callable[[str, int, int], None]
 ) -> PlannedCase | None:
-    """Prepare the raw scans of a case, if it has such; one that fails has the error. None where another run is at it.
+    """Prepare the raw scans of a case, if it has any; the plan keeps a failure. None where another run is preparing them.
 
     This is done in the main thread, so that Ctrl-C ends it at once.
     """
@@ -223,7 +223,7 @@ def _prepare(
 
 
 def _read(planned: PlannedCase, ensemble: Ensemble) -> _Read:
-    """Read a case, or leave it out. The plan of the case comes back as it is to be carried out."""
+    """Read a case, or leave it out; return its plan as things are now, and what was read."""
     if planned.error is not None:
         return planned, planned.error
     try:

@@ -124,7 +124,7 @@ def describe_dataset(dataset: Path, images: Iterable[Path]) -> dict[Path, str]:
 def facts_of(images: Iterable[Path], reference: Path, dataset: Path, *, words: str) -> dict[str, Any]:
     """The fields of BIDS that a map's sidecar has. images: the sources of the map. reference: the image on whose grid it lies.
 
-    words: what the map shows. Files that are not there, as a series of DICOM files is none, are left out. Raises OutputError as
+    words: what the map shows. Paths of no file, such as that of a DICOM series, are left out. Raises OutputError as
     `describe_dataset` does.
     """
     files = [image for image in images if image.is_file()]

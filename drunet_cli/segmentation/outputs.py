@@ -118,7 +118,7 @@ class OutputFiles:
         return OutputState.FOREIGN if needs_sidecar and os.path.lexists(self.sidecar) else OutputState.NEW
 
     def extras_there(self) -> list[bool]:
-        """For each of the extras, whether something is there that a killed run has not left."""
+        """For each of the extras, whether a file is there that is no leftover of a killed run."""
         leftovers = self._leftovers()
         return [os.path.lexists(path) and path not in leftovers for path in self.extras]
 

@@ -101,7 +101,7 @@ def read_case(
     begin = time.perf_counter()
     images = read_images(case)
     origin = needed_origin(case, images.inputs) if needs_origin else origin_of(case, images.inputs)
-    if origin is not None:  # what was doubtful about its preparation is doubtful about its label map
+    if origin is not None:  # doubts about its preparation are doubts about its label map
         images = replace(images, warnings=(*origin.warnings, *images.warnings))
     series = {}
     if origin is not None and referred_to:

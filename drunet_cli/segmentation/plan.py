@@ -290,7 +290,7 @@ def look_again(planned: PlannedCase, ensemble: Ensemble) -> tuple[PlannedCase, d
 
 
 def row_of_failure(name: str, error: DrunetError, files: OutputFiles | None) -> SummaryRow:
-    """The row of a case for which a run made no label map. One that is there from before is told with the error.
+    """The row of a case for which a run made no label map. A label map from before is told with the error.
 
     files: None for a source that holds no case.
     """
@@ -340,7 +340,7 @@ def _check_whole(label_map: Path, document: Mapping[str, Any]) -> None:
 
 
 def _difference(document: Mapping[str, Any], case: Case, files: OutputFiles, ensemble: Ensemble) -> str:
-    """The first difference, in words that follow "was made"; empty for none. Raises OutputError for a label map of others."""
+    """The first difference, in words that follow "was made"; empty for none. Raises OutputError for other images."""
     try:
         weights, settings = described_weights({"weights": document["weights"]}), document["settings"]
         inputs = {name: InputFile(**entry) for name, entry in document["inputs"].items()}
@@ -371,7 +371,7 @@ _BEFORE: Final = {"within_brain": False}
 
 
 def _check_reported(document: Mapping[str, Any]) -> None:
-    """Raise KeyError, TypeError or AttributeError where the object lacks a value that the line of a case left out shows."""
+    """Raise KeyError, TypeError or AttributeError where the object lacks a value that is printed of a case left out."""
     words = (document["case"], document["device"], *(weights["name"] for weights in described_weights(document)))
     numbers = (*(document["volumes_ml"][region] for region in REGIONS), *document["seconds"].values())
     if not (all(isinstance(word, str) for word in words) and all(isinstance(number, int | float) for number in numbers)):
@@ -407,7 +407,7 @@ def _check_distinct(names: Iterable[str]) -> None:
     """Raise MisuseError for weights that are given twice, by whatever name: the mean would be the same."""
     seen: dict[str, str] = {}
     for name in names:
-        with suppress(WeightsError):  # a name that cannot be is told elsewhere
+        with suppress(WeightsError):  # an illegal name is refused elsewhere
             file = os.path.realpath(name if is_file_name(name) else weights_path(name))
             if file in seen:
                 raise MisuseError(f"weights={name}: the same file as weights={seen[file]}; give it once")

@@ -1,4 +1,4 @@
-"""The networks that compute a segmentation, and all slices of a case through them: the mean of all passes."""
+"""The networks of a segmentation, and the way of all slices of a case through them: the mean of all passes."""
 
 import logging
 from collections import defaultdict
@@ -68,7 +68,7 @@ class Ensemble:
 
     @cached_property
     def checkpoints(self) -> tuple[Checkpoint, ...]:
-        """The weights, downloaded if need be; what is to be said of their results is told once. Raises WeightsError."""
+        """The weights, downloaded if need be; a caveat about their results is a warning, once. Raises WeightsError."""
         checkpoints = tuple(self._open_weights(name) for name in self.settings.weights)
         if caveat := caveat_of([checkpoint.sha256 for checkpoint in checkpoints]):
             self._on_warning(caveat)

@@ -19,7 +19,7 @@ PREVIEWED: Final = (Modality.FLAIR, Modality.T1CE)
 class Settings:
     """The settings of one run: built once, handed down whole, written into the sidecar, and compared when a run resumes.
 
-    Raises ValueError for a number or a word that cannot be, and MisuseError for settings that exclude one another.
+    Raises ValueError for an impossible number or word, and MisuseError for settings that exclude one another.
     """
 
     weights: tuple[str, ...] = (DEFAULT,)
@@ -240,9 +240,9 @@ class Settings:
         }
 
     def compared(self, weights: Sequence[Metadata]) -> dict[str, Any]:
-        """The recorded settings that a label map must have been made with to be the same label map.
+        """The recorded settings that two runs must share to make the same label map.
 
-        `deterministic` and an engine that nobody named may be any, and the precision of a fast run.
+        Left out are `deterministic`, an engine that nobody named, and the precision of a fast run.
         """
         settings = {name: value for name, value in self.recorded(weights).items() if name != "deterministic"}
         if not self.fast:

@@ -173,7 +173,7 @@ _OF_PATIENT: Final = (
 
 
 def patients_of(cases: Iterable[TrainingCase], sources: Sequence[Path]) -> dict[str, str]:
-    """Tell which patient each case is of, as far as its name tells: by case; the case's own name where nothing tells.
+    """Return the patient of each case, by case, as its name tells; the case's own name where it tells nothing.
 
     Where the whole name is a visit, the patient is the folder above the case's. sources: the folders and tables that were
     searched, which hold many patients.
@@ -223,7 +223,7 @@ def draw_folds(patients: Mapping[str, str], n_folds: int, *, seed: int) -> tuple
         kind, in_cases = ("cases", "") if len(groups) == len(patients) else ("patients", f" in {len(patients)} cases")
         raise MisuseError(f"--folds {n_folds}: there are fewer {kind} than that ({len(groups)}{in_cases})")
     folds: list[list[str]] = [[] for _ in range(n_folds)]
-    for cases in sorted(groups, key=len, reverse=True):  # the small ones last, which even the sizes out
+    for cases in sorted(groups, key=len, reverse=True):  # the small ones last, to even out the sizes
         min(folds, key=len).extend(cases)
     return tuple(tuple(sorted(cases)) for cases in folds)
 
@@ -361,7 +361,7 @@ def _checked_number(n_slices: int, path: Path) -> int:
 
 
 def _read_image_slice(path: Path) -> npt.NDArray[np.uint8]:
-    """[240, 240, 4]."""
+    """Read one slice, [240, 240, 4]."""
     pixels = read_slice_file(path, (FRAME, FRAME))
     if pixels.shape[2] != len(CHANNELS):
         channels = ", ".join(modality.display for modality in CHANNELS)

@@ -183,7 +183,7 @@ def plan_folds(settings: TrainingSettings) -> CrossValidationPlan:
 
 
 def _images_of(found: FoundCases) -> dict[str, Case]:
-    """Raises CaseError for PNG slices, which have no images to segment."""
+    """Return the cases by name. Raises CaseError for PNG slices, which have no images to segment."""
     cases = {case.name: case.source for case in found.cases if isinstance(case.source, Case)}
     if other := next((case for case in found.cases if case.name not in cases), None):
         raise CaseError(
@@ -230,7 +230,7 @@ def read_fold_cases(
 
 
 def begin_folds(settings: TrainingSettings, plan: CrossValidationPlan) -> None:
-    """Make the folder that of these folds. Raises OutputError, and CaseError where another job has just made other ones."""
+    """Write these folds into the folder. Raises OutputError, and CaseError where another job has just written other folds."""
     folder = CrossValidation(settings.output)
     if _begins_anew(settings):
         for root in folder.root.glob("fold_*"):
@@ -245,7 +245,7 @@ def begin_folds(settings: TrainingSettings, plan: CrossValidationPlan) -> None:
         try:
             _write(folder.folds, plan.folds.as_json(), overwrite=_begins_anew(settings))
         except OutputError:
-            if folder.read() is None:  # else another job has been faster
+            if folder.read() is None:  # else another job has written it first
                 raise
     folder.check_same(plan.folds)
 
@@ -262,7 +262,7 @@ def segment_held_out(
         Settings(
             weights=(str(folder.run(fold.number).last),),
             device=settings.device,
-            engine=EngineName.AUTO if is_proved() else EngineName.TORCH,  # a changed network is model.py's alone
+            engine=EngineName.AUTO if is_proved() else EngineName.TORCH,  # only model.py has the changes of a changed network
             threads=settings.threads,
             deterministic=settings.deterministic,
             overwrite=True,

@@ -184,7 +184,7 @@ class ValidationSettings:
 class Recipe:
     """Every number of a training. recipe: the recipe that the numbers were taken from, before any was changed."""
 
-    __pydantic_config__: ClassVar = {"strict": True, "extra": "forbid", "allow_inf_nan": False}  # of the sections too
+    __pydantic_config__: ClassVar = {"strict": True, "extra": "forbid", "allow_inf_nan": False}  # also for the sections
 
     recipe: RecipeName = RecipeName.MODERN
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
@@ -343,7 +343,7 @@ class Length:
 
     @classmethod
     def of(cls, recipe: Recipe, *, n_slices: int) -> "Length":
-        """n_slices: number of slices of all cases to learn from. Raises MisuseError when they do not fill one batch."""
+        """The length by a recipe. n_slices: of all cases to learn from. Raises MisuseError when they do not fill one batch."""
         steps_of_all_slices = n_slices // recipe.batches.size
         if steps_of_all_slices == 0:
             raise MisuseError(f"{n_slices} slices do not make one batch of {recipe.batches.size}; give a smaller --batch-size")

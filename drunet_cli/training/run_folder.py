@@ -245,7 +245,7 @@ def _tensors_of(learner: "Learner") -> "dict[str, Tensor]":
 
 
 def _load(learner: "Learner", tensors: "Mapping[str, Tensor]", scaler: Mapping[str, Any], *, has_stepped: bool) -> None:
-    """Raises LookupError, RuntimeError or ValueError where a tensor is missing or has another shape."""
+    """Copy the tensors into the learner. Raises LookupError, RuntimeError or ValueError for missing ones and other shapes."""
     import torch
 
     current: Mapping[str, Tensor] = learner.network.state_dict()

@@ -147,7 +147,7 @@ def _split_asked_for(settings: TrainingSettings, names: Sequence[str], *, seed: 
 
 
 def _new_split(settings: TrainingSettings, patients: Mapping[str, str], *, seed: int) -> Split:
-    """patients: by case."""
+    """Split the cases as the options ask, else by the default share. patients: by case."""
     if settings.split_file is not None:
         return read_split(settings.split_file, list(patients))
     return split_by_fraction(patients, _DEFAULT_FRACTION if settings.val_fraction is None else settings.val_fraction, seed=seed)
