@@ -41,7 +41,6 @@ HOMES: Final = {
     "google": re.compile(r"network/export\.py"),
     "requests": re.compile(r"weights/download\.py"),
     "urllib3": re.compile(r"weights/download\.py"),
-    "filelock": re.compile(r"weights/cache\.py|weights/download\.py"),
     "h5py": re.compile(r"weights/keras\.py"),
     "safetensors": re.compile(r"weights/checkpoint\.py|training/(store|run_folder)\.py|network/export\.py"),
     "pydantic": re.compile(r"conversion/dataset\.py|training/(recipe|run_folder)\.py|weights/checkpoint\.py"),

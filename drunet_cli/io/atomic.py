@@ -18,7 +18,7 @@ import socket
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
@@ -337,13 +337,24 @@ def claim_of(target: Path) -> Path:
     return target.with_name(f".{target.name}{_CLAIM}")
 
 
+def waiting_for(target: Path, work: str) -> str:
+    """Say which process has claimed a file, and what to do where that has died. work: what it does, such as segmenting it."""
+    return f"waiting for {claimant(target) or 'another run'}, which is {work}; if that has died, delete {claim_of(target)}"
+
+
 @contextmanager
-def take_turns(target: Path) -> Iterator[None]:
-    """Hold the claim of a file while the block runs, and wait before it until no other process holds the claim."""
-    while (claim := claim_file(target)) is None:
-        time.sleep(_TURN_S)
+def take_turns(target: Path, *, on_wait: Callable[[], None] = lambda: None) -> Iterator[None]:
+    """Hold the claim of a file while the block runs, and wait before it until no other process holds the claim.
+
+    on_wait: called once where another process holds it.
+    """
+    if (claim := claim_file(target)) is None:
+        on_wait()
+        while (claim := claim_file(target)) is None:
+            time.sleep(_TURN_S)
     try:
-        yield
+        with claim.keep_renewed():
+            yield
     finally:
         claim.release()
 

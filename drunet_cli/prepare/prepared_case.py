@@ -28,13 +28,12 @@ from drunet_cli.io.atomic import (
     Claim,
     check_writable,
     claim_file,
-    claim_of,
-    claimant,
     create_folder,
     is_same_file,
     remove_abandoned_claims,
     remove_stale,
     remove_stale_folders,
+    waiting_for,
     write_atomically,
 )
 from drunet_cli.io.case import Case
@@ -237,7 +236,7 @@ def prepare_cases(
     for wait in (False, True):
         turn, waiting = waiting, []
         for each in turn if wait else ():
-            on_warning(who_works_on(each))
+            on_warning(f"{each.case.name}: {waiting_for(each.files.record, 'preparing it')}")
         work = partial(prepare_case, wait=wait)
         with closing(run_tasks(work, turn, n_processes=n_processes)) as outcomes:
             for each, outcome in outcomes:
@@ -298,13 +297,6 @@ def _check_free(files: PreparedFiles, settings: PreparationSettings) -> None:
     if files.state() is PreparationState.FOREIGN and not settings.overwrite:
         found = next(path for path in files.paths if os.path.lexists(path))
         raise OutputError(f"{found}: exists already, and no record says that drunet made it; {_REMEDY}, or name another DIR")
-
-
-def who_works_on(planned: PlannedPreparation) -> str:
-    """The run that has claimed a case, in words, and what to do where that has died."""
-    other = claimant(planned.files.record) or "another run"
-    claim = claim_of(planned.files.record)
-    return f"{planned.case.name}: waiting for {other}, which is preparing it; if that has died, delete {claim}"
 
 
 def _check_same(known: Mapping[str, Any], files: PreparedFiles, case: Case, settings: PreparationSettings) -> None:

@@ -14,11 +14,11 @@ from drunet_cli.errors import CaseError, DeviceError, DrunetError, LostDeviceErr
 from drunet_cli.io.atomic import (
     Claim,
     claim_file,
-    claim_of,
     claimant,
     remove_abandoned_claims,
     remove_stale_folders,
     remove_stale_in,
+    waiting_for,
 )
 from drunet_cli.segmentation import pipeline
 from drunet_cli.segmentation.derivatives import write_colour_tables
@@ -185,11 +185,8 @@ def _wait_for_others(
         for planned, file in claimed:
             if file is not None and planned.case.name not in announced:
                 announced.add(planned.case.name)
-                other = claimant(file) or "another run"
-                work = "segmenting" if file == planned.files.label_map else "preparing"
-                on_warning(
-                    f"{planned.case.name}: waiting for {other}, which is {work} it; if that has died, delete {claim_of(file)}"
-                )
+                work = "segmenting it" if file == planned.files.label_map else "preparing it"
+                on_warning(f"{planned.case.name}: {waiting_for(file, work)}")
         time.sleep(_POLL_S)
 
 

@@ -5,19 +5,16 @@ use it, without a lock, also where the cache is read-only.
 """
 
 import logging
-import os
 import socket
 import time
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Final
 
 from drunet_cli.errors import MisuseError, OutputError, WeightsError, one_line
-from drunet_cli.io.atomic import check_writable
+from drunet_cli.io.atomic import check_writable, take_turns, waiting_for
 from drunet_cli.io.inputs import stand_in
 from drunet_cli.weights.checkpoint import (
     Checkpoint,
@@ -98,9 +95,10 @@ def obtain(name: str, *, on_progress: ByteProgress = ignore_progress, on_note: N
     entry = find_entry(name)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        with _download_lock(target, on_note) as locked:
+        # The claim spares work and guards no result: the file appears by a rename, whoever has fetched it.
+        with take_turns(target, on_wait=lambda: on_note(f"Weights {name}: {waiting_for(target, 'downloading them')}")):
             if not is_file(target):
-                _download(entry, target, on_progress, on_note, locked=locked)
+                _download(entry, target, on_progress, on_note)
     except (WeightsError, OutputError) as error:
         raise WeightsError(f"download of weights {name} failed: {error}", details=other_ways(entry)) from error
     except OSError as error:
@@ -260,72 +258,29 @@ def _name_remedy(name: str) -> Iterator[None]:
         raise WeightsError(f"{error}; {remedy}", details=details) from error
 
 
-@contextmanager
-def _download_lock(target: Path, on_note: Note) -> Iterator[bool]:
-    """Let one process download at a time; yield False where the file system has no locks.
-
-    The lock spares work and guards no result: the file appears by a rename, whoever has fetched it.
-    """
-    from filelock import FileLock, Timeout
-
-    lock = FileLock(target.with_suffix(".lock"))
-    try:
-        try:
-            with warnings.catch_warnings(action="ignore", category=UserWarning):  # that filelock locks in a way of its own
-                lock.acquire(timeout=0)
-        except Timeout:
-            _check_locks_work(target.parent)
-            on_note(f"Another process is downloading the weights {target.stem}: waiting for it")
-            lock.acquire(poll_interval=0.5)
-    except (OSError, NotImplementedError):  # also another user's lock file in a shared folder
-        pass
-    try:
-        yield lock.is_locked
-    finally:
-        lock.release()
-
-
-def _check_locks_work(folder: Path) -> None:
-    """Raise OSError where a file that nobody else knows is locked too: some file systems refuse all locks in that way."""
-    from filelock import FileLock
-
-    with TemporaryDirectory(dir=folder, prefix=".") as own, FileLock(Path(own) / "lock", timeout=0):
-        pass
-
-
-def _download(entry: Entry, target: Path, on_progress: ByteProgress, on_note: Note, *, locked: bool) -> None:
+def _download(entry: Entry, target: Path, on_progress: ByteProgress, on_note: Note) -> None:
+    """Download weights and put them into the cache. What a failed download leaves is gone on from by the next one."""
     url, source = source_url(entry), target.with_suffix(".h5")
     on_note(
         f"Weights {entry.name} are not in the cache: downloading about {entry.megabytes} MB\n"
         f"  from {shown_source(entry)}\n  into {target.parent}\n  licence: {entry.licence}"
     )
-    # Under the lock the part bears the host's name, as some network file systems keep locks within one host only, and stays
-    # after a failure, to be resumed. Without a lock it bears the process id too, and goes.
-    owner = socket.gethostname() if locked else f"{socket.gethostname()}.{os.getpid()}"
-    part = source.with_name(f".{source.name}.{owner}.part")
+    # With the host's name, as a claim tells little of a process on another host.
+    part = source.with_name(f".{source.name}.{socket.gethostname()}.part")
     try:
-        _fetch(entry, url, part, on_progress, on_note)
-        try:
-            _import_part(entry, part, url, target, on_note)
-        except WeightsError:
-            discard_part(part)  # complete and wrong: there is nothing to resume
-            raise
-        discard_part(part)
-    finally:
-        if not locked:
-            discard_part(part)
+        fetch(url, part, on_progress=on_progress, on_note=on_note)
+    except WeightsError as error:  # a mirror is named, but not the authors' URL, as the other ways name their page
+        raise WeightsError(str(error).removeprefix(f"{shown_url(entry.url)}: ")) from error
+    try:
+        _import_part(entry, part, url, target, on_note)
+    except WeightsError:
+        discard_part(part)  # complete and wrong: there is nothing to go on from
+        raise
+    discard_part(part)
     for left in source.parent.glob(f".{source.name}.*.part*"):  # what other hosts began is of no more use
         with suppress(OSError):
             if time.time() - left.stat().st_mtime > _ABANDONED_AFTER_S:
                 left.unlink()
-
-
-def _fetch(entry: Entry, url: str, part: Path, on_progress: ByteProgress, on_note: Note) -> None:
-    """Fetch. An error names a mirror's URL, but not the authors', as the other ways name their page."""
-    try:
-        fetch(url, part, on_progress=on_progress, on_note=on_note)
-    except WeightsError as error:
-        raise WeightsError(str(error).removeprefix(f"{shown_url(entry.url)}: ")) from error
 
 
 def _import_part(entry: Entry, part: Path, url: str, target: Path, on_note: Note) -> None:

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import errno
 import re
-import socket
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from html import unescape
-from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, TypeAlias
 from urllib.parse import parse_qsl, urlencode, urljoin, urlsplit, urlunsplit
@@ -25,43 +22,16 @@ if TYPE_CHECKING:
 ByteProgress: TypeAlias = Callable[[int, int | None], None]  # bytes that have arrived, and in all where that is known
 Note: TypeAlias = Callable[[str], None]  # a message for a person, of one line or several
 
+_ATTEMPTS: Final = 6  # in a row without a new byte
+_ATTEMPTS_UNANSWERED: Final = 2  # at a host that has never answered: it is not there, or a firewall is before it
+_FIRST_DELAY_S: Final = 1.0  # before the second attempt; doubles from one to the next
+_TIMEOUTS_S: Final = (15.0, 60.0)  # to connect, and between two answers
 _BLOCK_BYTES: Final = 64 * 1024  # small, as a reset or a time-out loses the block that it cuts short
 _PAGE_BYTES: Final = 1024 * 1024  # no more of a web page is read
-_OPENING_BYTES: Final = 64  # that tell a web page from a file
-_LONGEST_DELAY_S: Final = 30.0
-_LONGEST_RETRY_AFTER_S: Final = 60.0
-_HTML_TYPES: Final = ("text/html", "application/xhtml+xml")
-_HTML_OPENINGS: Final = (b"<!doctype html", b"<html")
 _CONTENT_RANGE: Final = re.compile(r"bytes (\d+)-\d+/(\d+|\*)")
-# A host that cannot be reached for these reasons cannot be reached a few seconds later either.
-_UNREACHABLE: Final = {
-    *(errno.ECONNREFUSED, errno.EHOSTUNREACH, errno.ENETUNREACH, errno.ENETDOWN),
-    *(errno.EADDRNOTAVAIL, errno.EACCES, errno.EPERM),
-}
 
 
-@dataclass(frozen=True)
-class Patience:
-    """The limits after which a download is given up.
-
-    attempts: in a row without a new byte. A host that has never answered gets one where it cannot be reached, and two where it
-    is silent, as behind a firewall. first_delay_s: before the second attempt; delays double, up to 30 s.
-    """
-
-    attempts: int = 6
-    first_delay_s: float = 1.0
-    connect_timeout_s: float = 15.0
-    read_timeout_s: float = 60.0
-
-
-def fetch(
-    url: str,
-    part: Path,
-    *,
-    on_progress: ByteProgress,
-    on_note: Note,
-    patience: Patience = Patience(),
-) -> None:
+def fetch(url: str, part: Path, *, on_progress: ByteProgress, on_note: Note) -> None:
     """Complete `part` with the bytes of `url` (http, https, file), going on after the bytes it holds where the server can.
 
     on_progress: called with the bytes in the part and the file's length, None where the server does not tell.
@@ -81,7 +51,7 @@ def fetch(
         import requests
 
         with requests.Session() as session:
-            _Download(session, url, part, shown, on_progress, patience).complete(on_note)
+            _Download(session, url, part, shown, on_progress).complete(on_note)
     else:
         meant = f"; for this file write file://{shown}" if shown.startswith("/") else ""
         raise WeightsError(f"{shown}: not a URL of a kind that can be fetched (http, https, file){meant}")
@@ -111,6 +81,7 @@ def _copy(url: str, part: Path, shown: str, on_progress: ByteProgress) -> None:
         reading = source.open("rb")
     except OSError as error:
         raise WeightsError(f"{shown}: {error.strerror}") from error
+    _origin_of(part).unlink(missing_ok=True)  # of another URL, whose bytes must not follow
     with reading, part.open("wb") as writing:
         total = source.stat().st_size
         while block := reading.read(_PAGE_BYTES):
@@ -119,15 +90,7 @@ def _copy(url: str, part: Path, shown: str, on_progress: ByteProgress) -> None:
 
 
 class _AttemptError(Exception):
-    """An attempt failed in a way that another one may mend.
-
-    wait_s: how long the server asks to wait. attempts: how many make sense at a host that has never answered.
-    """
-
-    def __init__(self, reason: str, *, wait_s: float = 0.0, attempts: int | None = None) -> None:
-        super().__init__(reason)
-        self.wait_s = wait_s
-        self.attempts = attempts
+    """An attempt failed in a way that another one may mend."""
 
 
 @dataclass
@@ -135,9 +98,8 @@ class _Download:
     """A download under way.
 
     url: changes once, when the page before a large file on Google Drive is confirmed. shown: the URL as messages begin.
-    version: an ETag, else the date of the last change, of the file that the part belongs to.
-    reached: the furthest byte written; an attempt that does not get beyond it has made no progress.
-    whole: whether the next request asks for the whole file, as the part cannot be gone on from.
+    answered: whether the host has answered at all. furthest: the most bytes that the part has had; an attempt that does not
+    get beyond them has made no progress.
     """
 
     session: Session
@@ -145,100 +107,80 @@ class _Download:
     part: Path
     shown: str
     on_progress: ByteProgress
-    patience: Patience
     confirmed: bool = False
-    version: str | None = None
-    reached: int = 0
     answered: bool = False
-    whole: bool = False
+    furthest: int = 0
 
     def complete(self, on_note: Note) -> None:
-        """Attempt it until the part is complete or patience ends."""
+        """Attempt it until the part is complete, or too many attempts in a row have brought nothing."""
         # "identity", so that bytes and lengths are those of the file; English, so that Google's pages can be told apart.
         headers = {"User-Agent": f"drunet/{__version__}", "Accept-Encoding": "identity", "Accept-Language": "en"}
         self.session.headers.update(headers)
-        self.version = self._recorded_version()
-        self.whole = self.version is None
         failures = 0
         while True:
-            reached = self.reached
+            furthest = self.furthest
             try:
                 if self._attempt():
                     return
             except _AttemptError as error:
-                failures = 0 if self.reached > reached else failures + 1
-                most = self.patience.attempts
-                if error.attempts is not None and not self.answered:
-                    most = min(most, error.attempts)
-                if failures >= most:
-                    raise self._refusal(f"{error} ({failures} attempts)" if failures > 1 else str(error)) from error
-                delay_s = max(min(self.patience.first_delay_s * 2 ** max(failures - 1, 0), _LONGEST_DELAY_S), error.wait_s)
+                failures = 0 if self.furthest > furthest else failures + 1
+                if failures >= (_ATTEMPTS if self.answered else _ATTEMPTS_UNANSWERED):
+                    raise self._refusal(f"{error} ({failures} attempts)") from error
+                delay_s = _FIRST_DELAY_S * 2 ** max(failures - 1, 0)
                 on_note(f"Download: {error}; trying again in {delay_s:.0f} s")
                 time.sleep(delay_s)
 
-    def _recorded_version(self) -> str | None:
-        """The version that an earlier run has left a part of; None where that was another URL, or did not tell its version."""
-        try:
-            shown, version = _origin_of(self.part).read_text().splitlines()
-        except (OSError, ValueError):
-            return None
-        return version if version and shown == self.shown else None
-
     def _attempt(self) -> bool:
-        """Ask once for the bytes that the part lacks. False: to be asked again at once, elsewhere or for the whole file."""
-        size = self.part.stat().st_size if self.part.exists() and not self.whole else 0
+        """Ask once for the bytes that the part lacks. False: the file is at another address, which is to be asked next."""
+        version = self._version_of_part()
+        size = self.part.stat().st_size if version else 0
         with self._ask(size) as response:
-            status, html = response.status_code, _has_html_type(response)
-            if status == 416 and size and response.headers.get("Content-Range") == f"bytes */{size}":
+            status, is_page = response.status_code, _is_page(response)
+            if status == 416 and response.headers.get("Content-Range") == f"bytes */{size}":
                 self.on_progress(size, size)
                 return True
             start, total = _place_of(response)
-            version = _version_of(response)
-            goes_on = start == size and not (version and self.version and version != self.version)
-            if size and (status == 416 or (status == 206 and (html or not goes_on))):  # of another file, or of a web page
-                self.whole = True
-                return False
+            if status == 416 or (status == 206 and (is_page or start != size or _version_of(response) != version)):
+                discard_part(self.part)
+                raise _AttemptError("the server has another file by now, or sends another part than it was asked for")
             if status not in (200, 206):
                 self._refuse_status(response)
-            if start not in (0, size):
-                raise _AttemptError("the server sent another part of the file than it was asked for")
-            blocks = self._blocks(response)
-            # Nothing is written before it is known that this is not a web page.
-            opening = b"" if start else _read_some(blocks, _OPENING_BYTES)
-            if html or opening.lstrip().lower().startswith(_HTML_OPENINGS):
-                self._confirm(_page_of(chain([opening], blocks)), response.url)
+            if is_page:
+                self._confirm(self._page_of(response), response.url)
                 return False
-            self.whole, self.version = False, version or (self.version if start else None)
-            if start == 0:
-                _origin_of(self.part).write_text(f"{self.shown}\n{self.version or ''}\n")
-            self._write(chain([opening], blocks), start, total)
+            self._write(response, size if status == 206 else 0, total)
             return True
 
+    def _version_of_part(self) -> str:
+        """The version of the file that the part belongs to; empty without a part, and for one that cannot be gone on from."""
+        try:
+            shown, version = _origin_of(self.part).read_text().splitlines()
+        except (OSError, ValueError):
+            return ""
+        return version if shown == self.shown and self.part.exists() else ""
+
     def _ask(self, size: int) -> Response:
-        headers = {}
-        if size:
-            headers["Range"] = f"bytes={size}-"
-            if self.version:
-                headers["If-Range"] = self.version
-        timeout = (self.patience.connect_timeout_s, self.patience.read_timeout_s)
+        headers = {"Range": f"bytes={size}-"} if size else {}
         with self._reword_errors():
-            response = self.session.get(self.url, headers=headers, stream=True, timeout=timeout)
+            response = self.session.get(self.url, headers=headers, stream=True, timeout=_TIMEOUTS_S)
         self.answered = True
-        addresses = [urlsplit(hop.url).scheme for hop in (*response.history, response)]
-        if urlsplit(self.url).scheme == "https" and set(addresses) != {"https"}:
+        schemes = {urlsplit(hop.url).scheme for hop in (*response.history, response)}
+        if urlsplit(self.url).scheme == "https" and schemes != {"https"}:
             response.close()  # no checksum is published that would tell a file changed on its way
             raise self._refusal("the server redirects to an address without encryption")
         return response
 
-    def _write(self, blocks: Iterator[bytes], start: int, total: int | None) -> None:
+    def _write(self, response: Response, start: int, total: int | None) -> None:
         size = start
         with self.part.open("ab" if start else "wb") as stream:
+            if start == 0:  # once the bytes of another version are gone
+                _origin_of(self.part).write_text(f"{self.shown}\n{_version_of(response)}\n")
             self.on_progress(size, total)
-            for block in filter(None, blocks):
+            for block in filter(None, self._blocks(response)):
                 stream.write(block)
                 stream.flush()
                 size += len(block)
-                self.reached = max(self.reached, size)
+                self.furthest = max(self.furthest, size)
                 self.on_progress(size, total)
         if total is not None and size != total:  # more bytes, too, are mended by the next attempt
             raise _AttemptError(f"the server sent {size} of {total} bytes")
@@ -248,22 +190,23 @@ class _Download:
         with self._reword_errors():
             yield from response.raw.stream(_BLOCK_BYTES, decode_content=False)
 
+    def _page_of(self, response: Response) -> str:
+        with self._reword_errors():
+            return str(response.raw.read(_PAGE_BYTES), errors="replace")
+
     def _confirm(self, page: str, page_url: str) -> None:
         """Go on at the address that Google's page before a large file leads to; refuse any other page."""
-        url = None if _says_quota_exceeded(page) or self.confirmed else _confirmed_url(page, page_url)
+        url = None if self.confirmed or _says_quota_exceeded(page) else _confirmed_url(page, page_url)
         if url is None:
             raise self._refusal(_complaint_about(page))
-        self.url, self.confirmed, self.whole = url, True, self.version is None
+        self.url, self.confirmed = url, True
 
     def _refuse_status(self, response: Response) -> None:
         status = response.status_code
-        if status < 500 and _has_html_type(response) and _says_quota_exceeded(page := _page_of(self._blocks(response))):
+        if status < 500 and _is_page(response) and _says_quota_exceeded(page := self._page_of(response)):
             raise self._refusal(_complaint_about(page))
         reason = one_line(f"the server answered {status} {response.reason or ''}")
-        if status in (408, 429) or status >= 500:
-            seconds = response.headers.get("Retry-After", "")  # a date is left aside
-            raise _AttemptError(reason, wait_s=min(float(seconds), _LONGEST_RETRY_AFTER_S) if seconds.isdecimal() else 0.0)
-        raise self._refusal(reason)
+        raise _AttemptError(reason) if status in (408, 429) or status >= 500 else self._refusal(reason)
 
     def _refusal(self, reason: str) -> WeightsError:
         return WeightsError(f"{self.shown}: {reason}")
@@ -280,7 +223,7 @@ class _Download:
         try:
             yield
         except requests.ConnectTimeout as error:
-            raise _AttemptError(f"could not connect to {host}: no answer", attempts=2) from error
+            raise _AttemptError(f"could not connect to {host}: no answer") from error
         except (requests.Timeout, urllib3.exceptions.TimeoutError) as error:
             raise _AttemptError("the server is silent") from error
         except requests.exceptions.ConnectionError as error:
@@ -289,16 +232,14 @@ class _Download:
                 raise self._refusal(f"the TLS certificate of {host} cannot be trusted: {cause.verify_message}") from error
             peer = "the proxy" if isinstance(error, requests.exceptions.ProxyError) else host
             reason = "it does not speak HTTP" if cause is None else cause.strerror or str(cause)
-            hopeless = isinstance(cause, socket.gaierror) or (cause is not None and cause.errno in _UNREACHABLE)
-            raise _AttemptError(f"could not connect to {peer}: {reason}", attempts=1 if hopeless else None) from error
-        except urllib3.exceptions.LocationValueError as error:
-            raise self._refusal("the name of the host is not valid") from error
-        except urllib3.exceptions.HTTPError as error:
-            raise _AttemptError("the connection was cut") from error
+            raise _AttemptError(f"could not connect to {peer}: {reason}") from error
         except requests.TooManyRedirects as error:
             raise self._refusal("the server redirects without end") from error
-        except requests.RequestException as error:  # their texts repeat the URL with user and password
+        except (requests.RequestException, urllib3.exceptions.LocationValueError) as error:
+            # Not their texts, which repeat the URL with user and password.
             raise self._refusal("the URL, one that it redirects to, or that of the proxy is not valid") from error
+        except urllib3.exceptions.HTTPError as error:
+            raise _AttemptError("the connection was cut") from error
         except OSError as error:  # requests raises it, bare, for a REQUESTS_CA_BUNDLE that does not exist
             raise self._refusal(one_line(str(error))) from error
 
@@ -319,26 +260,14 @@ def _place_of(response: Response) -> tuple[int | None, int | None]:
     return start, int(length) if length.isdecimal() else None
 
 
-def _version_of(response: Response) -> str | None:
-    """The value for If-Range: a strong ETag, else the date of the last change."""
+def _version_of(response: Response) -> str:
+    """A strong ETag, else the date of the last change; empty where the server tells neither."""
     tag = response.headers.get("ETag", "W/")
-    return response.headers.get("Last-Modified") if tag.startswith("W/") else tag
+    return response.headers.get("Last-Modified", "") if tag.startswith("W/") else tag
 
 
-def _has_html_type(response: Response) -> bool:
-    return response.headers.get("Content-Type", "").lower().startswith(_HTML_TYPES)
-
-
-def _read_some(blocks: Iterator[bytes], n_bytes: int) -> bytes:
-    """Read whole blocks of a body, until this many bytes are there."""
-    body = b""
-    while len(body) < n_bytes and (block := next(blocks, None)) is not None:
-        body += block
-    return body
-
-
-def _page_of(blocks: Iterator[bytes]) -> str:
-    return _read_some(blocks, _PAGE_BYTES).decode(errors="replace")
+def _is_page(response: Response) -> bool:
+    return response.headers.get("Content-Type", "").lower().startswith(("text/html", "application/xhtml+xml"))
 
 
 def _says_quota_exceeded(page: str) -> bool:
@@ -356,23 +285,20 @@ def _complaint_about(page: str) -> str:
 
 def _confirmed_url(page: str, page_url: str) -> str | None:
     """The URL of the page's download form, if its server is the same or Google's, and no less encrypted."""
-    for form in re.finditer(r"<form\b([^>]*)>(.*?)</form>", page, re.IGNORECASE | re.DOTALL):
-        attributes = _attributes(form[1])
-        if attributes.get("id") == "download-form" and attributes.get("method", "get").lower() == "get":
-            break
-    else:
+    form = re.search(r'<form\b([^>]*\bid="download-form"[^>]*)>(.*?)</form>', page, re.IGNORECASE | re.DOTALL)
+    if form is None:
         return None
     inputs = [_attributes(words) for words in re.findall(r"<input\b([^>]*)>", form[2], re.IGNORECASE)]
     fields = [(each["name"], each.get("value", "")) for each in inputs if each.get("name")]
     try:
-        here, there = urlsplit(page_url), urlsplit(urljoin(page_url, attributes.get("action", "")))
+        here, there = urlsplit(page_url), urlsplit(urljoin(page_url, _attributes(form[1]).get("action", "")))
         host = there.hostname or ""
     except ValueError:
         return None
     trusted = host == here.hostname or f".{host}".endswith((".google.com", ".googleusercontent.com"))
-    if not attributes.get("action") or not trusted or there.scheme not in (here.scheme, "https"):
+    if not trusted or there.scheme not in (here.scheme, "https"):
         return None
-    return urlunsplit(there._replace(query=urlencode(parse_qsl(there.query) + fields), fragment=""))
+    return urlunsplit(there._replace(query=urlencode(parse_qsl(there.query) + fields)))
 
 
 def _attributes(words: str) -> dict[str, str]:
