@@ -81,6 +81,11 @@ def flag(*names: str, help: str, panel: str) -> Any:  # noqa: A002  # as Typer c
     return typer.Option(*names, help=help, rich_help_panel=panel)
 
 
+def count(help: str, *, default: str | bool, panel: str) -> Any:  # noqa: A002
+    """An option that takes a whole number from 1 to 1024. default: in words; True for the default itself."""
+    return typer.Option(min=1, max=1024, metavar="N", help=help, show_default=default, rich_help_panel=panel)
+
+
 Workbook = Annotated[
     Path | None,
     typer.Option(
@@ -157,29 +162,16 @@ WeightsOfSegment = Annotated[
         rich_help_panel=NETWORK,
     ),
 ]
-Threads = Annotated[
-    int | None,
-    typer.Option(
-        min=1,
-        max=1024,
-        metavar="N",
-        help="CPU threads that compute.",
-        show_default=_GRANTED,
-        rich_help_panel=NETWORK,
-    ),
-]
+Threads = Annotated[int | None, count("CPU threads that compute.", default=_GRANTED, panel=NETWORK)]
 Deterministic = Annotated[
     bool, flag("--deterministic", help="The same bytes in every run, on a GPU too; a CPU gives them anyway.", panel=NETWORK)
 ]
 BatchSize = Annotated[
     int | None,
-    typer.Option(
-        min=1,
-        max=1024,
-        metavar="N",
-        help="Slices computed at once; halved when memory runs out.",
-        show_default="CUDA 16, MPS 8, CPU 2; ONNX Runtime 1 a thread, at most 4",
-        rich_help_panel=NETWORK,
+    count(
+        "Slices computed at once; halved when memory runs out.",
+        default="CUDA 16, MPS 8, CPU 2; ONNX Runtime 1 a thread, at most 4",
+        panel=NETWORK,
     ),
 ]
 Overwrite = Annotated[bool, flag("--overwrite", help="Replace existing outputs; they are an error otherwise.", panel=OUTPUT)]
@@ -261,15 +253,7 @@ DryRun = Annotated[
     bool, flag("--dry-run", help="Write nothing; print which cases were found and what would be done.", panel=OUTPUT)
 ]
 Jobs = Annotated[
-    int | None,
-    typer.Option(
-        min=1,
-        max=1024,
-        metavar="N",
-        help="Cases worked on at once, each by a process; of one case, threads.",
-        show_default=_GRANTED,
-        rich_help_panel=OUTPUT,
-    ),
+    int | None, count("Cases worked on at once, each by a process; of one case, threads.", default=_GRANTED, panel=OUTPUT)
 ]
 
 

@@ -64,12 +64,10 @@ def prepare(
     quiet: options.Quiet = False,
     jobs: Annotated[
         int,
-        typer.Option(
-            min=1,
-            max=1024,
-            metavar="N",
-            help="Cases worked on at once, each by a process that takes up to 3 GB; the CPUs are divided among them.",
-            rich_help_panel=options.OUTPUT,
+        options.count(
+            "Cases worked on at once, each by a process that takes up to 3 GB; the CPUs are divided among them.",
+            default=True,
+            panel=options.OUTPUT,
         ),
     ] = 1,
     brain: Annotated[
