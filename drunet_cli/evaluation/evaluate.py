@@ -168,7 +168,7 @@ def compare(
 
 
 def statistics(values: Sequence[float], *, seed: int) -> Statistics:
-    """values: one a case, at least one. Equal values and seed give equal numbers."""
+    """Summarise a score of some cases. values: one a case, at least one. Equal values and seed give equal numbers."""
     of_cases = np.asarray(values, dtype=np.float64)
     resampled = np.random.default_rng(seed).choice(of_cases, size=(_RESAMPLES, of_cases.size))
     low, high = np.percentile(resampled.mean(axis=1), _INTERVAL_PERCENT)
@@ -276,7 +276,7 @@ def _score(
     convention: Convention,
     tolerance_mm: float,
 ) -> RegionScores:
-    """outside: voxels of the volume outside the box to which the masks were cropped, background in both."""
+    """Score two masks of one region. outside: voxels outside the box to which the masks were cropped, background in both."""
     counts = overlap(prediction, reference)
     counts = replace(counts, true_negatives=counts.true_negatives + outside)
     lesions = None

@@ -332,7 +332,7 @@ def _box_around_all(boxes: Iterable[Box]) -> Box:
 
 
 def _mean_scores(scores: list[tuple[float, float]], counts: LesionCounts) -> LesionScores:
-    """scores: Dice and HD95 in mm of every true positive."""
+    """Average over the lesions. scores: Dice and HD95 in mm of every true positive."""
     unmatched = counts.false_negatives + counts.false_positives
     scored = len(scores) + unmatched
     if not scored:

@@ -130,7 +130,7 @@ def _area(curve: npt.NDArray[np.float64]) -> float:
 
 
 def _filtered_share(kept: _Counts) -> npt.NDArray[np.float64]:
-    """kept: voxels kept by every threshold, by the last all. Where there are none, the share is 0, as in the script."""
+    """The share that each threshold filters out; 0 where there are no voxels, as in the script. kept: by the last, all."""
     every = int(kept[-1])
     return (every - kept) / every if every else np.zeros(kept.size)
 

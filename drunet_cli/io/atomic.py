@@ -176,7 +176,7 @@ def _temporary(target: Path) -> Path:
 
 
 def _remove_if_abandoned(path: Path, *, writer: str) -> None:
-    """writer: host and process id, as they stand in the name."""
+    """Remove a temporary whose writer is gone. writer: host and process id, as they stand in the name."""
     host, _, pid = writer.rpartition(".")
     is_ours = bool(host) and pid.isdecimal()
     if is_ours and is_abandoned(path, host, int(pid), after_s=_ABANDONED_AFTER_S):

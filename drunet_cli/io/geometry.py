@@ -268,7 +268,7 @@ class Turn:
 
     @classmethod
     def of(cls, affine: npt.NDArray[np.float64], shape: tuple[int, ...]) -> "Turn":
-        """shape: I, J, K."""
+        """The turn of a stored volume. shape: I, J, K."""
         orientation = orientation_to_network(affine).astype(int)
         axes = np.argsort(orientation[:, 0])
         flips = orientation[axes, 1]
@@ -292,7 +292,7 @@ def box_of(mask: npt.NDArray[np.bool_]) -> Box | None:
 
 
 def _axis_fit(brain: npt.NDArray[np.bool_], size: int, spacing: float) -> AxisFit:
-    """brain: [size], whether the brain reaches this plane."""
+    """Lay an axis on the frame. brain: [size], whether the brain reaches this plane."""
     planes = np.flatnonzero(brain)
     first, end = int(planes[0]), int(planes[-1]) + 1
     resampled = not at_1_mm([spacing])

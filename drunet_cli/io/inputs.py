@@ -32,7 +32,7 @@ class InputFile:
 
     @classmethod
     def of(cls, path: Path, status: os.stat_result, *, sha256: str) -> "InputFile":
-        """status: from before the file was read, so that a later change shows."""
+        """Describe a file. status: from before it was read, so that a later change shows."""
         return cls(str(path), status.st_size, status.st_mtime_ns, sha256)
 
     def is_still(self, path: Path) -> bool:

@@ -240,7 +240,7 @@ def _deflated(lines: Pixels) -> bytes:
 
 
 def _file(shape: tuple[int, int, int], deflated: bytes) -> bytes:
-    """shape: rows, columns, channels. deflated: the filtered scanlines."""
+    """The content of a PNG file. shape: rows, columns, channels. deflated: the filtered scanlines."""
     rows, columns, channels = shape
     header = _HEADER.pack(columns, rows, 8, _COLOUR_TYPES[channels], 0, 0, 0)
     return _SIGNATURE + _chunk(b"IHDR", header) + _chunk(b"IDAT", deflated) + _chunk(b"IEND", b"")

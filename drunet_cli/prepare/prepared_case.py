@@ -247,7 +247,7 @@ def prepare_cases(
 
 
 def prepare_case(planned: PlannedPreparation, *, wait: bool = False) -> PreparedResult | None:
-    """Prepare a case and write its files; None where another run is at it, unless this is to wait for that one.
+    """Prepare a case and write its files; None where another run is preparing it. wait: wait for that run instead.
 
     Raises DrunetError as `prepare_scans` does, and OutputError for files that are there and are not those that are asked for.
     """

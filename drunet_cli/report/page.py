@@ -71,7 +71,7 @@ class Thumbnail:
 
 @dataclass(frozen=True)
 class Thumbnails:
-    """by_label_map: thumbnails by the output of a case's row. notices: why other pictures cannot be shown, a line each."""
+    """The pictures of a page, by the output of a case's row. notices: why others cannot be shown, a line each."""
 
     by_label_map: dict[str, list[Thumbnail]]
     notices: tuple[str, ...] = ()

@@ -68,7 +68,7 @@ class Record:
 
 @dataclass(frozen=True)
 class Runs:
-    """records: by case. notices: what a reader of the records must know, one line each."""
+    """The records of runs, by case. notices: what a reader of the records must know, one line each."""
 
     records: tuple[Record, ...]
     notices: tuple[str, ...] = ()
@@ -119,7 +119,7 @@ def merge_messages(messages: Iterable[tuple[str, str]]) -> list[str]:
 
 @dataclass
 class _Notices:
-    """left_out: every file that cannot be used, and why. tables: the summaries that had to stand in for so many sidecars."""
+    """Notes on files. left_out: those that cannot be used, and why. tables: summaries that stood in for so many sidecars."""
 
     left_out: dict[str, str] = field(default_factory=dict)
     tables: Counter[Path] = field(default_factory=Counter)

@@ -177,7 +177,7 @@ class _Greys:
 
 
 def _quantised(voxels: Voxels, levels: int, step: tuple[int, int, int]) -> _Greys:
-    """voxels: [X, Y, Z]."""
+    """An image in grey levels, and their window. voxels: [X, Y, Z]."""
     window = grey_window(voxels)
     sampled = voxels.reshape(-1)[:: max(1, voxels.size // _MOST_SAMPLED)]
     brain = sampled[sampled > 0]
@@ -212,7 +212,7 @@ class _Packed:
 
 
 def _pack(volume: Codes, *, strategy: int) -> _Packed:
-    """volume: [X, Y, Z]. The stride is that of the axis along which neighbours differ least.
+    """Compress a volume [X, Y, Z] as differences; the stride is that of the axis along which neighbours differ least.
 
     Lengths of runs alone compress such differences of images better than whole deflate does, and in a fraction of the time.
     """

@@ -239,7 +239,7 @@ class _Watch:
         self._is_over = False
 
     def start(self, announcement: str) -> None:
-        """announcement: said when the others do not come within seconds."""
+        """Begin the thread. announcement: said when the others do not come within seconds."""
         self._announcement = announcement
         self._receiver, self._sender = socket.socketpair()
         self._sender.setblocking(False)

@@ -180,7 +180,7 @@ class EventWriter:
     """Writes TensorBoard events of the epochs; does nothing where the extra `tensorboard` is not installed."""
 
     def __init__(self, folder: Path | None, *, after_step: int) -> None:
-        """folder: None for a process that writes nothing. after_step: TensorBoard hides later steps of an earlier session."""
+        """Begin a file in the folder, None for no file. after_step: TensorBoard hides later steps of an earlier session."""
         self._writer: Any = None
         if folder is None:
             return

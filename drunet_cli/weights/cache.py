@@ -259,7 +259,7 @@ def _name_remedy(name: str) -> Iterator[None]:
 
 
 def _download(entry: Entry, target: Path, on_progress: ByteProgress, on_note: Note) -> None:
-    """Download weights and put them into the cache. What a failed download leaves is gone on from by the next one."""
+    """Download weights and put them into the cache. The next download goes on from what a failed one left."""
     url, source = source_url(entry), target.with_suffix(".h5")
     on_note(
         f"Weights {entry.name} are not in the cache: downloading about {entry.megabytes} MB\n"

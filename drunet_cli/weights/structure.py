@@ -91,7 +91,7 @@ def _bottleneck(stride: int) -> tuple[Layer, ...]:
 
 
 def _decoder(border: int) -> tuple[Layer, ...]:
-    """border: -1 takes off what the padding has added, before the maps are joined, where model.py does so after it."""
+    """A decoder block. border: -1 takes off what the padding has added before the maps are joined; model.py does so after."""
     glorot = Start.GLOROT_UNIFORM
     return (
         Layer("upsample", TRANSPOSED_CONVOLUTION, ("x",), channels=4, kernel=3, stride=2, border=border, start=glorot),
