@@ -27,6 +27,7 @@ from tests.support import GOLDEN, GOLDEN_WEIGHTS, Drunet
 
 limit_openmp_spinning()  # here, before a test imports torch: beside other work the tests would take twice as long
 disable_onnxruntime_telemetry()  # and before one imports onnxruntime
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # where it is set, each process of a test would compile what it imports
 
 # Their signals and locks are not those of Windows, where nobody has run the tests yet.
 collect_ignore = (
