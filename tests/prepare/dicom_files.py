@@ -1,5 +1,6 @@
 """Small DICOM series, written as a scanner would write them, of a patient whose name may be seen nowhere."""
 
+import copy
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -76,17 +77,20 @@ def write_volume(
     sizes = np.linalg.norm(in_lps[:3, :3], axis=0)
     directions = in_lps[:3, :3] / sizes
     columns, rows, n_slices = voxels.shape
+    plain, tagged = _header(series, syntax), _tags(tags)
+    plain.Rows, plain.Columns = rows, columns
+    plain.PixelSpacing, plain.SliceThickness = _decimal(sizes[1::-1]), _decimal(sizes[2:])[0]
+    plain.ImageOrientationPatient = _decimal(directions[:, :2].T)
     for z in range(n_slices):
         if z not in leave_out:
-            header = _header(series, syntax)
+            header = copy.deepcopy(plain) if per_slice else plain
+            header.file_meta.MediaStorageSOPInstanceUID = header.SOPInstanceUID = generate_uid()
             header.InstanceNumber = z + 1
-            header.Rows, header.Columns = rows, columns
-            header.PixelSpacing, header.SliceThickness = _decimal(sizes[1::-1]), _decimal(sizes[2:])[0]
-            header.ImageOrientationPatient = _decimal(directions[:, :2].T)
             header.ImagePositionPatient = _decimal(in_lps[:3, 2] * z + in_lps[:3, 3])
             pixels = voxels[:, :, z].T.astype("<u2").tobytes()
             header.PixelData = encapsulate([pixels]) if syntax.is_encapsulated else pixels
-            header.update(_tags({**tags, **(per_slice or {}).get(z, {})}))
+            header.update(tagged)
+            header.update(_tags((per_slice or {}).get(z, {})))
             header.save_as(folder / f"Mustermann_{tags.get('SeriesNumber', 0)}_{z:03}.dcm", enforce_file_format=True)
     return folder
 
