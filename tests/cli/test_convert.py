@@ -125,25 +125,6 @@ def test_options_reach_the_conversion(cohort: Path, converted: Path, capsys: Cap
         assert Path("slices", name.format("case_0")).read_bytes() == Path(converted, name.format("case_0")).read_bytes()
 
 
-def test_cases_may_come_from_stdin_and_from_a_table(
-    cohort: Path, converted: Path, monkeypatch: pytest.MonkeyPatch, capsys: Captured
-) -> None:
-    images = ",".join(f"{cohort}/case_0/case_0_{kind}.nii.gz" for kind in ("t1", "t1ce", "t2", "flair"))
-    Path("table.csv").write_text(f"case,t1,t1ce,t2,flair\ngood,{images}\nbad,a,b,c,d\n")
-    monkeypatch.setattr("sys.stdin", stdin_of(f"{cohort}/case_2\ntable.csv\n"))
-    assert nii2png("-", "-o", "slices") == 1
-    out, err = capsys.readouterr()
-    assert out.splitlines() == ["slices/cases/case_2.json", "slices/cases/good.json"]
-    assert "Error: bad: table.csv, line 3: " in err
-    monkeypatch.setattr("sys.stdin", stdin_of(f"{cohort}\n"))
-    assert png2nii(converted, "--like", "-", "-o", "maps") == 0
-    monkeypatch.setattr("sys.stdin", stdin_of(""))
-    assert nii2png("-", "-o", "slices") == 3
-    assert capsys.readouterr().err.endswith(
-        "Error: stdin: no case: give paths of case folders, folders of cases or tables, one a line\n"
-    )
-
-
 def test_a_bad_case_does_not_stop_the_others_and_is_listed_at_the_end(partly_bad: Path, capsys: Captured) -> None:
     assert nii2png(partly_bad, "-o", "slices", "--json") == 1
     out, err = capsys.readouterr()

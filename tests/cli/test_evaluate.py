@@ -159,21 +159,6 @@ def test_options_reach_the_scores(cohort: Path, capsys: Captured) -> None:
     assert (out.splitlines()[0], err) == ("Convention lesionwise, surface Dice at 2.5 mm, r", "")
 
 
-def test_the_seed_decides_the_interval_and_nothing_else(cohort: Path, capsys: Captured) -> None:
-    for n in range(9):  # with few cases, or few values, every seed gives the same ends
-        noise = np.random.default_rng(n).random(SHAPE) < n / 9
-        save(np.where(noise, 2, segmentation(n)).astype(np.int16), Path(f"{n}.nii"))
-    reference = files_of(cohort, 0)[1]
-    Path("pairs.csv").write_text(HEADER + "".join(f"{n},{n}.nii,{reference}\n" for n in range(9)))
-    printed = []
-    for options in (["--seed", "0"], ["--seed", "1"], []):
-        assert evaluate("pairs.csv", *options, "--quiet") == 0
-        printed.append(capsys.readouterr().out)
-    assert printed[0] == printed[2] != printed[1]
-    before_interval = [[line.split()[:-3] for line in out.splitlines()[2:]] for out in printed]
-    assert before_interval.count(before_interval[0]) == len(printed)
-
-
 @pytest.mark.parametrize(("n", "cases"), [(2, ["case_1", "case_2"]), (50, ["case_1", "case_2", "case_0"])])
 def test_worst_lists_cases_of_lowest_dice_first(n: int, cases: list[str], folders: tuple[Path, Path], capsys: Captured) -> None:
     assert evaluate(*folders, "--worst", str(n), "--quiet") == 0
@@ -234,18 +219,6 @@ def test_without_t1_images_the_whole_volume_counts_and_a_warning_says_so(
         "Warning: 1 of 2 cases without a T1 image beside the reference: FTP, FTN and AUROC count the air around the head too, "
         "unlike those of BraTS 2020\n"
     ) in capsys.readouterr().err
-
-
-def test_a_case_without_maps_is_one_error(with_maps: Path, cohort: Path, capsys: Captured) -> None:
-    for path in with_maps.glob("case_1_unc_*"):
-        path.unlink()
-    assert evaluate(with_maps, cohort / "ref", "--uncertainty") == 1
-    out, err = capsys.readouterr()
-    assert ", 2 case" in out.splitlines()[0]
-    [line] = [line for line in err.splitlines() if "unc_" in line]
-    assert line.startswith("Error: case_1: out/case_1.nii.gz: has no case_1_unc_whole.nii.gz, ")
-    assert evaluate(*files_of(cohort, 0), "--uncertainty") == 3
-    assert capsys.readouterr().err.count("\n") == 1
 
 
 # Files

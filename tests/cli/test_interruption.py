@@ -1,7 +1,5 @@
 """Runs that are killed, interrupted, or lose a stream: what stands under the final name is complete, and nothing else stays."""
 
-import hashlib
-import json
 import re
 import signal
 import subprocess
@@ -35,9 +33,6 @@ def strike(event, arguments):
 sys.addaudithook(strike)
 runpy.run_module("drunet_cli", run_name="__main__", alter_sys=True)
 """
-# Some steps of writing: what Python is about to do, and with which temporary. All of them: tests/segmentation/test_outputs.py.
-STEPS: Final = [("os.link", ".seg.json."), ("open", ".seg.nii.gz."), ("os.link", ".seg.nii.gz."), ("os.remove", ".seg.nii.gz.")]
-every_step = pytest.mark.parametrize(("event", "temporary"), STEPS, ids=lambda word: word.strip("."))
 
 
 @dataclass(frozen=True)
@@ -64,31 +59,7 @@ def names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
-def assert_complete_or_absent(folder: Path, whole: WholeRun) -> None:
-    label_map, sidecar = folder / "seg.nii.gz", folder / "seg.json"
-    assert not label_map.exists() or label_map.read_bytes() == whole.label_map
-    if sidecar.exists() and label_map.exists():  # a sidecar alone counts as nothing: the label map is published last
-        assert json.loads(sidecar.read_bytes())["output_sha256"] == hashlib.sha256(label_map.read_bytes()).hexdigest()
-
-
-def assert_next_run_cleans_up(drunet: Drunet, folder: Path, whole: WholeRun) -> None:
-    again = ("--overwrite",) if (folder / "seg.nii.gz").exists() else ()
-    done = drunet(*whole.words, *again)
-    assert (done.returncode, names(folder)) == (0, OUTPUTS), done.stderr
-    assert (folder / "seg.nii.gz").read_bytes() == whole.label_map
-
-
 # Killed, and interrupted
-
-
-@pytest.mark.slow
-@every_step
-def test_a_run_killed_while_it_writes_leaves_a_complete_label_map_or_none_and_the_next_cleans_up(
-    event: str, temporary: str, whole: WholeRun, drunet: Drunet, tmp_path: Path
-) -> None:
-    assert drunet(*whole.words, strike=Strike(signal.SIGKILL, event, temporary)).returncode == -signal.SIGKILL
-    assert_complete_or_absent(tmp_path, whole)
-    assert_next_run_cleans_up(drunet, tmp_path, whole)
 
 
 @pytest.mark.slow
@@ -110,14 +81,6 @@ def test_a_label_map_for_which_there_is_no_room_is_one_error_line_and_no_files(
     done = drunet(*words, before=limit_files(MIDDLE_BYTES, signal_ignored=True))
     assert (done.returncode, done.stdout, names(tmp_path)) == (6, "", [])
     assert re.fullmatch(r"(Warning: .+\n)*Error: out/seg\.nii: cannot be written: File too large\n", done.stderr)
-
-
-@pytest.mark.slow
-def test_a_killed_run_keeps_the_label_map_that_it_was_to_replace(whole: WholeRun, drunet: Drunet, tmp_path: Path) -> None:
-    (tmp_path / "seg.nii.gz").write_bytes(b"an earlier label map")
-    done = drunet(*whole.words, "--overwrite", strike=Strike(signal.SIGKILL, "os.rename", ".seg.nii.gz."))
-    assert done.returncode == -signal.SIGKILL
-    assert (tmp_path / "seg.nii.gz").read_bytes() == b"an earlier label map"
 
 
 @pytest.mark.parametrize(
@@ -144,18 +107,6 @@ def test_a_signal_ends_the_run_with_its_code_and_without_files_or_traceback(
     # Before drunet has the word, the signal itself ends the process: to a shell that is the same code.
     assert found[0] in (128 + number, -number)
     assert (*found[1:], names(tmp_path)) == ("", "", [])
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-@every_step
-def test_a_signal_while_the_outputs_are_written_leaves_all_of_them_or_none(
-    event: str, temporary: str, number: int, whole: WholeRun, drunet: Drunet, tmp_path: Path
-) -> None:
-    done = drunet(*whole.words, strike=Strike(number, event, temporary))
-    assert "Traceback" not in done.stderr
-    assert (done.returncode, names(tmp_path)) in [(128 + number, []), (128 + number, OUTPUTS), (0, OUTPUTS)]
-    assert_complete_or_absent(tmp_path, whole)
 
 
 @pytest.mark.slow

@@ -280,13 +280,6 @@ def test_dry_run_with_json_prints_an_object_a_case_and_one_of_the_whole(plan: Ca
     assert whole == {"train": 3, "validation": 1, "epochs": 1, "steps": 7, "continues": False, "run": "run"}
 
 
-def test_options_of_length_prevail_over_the_config_and_the_recipe(plan: Callable[..., Documents], tmp_path: Path) -> None:
-    (tmp_path / "my.toml").write_text("[length]\nsteps = 11\nsteps_per_epoch = 5\n")
-    options: tuple[list[str], ...] = ([], ["--epochs", "4"], ["--steps", "3"])
-    assert [plan("--config", "my.toml", *more)[-1]["steps"] for more in options] == [11, 20, 3]
-    assert [plan("--recipe", recipe)[-1]["epochs"] for recipe in ("modern", "paper")] == [100, 50]
-
-
 def test_split_is_by_share_by_seed_or_by_file(plan: Callable[..., Documents], tmp_path: Path) -> None:
     assert [len(held_out(plan("--val-fraction", share))) for share in ("0", "0.25", "0.5")] == [0, 1, 2]
     assert len({frozenset(held_out(plan("--seed", str(seed)))) for seed in range(6)}) > 1

@@ -40,7 +40,6 @@ from tests.conversion.small_cases import (
     labels_in,
     mask_slice,
     pixels_of,
-    save,
     save_pixels,
     saved_case,
     small_case,
@@ -517,28 +516,6 @@ def killed_at_removal(monkeypatch: pytest.MonkeyPatch, name: str) -> Iterator[No
         yield
 
 
-# Forks, each of which is killed while it renames another of its files.
-DYING: Final = """
-import itertools, os, signal, sys
-from pathlib import Path
-from tests.conversion.small_cases import convert, small_case
-
-folder, replace = Path(sys.argv[1]), Path.replace
-case = small_case(folder)
-for n in map(int, sys.argv[2:]):
-    if os.fork() == 0:
-        count = itertools.count()
-        def replacing(path, target):
-            if next(count) == n:
-                os.kill(os.getpid(), signal.SIGKILL)
-            return replace(path, target)
-        Path.replace = replacing
-        convert(case, folder / str(n))
-        os._exit(0)
-    assert os.waitstatus_to_exitcode(os.wait()[1]) == -signal.SIGKILL
-"""
-
-
 def undisturbed(case: Case, root: Path) -> dict[str, bytes]:
     convert(case, root)
     return files_in(root)
@@ -614,25 +591,3 @@ def test_label_slices_of_an_unfinished_case_are_not_put_together(tmp_path: Path,
         convert(case, root, overwrite=True)
     with pytest.raises(CaseError, match=rf"{NAME}\.part: the slices of {NAME} are not complete"):
         convert_back(root, case.images[Modality.FLAIR], tmp_path / "back.nii")
-
-
-def test_a_run_that_dies_within_a_file_is_completed_and_cleaned_up(tmp_path: Path) -> None:
-    moments = [0, 6, N_FILES - 1, N_FILES]  # the last is the table
-    case, program = small_case(tmp_path), [sys.executable, "-c", DYING, str(tmp_path), *map(str, moments)]
-    subprocess.run(program, cwd=Path(__file__).parents[2], check=True)
-    whole = undisturbed(case, tmp_path / "fresh")
-    for n in moments:
-        root = tmp_path / str(n)
-        assert any(name.endswith(".tmp") for name in files_in(root))
-        convert(case, root, skip_existing=True)
-        assert files_in(root) == whole
-
-
-def test_a_segmentation_in_another_place_is_refused(tmp_path: Path) -> None:
-    case = small_case(tmp_path)
-    for axis in range(3):
-        affine = BRATS_AFFINE.copy()
-        affine[axis, 3] += 0.5
-        save(case.files["seg"], labels_in(brain_in()), affine)
-        with pytest.raises(CaseError, match="not on the grid of FLAIR"):
-            convert(case, tmp_path / "out")

@@ -21,7 +21,7 @@ from PIL import Image
 from scipy import stats
 
 from drunet_cli.brats import ClassMap, ReadLabels, TumourClass
-from drunet_cli.errors import CaseError, MisuseError
+from drunet_cli.errors import CaseError
 from drunet_cli.evaluation.evaluate import (
     SCORES,
     Convention,
@@ -626,12 +626,6 @@ def test_axes_are_the_same_for_any_cases_and_tell_small_distances_apart(figures:
     axes = figures[1].axes[1]
     near, far = (axes.transData.transform((1, mm))[1] for mm in (1, 9))
     assert far - near > 0.1 * axes.get_window_extent().height
-
-
-def test_without_matplotlib_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "matplotlib", None)
-    with pytest.raises(MisuseError, match="--plot needs matplotlib, which is not installed; run: pip install matplotlib"):
-        check_plottable()
 
 
 def test_a_matplotlib_that_is_there_and_broken_is_not_called_absent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -176,16 +176,6 @@ def test_the_bytes_are_on_the_disk_before_they_are_published(target: Path, monke
     assert calls == ["fsync", "link", "fsync", "replace"]
 
 
-def test_a_file_appears_when_the_block_ends_and_not_before(target: Path) -> None:
-    with write_atomically(target, overwrite=False) as stream:
-        stream.write(b"all")
-        stream.flush()
-        assert not target.exists()
-        assert Path(stream.name).read_bytes() == b"all"
-    assert target.read_bytes() == b"all"
-    assert names_in(target.parent) == [target.name]
-
-
 def write_half(target: Path, failure: BaseException) -> None:
     with write_atomically(target, overwrite=True) as stream:
         stream.write(b"half")

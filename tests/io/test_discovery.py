@@ -3,7 +3,6 @@
 import json
 import os
 import string
-import subprocess
 import sys
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -643,9 +642,3 @@ def test_a_folder_of_results_among_the_cases_is_not_entered(tmp_path: Path) -> N
     assert names_of(find_cases([tmp_path], leave_out=[tmp_path / "absent"])) == ["a", "b"]
     tree(tmp_path, *images("prepared/c_"))
     assert names_of(find_cases([tmp_path], leave_out=[tmp_path / "out", tmp_path / "prepared"])) == ["a"]
-
-
-def test_no_package_that_reads_images_is_imported() -> None:
-    code = "import sys, drunet_cli.io.discovery; print(*sys.modules)"
-    modules = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
-    assert not {"nibabel", "torch", "scipy", "PIL"} & set(modules)

@@ -159,16 +159,6 @@ def test_cuts_are_the_same_however_the_case_is_stored(orientation: str) -> None:
         assert cut.position_mm == pytest.approx(expected[plane].position_mm, abs=1e-9)  # rounding of float64
 
 
-def test_the_picture_is_the_same_to_the_byte_however_the_case_is_stored() -> None:
-    image, class_map = brain(24, 25, 26), lesion((24, 25, 26), (slice(3, 9), slice(4, 12), slice(5, 8)))
-    volumes = volumes_ml(voxel_counts(class_map), 0.001)
-    drawn = set()
-    for orientation in ("RAS", "LPS", "IRP"):
-        (turned_image, affine), (turned, _) = (stored_as(orientation, voxels, RAS) for voxels in (image, class_map))
-        drawn.add(draw_preview(turned_image, turned_image, turned, affine=affine, name="case", volumes_ml=volumes))
-    assert len(drawn) == 1
-
-
 def test_an_oblique_case_is_cut_along_its_nearest_axes() -> None:
     affine = RAS.copy()
     affine[:3, :3] = Rotation.from_euler("xyz", [20, -15, 25], degrees=True).as_matrix()

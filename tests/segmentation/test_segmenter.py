@@ -19,7 +19,7 @@ import pytest
 import drunet_cli
 from drunet_cli import SegmentedCase, Segmenter
 from drunet_cli.cli.app import main
-from drunet_cli.errors import CaseError, DeviceError, MisuseError, OutputError, WeightsError
+from drunet_cli.errors import CaseError, DeviceError, MisuseError, WeightsError
 from drunet_cli.io.inputs import file_sha256
 from drunet_cli.segmentation.summary import COLUMNS
 from drunet_cli.weights.registry import BUNDLED, COMPACT, Bundled
@@ -177,13 +177,6 @@ def test_weights_are_checked_before_the_first_case() -> None:
     Segmenter("compact").check()
     with pytest.raises(WeightsError, match=r"no\.h5: no such weights file"):
         Segmenter("no.h5").check()
-
-
-def test_an_input_is_never_replaced(result: SegmentedCase) -> None:
-    before = FILES["t1"].read_bytes()
-    with pytest.raises(OutputError, match="is one of the inputs"):
-        result.save(FILES["t1"], overwrite=True)
-    assert FILES["t1"].read_bytes() == before
 
 
 BAD_ARRAYS: Final[dict[str, Callable[[npt.NDArray[Any]], npt.NDArray[Any]]]] = {

@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from drunet_cli.brats import N_CLASSES
 from drunet_cli.network.engine import Precision
-from drunet_cli.network.model import Bottleneck, DecoderBlock, DRUNet104, InputBlock
+from drunet_cli.network.model import Bottleneck, DRUNet104, InputBlock
 from drunet_cli.training.batches import BatchPlan, SliceWindow
 from drunet_cli.training.learner import Learner, learning_rate, loss_of, new_network, soft_dice
 from drunet_cli.training.recipe import (
@@ -190,13 +190,6 @@ def test_average_follows_closely_at_first_and_by_its_decay_later(step: int, deca
         assert torch.allclose(average, expected, rtol=1e-5, atol=1e-6), name  # float32
 
 
-def test_average_without_decay_is_the_weights_themselves() -> None:
-    one = learner(with_changes(average={"decay": 0.0}))
-    one.step(batch(), plan(0))
-    weights = numbers(one)
-    assert all(torch.equal(average, weights[name]) for name, average in one.averages.items())
-
-
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_weights_with_one_number_that_is_none_are_not_finite(value: float) -> None:
     one = learner()
@@ -321,7 +314,6 @@ def test_loss_of_half_precision_logits_is_computed_in_float32(dtype: torch.dtype
 
 # Keras' VarianceScaling: a normal that is cut at two SD, widened until its SD is the wanted one again.
 CUT_NORMAL: Final = stats.truncnorm(-2, 2)
-BLOCKS: Final = (InputBlock, Bottleneck, DecoderBlock)
 
 
 @pytest.fixture(scope="module")
@@ -381,35 +373,6 @@ def test_biases_begin_at_0_and_batch_norm_as_identity_with_the_numbers_of_the_re
             tensors = (module.weight, module.bias, module.running_mean, module.running_var)
             assert (module.eps, module.momentum) == (2e-4, 0.03)
             assert [set(tensor.tolist()) for tensor in tensors] == [{1}, {0}, {0}, {1}]
-
-
-def blocks_that_equal_their_shortcut(network: DRUNet104) -> dict[str, bool]:
-    shortcuts: dict[nn.Module, Tensor] = {}
-    equal: dict[str, bool] = {}
-
-    def remember(module: nn.Module, _inputs: object, output: Tensor) -> None:
-        shortcuts[module] = output.clone()
-
-    for name, block in network.named_modules():
-        if isinstance(block, BLOCKS):
-            block.shortcut.register_forward_hook(remember)
-
-            def compare(module: nn.Module, _inputs: object, output: Tensor, name: str = name) -> None:
-                assert isinstance(module, BLOCKS)
-                equal[name] = torch.equal(output, shortcuts[module.shortcut])
-
-            block.register_forward_hook(compare)
-    with torch.no_grad():
-        network.train()(torch.rand(2, 4, 48, 48, generator=torch.Generator().manual_seed(0)))
-    return equal
-
-
-def test_every_block_begins_as_its_shortcut_with_zero_residual_alone(zeroed: DRUNet104) -> None:
-    equal = blocks_that_equal_their_shortcut(zeroed)
-    assert len(equal) == 36  # 2 + 3 + 3 + 5 + 14 + 4 in encoder and bridge, 5 in the decoder
-    assert all(equal.values())
-    without = new_network(NetworkSettings(base_width=1, zero_residual=False), seed=0)
-    assert not any(blocks_that_equal_their_shortcut(without).values())
 
 
 def test_zero_residual_zeroes_one_layer_a_block_which_still_gets_a_gradient(zeroed: DRUNet104) -> None:

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from drunet_cli.cli.app import main
-from drunet_cli.errors import CaseError, MisuseError, OutputError, WeightsError
+from drunet_cli.errors import CaseError, MisuseError, WeightsError
 from drunet_cli.network.engine import Precision
 from drunet_cli.training import session
 from drunet_cli.training.cases import Split
@@ -151,13 +151,6 @@ def test_overwriting_begins_anew_and_leaves_no_file_of_the_earlier_training(whol
     left = {path.name for path in root.iterdir()} - {"tensorboard", "slices"}
     assert left == {"config.toml", "run.json", "split.json", "state.safetensors"}
     assert len(json.loads(folder.document.read_text())["sessions"]) == 1
-
-
-def test_training_that_is_there_is_neither_resumed_nor_replaced_unasked(whole: Run, cases: Path) -> None:
-    before = files_in(whole.folder.root)
-    with pytest.raises(OutputError, match="--overwrite"):
-        run_training(small_settings(whole.folder.root, cases))
-    assert files_in(whole.folder.root) == before
 
 
 # What a run records

@@ -111,23 +111,6 @@ def test_the_part_of_a_failed_run_is_used_by_the_next(mirror: Callable[[FileServ
     assert not list(cache_folder().glob(".*"))
 
 
-def test_what_has_arrived_whole_is_not_fetched_again_after_an_interrupt(
-    mirror: Callable[[FileServer], None], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def interrupt(*_: object, **__: object) -> None:
-        raise KeyboardInterrupt
-
-    with serving(CONTENT) as server:
-        mirror(server)
-        with monkeypatch.context() as interrupted:
-            interrupted.setattr("drunet_cli.weights.cache.read_weights_file", interrupt)
-            with pytest.raises(KeyboardInterrupt):
-                obtain(DEFAULT)
-        assert_golden(obtain(DEFAULT))
-    assert server.ranges == [None, f"bytes={len(CONTENT)}-"]
-    assert not list(cache_folder().glob(".*"))
-
-
 def test_the_part_of_another_file_is_thrown_away_and_fetched_anew(mirror: Callable[[FileServer], None]) -> None:
     with serving(b"\0" * len(CONTENT), Answer(cut_after=500_000), default=Answer(status=404)) as server:
         mirror(server)

@@ -437,12 +437,6 @@ def test_an_address_that_cannot_be_fetched_is_final(part: Path, url: str, words:
     assert not part.exists()
 
 
-def test_user_and_password_are_not_told(part: Path) -> None:
-    with serving(CONTENT, Answer(status=404)) as server:
-        message = refusal(f"http://me:secret@{server.address}/w.h5", part)
-    assert message == f"http://{server.address}/w.h5: the server answered 404 Not Found"
-
-
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="a full disk is played by /dev/full")
 def test_a_full_disk_is_an_error_of_the_system(tmp_path: Path) -> None:
     (tmp_path / "weights.h5").write_bytes(CONTENT)
