@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Final
 
 import pytest
+from onnxruntime import RunOptions
 
 from drunet_cli.network import cpu_engine
 from drunet_cli.phantom import scanner
@@ -35,7 +36,7 @@ def _networks_are_loaded_once() -> Iterator[None]:
         if key not in _LOADED:
             load(engine, checkpoint)
             _LOADED[key] = engine
-        engine._session, engine._how = _LOADED[key]._session, cpu_engine.ort.RunOptions()
+        engine._session, engine._how = _LOADED[key]._session, RunOptions()
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(cpu_engine.OnnxEngine, "_load", load_once)
