@@ -3,7 +3,8 @@
 Core code raises these errors; only `cli` prints them. Any other exception is a fault of drunet and keeps its traceback.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from enum import IntEnum
 from pathlib import Path
 from typing import Any, ClassVar
@@ -49,6 +50,15 @@ class CaseError(DrunetError):
     """An image, or a set of four, that cannot be segmented as it is."""
 
     exit_code = ExitCode.BAD_INPUT
+
+
+@contextmanager
+def name_file(path: Path) -> Iterator[None]:
+    """Put a file's path before the message of a CaseError that concerns its content."""
+    try:
+        yield
+    except CaseError as error:
+        raise CaseError(f"{path}: {error}") from error
 
 
 class DivergedError(DrunetError):

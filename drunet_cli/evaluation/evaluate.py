@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from drunet_cli.brats import N_CLASSES, REGIONS, TUMOUR_CLASSES, ClassMap, ReadLabels, TumourClass, round_ml
-from drunet_cli.errors import CaseError, MisuseError, plural
+from drunet_cli.errors import MisuseError, name_file, plural
 from drunet_cli.evaluation.pairs import Pair, t1_of, uncertainty_maps_of
 from drunet_cli.evaluation.scores import (
     LesionCounts,
@@ -27,7 +27,7 @@ from drunet_cli.evaluation.scores import (
     surface_distances,
 )
 from drunet_cli.evaluation.uncertainty import UncertaintyMap, UncertaintyScores, percentages, uncertainty_scores
-from drunet_cli.io.checks import CaseWarning, grids_differ, rounded_grid_warnings
+from drunet_cli.io.checks import CaseWarning, check_one_grid
 from drunet_cli.io.nifti import Volume, load_volume
 from drunet_cli.io.tables import encode_table, encode_workbook
 from drunet_cli.io.volumes import class_map_of
@@ -126,7 +126,7 @@ def evaluate(task: EvaluationTask) -> dict[str, Any]:
     Raises CaseError when a file is absent, cannot be read, is on another grid, or holds no BraTS labels or no uncertainties.
     """
     prediction, reference = _load(task.pair.prediction, task.pair.reference)
-    warnings = _check_grid(prediction, reference, names=("prediction", "reference"))
+    warnings = check_one_grid(prediction, reference, names=("prediction", "reference"))
     class_maps = [class_map_of(volume, task.labels)[0] for volume in (prediction, reference)]
     found = compare(*class_maps, spacing_mm=reference.spacing_mm, convention=task.convention, tolerance_mm=task.tolerance_mm)
     scores = {name: _rounded(asdict(of_region)) for name, of_region in found.items()}
@@ -249,13 +249,6 @@ def _load(*paths: Path) -> list[Volume]:
         return list(threads.map(load_volume, paths))
 
 
-def _check_grid(volume: Volume, other: Volume, *, names: tuple[str, str]) -> list[CaseWarning]:
-    """The note on one grid that is so by rounding. Raises CaseError for two grids."""
-    if (error := grids_differ(volume, other, names=names)) is not None:
-        raise error
-    return rounded_grid_warnings(volume, other, names=names)
-
-
 def _check_arrays(prediction: ClassMap, reference: ClassMap, spacing_mm: SpacingMm, tolerance_mm: float) -> None:
     if prediction.shape != reference.shape or prediction.ndim != 3:
         raise ValueError(f"class maps of shapes {prediction.shape} and {reference.shape}; both must be [I, J, K]")
@@ -316,12 +309,12 @@ def _score_uncertainty(
     warnings = []
     if t1_path is not None:
         t1 = volumes.pop()
-        warnings += _check_grid(t1, reference, names=("T1", "reference"))
+        warnings += check_one_grid(t1, reference, names=("T1", "reference"))
         brain = _in_memory_order(t1.brain)
     class_maps = _in_memory_order(predicted), _in_memory_order(true)
     scores = {}
     for (region, classes), volume in zip(REGIONS.items(), volumes, strict=True):
-        warnings += _check_grid(volume, prediction, names=("uncertainty map", "label map"))
+        warnings += check_one_grid(volume, prediction, names=("uncertainty map", "label map"))
         masks = [mask_of(class_map, classes) for class_map in class_maps]
         scores[region] = uncertainty_scores(_in_memory_order(_uncertainty_in(volume)), *masks, brain=brain)
     maps = {region: str(path) for region, path in paths.items()}
@@ -334,15 +327,12 @@ def _in_memory_order(voxels: npt.NDArray[_Scalar]) -> npt.NDArray[_Scalar]:
 
 
 def _uncertainty_in(volume: Volume) -> UncertaintyMap:
-    try:
+    with name_file(volume.path):
         return percentages(volume.voxels)
-    except CaseError as error:
-        raise CaseError(f"{volume.path}: {error}") from error
 
 
 def _rounded(scores: dict[str, Any]) -> dict[str, Any]:
     """Scores with volumes to a cubic millimetre, and without the counts of lesions where there are none."""
-    # + 0.0: a volume that is 0.0001 mL too small would be -0.0.
     present = {name: value for name, value in scores.items() if value is not None}
     return {name: round_ml(value) if name.endswith("_ml") else value for name, value in present.items()}
 

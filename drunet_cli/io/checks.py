@@ -89,11 +89,16 @@ def check_volumes(volumes: Mapping[Modality, Volume]) -> None:
     check_grids(volumes)
     with ThreadPoolExecutor(len(CHANNELS)) as threads:  # numpy computes outside the interpreter's lock
         list(threads.map(lambda modality: check_voxels(volumes[modality], modality), CHANNELS))
+    check_all_different(volumes, "images")
+
+
+def check_all_different(volumes: Mapping[Modality, Volume], kind: str) -> None:
+    """Raise CaseError for two modalities that have the same voxels. kind: what the volumes are called in messages."""
     for one, other in itertools.combinations(CHANNELS, 2):
         if _same_voxels(volumes[one].voxels, volumes[other].voxels):
             raise CaseError(
                 f"{volumes[other].path}: has the same voxels as {volumes[one].path}; "
-                f"{one.display} and {other.display} must be two different images"
+                f"{one.display} and {other.display} must be two different {kind}"
             )
 
 
@@ -111,7 +116,7 @@ def case_warnings(volumes: Mapping[Modality, Volume], geometry: Geometry) -> lis
     return [
         *_header_warnings(volumes[Modality.FLAIR]),
         *_rounded_grid_warnings(volumes),
-        *_modality_name_warnings(volumes),
+        *modality_name_warnings(volumes),
         *_background_warnings(volumes),
         *(_stripping_warnings(volumes) or _different_brain_warnings(volumes)),
         *_resampling_warnings(geometry.x.spacing_mm, geometry.y.spacing_mm),
@@ -127,7 +132,7 @@ def grid_warnings(grids: Mapping[Modality, Grid]) -> list[CaseWarning]:
     return [
         *_header_warnings(flair),
         *_rounded_grid_warnings(grids),
-        *_modality_name_warnings(grids),
+        *modality_name_warnings(grids),
         *_resampling_warnings(x_mm, y_mm),
         *_thickness_warnings(z_mm),
     ]
@@ -155,20 +160,18 @@ def check_grids(volumes: Mapping[Modality, Grid]) -> None:
     )
 
 
-def grids_differ(volume: Grid, other: Grid, *, names: tuple[str, str]) -> CaseError | None:
-    """The error for two volumes that are not on one grid; None where they are. names: such as segmentation and FLAIR."""
-    if same_grid(volume, other):
-        return None
-    apart = _apart_in_words([volume], other)
-    return CaseError(
-        f"{volume.path}: {names[0]} not on the grid of {names[1]} ({other.path}){apart}; resample it to that grid by nearest "
-        "neighbour first",
-        details=_grids_table(list(zip(names, (volume, other), strict=True))),
-    )
+def check_one_grid(volume: Grid, other: Grid, *, names: tuple[str, str]) -> list[CaseWarning]:
+    """Raise CaseError for two volumes that are not on one grid; warn of two that lie more than rounding apart.
 
-
-def rounded_grid_warnings(volume: Grid, other: Grid, *, names: tuple[str, str]) -> list[CaseWarning]:
-    """A note on two volumes on one grid that lie more than rounding apart. names: such as prediction and reference."""
+    names: of the two, such as segmentation and FLAIR.
+    """
+    if not same_grid(volume, other):
+        apart = _apart_in_words([volume], other)
+        raise CaseError(
+            f"{volume.path}: {names[0]} not on the grid of {names[1]} ({other.path}){apart}; resample it to that grid by "
+            "nearest neighbour first",
+            details=_grids_table(list(zip(names, (volume, other), strict=True))),
+        )
     distance_mm = farthest_corner_mm(volume.affine, other.affine, other.shape)
     if is_rounding(distance_mm, other.affine):
         return []
@@ -252,7 +255,9 @@ def _few_values(voxels: npt.NDArray[Any], brain: npt.NDArray[np.bool_]) -> npt.N
 
 
 def _same_voxels(voxels: npt.NDArray[Any], others: npt.NDArray[Any]) -> bool:
-    """Whether two volumes of one shape are equal; the middle plane tells most apart at once."""
+    """Whether two volumes are equal; the middle plane tells most apart at once."""
+    if voxels.shape != others.shape:
+        return False
     middle = voxels.shape[2] // 2
     return np.array_equal(voxels[..., middle], others[..., middle]) and np.array_equal(voxels, others)
 
@@ -309,7 +314,7 @@ def _rounded_grid_warnings(volumes: Mapping[Modality, Grid]) -> list[CaseWarning
     flair, *others = CHANNELS
     grid = volumes[flair]
     farthest = max(others, key=lambda name: farthest_corner_mm(volumes[name].affine, grid.affine, grid.shape))
-    return rounded_grid_warnings(volumes[farthest], grid, names=(farthest.display, flair.display))
+    return check_one_grid(volumes[farthest], grid, names=(farthest.display, flair.display))
 
 
 def _resampling_warnings(x_mm: float, y_mm: float) -> list[CaseWarning]:
@@ -339,7 +344,7 @@ def _thickness_warnings(z_mm: float) -> list[CaseWarning]:
     return [CaseWarning(WarningCode.THICK_SLICES, message)]
 
 
-def _modality_name_warnings(volumes: Mapping[Modality, Grid]) -> list[CaseWarning]:
+def modality_name_warnings(volumes: Mapping[Modality, Grid]) -> list[CaseWarning]:
     """Files that may stand under the wrong option, which gives a plausible wrong result."""
     warnings = []
     for modality in CHANNELS:

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 
-from drunet_cli.errors import CaseError
+from drunet_cli.errors import CaseError, name_file
 from drunet_cli.host import granted_cpus
 from drunet_cli.io.geometry import FRAME, Box, Geometry, box_of
 from drunet_cli.io.nifti import Volume
@@ -197,13 +197,11 @@ def network_slices(volumes: Sequence[Volume], geometry: Geometry) -> SliceStack:
     def place(channel: int) -> None:
         volume = volumes[channel]
         turned = geometry.turned(volume.voxels)
-        try:
+        with name_file(volume.path):
             if geometry.resampled:
                 stack[..., channel] = np.moveaxis(normalise(geometry.frames(turned)), 2, 0)
                 return
             (xs, ys, zs), inner = _scaled_box(turned, geometry.turned(volume.brain))
-        except CaseError as error:
-            raise CaseError(f"{volume.path}: {error}") from error
         (frame_x, of_x), (frame_y, of_y) = geometry.x.on_frame(xs), geometry.y.on_frame(ys)
         stack[zs, frame_x, frame_y, channel] = np.moveaxis(inner[of_x, of_y], 2, 0)
 

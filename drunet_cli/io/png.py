@@ -19,7 +19,7 @@ import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont, features
 
 from drunet_cli.brats import N_CLASSES, ClassMap, Colour
-from drunet_cli.errors import CaseError, MisuseError
+from drunet_cli.errors import CaseError, MisuseError, name_file
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -62,11 +62,8 @@ def read_slice_file(path: Path, size: tuple[int, int]) -> Pixels:
 
     Raises CaseError that names the file, also for a pipe, whose end might never come.
     """
-    content = _read(path, size)
-    try:
-        return decode_png(content, size)
-    except CaseError as error:
-        raise CaseError(f"{path}: {error}") from error
+    with name_file(path):
+        return decode_png(_read(path, size), size)
 
 
 def read_label_slice(path: Path, size: tuple[int, int]) -> ClassMap:
@@ -74,11 +71,8 @@ def read_label_slice(path: Path, size: tuple[int, int]) -> ClassMap:
 
     Raises CaseError that names the file.
     """
-    content = _read(path, size)
-    try:
-        return decode_label_slice(content, size)
-    except CaseError as error:
-        raise CaseError(f"{path}: {error}") from error
+    with name_file(path):
+        return decode_label_slice(_read(path, size), size)
 
 
 def decode_png(content: bytes, size: tuple[int, int]) -> Pixels:
@@ -112,8 +106,6 @@ def encode_webp(content: bytes, *, width: int) -> tuple[bytes, int, int]:
 
     Raises CaseError as `decode_png` does, MisuseError where Pillow lacks WebP.
     """
-    from PIL import Image, features
-
     if not features.check("webp"):
         raise MisuseError(
             "a Pillow with WebP is needed, which this one was built without: pip install --force-reinstall pillow"
@@ -163,13 +155,13 @@ def label_slice(pixels: Pixels) -> ClassMap:
 def _read(path: Path, size: tuple[int, int]) -> bytes:
     try:
         if not stat.S_ISREG(path.stat().st_mode):
-            raise CaseError(f"{path}: is not a regular file")
+            raise CaseError("is not a regular file")
         with path.open("rb") as stream:
             content = stream.read(_LARGEST_BYTES + 1)
     except OSError as error:
-        raise CaseError(f"{path}: cannot be read: {error.strerror}") from error
+        raise CaseError(f"cannot be read: {error.strerror}") from error
     if len(content) > _LARGEST_BYTES:
-        raise CaseError(f"{path}: is larger than any slice of {size[0]} x {size[1]} pixels")
+        raise CaseError(f"is larger than any slice of {size[0]} x {size[1]} pixels")
     return content
 
 
@@ -206,8 +198,6 @@ def _decoded(content: bytes, size: tuple[int, int]) -> Image.Image:
 
 def _opened(content: bytes) -> Image.Image:
     """The image, of which no pixel has been read."""
-    from PIL import Image  # writing does without
-
     if not content.startswith(_SIGNATURE):
         if not content.strip(b"\0") or _SIGNATURE.startswith(content):  # what a machine that lost its power may leave
             raise DamagedPngError("is not a PNG file" if content else "is empty")

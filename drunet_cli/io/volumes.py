@@ -3,23 +3,22 @@
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from drunet_cli.brats import CHANNELS, ClassMap, Labels, Modality, ReadLabels, TumourClass, class_indices, label_value
-from drunet_cli.errors import CaseError
+from drunet_cli.errors import CaseError, name_file
 from drunet_cli.io.case import Case
 from drunet_cli.io.checks import (
     CaseWarning,
     brain_mask,
     case_warnings,
     check_grids,
+    check_one_grid,
     check_volumes,
     grid_warnings,
-    grids_differ,
-    rounded_grid_warnings,
 )
 from drunet_cli.io.geometry import FRAME, Geometry, at_1_mm, box_of, fit
 from drunet_cli.io.inputs import InputFile
@@ -98,10 +97,8 @@ def class_map_of(volume: Volume, labels: ReadLabels = ReadLabels.AUTO) -> tuple[
     if box is None:
         return classes, None
     inner = volume.voxels[box]
-    try:
+    with name_file(volume.path):
         classes[box] = class_indices(inner, labels)
-    except CaseError as error:
-        raise CaseError(f"{volume.path}: {error}") from error
     if not (classes[box] == TumourClass.ET).any():
         return classes, None
     return classes, Labels.BRATS2023 if (
@@ -135,9 +132,6 @@ class LabelledImages:
         return self.images.inputs if source is None else {**self.images.inputs, SEGMENTATION: source}
 
 
-_SEGMENTATION_AND_FLAIR: Final = ("segmentation", "FLAIR")
-
-
 def read_labelled(case: Case) -> LabelledImages:
     """Read a case's images, and its segmentation where it has one.
 
@@ -150,9 +144,9 @@ def read_labelled(case: Case) -> LabelledImages:
         _check_spacing(images)
         if loaded is None:
             return LabelledImages(images, None)
-        segmentation = _segmentation(loaded.result(), images)
-        warnings = rounded_grid_warnings(segmentation.volume, images.reference, names=_SEGMENTATION_AND_FLAIR)
-        return LabelledImages(replace(images, warnings=(*images.warnings, *warnings)), segmentation)
+        volume = loaded.result()
+        warnings = check_one_grid(volume, images.reference, names=("segmentation", "FLAIR"))
+        return LabelledImages(replace(images, warnings=(*images.warnings, *warnings)), _segmentation(volume, images))
 
 
 def _check_spacing(images: CaseImages) -> None:
@@ -165,8 +159,6 @@ def _check_spacing(images: CaseImages) -> None:
 
 
 def _segmentation(volume: Volume, images: CaseImages) -> Segmentation:
-    if (error := grids_differ(volume, images.reference, names=_SEGMENTATION_AND_FLAIR)) is not None:
-        raise error
     class_map, labels = class_map_of(volume)
     turned = images.geometry.turned(class_map)
     frames = images.geometry.frames(turned)

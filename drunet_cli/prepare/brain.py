@@ -112,7 +112,7 @@ def find_brain(scan: Volume, method: str, *, threads: int) -> Brain:
         command = _command_of(BrainMethod(method))
         assert command is not None, "looked for when the method was chosen"
         mask, tools = _by_command(command, image.voxels, image.affine, threads), {Path(command).name: _version_of(method)}
-    mask = _one_solid_part(mask)
+    mask = one_solid_part(mask)
     if not mask.any():
         raise CaseError(f"{scan.path}: {method} finds no brain; look at the scan, or give a mask by --brain FILE")
     return Brain(mask, image.affine, scan, method, tools)
@@ -185,7 +185,7 @@ def _by_command(command: str, voxels: npt.NDArray[np.float32], affine: Affine, t
 _LONGEST_MESSAGE: Final = 300
 
 
-def _one_solid_part(mask: Mask) -> Mask:
+def one_solid_part(mask: Mask) -> Mask:
     """The largest connected part, without holes."""
     parts, n_parts = ndimage.label(mask)
     if n_parts > 1:
@@ -205,11 +205,6 @@ def _version_of(distribution: str) -> str:
         return "unknown"
 
 
-def background_mask(stripped: Volume) -> Mask:
-    """[I, J, K]: the brain of a scan that is stripped already: what is above 0, without holes."""
-    return _one_solid_part(stripped.brain)
-
-
 def stripped_brain(masks: Sequence[npt.NDArray[Any]]) -> Mask:
     """The brain of scans that are stripped already: where the mean of their masks, 0 to 1 on one grid, is a half or more."""
-    return _one_solid_part(np.asarray(np.mean(masks, axis=0) >= _INSIDE))
+    return one_solid_part(np.asarray(np.mean(masks, axis=0) >= _INSIDE))

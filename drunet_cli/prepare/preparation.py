@@ -19,7 +19,7 @@ from drunet_cli.brats import CHANNELS, Modality
 from drunet_cli.errors import CaseError
 from drunet_cli.host import check_installed
 from drunet_cli.io.case import Case
-from drunet_cli.io.checks import CaseWarning, WarningCode, refuse_serious, voxel_litres
+from drunet_cli.io.checks import CaseWarning, WarningCode, modality_name_warnings, refuse_serious, voxel_litres
 from drunet_cli.io.geometry import Affine
 from drunet_cli.prepare.brain import (
     LITRES,
@@ -48,7 +48,6 @@ from drunet_cli.prepare.scans import (
     Registration,
     Scans,
     Similarity,
-    name_warnings,
     read_scans,
     register_all,
     registration_warnings,
@@ -165,7 +164,7 @@ def prepare_scans(case: Case, settings: PreparationSettings) -> Preparation:
     """
     begin = time.perf_counter()
     scans = read_scans(case)
-    warnings = name_warnings(scans)
+    warnings = modality_name_warnings({modality: scan.volume for modality, scan in scans.items()})
     if _is_prepared(scans, settings):
         return _untouched(case, scans, warnings, settings, begin=begin)
     with ThreadPoolExecutor(settings.threads) as threads:

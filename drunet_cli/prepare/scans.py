@@ -15,13 +15,12 @@ from scipy import ndimage
 from drunet_cli.brats import CHANNELS, Modality
 from drunet_cli.errors import CaseError
 from drunet_cli.io.case import HEADER, BrokenCase, Case
-from drunet_cli.io.checks import CaseWarning, WarningCode, check_voxels, same_grid, why_unstripped
+from drunet_cli.io.checks import CaseWarning, WarningCode, check_all_different, check_voxels, same_grid, why_unstripped
 from drunet_cli.io.geometry import Affine
 from drunet_cli.io.inputs import InputFile
 from drunet_cli.io.intensities import mend_rounded_zero, without_ringing
-from drunet_cli.io.naming import modality_in_name
 from drunet_cli.io.nifti import Volume, load_volume
-from drunet_cli.prepare.brain import Mask, background_mask
+from drunet_cli.prepare.brain import Mask, one_solid_part
 from drunet_cli.prepare.dicom import dicom_folder, load_series, names_patient, scans_of_study, source_of, studies_in
 from drunet_cli.prepare.registration import (
     Isotropic,
@@ -64,8 +63,8 @@ class Scan:
 
     @cached_property
     def own_brain(self) -> Mask:
-        """[I, J, K]: the brain of a scan that is stripped."""
-        return background_mask(self.volume)
+        """[I, J, K]: the brain of a scan that is stripped: what is above 0, without specks and holes."""
+        return one_solid_part(self.volume.brain)
 
     def on_grid(self, target: Affine, shape: tuple[int, ...], transform: Affine) -> npt.NDArray[np.float32]:
         """The scan at the voxels of another grid by one linear interpolation; 0 outside the scan.
@@ -78,13 +77,9 @@ class Scan:
             voxels = np.where(self.own_brain, voxels, 0)
         values = resampled(voxels, self.volume.affine, target, shape, transform=transform)
         if self.is_stripped:
-            share = self.brain_on_grid(target, shape, transform)
+            share = resampled(self.own_brain.view(np.uint8), self.volume.affine, target, shape, transform=transform)
             np.divide(values, share, out=values, where=share > 0)
         return values
-
-    def brain_on_grid(self, target: Affine, shape: tuple[int, ...], transform: Affine) -> npt.NDArray[np.float32]:
-        """The own brain, 0 to 1."""
-        return resampled(self.own_brain.view(np.uint8), self.volume.affine, target, shape, transform=transform)
 
 
 Scans = Mapping[Modality, Scan]
@@ -140,12 +135,7 @@ def read_scans(case: Case) -> dict[Modality, Scan]:
         scans = dict(
             zip(CHANNELS, threads.map(lambda modality: _read_scan(case.images[modality], modality), CHANNELS), strict=True)
         )
-    for one, other in itertools.combinations(CHANNELS, 2):
-        if np.array_equal(scans[one].volume.voxels, scans[other].volume.voxels):
-            raise CaseError(
-                f"{scans[other].volume.path}: has the same voxels as {scans[one].volume.path}; "
-                f"{one.display} and {other.display} must be two different scans"
-            )
+    check_all_different({modality: scan.volume for modality, scan in scans.items()}, "scans")
     return scans
 
 
@@ -164,18 +154,6 @@ def _read_scan(path: Path, modality: Modality) -> Scan:
         )
     check_voxels(volume, modality)
     return Scan(without_ringing(volume), modality)
-
-
-def name_warnings(scans: Scans) -> list[CaseWarning]:
-    """Files that may stand under the wrong option."""
-    return [
-        CaseWarning(
-            WarningCode.MODALITY_NAME,
-            f"{scan.volume.path}: given as {modality.display}, but its name says {named.display}; a swap gives wrong labels",
-        )
-        for modality, scan in scans.items()
-        if (named := modality_in_name(scan.volume.path)) not in (None, modality)
-    ]
 
 
 @dataclass(frozen=True)

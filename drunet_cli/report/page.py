@@ -22,7 +22,7 @@ from drunet_cli.errors import CaseError
 from drunet_cli.evaluation.pairs import label_maps_in
 from drunet_cli.io.atomic import write_atomically
 from drunet_cli.io.case import Case
-from drunet_cli.io.checks import grids_differ
+from drunet_cli.io.checks import check_one_grid
 from drunet_cli.io.inputs import InputFile, changed_files
 from drunet_cli.io.naming import beside, stem
 from drunet_cli.io.nifti import load_volume
@@ -45,8 +45,6 @@ _LARGEST_BYTES: Final = 2**23
 _MOST_BARS: Final = 20
 _MOST_MARKED: Final = 1000  # the bars alone show more cases than this
 _MOST_THREADS: Final = 4  # a case takes some 300 MB meanwhile
-_LABEL_MAP_AND_FLAIR: Final = ("label map", "FLAIR")
-_REFERENCE_AND_FLAIR: Final = ("reference", "FLAIR")
 
 
 @dataclass(frozen=True)
@@ -326,10 +324,10 @@ def _page_of(record: Record, reference: Path | None) -> bytes:
     row = record.row
     return encode_viewer(
         {modality: volume.voxels for modality, volume in images.volumes.items()},
-        _labelled(Path(row.output), images, _LABEL_MAP_AND_FLAIR),
+        _labelled(Path(row.output), images, "label map"),
         affine=images.reference.affine,
         name=row.case,
-        reference=None if reference is None else _labelled(reference, images, _REFERENCE_AND_FLAIR),
+        reference=None if reference is None else _labelled(reference, images, "reference"),
         weights=row.weights,
         warnings=record.warnings,
         side=side_in_words(record.document or {}),
@@ -358,9 +356,8 @@ _NOT_KEPT: Final = (
 )
 
 
-def _labelled(path: Path, images: CaseImages, names: tuple[str, str]) -> Labelled:
+def _labelled(path: Path, images: CaseImages, shows: str) -> Labelled:
     volume = load_volume(path)
-    if (error := grids_differ(volume, images.reference, names=names)) is not None:
-        raise error
+    check_one_grid(volume, images.reference, names=(shows, "FLAIR"))
     class_map, labels = class_map_of(volume)
     return Labelled(class_map, labels or Labels.BRATS2020)
