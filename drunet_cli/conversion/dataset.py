@@ -1,12 +1,10 @@
 """A dataset of PNG slices: where its files lie, what describes a case, and the table of all slices."""
 
-import csv
 import functools
-import io
 import json
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Final
@@ -23,6 +21,7 @@ from drunet_cli.io.checks import CaseWarning
 from drunet_cli.io.geometry import AxisFit, Geometry, laid_out, orientation_to_network
 from drunet_cli.io.inputs import InputFile
 from drunet_cli.io.naming import SEGMENTATION
+from drunet_cli.io.tables import encode_table
 
 SCHEMA: Final = "drunet.slices/1"
 MANIFEST_COLUMNS: Final = ("case", "z", "image", "mask", "brain", "ncr", "ed", "et")
@@ -218,29 +217,27 @@ def _checked(description: Description) -> Description:
 
 def write_manifest(layout: Layout) -> list[CaseError]:
     """Write the table of all complete cases that the dataset holds, whoever converted them; return what is unreadable."""
-    table = io.StringIO(newline="")
-    writer = csv.writer(table, lineterminator="\n")
-    writer.writerow(MANIFEST_COLUMNS)
+    rows: list[dict[str, str | int | None]] = []
     damaged = []
     for path in sorted(layout.cases.glob("*.json"), key=lambda path: path.stem):
         try:
             description = read_description(path)
             if layout.description(description.case) != path:
                 raise CaseError(f"{path}: describes the case {description.case}, whose description has another name")
-            writer.writerows(_manifest_rows(description, layout))
+            rows += _manifest_rows(description, layout)
         except CaseError as error:
             damaged.append(error)
     with write_atomically(layout.manifest, overwrite=True) as stream:
-        stream.write(table.getvalue().encode(errors="surrogateescape"))  # file names need not be text
+        stream.write(encode_table(MANIFEST_COLUMNS, rows))
     return damaged
 
 
-def _manifest_rows(description: Description, layout: Layout) -> Iterable[tuple[str | int, ...]]:
+def _manifest_rows(description: Description, layout: Layout) -> Iterator[dict[str, str | int | None]]:
     for row in description.rows:
         name = slice_name(description.case, row.z)
-        mask = f"{layout.masks.name}/{name}" if description.has_masks else ""
-        counts = ("" if count is None else count for count in (row.ncr, row.ed, row.et))
-        yield (description.case, row.z, f"{layout.images.name}/{name}", mask, row.brain, *counts)
+        mask = f"{layout.masks.name}/{name}" if description.has_masks else None
+        cells = (description.case, row.z, f"{layout.images.name}/{name}", mask, row.brain, row.ncr, row.ed, row.et)
+        yield dict(zip(MANIFEST_COLUMNS, cells, strict=True))
 
 
 def is_manifest(path: Path) -> bool:

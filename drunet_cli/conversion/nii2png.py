@@ -25,7 +25,7 @@ from drunet_cli.conversion.dataset import (
     slice_files,
     slice_name,
 )
-from drunet_cli.errors import CaseError, OutputError, changed_since
+from drunet_cli.errors import CaseError, OutputError, changed_since, join_some
 from drunet_cli.io.atomic import check_writable, remove_stale, remove_stale_in, write_file_atomically
 from drunet_cli.io.case import Case
 from drunet_cli.io.geometry import FRAME
@@ -138,11 +138,11 @@ def check_plan(planned: Sequence[PlannedSlices], settings: SliceSettings) -> Non
         raise OutputError(f"{manifest}: exists already and is not drunet's; name another DIR, or give --overwrite")
     refused = [each for each in planned if each.action is SlicesAction.REFUSE]
     if refused:
-        others = f" and {len(refused) - 1} more" if len(refused) > 1 else ""
+        names = join_some([each.case.name for each in refused], most=1)
         complete = refused[0].state is SlicesState.COMPLETE
         reason = "converted already" if complete else "slices of that name are there, which drunet did not make"
         remedy = "--skip-existing to leave out complete cases, or --overwrite" if complete else "--overwrite to replace them"
-        raise OutputError(f"{settings.folder}: {refused[0].case.name}{others}: {reason}; give {remedy}")
+        raise OutputError(f"{settings.folder}: {names}: {reason}; give {remedy}")
 
 
 def remove_stale_slices(layout: Layout) -> None:

@@ -1,10 +1,9 @@
 """The scores of a case from its files or class maps; statistics, tables and box plots of many cases."""
 
-import csv
 import io
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, astuple, dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Any, Final, TypeVar
@@ -13,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from drunet_cli.brats import N_CLASSES, REGIONS, TUMOUR_CLASSES, ClassMap, ReadLabels, TumourClass, round_ml
-from drunet_cli.errors import MisuseError, name_file, plural
+from drunet_cli.errors import name_file, plural
 from drunet_cli.evaluation.pairs import Pair, t1_of, uncertainty_maps_of
 from drunet_cli.evaluation.scores import (
     LesionCounts,
@@ -27,6 +26,7 @@ from drunet_cli.evaluation.scores import (
     surface_distances,
 )
 from drunet_cli.evaluation.uncertainty import UncertaintyMap, UncertaintyScores, percentages, uncertainty_scores
+from drunet_cli.host import check_installed
 from drunet_cli.io.checks import CaseWarning, check_one_grid
 from drunet_cli.io.nifti import Volume, load_volume
 from drunet_cli.io.tables import encode_table, encode_workbook
@@ -237,11 +237,9 @@ def _rows_of(documents: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 def encode_statistics(summary: Mapping[str, Mapping[str, Statistics]]) -> bytes:
     """A row a region and score. summary: by region and score, see `summarise`."""
-    table = io.StringIO(newline="")
-    writer = csv.writer(table, lineterminator="\n")
-    writer.writerow(["region", "score", *(item.name for item in fields(Statistics))])
-    writer.writerows([region, score, *astuple(found)] for region, scores in summary.items() for score, found in scores.items())
-    return table.getvalue().encode()
+    by_score = ((region, score, found) for region, scores in summary.items() for score, found in scores.items())
+    rows = [{"region": region, "score": score, **asdict(found)} for region, score, found in by_score]
+    return encode_table(["region", "score", *(item.name for item in fields(Statistics))], rows)
 
 
 def _load(*paths: Path) -> list[Volume]:
@@ -353,11 +351,9 @@ _HD95_TICKS_MM: Final = (0, 1, 3, 10, 30, 100, 373)
 
 
 def check_plottable() -> None:
-    """Raise MisuseError where matplotlib is not installed."""
-    try:
-        import matplotlib  # noqa: F401
-    except ModuleNotFoundError as error:
-        raise MisuseError("--plot needs matplotlib, which is not installed; run: pip install matplotlib") from error
+    """Raise MisuseError where matplotlib is not installed, and ImportError for one that is broken."""
+    check_installed(["matplotlib"], needed_by="--plot")
+    import matplotlib  # noqa: F401  # before anything is compared
 
 
 def box_plots(documents: Sequence[Mapping[str, Any]]) -> bytes:

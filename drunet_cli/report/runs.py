@@ -11,7 +11,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any, Final
 
-from drunet_cli.errors import CaseError, OutputError
+from drunet_cli.errors import CaseError, OutputError, join_some
 from drunet_cli.io.inputs import file_sha256
 from drunet_cli.io.naming import dataset_of, stem
 from drunet_cli.segmentation.outputs import SCHEMA, read_sidecar
@@ -127,10 +127,9 @@ class _Notices:
     def lines(self) -> list[str]:
         lines = merge_messages((path, f"{reason}; left out") for path, reason in self.left_out.items())
         if self.tables:
-            n_more, n_cases = len(self.tables) - 1, self.tables.total()
-            more, whose, tables = (f" and {n_more} more", "their", "tables") if n_more else ("", "its", "table")
-            first = next(iter(self.tables))
-            lines.append(f"{first}{more}: {n_cases} of {whose} cases without a sidecar; taken from the {tables}")
+            whose, tables = ("their", "tables") if len(self.tables) > 1 else ("its", "table")
+            named, n_cases = join_some(list(self.tables), most=1), self.tables.total()
+            lines.append(f"{named}: {n_cases} of {whose} cases without a sidecar; taken from the {tables}")
         return lines
 
 
@@ -266,11 +265,7 @@ def _repeated_cases(records: Iterable[Record]) -> list[str]:
         if len(files) > 1:
             folders = sorted({str(dataset_of(file)) for file in files})
             cases[tuple(folders if len(folders) > 1 else sorted(map(str, files)))].append(case)
-    notices = []
-    for places, names in cases.items():
-        others = f" and {len(names) - 1} more" if len(names) > 1 else ""
-        notices.append(f"{names[0]}{others}: in {' and in '.join(places)}; all are kept")
-    return notices
+    return [f"{join_some(names, most=1)}: in {' and in '.join(places)}; all are kept" for places, names in cases.items()]
 
 
 def _facts(record: Record) -> Iterator[tuple[str, str]]:
