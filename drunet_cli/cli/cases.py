@@ -64,23 +64,16 @@ def find_cohort(
         find = raw_cohort_of if raw else cohort_of
         cohort = find(cases, patterns=patterns or (), channels=channels, leave_out=leave_out)
         return cohort if shard is None else share_of(cohort, parsed_shard(shard))
-    case = raw_case_of(given, name=name) if raw else case_of_files(given, name=name, segmentation=segmentation)
-    return Cohort((case,), (), alone=True)
+    return Cohort((case_of_files(given, name=name, segmentation=segmentation, raw=raw),), (), alone=True)
 
 
-def case_of_files(given: Mapping[Modality, Path | None], *, name: str | None, segmentation: Path | None = None) -> Case:
-    """The case that --t1 --t1ce --t2 --flair (--seg, --case) name. Raises MisuseError, CaseError."""
-    return case_of(_images_of(given, name=name), name=name, segmentation=segmentation)
+def case_of_files(
+    given: Mapping[Modality, Path | None], *, name: str | None, segmentation: Path | None = None, raw: bool = False
+) -> Case:
+    """The case that --t1 --t1ce --t2 --flair (--seg, --case) name. raw: each scan may be a DICOM series.
 
-
-def raw_case_of(given: Mapping[Modality, Path | None], *, name: str | None) -> Case:
-    """The case of raw scans that these options name; a scan may be a DICOM series. Raises MisuseError, CaseError."""
-    from drunet_cli.prepare.dicom import dicom_folder
-
-    return case_of(_images_of(given, name=name), name=name, series_folder=dicom_folder)
-
-
-def _images_of(given: Mapping[Modality, Path | None], *, name: str | None) -> dict[Modality, Path]:
+    Raises MisuseError, CaseError.
+    """
     images = {modality: path for modality, path in given.items() if path is not None}
     missing = [f"--{modality}" for modality in given if modality not in images]
     if missing:
@@ -90,7 +83,11 @@ def _images_of(given: Mapping[Modality, Path | None], *, name: str | None) -> di
         )
     if name is not None and not (name.strip() and may_name_a_file(name)):
         raise MisuseError(f"--case {name!r}: a case's name is part of a file name")
-    return images
+    if not raw:
+        return case_of(images, name=name, segmentation=segmentation)
+    from drunet_cli.prepare.dicom import dicom_folder
+
+    return case_of(images, name=name, series_folder=dicom_folder)
 
 
 def cohort_of(

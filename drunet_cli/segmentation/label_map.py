@@ -28,28 +28,10 @@ _TOUCHING: Final = np.ones((3, 3, 3), dtype=bool)  # 26 neighbours: by a face, a
 
 @dataclass(frozen=True)
 class CleanedMap:
-    """Class indices, any shape, and how much was changed.
-
-    voxels_outside_brain: those that were removed there. components_removed, voxels_removed: small parts of the whole tumour.
-    voxels_core_to_oedema: of small parts of the tumour core.
-    """
+    """Class indices, any shape, and how many components and voxels were changed, by the words of the sidecar."""
 
     class_map: ClassMap
-    components_removed: int = 0
-    voxels_removed: int = 0
-    voxels_enhancing_to_ncr: int = 0
-    voxels_outside_brain: int = 0
-    voxels_core_to_oedema: int = 0
-
-    def changes(self) -> dict[str, int]:
-        """The numbers, as the sidecar has them."""
-        return {
-            "voxels_outside_brain_removed": self.voxels_outside_brain,
-            "components_removed": self.components_removed,
-            "voxels_removed": self.voxels_removed,
-            "voxels_core_to_oedema": self.voxels_core_to_oedema,
-            "voxels_enhancing_to_ncr": self.voxels_enhancing_to_ncr,
-        }
+    changes: Mapping[str, int]
 
 
 def clean_up(class_map: ClassMap, postprocessing: Postprocessing, *, brain: _Mask | None = None, voxel_ml: float) -> CleanedMap:
@@ -75,14 +57,14 @@ def clean_up(class_map: ClassMap, postprocessing: Postprocessing, *, brain: _Mas
     if 0 < n_enhancing < _least_voxels(postprocessing.min_enhancing_ml / voxel_ml):
         kept = np.where(enhancing, np.uint8(TumourClass.NCR), kept)
         n_changed["ET"] += n_enhancing
-    return CleanedMap(
-        kept,
-        components_removed=n_parts["WT"],
-        voxels_removed=n_changed["WT"],
-        voxels_core_to_oedema=n_changed["TC"],
-        voxels_enhancing_to_ncr=n_changed["ET"],
-        voxels_outside_brain=n_outside,
-    )
+    changes = {
+        "voxels_outside_brain_removed": n_outside,
+        "components_removed": n_parts["WT"],
+        "voxels_removed": n_changed["WT"],
+        "voxels_core_to_oedema": n_changed["TC"],
+        "voxels_enhancing_to_ncr": n_changed["ET"],
+    }
+    return CleanedMap(kept, changes)
 
 
 _SURROUNDINGS: Final = {"WT": TumourClass.BACKGROUND, "TC": TumourClass.ED, "ET": TumourClass.NCR}

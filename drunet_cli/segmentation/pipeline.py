@@ -195,7 +195,7 @@ def segment(
         checked=checked,
         prediction=prediction,
         class_map=cleaned.class_map,
-        cleaned=cleaned.changes() if settings.cleans_up else None,
+        cleaned=cleaned.changes if settings.cleans_up else None,
         counts=voxel_counts(cleaned.class_map),
         sides=sides,
         new_warnings=tuple(warnings),

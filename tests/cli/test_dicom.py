@@ -11,7 +11,7 @@ import pytest
 
 from drunet_cli.brats import CHANNELS, Modality
 from drunet_cli.cli.app import main as drunet
-from drunet_cli.cli.cases import cohort_of, raw_case_of, raw_cohort_of
+from drunet_cli.cli.cases import case_of_files, cohort_of, raw_cohort_of
 from drunet_cli.errors import CaseError, ExitCode
 from drunet_cli.io.nifti import load_volume
 from drunet_cli.phantom.scanner import write_phantom
@@ -100,16 +100,16 @@ def test_tables_and_options_name_series(tmp_path: Path) -> None:
     assert cohort.cases[1].images[Modality.FLAIR] == tmp_path / "p2" / "MR:5"
 
     named = {modality: Path(f"{tmp_path}/p1/MR:{number}") for modality, number in NUMBERS.items()}
-    assert raw_case_of(named, name=None).name == "MR"
+    assert case_of_files(named, name=None, raw=True).name == "MR"
     folders = {modality: write_series(tmp_path / "p5" / modality, tags) for modality, tags in TAGS.items()}
-    assert raw_case_of(folders, name=None).name == "p5"
+    assert case_of_files(folders, name=None, raw=True).name == "p5"
     images = write_phantom(small(0), tmp_path, "p4").images
-    assert raw_case_of({**images, Modality.T1: folders[Modality.T1]}, name="mixed").name == "mixed"
+    assert case_of_files({**images, Modality.T1: folders[Modality.T1]}, name="mixed", raw=True).name == "mixed"
     with pytest.raises(CaseError, match="given as T1ce and as T1; give each its own series"):
-        raw_case_of({**named, Modality.T1: named[Modality.T1CE]}, name=None)
+        case_of_files({**named, Modality.T1: named[Modality.T1CE]}, name=None, raw=True)
     (tmp_path / "empty").mkdir()
     with pytest.raises(CaseError, match=r"empty: is a folder, not a NIfTI file \(given as T1\)"):
-        raw_case_of({**named, Modality.T1: tmp_path / "empty"}, name=None)
+        case_of_files({**named, Modality.T1: tmp_path / "empty"}, name=None, raw=True)
 
 
 @pytest.mark.slow

@@ -41,7 +41,7 @@ def test_components_below_the_volume_become_background(two_components: npt.NDArr
     before = two_components.copy()
     done = _cleaned(two_components, min_volume_ml=0.004)
     assert np.array_equal(done.class_map, np.where(before == ET, 0, before))
-    assert done.changes() == {
+    assert done.changes == {
         "voxels_outside_brain_removed": 0,
         "components_removed": 1,
         "voxels_removed": 3,
@@ -62,7 +62,7 @@ def test_a_component_is_of_the_whole_tumour_and_not_of_a_class() -> None:
     class_map[2, 2, 2] = ET  # one voxel, within 27
     done = _cleaned(class_map, min_volume_ml=0.020)
     assert np.array_equal(done.class_map, class_map)
-    assert done.components_removed == 0  # the background, none of which lies in the box of this tumour, is no component
+    assert done.changes["components_removed"] == 0  # the background, none of which lies in this tumour's box, is none
 
 
 def test_voxels_that_touch_at_a_corner_are_one_component() -> None:
@@ -79,7 +79,7 @@ def test_less_enhancing_tumour_than_asked_for_becomes_necrosis(
 ) -> None:
     done = _cleaned(two_components, min_enhancing_ml=min_enhancing_ml)
     assert np.array_equal(done.class_map, np.where(two_components == ET, becomes, two_components))
-    assert done.voxels_enhancing_to_ncr == (3 if becomes is NCR else 0)
+    assert done.changes["voxels_enhancing_to_ncr"] == (3 if becomes is NCR else 0)
 
 
 def test_enhancing_tumour_is_counted_after_small_components_are_gone() -> None:
@@ -87,7 +87,8 @@ def test_enhancing_tumour_is_counted_after_small_components_are_gone() -> None:
     class_map[2, 2, 2] = ET
     done = _cleaned(class_map, min_volume_ml=0.010, min_enhancing_ml=0.002)
     assert done.class_map[2, 2, 2] == NCR
-    assert (done.components_removed, done.voxels_removed, done.voxels_enhancing_to_ncr) == (1, 3, 1)
+    names = ("components_removed", "voxels_removed", "voxels_enhancing_to_ncr")
+    assert [done.changes[name] for name in names] == [1, 3, 1]
 
 
 @pytest.mark.parametrize(
@@ -110,7 +111,7 @@ def test_small_parts_of_core_and_of_enhancing_tumour_become_what_surrounds_them(
     expected = class_map.copy()
     expected[2:4, 2:4, 2:4], expected[7, 5, 4:6], expected[2, 2, 2] = core, speck, spot
     assert np.array_equal(done.class_map, expected)
-    assert (done.voxels_core_to_oedema, done.voxels_enhancing_to_ncr) == changed
+    assert (done.changes["voxels_core_to_oedema"], done.changes["voxels_enhancing_to_ncr"]) == changed
 
 
 def test_volumes_are_millilitres_whatever_the_voxel() -> None:
@@ -126,7 +127,7 @@ def test_labels_outside_the_brain_go_before_components_are_measured(two_componen
     brain[2] = brain[8] = False  # half of the oedema, and one of three voxels of enhancing tumour
     done = _cleaned(two_components, brain=brain)
     assert np.array_equal(done.class_map, np.where(brain, before, 0))
-    assert done.voxels_outside_brain == 5
+    assert done.changes["voxels_outside_brain_removed"] == 5
     assert np.array_equal(two_components, before)
     assert np.count_nonzero(_cleaned(two_components, brain=brain, min_volume_ml=0.003).class_map) == 4
 
