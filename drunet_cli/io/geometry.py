@@ -143,8 +143,7 @@ class Geometry:
 
     def classes(self, frames: ClassMap) -> ClassMap:
         """Class indices of frames [N, 240, 240] at the volume's pixels [N, X, Y]; background outside the frame."""
-        planes = np.moveaxis(frames, 0, 2)
-        return np.moveaxis(_shifted(planes, (-self.x.shift, -self.y.shift), (self.x.size, self.y.size)), 2, 0)
+        return self._shifted_back(frames)
 
     def probabilities(self, frames: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         """Class probabilities of frames [N, 240, 240, 4] at the volume's pixels [N, X, Y, 4], interpolated if need be.
@@ -152,14 +151,17 @@ class Geometry:
         Outside the frame all are 0, and along its edge their sum is below 1.
         """
         if not self.resampled:
-            planes = np.moveaxis(frames, 0, 2)
-            return np.moveaxis(_shifted(planes, (-self.x.shift, -self.y.shift), (self.x.size, self.y.size)), 2, 0)
+            return self._shifted_back(frames)
         from_x, from_y = _Taps(self.x.from_frame()), _Taps(self.y.from_frame())
         result = np.empty((len(frames), self.x.size, self.y.size, frames.shape[3]), dtype=np.float32)
         for n, frame in enumerate(frames):
             for index in range(frames.shape[3]):
                 result[n, :, :, index] = from_y.along_second(from_x.along_first(frame[:, :, index]))
         return result
+
+    def _shifted_back(self, frames: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        planes = np.moveaxis(frames, 0, 2)
+        return np.moveaxis(_shifted(planes, (-self.x.shift, -self.y.shift), (self.x.size, self.y.size)), 2, 0)
 
     def turned(self, voxels: npt.NDArray[Any]) -> npt.NDArray[Any]:
         """Voxels [I, J, K] as [X, Y, Z], a view."""

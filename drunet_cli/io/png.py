@@ -10,6 +10,7 @@ import stat
 import struct
 import unicodedata
 import zlib
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Final
@@ -253,6 +254,12 @@ def check_drawable() -> None:
         )
 
 
+BLACK: Final[Colour] = (0, 0, 0)
+WHITE: Final[Colour] = (255, 255, 255)
+LIGHT: Final[Colour] = (225, 225, 225)  # of most words
+DIM: Final[Colour] = (160, 160, 160)
+
+
 class Canvas:
     """An RGB picture to draw on. Places are (x, y) in pixels from the top left; sizes of text are the em in pixels."""
 
@@ -263,6 +270,13 @@ class Canvas:
     def text(self, place: tuple[int, int], words: str, *, size: int, colour: Colour, anchor: str = "ls") -> None:
         """One line. anchor: Pillow's two letters, l, m or r across and s (baseline) or m (middle) down."""
         self._draw.text(place, words, fill=colour, font=_font(size), anchor=anchor)
+
+    def first_warning(self, place: tuple[int, int], warnings: Sequence[str], *, size: int, width: int) -> None:
+        """The first of several warnings and how many more there are, in one line of at most `width` pixels."""
+        if warnings:
+            more = f" (and {len(warnings) - 1} more)" if len(warnings) > 1 else ""
+            words = fitted(f"Warning: {warnings[0]}", size, width - text_width(more, size))
+            self.text(place, words + more, size=size, colour=LIGHT)
 
     def paste(self, pixels: Pixels, place: tuple[int, int]) -> None:
         """Put pixels [rows, columns, 3] into the picture, their top left corner at `place`."""

@@ -12,15 +12,11 @@ from scipy import ndimage
 
 from drunet_cli.brats import Colour, Modality
 from drunet_cli.io.geometry import box_of
-from drunet_cli.io.png import Canvas, Pixels, enlarged, fitted, text_width
+from drunet_cli.io.png import BLACK, DIM, LIGHT, WHITE, Canvas, Pixels, enlarged, fitted
 
 _ORDER: Final = (Modality.T1, Modality.T1CE, Modality.T2, Modality.FLAIR)
 _OUTLINE: Final[Colour] = (0xF0, 0xE4, 0x42)  # yellow of Okabe and Ito, which no grey hides
-_BLACK: Final = (0, 0, 0)
-_WHITE: Final = (255, 255, 255)
-_TEXT: Final = (225, 225, 225)
-_DIM: Final = (160, 160, 160)
-_PERCENTILES: Final = (0.5, 99.5)
+_BRIGHTEST_PERCENTILE: Final = 99.5
 
 # Pixels. A voxel of the grid is a square of three halves.
 _SCALE: Final = 1.5
@@ -45,26 +41,23 @@ def draw_overview(
     middle = _middle_of(brain)
     heights = [round(rows * _SCALE) for rows in (brain.shape[1], brain.shape[2], brain.shape[2])]
     width = 2 * _MARGIN + len(_ORDER) * _CELL + (len(_ORDER) - 1) * _GAP
-    canvas = Canvas(width, _HEADER + sum(heights) + len(heights) * _GAP + 2 * _LINE + _MARGIN, _BLACK)
-    canvas.text((_MARGIN, _MARGIN + 26), fitted(name, _NAME_SIZE, width - 2 * _MARGIN), size=_NAME_SIZE, colour=_WHITE)
+    canvas = Canvas(width, _HEADER + sum(heights) + len(heights) * _GAP + 2 * _LINE + _MARGIN, BLACK)
+    canvas.text((_MARGIN, _MARGIN + 26), fitted(name, _NAME_SIZE, width - 2 * _MARGIN), size=_NAME_SIZE, colour=WHITE)
     for column, modality in enumerate(_ORDER):
         left = _MARGIN + column * (_CELL + _GAP)
-        canvas.text((left + _CELL // 2, _HEADER - 12), modality.display, size=_SIZE, colour=_TEXT, anchor="ms")
-        window = _window(images[modality], brain)
+        canvas.text((left + _CELL // 2, _HEADER - 12), modality.display, size=_SIZE, colour=LIGHT, anchor="ms")
+        brightest = _brightest(images[modality], brain)
         top = _HEADER
         for axis, height in zip((2, 1, 0), heights, strict=True):
-            canvas.paste(_cut(images[modality], brain, window, axis, middle[axis]), (left, top))
+            canvas.paste(_cut(images[modality], brain, brightest, axis, middle[axis]), (left, top))
             if column == 0:
                 for letter, place in zip(_LETTERS[2 - axis], ((_CELL // 2, 14), (12, height // 2)), strict=True):
-                    canvas.text((left + place[0], top + place[1]), letter, size=_SMALL, colour=_TEXT, anchor="mm")
+                    canvas.text((left + place[0], top + place[1]), letter, size=_SMALL, colour=LIGHT, anchor="mm")
             top += height + _GAP
     baseline = top + _LINE // 2
-    if warnings:
-        more = f" (and {len(warnings) - 1} more)" if len(warnings) > 1 else ""
-        room = width - 2 * _MARGIN - text_width(more, _SMALL)
-        canvas.text((_MARGIN, baseline), fitted(f"Warning: {warnings[0]}", _SMALL, room) + more, size=_SMALL, colour=_TEXT)
+    canvas.first_warning((_MARGIN, baseline), warnings, size=_SMALL, width=width - 2 * _MARGIN)
     words = "Yellow: the brain, the same in all. Radiological view: the patient's left is on the right."
-    canvas.text((_MARGIN, baseline + _LINE), words, size=_SMALL, colour=_DIM)
+    canvas.text((_MARGIN, baseline + _LINE), words, size=_SMALL, colour=DIM)
     return canvas.png()
 
 
@@ -77,24 +70,20 @@ def _middle_of(brain: npt.NDArray[np.bool_]) -> tuple[int, ...]:
     return tuple(middle)
 
 
-def _window(voxels: npt.NDArray[Any], brain: npt.NDArray[np.bool_]) -> tuple[float, float]:
-    """The intensities that become black and white: those of the brain, so that a bright skull darkens nothing."""
+def _brightest(voxels: npt.NDArray[Any], brain: npt.NDArray[np.bool_]) -> float:
+    """The intensity that becomes white, as 0 becomes black: one of the brain, so that a bright skull darkens nothing."""
     inside = voxels[brain]
     inside = inside[inside > 0]
-    if inside.size == 0:
-        return 0.0, 1.0
-    _, high = (float(value) for value in np.percentile(inside, _PERCENTILES))
-    return 0.0, high
+    return float(np.percentile(inside, _BRIGHTEST_PERCENTILE)) if inside.size else 1.0
 
 
-def _cut(voxels: npt.NDArray[Any], brain: npt.NDArray[np.bool_], window: tuple[float, float], axis: int, index: int) -> Pixels:
+def _cut(voxels: npt.NDArray[Any], brain: npt.NDArray[np.bool_], brightest: float, axis: int, index: int) -> Pixels:
     """One plane across an axis, [rows, columns, 3], with the outline."""
     section: npt.NDArray[Any] = np.take(voxels, index, axis=axis).T
     inside: npt.NDArray[np.bool_] = np.take(brain, index, axis=axis).T
     if axis != 2:  # the head's top is where Z ends
         section, inside = section[::-1], inside[::-1]
-    low, high = window
-    shares = np.clip((section.astype(np.float64) - low) / (high - low), 0, 1)
+    shares = np.clip(section.astype(np.float64) / brightest, 0, 1)
     greys: Pixels = np.rint(shares * 255).astype(np.uint8)
     size = (round(section.shape[0] * _SCALE), _CELL)
     pixels = np.repeat(enlarged(greys, size)[..., np.newaxis], 3, axis=2)

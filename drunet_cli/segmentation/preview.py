@@ -12,7 +12,7 @@ from scipy import ndimage
 
 from drunet_cli.brats import CLASS_COLOURS, CLASS_NAMES, REGION_NAMES, ClassMap, Modality, TumourClass, volume_in_words
 from drunet_cli.io.geometry import Affine, Box, Turn, box_of, spacing_mm
-from drunet_cli.io.png import Canvas, Pixels, enlarged, fitted, text_width
+from drunet_cli.io.png import BLACK, DIM, LIGHT, WHITE, Canvas, Pixels, enlarged, fitted
 
 Greys = npt.NDArray[np.uint8]
 Voxels = npt.NDArray[Any]
@@ -215,10 +215,6 @@ _NO_TUMOUR: Final = "No tumour was found"
 _NO_DEVICE: Final = "Research use only; not a medical device."
 _WORLD_AXES: Final = {Plane.AXIAL: "z", Plane.CORONAL: "y", Plane.SAGITTAL: "x"}
 
-_BLACK: Final = (0, 0, 0)
-_WHITE: Final = (255, 255, 255)
-_TEXT: Final = (225, 225, 225)
-_DIM: Final = (160, 160, 160)
 
 # Pixels. At half size the smallest letters are still 11 high.
 _MARGIN: Final = 24
@@ -264,14 +260,14 @@ def draw_preview(
     """
     cuts = largest_cuts({Modality.FLAIR: flair, Modality.T1CE: t1ce}, class_map, affine=affine)
     pixels_per_mm = _PICTURE / max(max(cut.height_mm, cut.width_mm) for cut in cuts)
-    canvas = Canvas(_WIDTH, _HEIGHT, _BLACK)
+    canvas = Canvas(_WIDTH, _HEIGHT, BLACK)
     words = fitted(name, _NAME_SIZE, _WIDTH - 2 * _MARGIN)
-    canvas.text((_MARGIN, _MARGIN + 26), words, size=_NAME_SIZE, colour=_WHITE)
+    canvas.text((_MARGIN, _MARGIN + 26), words, size=_NAME_SIZE, colour=WHITE)
     for top, modality in zip(_TOP, cuts[0].greys, strict=True):
-        canvas.text((_MARGIN, top + 18), modality.display, size=_SIZE, colour=_TEXT)
+        canvas.text((_MARGIN, top + 18), modality.display, size=_SIZE, colour=LIGHT)
     for left, cut in zip(_LEFT, cuts, strict=True):
         words = f"{cut.plane}, {_WORLD_AXES[cut.plane]} = {_whole(cut.position_mm)} mm"
-        canvas.text((left + _CELL // 2, _HEADER - 10), words, size=_SMALL, colour=_DIM, anchor="ms")
+        canvas.text((left + _CELL // 2, _HEADER - 10), words, size=_SMALL, colour=DIM, anchor="ms")
         _draw_cut(canvas, cut, left, pixels_per_mm)
     _draw_footer(canvas, volumes_ml, warnings, caveat, pixels_per_mm, empty=not class_map.any())
     return canvas.png()
@@ -286,7 +282,7 @@ def _draw_cut(canvas: Canvas, cut: Cut, cell_left: int, pixels_per_mm: float) ->
         left, top = cell_left + (_CELL - width) // 2, cell_top + (_CELL - height) // 2
         canvas.paste(_coloured(enlarged(greys, (height, width)), lines), (left, top))
         for row, column in centres_if_all_specks(classes, _SPECK)[:_MOST_RINGS]:
-            canvas.ring((left + column, top + row), _RING_RADIUS, _OUTLINE, _WHITE)
+            canvas.ring((left + column, top + row), _RING_RADIUS, _OUTLINE, WHITE)
         _draw_letters(canvas, LETTERS[cut.plane], (left, top), width, height)
 
 
@@ -300,7 +296,7 @@ def _draw_letters(canvas: Canvas, letters: Letters, corner: tuple[int, int], wid
         (letters.left, (left - half, middle[1])),
         (letters.right, (left + width + half, middle[1])),
     ):
-        canvas.text(place, letter, size=_SIZE, colour=_TEXT, anchor="mm")
+        canvas.text(place, letter, size=_SIZE, colour=LIGHT, anchor="mm")
 
 
 def _coloured(greys: Pixels, lines: ClassMap) -> Pixels:
@@ -323,24 +319,21 @@ def _draw_footer(
     """Legend with volumes, or that there is none; scale, warnings, and how the picture is to be taken."""
     first, second, third, fourth = (_HEADER + _PANELS + line * _LINE for line in range(1, 5))
     if empty:
-        canvas.text((_MARGIN, first), _NO_TUMOUR, size=_NAME_SIZE, colour=_WHITE)
-        canvas.text((_MARGIN, second), "The cuts go through the middle of the brain.", size=_SIZE, colour=_TEXT)
+        canvas.text((_MARGIN, first), _NO_TUMOUR, size=_NAME_SIZE, colour=WHITE)
+        canvas.text((_MARGIN, second), "The cuts go through the middle of the brain.", size=_SIZE, colour=LIGHT)
     else:
         for left, (tumour_class, colour) in zip(_LEFT, CLASS_COLOURS.items(), strict=True):
             canvas.rectangle((left, first - 20), 22, 22, colour)
             words = f"{tumour_class.name}  {CLASS_NAMES[tumour_class]}  {volume_in_words(volumes_ml[tumour_class.name])}"
-            canvas.text((left + 34, first), words, size=_SIZE, colour=_TEXT)
+            canvas.text((left + 34, first), words, size=_SIZE, colour=LIGHT)
         for left, region in zip(_LEFT, _REGIONS_BESIDE_CLASSES, strict=False):
             words = f"{region}  {REGION_NAMES[region]}  {volume_in_words(volumes_ml[region])}"
-            canvas.text((left + 34, second), words, size=_SIZE, colour=_TEXT)
+            canvas.text((left + 34, second), words, size=_SIZE, colour=LIGHT)
     _draw_scale(canvas, (_WIDTH - _MARGIN, second), pixels_per_mm)
-    if warnings:
-        more = f" (and {len(warnings) - 1} more)" if len(warnings) > 1 else ""
-        room = _WIDTH - 2 * _MARGIN - text_width(more, _SMALL)
-        canvas.text((_MARGIN, third), fitted(f"Warning: {warnings[0]}", _SMALL, room) + more, size=_SMALL, colour=_TEXT)
+    canvas.first_warning((_MARGIN, third), warnings, size=_SMALL, width=_WIDTH - 2 * _MARGIN)
     words = "Radiological view: the patient's left is on the right of axial and coronal cuts."
-    canvas.text((_MARGIN, fourth), words, size=_SMALL, colour=_DIM)
-    words, colour = (f"{caveat[:1].upper()}{caveat[1:]}.", _WHITE) if caveat else (_NO_DEVICE, _DIM)
+    canvas.text((_MARGIN, fourth), words, size=_SMALL, colour=DIM)
+    words, colour = (f"{caveat[:1].upper()}{caveat[1:]}.", WHITE) if caveat else (_NO_DEVICE, DIM)
     canvas.text(
         (_WIDTH - _MARGIN, fourth), fitted(words, _SMALL, _WIDTH // 2 - _MARGIN), size=_SMALL, colour=colour, anchor="rs"
     )
@@ -350,8 +343,8 @@ def _draw_scale(canvas: Canvas, right_end: tuple[int, int], pixels_per_mm: float
     """A bar of a round length."""
     length_mm = next((mm for mm in _SCALE_BARS_MM if mm * pixels_per_mm <= _CELL // 3), _SCALE_BARS_MM[-1])
     length, (right, baseline) = round(length_mm * pixels_per_mm), right_end
-    canvas.rectangle((right - length, baseline - 10), length, 3, _TEXT)
-    canvas.text((right - length - 12, baseline), f"{length_mm} mm", size=_SMALL, colour=_TEXT, anchor="rs")
+    canvas.rectangle((right - length, baseline - 10), length, 3, LIGHT)
+    canvas.text((right - length - 12, baseline), f"{length_mm} mm", size=_SMALL, colour=LIGHT, anchor="rs")
 
 
 def _whole(mm: float) -> int:
