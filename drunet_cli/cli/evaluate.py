@@ -211,12 +211,11 @@ def _pairing(prediction: str, reference: str | None) -> "Pairing":
 
 
 def _check_not_an_input(outputs: Iterable[Path], prediction: str, pairing: "Pairing") -> None:
-    from drunet_cli.io.atomic import is_same_file
+    from drunet_cli.io.atomic import check_not_an_input
 
     inputs = [Path(prediction), *(path for pair in pairing.pairs for path in (pair.prediction, pair.reference))]
     for output in outputs:
-        if any(is_same_file(output, given) for given in inputs):
-            raise OutputError(f"{output}: is one of the inputs; name another output")
+        check_not_an_input(output, inputs)
 
 
 def _evaluate(tasks: "Sequence[EvaluationTask]", batch: "Batch", *, n_jobs: int) -> list[Mapping[str, Any]]:

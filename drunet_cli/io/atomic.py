@@ -18,7 +18,7 @@ import socket
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
@@ -111,10 +111,8 @@ def remove_stale_folders() -> None:
     place = tempfile.gettempdir()
     with suppress(OSError):
         for name in os.listdir(place):  # noqa: PTH208
-            host, _, pid = name.removeprefix(_FOLDER).rpartition(".")[0].rpartition(".")
-            is_ours = name.startswith(_FOLDER) and bool(host) and pid.isdecimal()
-            path = Path(place, name)
-            if is_ours and is_abandoned(path, host, int(pid), after_s=_ABANDONED_AFTER_S):
+            path, writer = Path(place, name), name.removeprefix(_FOLDER).rpartition(".")[0]
+            if name.startswith(_FOLDER) and _is_left_by(writer, path):
                 shutil.rmtree(path, ignore_errors=True)  # another user's stays
 
 
@@ -142,6 +140,12 @@ def is_same_file(path: Path, other: Path) -> bool:
         return False
 
 
+def check_not_an_input(output: Path, inputs: Iterable[Path]) -> None:
+    """Raise OutputError for an output that is a file which is read."""
+    if any(is_same_file(output, path) for path in inputs):
+        raise OutputError(f"{output}: is one of the inputs; name another output")
+
+
 _TEMPORARY: Final = ".tmp"
 _FOLDER: Final = "drunet-temporary-"  # a prefix that no results have, since such folders are removed
 _ABANDONED_AFTER_S: Final = 24 * 3600.0
@@ -153,7 +157,7 @@ def remove_stale(target: Path) -> None:
     start = f".{target.name}."
     for path in _temporaries_in(target.parent):
         if path.name.startswith(start):
-            _remove_if_abandoned(path, writer=path.name[len(start) : -len(_TEMPORARY)])
+            _remove_if_left(path, writer=path.name[len(start) : -len(_TEMPORARY)])
 
 
 def remove_stale_in(folder: Path, *, suffix: str) -> None:
@@ -161,7 +165,7 @@ def remove_stale_in(folder: Path, *, suffix: str) -> None:
     for path in _temporaries_in(folder):
         _, found, writer = path.name.removesuffix(_TEMPORARY).rpartition(f"{suffix}.")
         if found:
-            _remove_if_abandoned(path, writer=writer)
+            _remove_if_left(path, writer=writer)
 
 
 def _temporaries_in(folder: Path) -> list[Path]:
@@ -175,13 +179,17 @@ def _temporary(target: Path) -> Path:
     return target.with_name(f".{target.name}.{socket.gethostname()}.{os.getpid()}{_TEMPORARY}")
 
 
-def _remove_if_abandoned(path: Path, *, writer: str) -> None:
-    """Remove a temporary whose writer is gone. writer: host and process id, as they stand in the name."""
-    host, _, pid = writer.rpartition(".")
-    is_ours = bool(host) and pid.isdecimal()
-    if is_ours and is_abandoned(path, host, int(pid), after_s=_ABANDONED_AFTER_S):
+def _remove_if_left(path: Path, *, writer: str) -> None:
+    """Remove a temporary whose writer is gone."""
+    if _is_left_by(writer, path):
         with suppress(OSError):  # another user's, in a folder such as /tmp
             path.unlink()
+
+
+def _is_left_by(writer: str, path: Path) -> bool:
+    """Whether a process that is gone has left this. writer: host and process id, as they stand in the name."""
+    host, _, pid = writer.rpartition(".")
+    return bool(host) and pid.isdecimal() and is_abandoned(path, host, int(pid), after_s=_ABANDONED_AFTER_S)
 
 
 def is_abandoned(path: Path, host: str, pid: int, *, after_s: float) -> bool:

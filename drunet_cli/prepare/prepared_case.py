@@ -26,10 +26,10 @@ from drunet_cli.errors import CaseError, DeviceError, DrunetError, OutputError, 
 from drunet_cli.host import is_out_of_memory
 from drunet_cli.io.atomic import (
     Claim,
+    check_not_an_input,
     check_writable,
     claim_file,
     create_folder,
-    is_same_file,
     remove_abandoned_claims,
     remove_stale,
     remove_stale_folders,
@@ -220,8 +220,7 @@ def check_preparations(planned: Sequence[PlannedPreparation]) -> None:
     for each in planned:
         for path in each.files.paths if each.error is None else ():
             check_writable(path, overwrite=True)
-            if any(is_same_file(path, file) for file in each.case.images.values()):
-                raise OutputError(f"{path}: is one of the inputs; name another DIR")
+            check_not_an_input(path, each.case.images.values())
 
 
 def prepare_cases(

@@ -8,7 +8,7 @@ import hashlib
 import json
 import os
 import platform
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass
 from enum import StrEnum
@@ -22,7 +22,7 @@ import numpy.typing as npt
 import drunet_cli
 from drunet_cli.brats import REGIONS, UNCERTAINTY_MAPS, ClassMap, Labels, Modality, describe_labels, label_values, volumes_ml
 from drunet_cli.errors import OutputError
-from drunet_cli.io.atomic import check_writable, is_same_file, remove_stale, write_atomically
+from drunet_cli.io.atomic import check_not_an_input, check_writable, remove_stale, write_atomically
 from drunet_cli.io.geometry import Geometry
 from drunet_cli.io.inputs import file_sha256, read_document
 from drunet_cli.io.naming import NIFTI_SUFFIXES, beside, dataset_of, stem
@@ -135,13 +135,12 @@ class OutputFiles:
                 raise OutputError(f"{path}: {found}; move it away to keep it, or give --overwrite to replace it")
         return len(there) == len(self.extras)
 
-    def check(self, inputs: Iterable[Path]) -> None:
+    def check(self, inputs: Collection[Path]) -> None:
         """Raise OutputError now for faults that would stop the writing later, such as an output that is a file of the case."""
         leftovers = self._leftovers()
         for path in (self.label_map, *self.extras):
             check_writable(path, overwrite=self.settings.overwrite or path in leftovers)
-            if any(is_same_file(path, file) for file in inputs):
-                raise OutputError(f"{path}: is one of the inputs; name another output")
+            check_not_an_input(path, inputs)
         # Without a sidecar of its own the label map must not lie beside that of another.
         if self.settings.sidecar or read_sidecar(self.sidecar) is not None:
             try:

@@ -25,6 +25,7 @@ from drunet_cli.segmentation.outputs import OutputFiles, describe, draw_case
 from drunet_cli.segmentation.predict import Ensemble
 from drunet_cli.segmentation.settings import Settings
 from drunet_cli.segmentation.summary import Status, columns_of, row_of
+from drunet_cli.weights.cache import open_weights
 from drunet_cli.weights.checkpoint import Checkpoint
 from drunet_cli.weights.registry import DEFAULT, members_of
 
@@ -33,12 +34,6 @@ if TYPE_CHECKING:
 
 Image: TypeAlias = str | os.PathLike[str] | npt.NDArray[Any]
 _LOG: Final = logging.getLogger("drunet_cli")
-
-
-def _open_logged(weights: str) -> Checkpoint:
-    from drunet_cli.weights import cache
-
-    return cache.open_weights(weights)
 
 
 class Segmenter:
@@ -93,7 +88,7 @@ class Segmenter:
         recommended_postprocessing: bool = False,
         strict: bool = False,
         on_warning: Callable[[str], None] = _LOG.warning,
-        open_weights: Callable[[str], Checkpoint] = _open_logged,
+        open_weights: Callable[[str], Checkpoint] = open_weights,
     ) -> None:
         given = [weights] if isinstance(weights, str | os.PathLike) else weights
         settings = Settings(

@@ -280,7 +280,7 @@ def test_without_matplotlib_plot_is_misuse_and_the_rest_works(
 ) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     assert evaluate(*folders, "--plot", "scores.png") == 2
-    assert capsys.readouterr() == ("", "Error: --plot needs matplotlib, which is not installed; run: pip install matplotlib\n")
+    assert capsys.readouterr() == ("", "Error: --plot: matplotlib not installed; run: pip install matplotlib\n")
     assert evaluate(*folders, "--csv", "scores.csv") == 0
 
 
