@@ -100,7 +100,7 @@ class CrossValidation:
             return Folds(int(document["seed"]), tuple(tuple(map(str, names)) for names in document["folds"]))
         except FileNotFoundError:
             return None
-        except (OSError, ValueError, TypeError, KeyError) as error:
+        except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
             raise CaseError(f"{self.folds}: cannot be read, or is damaged; --overwrite begins anew") from error
 
     def check_writable(self, *, overwrite: bool) -> None:

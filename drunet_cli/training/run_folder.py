@@ -17,7 +17,7 @@ import functools
 import json
 import os
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -95,7 +95,7 @@ class RunFolder:
             with safetensors.safe_open(self.state, framework="numpy") as file:
                 state, _ = _parsed_state(file, self.state)
             return any(epoch.step == state.n_steps for epoch in state.history.epochs)
-        except (OSError, safetensors.SafetensorError, ValueError, TypeError, LookupError) as error:
+        except (OSError, safetensors.SafetensorError, ValueError, TypeError, LookupError, RecursionError) as error:
             raise WeightsError(f"{self.state}: is damaged, or no state of a training: {error}; begin it anew") from error
 
     def check_writable(self, *, overwrite: bool) -> None:
@@ -129,7 +129,7 @@ class RunFolder:
         try:
             document = json.loads(self.split.read_text(encoding="utf-8"))
             names = [str(name) for part in ("train", "validation") for name in document[part]]
-        except (OSError, ValueError, TypeError, KeyError) as error:
+        except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
             raise CaseError(f"{self.split}: cannot be read, or is damaged; --overwrite begins anew") from error
         return read_recipe(self.config), read_split(self.split, names)
 
@@ -157,13 +157,28 @@ class RunFolder:
         sessions = self._sessions()
         return sessions[0]["init"] if sessions else None
 
-    def _sessions(self) -> Sequence[Any]:
+    def _sessions(self) -> list[Any]:
         try:
-            return list(json.loads(self.document.read_text(encoding="utf-8"))["sessions"])
+            sessions = json.loads(self.document.read_text(encoding="utf-8"))["sessions"]
+            _sessions_reader().validate_python(sessions)
         except FileNotFoundError:
             return []
-        except (OSError, ValueError, TypeError, KeyError) as error:
+        except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
             raise CaseError(f"{self.document}: cannot be read, or is none of drunet's; move it away") from error
+        return list(sessions)
+
+
+@dataclass(frozen=True)
+class _Session:
+    """The part of a session's record that later sessions read."""
+
+    cases: Mapping[str, Mapping[str, str]]
+    init: Mapping[str, str] | None
+
+
+@functools.cache
+def _sessions_reader() -> TypeAdapter[list[_Session]]:
+    return TypeAdapter(list[_Session])
 
 
 def _write(path: Path, content: bytes) -> None:

@@ -218,7 +218,7 @@ def members_of(weights: str) -> tuple[str, ...]:
             f"{weights}: is a folder without {ENSEMBLE_FILE}, which a cross-validation writes when all folds are done; give a "
             "weights file, such as best.safetensors of a training"
         ) from error
-    except (OSError, ValueError, TypeError, KeyError) as error:
+    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
         raise WeightsError(f"{path}: cannot be read, or is damaged: {error}; name the weights one by one") from error
     return tuple(str(folder / file) for file in files)
 

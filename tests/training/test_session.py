@@ -389,6 +389,16 @@ def test_split_that_is_damaged_is_named(half: Run, tmp_path: Path) -> None:
         plan_training(resuming(half.settings, output=root))
 
 
+@pytest.mark.parametrize(
+    "content", ["{", "[]", "[" * 10**5, '{"sessions": [{}]}', '{"sessions": [{"cases": {"a": 3}, "init": null}]}']
+)
+def test_record_of_sessions_that_is_damaged_is_named(content: str, half: Run, tmp_path: Path) -> None:
+    root = Path(shutil.copytree(half.folder.root, tmp_path / "run"))
+    (root / "run.json").write_text(content)
+    with pytest.raises(CaseError, match=r"run\.json: cannot be read, or is none of drunet's"):
+        run_training(resuming(half.settings, output=root))
+
+
 # The command itself, which a signal meets
 
 # Runs drunet, which gets a signal when it is about to take a step, counted from 0.
