@@ -41,7 +41,7 @@ from drunet_cli.io.checks import refuse_serious
 from drunet_cli.io.inputs import InputFile, file_sha256
 from drunet_cli.io.nifti import encode_again, encode_map
 from drunet_cli.prepare.grid import brats_header
-from drunet_cli.prepare.preparation import Preparation, PreparationSettings, prepare_scans
+from drunet_cli.prepare.preparation import Preparation, PreparationSettings, draw_overview, prepare_scans
 from drunet_cli.prepare.record import describe_preparation, picture_beside, read_record, record_beside
 from drunet_cli.prepare.scans import changed_scans
 from drunet_cli.processes import hold_signals, run_tasks
@@ -378,12 +378,5 @@ def _encoded(preparation: Preparation, files: PreparedFiles, settings: Preparati
         contents = dict(zip(files.images.values(), threads.map(encode_image, files.images), strict=True))
     contents[files.brain] = encode(preparation.brain.view(np.uint8))
     if settings.preview:
-        from drunet_cli.prepare.overview import draw_overview  # Pillow's fonts: not for runs without a picture
-
-        contents[files.picture] = draw_overview(
-            preparation.heads,
-            preparation.brain,
-            name=preparation.case.name,
-            warnings=[warning.message for warning in preparation.warnings],
-        )
+        contents[files.picture] = draw_overview(preparation)
     return contents
