@@ -4,6 +4,7 @@ An interpreter takes a second of CPU time before drunet does anything, a fork so
 line is parsed is tried with interpreters.
 """
 
+import gc
 import json
 import os
 import select
@@ -151,6 +152,7 @@ def serve() -> None:
 
     for name in app.COMMANDS:
         import_module(f"drunet_cli.cli.{name}")
+    gc.freeze()  # what forks share is not looked through again by each
     for line in sys.stdin:
         begin = time.monotonic()
         child = os.fork()

@@ -5,8 +5,9 @@ import io
 import re
 import socket
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import nibabel as nib
 import numpy as np
@@ -14,6 +15,7 @@ import pytest
 from PIL import Image
 
 from drunet_cli.cli.app import main
+from drunet_cli.evaluation import evaluate as summaries
 from tests.cli.small_cohort import CASES, N_CASES, SHAPE, objects, save, segmentation, write_cases
 from tests.forks import CLOSED_PIPE
 from tests.io.test_tables import cells_of
@@ -157,6 +159,20 @@ def test_options_reach_the_scores(cohort: Path, capsys: Captured) -> None:
     assert evaluate("p.nii.gz", "r.nii.gz", *options, "--quiet") == 0
     out, err = capsys.readouterr()
     assert (out.splitlines()[0], err) == ("Convention lesionwise, surface Dice at 2.5 mm, r", "")
+
+
+def test_the_seed_of_the_interval_is_the_one_that_is_given(folders: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    seeds: list[int] = []
+    summarise = summaries.summarise
+
+    def noting(documents: Sequence[Mapping[str, Any]], *, seed: int) -> Any:
+        seeds.append(seed)
+        return summarise(documents, seed=seed)
+
+    monkeypatch.setattr(summaries, "summarise", noting)
+    for options in ([], ["--seed", "7"]):
+        assert evaluate(*folders, *options, "--quiet") == 0
+    assert seeds == [0, 7]
 
 
 @pytest.mark.parametrize(("n", "cases"), [(2, ["case_1", "case_2"]), (50, ["case_1", "case_2", "case_0"])])
