@@ -13,14 +13,19 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from drunet_cli.brats import CHANNELS
 from drunet_cli.errors import DeviceError, OutputError, WeightsError
-from drunet_cli.host import check_installed
+from drunet_cli.host import check_installed, disable_onnxruntime_telemetry, granted_cpus, is_out_of_memory
+from drunet_cli.io.atomic import write_atomically
+from drunet_cli.io.inputs import file_sha256
+from drunet_cli.io.intensities import normalise
 from drunet_cli.network.engine import SAME_NETWORK, Format, Head, Images, Precision
+from drunet_cli.phantom.scanner import make_phantom
+from drunet_cli.weights.checkpoint import Checkpoint, State, encode_checkpoint, read_checkpoint
+from drunet_cli.weights.structure import IMAGES
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
-
-    from drunet_cli.weights.checkpoint import Checkpoint, State
 
 # Largest difference of a logit, as a share of the largest; for classes, how far apart the two best logits may lie where the
 # class differs. In float16, which keeps 11 bits, it was 8e-5 to 5.2e-3 on comparison_images with the weights that SAME_NETWORK
@@ -68,15 +73,12 @@ class Exported:
     check: Check
 
 
-def export(checkpoint: "Checkpoint", target: Path, variant: Variant, *, overwrite: bool) -> Exported:
+def export(checkpoint: Checkpoint, target: Path, variant: Variant, *, overwrite: bool) -> Exported:
     """Write weights in another format, complete and checked or not at all.
 
     Raises OutputError when the file cannot be written or does not hold what it should, WeightsError for weights that do not fit
     the network or whose output is not finite, DeviceError when memory does not suffice.
     """
-    from drunet_cli.io.atomic import write_atomically
-    from drunet_cli.io.inputs import file_sha256
-
     encode, check = _ENCODE_AND_CHECK[variant.format]
     with write_atomically(target, overwrite=overwrite) as stream:
         try:
@@ -121,10 +123,6 @@ class Reference:
 @functools.cache
 def comparison_images() -> list[Images]:
     """Slices of a synthetic case with tumour, and a blank one: two of 240 x 240 in one batch, one of 144 x 176 alone."""
-    from drunet_cli.brats import CHANNELS
-    from drunet_cli.io.intensities import normalise
-    from drunet_cli.phantom.scanner import make_phantom
-
     phantom = make_phantom(0, shape=(*_WINDOW, _DEPTH))
     volume = np.stack([normalise(phantom.images[modality]) for modality in CHANNELS])
     most_tumour = int((phantom.class_map > 0).sum(axis=(0, 1)).argmax())
@@ -134,11 +132,10 @@ def comparison_images() -> list[Images]:
     return [np.ascontiguousarray(batch, dtype=np.float32) / np.float32(255) for batch in batches]
 
 
-def compute_reference(checkpoint: "Checkpoint", batches: Sequence[Images]) -> Reference:
+def compute_reference(checkpoint: Checkpoint, batches: Sequence[Images]) -> Reference:
     """Run the network in PyTorch. Raises WeightsError when a logit is not finite, DeviceError when memory does not suffice."""
     import torch
 
-    from drunet_cli.host import granted_cpus, is_out_of_memory
     from drunet_cli.network.torch_engine import build_model
 
     torch.set_num_threads(granted_cpus())
@@ -174,7 +171,7 @@ def check_onnx() -> None:
     check_installed(["onnx", "onnxruntime"])
 
 
-def _encode_onnx(checkpoint: "Checkpoint", variant: Variant) -> bytes:
+def _encode_onnx(checkpoint: Checkpoint, variant: Variant) -> bytes:
     from google.protobuf.message import EncodeError
 
     from drunet_cli.network.onnx_graph import build_graph, embed_weights
@@ -195,7 +192,7 @@ def _encode_onnx(checkpoint: "Checkpoint", variant: Variant) -> bytes:
     return content
 
 
-def _check_onnx(checkpoint: "Checkpoint", variant: Variant, path: Path) -> Check:
+def _check_onnx(checkpoint: Checkpoint, variant: Variant, path: Path) -> Check:
     batches = comparison_images()
     outputs = _run_onnx(path, batches)
     reference = compute_reference(checkpoint, batches)
@@ -219,13 +216,9 @@ def _check_onnx(checkpoint: "Checkpoint", variant: Variant, path: Path) -> Check
 
 
 def _run_onnx(path: Path, batches: list[Images]) -> list[npt.NDArray[Any]]:
-    from drunet_cli.host import disable_onnxruntime_telemetry, granted_cpus, is_out_of_memory
-
     disable_onnxruntime_telemetry()
     import onnxruntime
     from onnxruntime.capi import onnxruntime_pybind11_state as errors
-
-    from drunet_cli.weights.structure import IMAGES
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = granted_cpus()
@@ -239,15 +232,15 @@ def _run_onnx(path: Path, batches: list[Images]) -> list[npt.NDArray[Any]]:
         raise OutputError(f"ONNX Runtime does not run it: {error}") from error
 
 
-def _encode_keras(checkpoint: "Checkpoint", _variant: Variant) -> memoryview:
-    from drunet_cli.weights.keras import write_keras_h5
+def _encode_keras(checkpoint: Checkpoint, _variant: Variant) -> memoryview:
+    from drunet_cli.weights.keras import write_keras_h5  # h5py: not before an output that is refused
 
     content = io.BytesIO()
     write_keras_h5(content, checkpoint)
     return content.getbuffer()
 
 
-def _check_keras(checkpoint: "Checkpoint", _variant: Variant, path: Path) -> Check:
+def _check_keras(checkpoint: Checkpoint, _variant: Variant, path: Path) -> Check:
     from drunet_cli.weights.keras import read_keras_h5
 
     try:
@@ -257,15 +250,11 @@ def _check_keras(checkpoint: "Checkpoint", _variant: Variant, path: Path) -> Che
     return _check_state(state, checkpoint.state)
 
 
-def _encode_safetensors(checkpoint: "Checkpoint", variant: Variant) -> bytes:
-    from drunet_cli.weights.checkpoint import encode_checkpoint
-
+def _encode_safetensors(checkpoint: Checkpoint, variant: Variant) -> bytes:
     return encode_checkpoint(_rounded(checkpoint.state, variant.precision), checkpoint.metadata)
 
 
-def _check_safetensors(checkpoint: "Checkpoint", variant: Variant, path: Path) -> Check:
-    from drunet_cli.weights.checkpoint import read_checkpoint
-
+def _check_safetensors(checkpoint: Checkpoint, variant: Variant, path: Path) -> Check:
     try:
         again = read_checkpoint(path)
     except WeightsError as error:
@@ -280,7 +269,7 @@ def _check_safetensors(checkpoint: "Checkpoint", variant: Variant, path: Path) -
     return Check(difference=difference, tolerance=TOLERANCES[variant.precision], measured=_LOGIT_DIFFERENCE)
 
 
-def _rounded(state: "State", precision: Precision) -> Mapping[str, npt.NDArray[Any]]:
+def _rounded(state: State, precision: Precision) -> Mapping[str, npt.NDArray[Any]]:
     if precision is Precision.FLOAT32:
         return state
     with np.errstate(over="ignore"):
@@ -290,7 +279,7 @@ def _rounded(state: "State", precision: Precision) -> Mapping[str, npt.NDArray[A
     return rounded
 
 
-def _check_state(state: "State", expected: Mapping[str, npt.NDArray[Any]]) -> Check:
+def _check_state(state: State, expected: Mapping[str, npt.NDArray[Any]]) -> Check:
     shapes = [{name: array.shape for name, array in tensors.items()} for tensors in (state, expected)]
     if shapes[0] != shapes[1]:
         raise OutputError("read back, it does not hold the tensors it should")
@@ -298,8 +287,8 @@ def _check_state(state: "State", expected: Mapping[str, npt.NDArray[Any]]) -> Ch
     return Check(difference=difference, tolerance=0, measured="largest difference of a weight")
 
 
-_Encode: TypeAlias = Callable[["Checkpoint", Variant], bytes | memoryview]
-_Compare: TypeAlias = Callable[["Checkpoint", Variant, Path], Check]
+_Encode: TypeAlias = Callable[[Checkpoint, Variant], bytes | memoryview]
+_Compare: TypeAlias = Callable[[Checkpoint, Variant, Path], Check]
 _ENCODE_AND_CHECK: Final[Mapping[Format, tuple[_Encode, _Compare]]] = {
     Format.ONNX: (_encode_onnx, _check_onnx),
     Format.KERAS: (_encode_keras, _check_keras),

@@ -321,14 +321,6 @@ def exact_arithmetic(*, deterministic: bool = False) -> Iterator[None]:
     deterministic: also forbid algorithms that may give other bytes from run to run. For any number of threads at once: the
     switches are put back when the last thread leaves, so that none finds them changed in the midst of its work.
     """
-    _enter(deterministic=deterministic)
-    try:
-        yield
-    finally:
-        _leave()
-
-
-def _enter(*, deterministic: bool) -> None:
     global _n_inside
     owner, name, off = _tf32_switch()
     with _lock:
@@ -346,14 +338,13 @@ def _enter(*, deterministic: bool) -> None:
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without which PyTorch refuses cuBLAS
             torch.backends.cudnn.benchmark = False  # which chooses algorithms by the clock
             torch.use_deterministic_algorithms(True)
-
-
-def _leave() -> None:
-    global _n_inside
-    with _lock:
-        _n_inside -= 1
-        if _n_inside == 0:
-            _undo.close()
+    try:
+        yield
+    finally:
+        with _lock:
+            _n_inside -= 1
+            if _n_inside == 0:
+                _undo.close()
 
 
 def _tf32_switch() -> tuple[Any, str, object]:

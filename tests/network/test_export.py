@@ -19,10 +19,9 @@ from drunet_cli.network import export as exports
 from drunet_cli.network import onnx_graph
 from drunet_cli.network.engine import Format, Head, Precision
 from drunet_cli.network.export import Exported, Variant, export
-from drunet_cli.weights import checkpoint as checkpoints
 from drunet_cli.weights import keras
 from drunet_cli.weights.cache import open_weights
-from drunet_cli.weights.checkpoint import Checkpoint, State
+from drunet_cli.weights.checkpoint import Checkpoint, State, encode_checkpoint
 from tests.support import golden_logits
 
 LOGITS: Final = Variant(format=Format.ONNX, head=Head.LOGITS)
@@ -114,12 +113,12 @@ def spoilt(state: Mapping[str, npt.NDArray[Any]]) -> State:
 @pytest.fixture
 def _careless(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever is written, one of its tensors is wrong."""
-    build, write, encode = onnx_graph.build_graph, keras.write_keras_h5, checkpoints.encode_checkpoint
+    build, write = onnx_graph.build_graph, keras.write_keras_h5
     monkeypatch.setattr(
         onnx_graph, "build_graph", lambda given, **options: build(replace(given, state=spoilt(given.state)), **options)
     )
     monkeypatch.setattr(keras, "write_keras_h5", lambda stream, given: write(stream, replace(given, state=spoilt(given.state))))
-    monkeypatch.setattr(checkpoints, "encode_checkpoint", lambda state, metadata: encode(spoilt(state), metadata))
+    monkeypatch.setattr(exports, "encode_checkpoint", lambda state, metadata: encode_checkpoint(spoilt(state), metadata))
 
 
 @pytest.mark.usefixtures("_careless")
