@@ -27,7 +27,7 @@ from drunet_cli.io.atomic import check_writable, is_same_file, remove_stale, wri
 from drunet_cli.io.checks import same_grid, voxel_litres
 from drunet_cli.io.geometry import FRAME, AxisFit, Geometry, at_1_mm, farthest_corner_mm, is_same_place, laid_out
 from drunet_cli.io.naming import with_a_name
-from drunet_cli.io.nifti import Volume, encode_label_map, load_volume
+from drunet_cli.io.nifti import Volume, encode_map, load_volume
 from drunet_cli.io.png import read_label_slice
 
 
@@ -141,7 +141,7 @@ def convert_labels(planned: PlannedLabelMap, settings: LabelMapSettings) -> Writ
     warnings = _warnings(planned, settings, frames, class_map, reference, description)
     labels = settings.labels or (None if description is None else description.labels) or Labels.BRATS2020
     label_map = label_values(class_map, labels)
-    content = encode_label_map(label_map, reference.header, compress=planned.output.name.lower().endswith(".gz"))
+    content = encode_map(label_map, reference.header, compress=planned.output.name.lower().endswith(".gz"))
     skipped = settings.skip_existing and _holds(planned.output, label_map, reference)
     if not skipped:
         with write_atomically(planned.output, overwrite=settings.overwrite) as stream:

@@ -185,24 +185,17 @@ _FIELDS_OF_THE_IMAGE: Final = (
 )
 
 
-def encode_label_map(label_map: LabelMap, like: Header, *, compress: bool) -> bytes:
-    """Labels [I, J, K] as a uint8 NIfTI file in the geometry of `like`: its sform, qform, codes, zooms and units, unscaled.
-
-    compress: as .nii.gz; equal labels give equal bytes. No text and no extension of `like` is taken over.
-    """
-    return encode_map(label_map, like, compress=compress)
-
-
 def label_image(label_map: LabelMap, like: Header) -> NiftiImage:
-    """The same as an image of nibabel; NIfTI-2 where `like` is."""
+    """The image that nibabel reads from the file of a label map; NIfTI-2 where `like` is."""
     kind = nib.Nifti2Image if isinstance(like, nib.Nifti2Header) else nib.Nifti1Image
-    return kind.from_bytes(encode_label_map(label_map, like, compress=False))
+    return kind.from_bytes(encode_map(label_map, like, compress=False))
 
 
 def encode_map(values: npt.NDArray[Any], like: Header, *, compress: bool) -> bytes:
-    """Any values [I, J, K] or [I, J, K, N] as `encode_label_map` writes labels, in their own type.
+    """A map [I, J, K] or [I, J, K, N] as a NIfTI file in the geometry of `like`: its sform, qform, codes, zooms and units.
 
-    float16, which NIfTI lacks, becomes float32.
+    The voxels are unscaled, in the type of the map; float16, which NIfTI lacks, becomes float32. compress: as .nii.gz; equal
+    maps give equal bytes. No text and no extension of `like` is taken over.
     """
     if values.dtype == np.float16:
         values = values.astype(np.float32)

@@ -17,7 +17,7 @@ from drunet_cli.errors import MisuseError
 from drunet_cli.io import atomic
 from drunet_cli.io.case import Case, case_of
 from drunet_cli.io.naming import SEGMENTATION, may_name_a_file
-from drunet_cli.io.nifti import encode_label_map, encode_map, new_header
+from drunet_cli.io.nifti import encode_map, new_header
 from drunet_cli.phantom.anatomy import (
     BRATS_SHAPE,
     FloatArray,
@@ -101,7 +101,7 @@ def write_phantom(
         with atomic.write_atomically(paths[modality], overwrite=overwrite) as stream:
             stream.write(gzip.compress(encode_map(voxels, header, compress=False), _GZIP_LEVEL, mtime=0))
     with atomic.write_atomically(paths[SEGMENTATION], overwrite=overwrite) as stream:
-        stream.write(encode_label_map(label_values(phantom.class_map, labels), header, compress=True))
+        stream.write(encode_map(label_values(phantom.class_map, labels), header, compress=True))
     images = {modality: paths[modality] for modality in CHANNELS}
     return case_of(images, name=name, segmentation=paths[SEGMENTATION])
 

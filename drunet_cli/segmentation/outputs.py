@@ -26,7 +26,7 @@ from drunet_cli.io.atomic import check_not_an_input, check_writable, remove_stal
 from drunet_cli.io.geometry import Geometry
 from drunet_cli.io.inputs import file_sha256, read_document
 from drunet_cli.io.naming import NIFTI_SUFFIXES, beside, dataset_of, stem
-from drunet_cli.io.nifti import encode_label_map, encode_map
+from drunet_cli.io.nifti import encode_map
 from drunet_cli.network.engine import Engine
 from drunet_cli.prepare.record import labels_in, read_picture
 from drunet_cli.processes import hold_signals
@@ -184,7 +184,7 @@ class OutputFiles:
         other files beside it stay. Raises OutputError, and CaseError for a DICOM series whose headers cannot be used.
         """
         label_map = label_values(predicted.class_map, self.settings.labels)
-        content = encode_label_map(label_map, predicted.checked.header, compress=self._compress)
+        content = encode_map(label_map, predicted.checked.header, compress=self._compress)
         sha256 = hashlib.sha256(content).hexdigest()
         extras = dict(self._encoded_extras(predicted, document))
         overwrite = self.settings.overwrite or adding
@@ -282,7 +282,7 @@ class OutputFiles:
         classes = labels_in(predicted.class_map, np.asarray(checked.header.get_best_affine()), space)
         if modality in self.settings.in_space:
             label_map = label_values(classes, self.settings.labels)
-            yield self._map(f"_in_{modality}"), encode_label_map(label_map, space.header, compress=self._compress)
+            yield self._map(f"_in_{modality}"), encode_map(label_map, space.header, compress=self._compress)
         if self.settings.dicom_seg:
             from drunet_cli.prepare.dicom_seg import encode_segmentation
 

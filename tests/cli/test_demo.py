@@ -156,7 +156,7 @@ def test_the_table_has_a_row_for_each_region(tmp_path: Path, capsys: pytest.Capt
 
 
 @pytest.mark.usefixtures("small_phantoms")
-@pytest.mark.parametrize("function", ["segmentation.pipeline.segment", "phantom.scanner.encode_label_map"])
+@pytest.mark.parametrize("function", ["segmentation.pipeline.segment", "phantom.scanner.label_values"])
 def test_a_demo_that_fails_leaves_nothing_that_stops_the_next(
     function: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 
 from drunet_cli.errors import CaseError
 from drunet_cli.io.inputs import InputFile
-from drunet_cli.io.nifti import Volume, encode_label_map, encode_map, load_grid, load_volume, volume_of
+from drunet_cli.io.nifti import Volume, encode_map, load_grid, load_volume, volume_of
 from tests.support import open_image, unprivileged
 
 SHAPE: Final = (7, 6, 5)
@@ -230,9 +230,7 @@ def test_a_qform_that_others_refuse_is_mended_and_not_inherited(tmp_path: Path, 
     for grid in (load_volume(path), load_grid(path)):
         assert grid.mended == words
         np.testing.assert_allclose(grid.affine, AFFINE, atol=1e-6)
-    label_map = stored(
-        tmp_path, encode_label_map(np.zeros(SHAPE, np.uint8), load_volume(path).header, compress=False), "seg.nii"
-    )
+    label_map = stored(tmp_path, encode_map(np.zeros(SHAPE, np.uint8), load_volume(path).header, compress=False), "seg.nii")
     image = open_image(label_map)
     np.testing.assert_allclose(image.affine, AFFINE, atol=1e-6)
     assert image.header["qform_code"] == qform_code
@@ -514,7 +512,7 @@ def test_a_label_map_has_the_geometry_of_its_input_and_uint8_voxels_without_scal
     like = load_volume(source).header
     like["scl_slope"], like["scl_inter"] = 0.5, 7
     before = bytes(like.binaryblock)
-    target.write_bytes(encode_label_map(LABELS, like, compress=True))
+    target.write_bytes(encode_map(LABELS, like, compress=True))
 
     asked, written = raw_header(source, image_class.header_class, order), raw_header(target, image_class.header_class)
     for field in GEOMETRY_FIELDS:
@@ -538,7 +536,7 @@ def test_a_label_map_has_the_geometry_of_its_input_and_uint8_voxels_without_scal
 
 def test_old_text_fields_and_a_trailing_axis_of_the_input_are_not_in_the_label_map(tmp_path: Path) -> None:
     path = stored(tmp_path, nifti1(random_voxels(shape=(*SHAPE, 1)), db_name=PATIENT, data_type=PATIENT))
-    stored(tmp_path, encode_label_map(LABELS, load_volume(path).header, compress=False), "seg.nii")
+    stored(tmp_path, encode_map(LABELS, load_volume(path).header, compress=False), "seg.nii")
     assert open_image(tmp_path / "seg.nii").shape == SHAPE
     assert PATIENT not in (tmp_path / "seg.nii").read_bytes()
 
@@ -548,11 +546,11 @@ def test_equal_labels_give_equal_bytes_at_any_time_and_in_any_order_of_memory(
     tmp_path: Path, compress: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     like = volume_of(random_voxels(), OBLIQUE, name="p1").header
-    expected = encode_label_map(LABELS, like, compress=compress)
+    expected = encode_map(LABELS, like, compress=compress)
     monkeypatch.setattr("time.time", lambda: 2e9)  # which gzip would write into the file
     turned = np.ascontiguousarray(LABELS[::-1].transpose(2, 1, 0)).transpose(2, 1, 0)[::-1]
     for same in (np.asfortranarray(LABELS), turned):
-        assert encode_label_map(same, like, compress=compress) == expected
+        assert encode_map(same, like, compress=compress) == expected
     assert expected.startswith(b"\x1f\x8b") == compress
     np.testing.assert_array_equal(load_volume(stored(tmp_path, expected)).voxels, LABELS)
 
