@@ -160,16 +160,6 @@ def test_cross_validation_by_several_processes_is_refused(train: Train, cohort: 
     assert train(cohort, "-o", "cv", "--folds", "2") == (2, "", message)
 
 
-@pytest.mark.parametrize("words", ["RANK=1", "WORLD_SIZE=2 RANK=x"])
-def test_half_set_variables_of_torchrun_are_misuse(
-    words: str, train: Train, cohort: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for word in words.split():
-        monkeypatch.setenv(*word.split("="))
-    code, _, error = train(cohort, "-o", "run")
-    assert (code, "RANK" in error, error.count("\n")) == (2, True, 1)
-
-
 # Files that are in the way
 
 

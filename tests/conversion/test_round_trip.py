@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from drunet_cli.brats import CHANNELS, Labels, Modality
+from drunet_cli.brats import Labels, Modality
 from drunet_cli.io.case import Case
 from drunet_cli.io.volumes import read_images
 from tests.conversion.small_cases import (
@@ -23,7 +23,6 @@ from tests.conversion.small_cases import (
     brain_in,
     convert,
     convert_back,
-    image_slice,
     images_in,
     labels_in,
     mask_slice,
@@ -100,18 +99,6 @@ def test_a_cropped_or_odd_label_map_comes_back_from_other_orientations(tmp_path:
     assert_comes_back_from(tmp_path, shape, *ORIENTATIONS[orientation])
 
 
-@pytest.mark.parametrize(("order", "backwards"), ORIENTATIONS[9::16])
-def test_every_orientation_gives_the_same_slices(tmp_path: Path, order: tuple[int, ...], backwards: tuple[bool, ...]) -> None:
-    brain = brain_in()
-    convert(saved_case(tmp_path / "lps", images_in(brain), labels_in(brain)), tmp_path / "lps" / "out")
-    images = {m: stored_otherwise(voxels, BRATS_AFFINE, order, backwards)[0] for m, voxels in images_in(brain).items()}
-    labels, affine = stored_otherwise(labels_in(brain), BRATS_AFFINE, order, backwards)
-    convert(saved_case(tmp_path, images, labels, affine=affine), tmp_path / "out")
-    for z in range(SHAPE[2]):
-        for slice_of in (image_slice, mask_slice):
-            assert slice_of(tmp_path / "out", z).read_bytes() == slice_of(tmp_path / "lps" / "out", z).read_bytes()
-
-
 @pytest.mark.parametrize(
     ("shape", "at"),
     [
@@ -126,13 +113,6 @@ def test_every_orientation_gives_the_same_slices(tmp_path: Path, order: tuple[in
 )
 def test_a_label_map_of_any_size_comes_back(tmp_path: Path, shape: Shape, at: tuple[float, float]) -> None:
     assert_comes_back(case_with(tmp_path, brain_in(shape, at=at, radius=15)), tmp_path)
-
-
-def test_a_volume_of_the_frames_size_is_neither_padded_nor_shifted(tmp_path: Path) -> None:
-    case = case_with(tmp_path, brain_in((240, 240, 3), at=(0.1, 0.8)))
-    description = convert(case, tmp_path / "out").description
-    assert (description.x.shift, description.y.shift) == (0, 0)
-    assert description.geometry().untouched
 
 
 @pytest.mark.parametrize(("axis", "forms"), [(0, (1, 1)), (1, (1, 0)), (2, (0, 1)), (0, (4, 2))])
@@ -189,14 +169,6 @@ def test_an_empty_label_map_comes_back(tmp_path: Path) -> None:
 
 def test_the_golden_label_map_comes_back(tmp_path: Path) -> None:
     assert_comes_back(Case("golden", GOLDEN_IMAGES, GOLDEN_LABELS), tmp_path, suffix=".nii.gz")
-
-
-@pytest.mark.parametrize("modality", CHANNELS)
-def test_every_image_of_the_case_serves_as_reference(tmp_path: Path, modality: Modality) -> None:
-    case = small_case(tmp_path)
-    convert(case, tmp_path / "out")
-    convert_back(tmp_path / "out", case.images[modality], tmp_path / "back.nii")
-    np.testing.assert_array_equal(np.asarray(open_image(tmp_path / "back.nii").dataobj), labels_in(brain_in()))
 
 
 @pytest.mark.parametrize("affine", [BRATS_AFFINE, rotated(0), rotated(2, 100)])

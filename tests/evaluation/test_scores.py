@@ -112,7 +112,6 @@ def test_a_mask_is_where_any_of_its_classes_is() -> None:
 UNIT: Final = (1.0, 1.0, 1.0)
 BARE: Final = np.zeros((6, 6, 6), dtype=np.bool_)
 CORNERS: Final = tuple(itertools.product((0.0, 1.0), repeat=3))
-ROOT_3: Final = math.sqrt(3)
 
 Point = tuple[float, ...]
 Points = npt.NDArray[np.float64]
@@ -251,51 +250,12 @@ def area_of(triangle: tuple[Point, Point, Point], spacing_mm: SpacingMm) -> floa
     return float(np.linalg.norm(np.cross(b - a, c - a)) / 2)
 
 
-def test_the_surface_of_one_voxel_is_an_octahedron() -> None:
-    assert area_mm2(with_voxels((2, 3, 1))) == pytest.approx(ROOT_3)  # 8 triangles with edges of the root of 1/2
-    assert area_mm2(with_voxels((2, 3, 1)), (1.0, 2.0, 3.0)) == pytest.approx(7)  # 8 triangles of |(6, 3, 2)| / 8
-
-
-def test_a_mask_that_fills_the_volume_has_its_surface_on_the_sides() -> None:
-    area = ROOT_3 + 12 * math.sqrt(0.5) + 6  # 8 corners, 12 edges and 6 faces
-    assert area_mm2(np.ones((2, 2, 2), dtype=np.bool_)) == pytest.approx(area)
-
-
-def test_two_single_voxels_by_hand() -> None:
-    one, other = with_voxels((1, 2, 2)), with_voxels((4, 2, 2))
-    assert border_hd95_mm(one, other, spacing_mm=(2.0, 1.0, 1.0)) == 6
-    distances = surface_distances(one, other, spacing_mm=(2.0, 1.0, 1.0))
-    # Four of the eight corners of a voxel are 2 steps from the other voxel, and four 3.
-    assert np.sort(distances.prediction_mm).tolist() == [4] * 4 + [6] * 4
-    assert distances.hd95_mm == 6
-    assert [distances.dice(tolerance) for tolerance in (3.9, 4, 5.9, 6)] == pytest.approx([0, 0.5, 0.5, 1])
-
-
-def test_hd95_of_border_voxels_interpolates_between_all_distances() -> None:
-    # 10 and 9 voxels: 18 distances of 0 and one of 2 mm; 0.95 * 18 = 17.1, a tenth of the way from the 18th to the 19th.
-    assert border_hd95_mm(line(10), line(9), spacing_mm=(2.0, 1.0, 1.0)) == pytest.approx(0.2)
-
-
 def test_hd95_by_area_takes_the_worse_direction_and_does_not_interpolate() -> None:
     distances = surface_distances(line(10), line(2), spacing_mm=UNIT)
     assert distances.reference_mm.max() == 0  # all of the short line's surface is the long one's too
     # The far end of the long line is 8 mm away, with 4 of 44 pieces but only 3 % of the area; next to it there are 4 at 7 mm.
     assert distances.hd95_mm == 7
     assert surface_distances(line(2), line(10), spacing_mm=UNIT).hd95_mm == 7
-
-
-def test_inner_voxels_are_no_border() -> None:
-    block = np.ones((5, 5, 5), dtype=np.bool_)
-    shell = block.copy()
-    shell[1:4, 1:4, 1:4] = False
-    assert border_hd95_mm(block, shell, spacing_mm=UNIT) == 0  # the inner 27 of 125 would be 12 % of the distances
-
-
-def test_voxels_on_the_side_of_the_volume_are_border() -> None:
-    filled = np.ones((5, 5, 5), dtype=np.bool_)
-    centre = with_voxels((2, 2, 2), shape=(5, 5, 5))
-    # From the 98 voxels of the sides, and 1 back; the 8 corners are the farthest, and 8 % of these.
-    assert border_hd95_mm(filled, centre, spacing_mm=UNIT) == pytest.approx(math.sqrt(12))
 
 
 def test_a_distance_equal_to_the_tolerance_is_within_it_at_every_place() -> None:

@@ -65,21 +65,6 @@ def test_scores_are_those_of_one_mask_a_threshold(drawn: Any, seed: int, whole_n
     assert vars(found) == pytest.approx(slowly(uncertainty, prediction, reference, np.ones_like(brain)), abs=1e-12)
 
 
-def test_an_uncertain_error_raises_dice_until_its_threshold() -> None:
-    found = scores([0, 50, 0], prediction=[1, 1, 0], reference=[1, 0, 0])
-    assert found.dice_auc == pytest.approx(area_of_step(1, 2 / 3, 50))  # 0.8292
-    assert (found.ftp_auc, found.ftn_auc, found.error_auroc) == (0, 0, 1)
-    assert found.score == pytest.approx((area_of_step(1, 2 / 3, 50) + 2) / 3)  # 0.9431
-
-
-def test_uncertain_hits_and_rejections_are_paid_for() -> None:
-    found = scores([0, 30, 0, 0, 70], prediction=[1, 1, 0, 0, 0], reference=[1, 1, 0, 0, 0])
-    assert found.dice_auc == 1
-    assert found.ftp_auc == pytest.approx(area_of_step(1 / 2, 0, 30))  # 0.1438
-    assert found.ftn_auc == pytest.approx(area_of_step(1 / 3, 0, 70))  # 0.2292
-    assert found.score == pytest.approx((3 - area_of_step(1 / 2, 0, 30) - area_of_step(1 / 3, 0, 70)) / 3)
-
-
 @pytest.mark.parametrize(
     ("uncertainty", "threshold"), [(5.0, 5), (5.001, 7.5), (7.499, 7.5), (99, 100), (100, 100), (0.1, 2.5)]
 )

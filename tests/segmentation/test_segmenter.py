@@ -196,24 +196,6 @@ def test_an_array_that_is_no_image_is_named(
     assert "t2" in str(caught.value).lower()
 
 
-@pytest.mark.parametrize(
-    ("matrix", "reason"),
-    [
-        (np.eye(3), "no 4 x 4 matrix"),
-        ([[1, 2], [3]], "no matrix of numbers"),
-        (np.ones((4, 4)), "no 4 x 4 matrix"),
-        (np.diag([0.001, 0.001, 0.001, 1]), "impossible for brain MRI"),
-        (np.diag([np.nan, 1, 1, 1]), "not finite"),
-        ([[1, 1, 0, 0], [0, 0.1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]], "not perpendicular"),
-    ],
-)
-def test_an_affine_that_cannot_be_is_refused(
-    matrix: npt.ArrayLike, reason: str, segmenter: Segmenter, arrays: dict[str, Any]
-) -> None:
-    with pytest.raises(CaseError, match=reason):
-        segmenter.segment(**arrays, affine=matrix)
-
-
 def test_files_and_arrays_are_not_mixed(segmenter: Segmenter, arrays: dict[str, Any], affine: npt.NDArray[np.float64]) -> None:
     with pytest.raises(MisuseError, match="not some of each"):
         segmenter.segment(**{**FILES, "t1": arrays["t1"]}, affine=affine)

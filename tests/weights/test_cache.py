@@ -230,6 +230,7 @@ def start(forks: Forks, folder: Path) -> AbstractContextManager[Run]:
 def test_processes_at_once_on_an_empty_cache_make_one_download(
     n: int, mirror: Callable[[FileServer], None], forks: Forks, tmp_path: Path
 ) -> None:
+    forks.warm(n)
     with serving(CONTENT, default=Answer(pause_s=0.02 * n)) as server, ExitStack() as stack:
         mirror(server)
         runs = [stack.enter_context(start(forks, tmp_path)) for _ in range(n)]
