@@ -102,14 +102,10 @@ class PreparedFiles:
         """An empty file that stands while files are being published."""
         return self.folder / ".unfinished"
 
-    def image(self, modality: Modality) -> Path:
-        """An image on the BraTS grid."""
-        return self.folder / f"{self.name}_{modality}.nii.gz"
-
     @property
     def images(self) -> dict[Modality, Path]:
-        """The four images."""
-        return {modality: self.image(modality) for modality in CHANNELS}
+        """The four images on the BraTS grid."""
+        return {modality: self.folder / f"{self.name}_{modality}.nii.gz" for modality in CHANNELS}
 
     @property
     def paths(self) -> list[Path]:

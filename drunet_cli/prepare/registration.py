@@ -226,24 +226,22 @@ def _block_means(voxels: npt.NDArray[np.float32], affine: Affine, factors: list[
     return means, blocks
 
 
-def mutual_information(
-    voxels: npt.NDArray[Any], others: npt.NDArray[Any], inside: npt.NDArray[np.bool_], *, bins: int = _BINS
-) -> float:
+def mutual_information(voxels: npt.NDArray[Any], others: npt.NDArray[Any], inside: npt.NDArray[np.bool_]) -> float:
     """Normalised mutual information of two images of one shape within a mask: 1 for none, 2 for a one-to-one relation.
 
     Each image is divided into bins of equally many voxels, so that no contrast and no scale matters.
     Source: Studholme et al., An overlap invariant entropy measure of 3D medical image alignment (1999).
     """
-    one, other = (_ranks(image[inside], bins) for image in (voxels, others))
+    one, other = (_ranks(image[inside]) for image in (voxels, others))
     if one.size == 0:
         return 1.0
-    joint = np.bincount(one * bins + other, minlength=bins * bins).reshape(bins, bins) / one.size
+    joint = np.bincount(one * _BINS + other, minlength=_BINS * _BINS).reshape(_BINS, _BINS) / one.size
     both = _entropy(joint)
     return (_entropy(joint.sum(axis=0)) + _entropy(joint.sum(axis=1))) / both if both > 0 else 1.0
 
 
-def _ranks(values: npt.NDArray[Any], bins: int) -> npt.NDArray[np.int64]:
-    edges = np.unique(np.quantile(values, np.linspace(0, 1, bins + 1)[1:-1])) if values.size else np.zeros(0)
+def _ranks(values: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
+    edges = np.unique(np.quantile(values, np.linspace(0, 1, _BINS + 1)[1:-1])) if values.size else np.zeros(0)
     return np.searchsorted(edges, values, side="right").astype(np.int64)
 
 

@@ -169,7 +169,7 @@ def test_files_that_no_record_describes_stay(prepared: Prepared, tmp_path: Path)
     for asked in (settings, replace(settings, skip_existing=True)):
         (planned,) = plan_preparations([case], replace(asked, folder=tmp_path))
         planned.files.folder.mkdir(exist_ok=True)
-        planned.files.image(Modality.T1).write_text("somebody's")  # since the plan was made
+        planned.files.images[Modality.T1].write_text("somebody's")  # since the plan was made
         with pytest.raises(OutputError, match=r"p1_t1.nii.gz: exists already, and no record says that drunet made it"):
             prepare_case(planned)
         assert [path.name for path in planned.files.folder.iterdir()] == ["p1_t1.nii.gz"]
@@ -246,7 +246,7 @@ def test_prepared_scans_pass_through_untouched(stripped: Stripped, tmp_path: Pat
     case, made, told = stripped
     assert told.startswith("p1: prepared already (BraTS grid, stripped), its voxels were not touched")
     for modality in CHANNELS:
-        before, after = case.images[modality].read_bytes(), gzip.decompress(made.image(modality).read_bytes())
+        before, after = case.images[modality].read_bytes(), gzip.decompress(made.images[modality].read_bytes())
         assert after == before.replace(b"Miller", b"\0" * 6)
     shutil.copytree(made.root, tmp_path / "out")
     files = PreparedFiles(tmp_path / "out", NAME)
@@ -551,7 +551,7 @@ def test_segment_prepares_and_carries_labels_back(
     words = ["segment", *options, "-o", str(out), "--prepare", "--weights", str(GOLDEN_WEIGHTS), "--window", "auto"]
     assert drunet([*words, "--keep-prepared", keep, "--dry-run"]) == 0
     assert "prepare, segment" in capfd.readouterr().out
-    raw = PreparedFiles(tmp_path / "prepared", NAME).image(Modality.T1)
+    raw = PreparedFiles(tmp_path / "prepared", NAME).images[Modality.T1]
     raw.parent.mkdir(parents=True)
     raw.write_text("somebody's")
     for more in (["--dry-run"], []):
