@@ -91,6 +91,13 @@ class ReadLabels(StrEnum):
     BRATS2024 = "brats2024"  # after treatment: the same, and 4 resection cavity, which is no tumour
 
 
+class Convention(StrEnum):
+    """The definition of Dice and HD95. All other scores are the same in both."""
+
+    BRATS = "brats"  # over the whole region, as until BraTS 2022
+    LESIONWISE = "lesionwise"  # means over lesions, as BraTS 2023 ranked
+
+
 _LABEL_VALUES: Final = {
     Labels.BRATS2020: (0, 1, 2, 4),
     Labels.BRATS2023: (0, 1, 2, 3),

@@ -149,12 +149,12 @@ def _remove_case(seed: int, folder: Path) -> None:
 
 def _scores(case: "Case", label_map: Path) -> dict[str, Any]:
     """The object of `drunet evaluate --json`."""
-    from drunet_cli.evaluation.evaluate import Convention, EvaluationTask, evaluate
+    from drunet_cli.evaluation.evaluate import EvaluationTask, evaluate
     from drunet_cli.evaluation.pairs import Pair
 
     assert case.segmentation is not None
     pair = Pair(case.name, label_map, case.segmentation)
-    return evaluate(EvaluationTask(pair=pair, convention=Convention.BRATS, labels=ReadLabels.BRATS2020, tolerance_mm=1.0))
+    return evaluate(EvaluationTask(pair=pair, labels=ReadLabels.BRATS2020))
 
 
 def _say_how_to_go_on(screen: "Screen") -> None:

@@ -9,10 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
-from drunet_cli.brats import REGIONS, ReadLabels, volume_digits
+from drunet_cli.brats import REGIONS, Convention, ReadLabels, volume_digits
 from drunet_cli.cli import options
 from drunet_cli.cli.console import Screen, result, table_of
-from drunet_cli.cli.options import one_of
 from drunet_cli.errors import CaseError, DrunetError, MisuseError, OutputError, one_line, plural
 
 if TYPE_CHECKING:
@@ -44,14 +43,13 @@ def evaluate(
     ] = None,
     *,
     convention: Annotated[
-        str,
+        Convention,
         typer.Option(
             metavar="brats|lesionwise",
-            autocompletion=one_of(("brats", "lesionwise")),
             help="Dice and HD95: brats, of whole regions; lesionwise, means over lesions, as BraTS 2023 ranked.",
             rich_help_panel=_METRICS,
         ),
-    ] = "brats",
+    ] = Convention.BRATS,
     labels: Annotated[
         ReadLabels,
         typer.Option(
@@ -126,13 +124,13 @@ def evaluate(
 
     drunet evaluate results BraTS2021_TrainingData
     """
-    _check_options(prediction, reference, convention, tolerance)
+    _check_options(prediction, reference, tolerance)
     files = _files(csv=csv, xlsx=xlsx, plot=plot)
     if json and worst is not None:
         raise MisuseError("--worst and --json exclude one another: --json prints every case")
 
     from drunet_cli.cli.cases import Batch
-    from drunet_cli.evaluation.evaluate import Convention, EvaluationTask
+    from drunet_cli.evaluation.evaluate import EvaluationTask
     from drunet_cli.host import granted_cpus
 
     _check_outputs(files, overwrite=overwrite)
@@ -150,9 +148,7 @@ def evaluate(
     for case, error in failures.items():
         batch.failed(case, error)
     tasks = [
-        EvaluationTask(
-            pair=pair, convention=Convention(convention), labels=labels, tolerance_mm=tolerance, uncertainty=uncertainty
-        )
+        EvaluationTask(pair=pair, convention=convention, labels=labels, tolerance_mm=tolerance, uncertainty=uncertainty)
         for pair in pairing.pairs
     ]
     documents = _evaluate(tasks, batch, n_jobs=jobs or granted_cpus())
@@ -167,9 +163,7 @@ def evaluate(
     batch.finish(f"{plural(batch.n_done, 'case')} compared, convention {convention}", unwritten)
 
 
-def _check_options(prediction: str, reference: str | None, convention: str, tolerance_mm: float) -> None:
-    if convention not in ("brats", "lesionwise"):
-        raise MisuseError(f"--convention {convention}: is neither brats nor lesionwise")
+def _check_options(prediction: str, reference: str | None, tolerance_mm: float) -> None:
     if "" in (prediction, reference):
         raise MisuseError("PRED and REF: an empty path; an unset variable?")
     if not math.isfinite(tolerance_mm):

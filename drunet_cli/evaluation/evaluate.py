@@ -4,14 +4,13 @@ import io
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, fields, replace
-from enum import StrEnum
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
-from drunet_cli.brats import N_CLASSES, REGIONS, TUMOUR_CLASSES, ClassMap, ReadLabels, TumourClass, round_ml
+from drunet_cli.brats import N_CLASSES, REGIONS, TUMOUR_CLASSES, ClassMap, Convention, ReadLabels, TumourClass, round_ml
 from drunet_cli.errors import name_file, plural
 from drunet_cli.evaluation.pairs import Pair, t1_of, uncertainty_maps_of
 from drunet_cli.evaluation.scores import (
@@ -57,13 +56,6 @@ _RESAMPLES: Final = 10_000
 _INTERVAL_PERCENT: Final = (2.5, 97.5)
 
 _Scalar = TypeVar("_Scalar", bound=np.generic)
-
-
-class Convention(StrEnum):
-    """The definition of Dice and HD95. All other scores are the same in both."""
-
-    BRATS = "brats"  # over the whole region, as until BraTS 2022
-    LESIONWISE = "lesionwise"  # means over lesions, as BraTS 2023 ranked
 
 
 @dataclass(frozen=True, kw_only=True)

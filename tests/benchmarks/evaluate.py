@@ -19,8 +19,8 @@ from typing import Final
 import nibabel as nib
 import numpy as np
 
-from drunet_cli.brats import REGIONS, ClassMap, Labels, label_values
-from drunet_cli.evaluation.evaluate import Convention, compare
+from drunet_cli.brats import REGIONS, ClassMap, Convention, Labels, label_values
+from drunet_cli.evaluation.evaluate import compare
 from drunet_cli.host import cpu_name, granted_cpus
 from drunet_cli.io.nifti import load_volume
 from drunet_cli.io.volumes import class_map_of

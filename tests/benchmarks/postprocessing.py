@@ -17,8 +17,8 @@ from typing import Final
 
 import numpy as np
 
-from drunet_cli.brats import REGIONS, ClassMap, TumourClass
-from drunet_cli.evaluation.evaluate import Convention, compare
+from drunet_cli.brats import REGIONS, ClassMap, Convention, TumourClass
+from drunet_cli.evaluation.evaluate import compare
 from drunet_cli.evaluation.scores import SpacingMm
 from drunet_cli.io.checks import voxel_litres
 from drunet_cli.io.discovery import find_cases

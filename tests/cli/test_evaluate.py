@@ -408,7 +408,7 @@ def test_a_table_names_the_pairs_as_a_file_and_on_stdin(
         (("", "ref"), "an empty path"),
         (("a", ""), "an empty path"),
         (("a", "b", "c"), "unexpected extra argument"),
-        (("a", "b", "--convention", "brats2020"), "--convention brats2020: is neither brats nor lesionwise"),
+        (("a", "b", "--convention", "brats2020"), "'--convention': 'brats2020' is not one of 'brats', 'lesionwise'"),
         (("a", "b", "--labels", "brats2019"), "--labels"),
         (("a", "b", "--worst", "0"), "--worst"),
         (("a", "b", "--worst", "1", "--json"), "--worst and --json exclude one another"),

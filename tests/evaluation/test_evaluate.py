@@ -20,11 +20,10 @@ from hypothesis import strategies as st
 from PIL import Image
 from scipy import stats
 
-from drunet_cli.brats import ClassMap, ReadLabels, TumourClass
+from drunet_cli.brats import ClassMap, Convention, ReadLabels, TumourClass
 from drunet_cli.errors import CaseError
 from drunet_cli.evaluation.evaluate import (
     SCORES,
-    Convention,
     EvaluationTask,
     RegionScores,
     Statistics,
