@@ -88,71 +88,50 @@ class FolderSurvey:
     def __init__(self, top: Path) -> None:
         self._top = top
         self._folders: list[Path] = []
-        # Each with the folders above, up to the top.
-        self._with_nifti: set[Path] = set()
-        self._with_cases: set[Path] = set()
-        self._with_other_files: set[Path] = set()
-        self._first_files: dict[Path, Sequence[str]] = {}
-        self._unreadable: set[Path] = set()
-        self._first_images: dict[Path, Sequence[str]] = {}
+        # By folder, and by each above it up to the top: its first files of a kind, or those of the first folder below it.
+        self._images: dict[Path, Sequence[str]] = {}
+        self._no_images: dict[Path, Sequence[str]] = {}
+        self._of_patients: dict[Path, Sequence[str]] = {}
+        self._with_cases: dict[Path, Sequence[str]] = {}
+        self._unreadable: dict[Path, Sequence[str]] = {}
 
     def add(self, folder: Folder, *, has_cases: bool) -> None:
         """Take note of a folder. has_cases: some were found directly in it."""
         self._folders.append(folder.path)
         if has_cases:
-            self._mark(self._with_cases, folder.path)
+            self._note(self._with_cases, folder.path, folder.files)
         if images := [name for name in folder.files if is_nifti(name)]:
-            self._mark(self._with_nifti, folder.path)
-            self._note(self._first_images, folder.path, images)
+            self._note(self._images, folder.path, images)
         elif folder.files:
-            self._note(self._first_files, folder.path, folder.files)
+            self._note(self._no_images, folder.path, folder.files)
             if not all(name.lower().endswith(_OF_NO_PATIENT) for name in folder.files):
-                self._mark(self._with_other_files, folder.path)
+                self._note(self._of_patients, folder.path, folder.files)
 
     def leave_out(self, path: Path) -> None:
         """Say nothing about a folder that cannot be looked into: it is a broken case."""
-        self._mark(self._unreadable, path)
+        self._note(self._unreadable, path, ())
 
     def without_case(self) -> Iterator[FolderWithoutCase]:
         """The folders that a reader would take for patients, and that hold no case."""
         n_beside = Counter(path.parent for path in self._with_cases if path != self._top)
         for path in self._folders:
             if self._would_be_missed(path, n_beside):
-                has_nifti = path in self._with_nifti
-                yield FolderWithoutCase(path, self._content(path, has_nifti=has_nifti), has_nifti)
+                files = self._images.get(path) or self._no_images.get(path, ())
+                content = ", ".join([*map(shorten, files[:1]), *(["..."] if len(files) > 1 else [])]) or "empty"
+                yield FolderWithoutCase(path, content, path in self._images)
 
     def _would_be_missed(self, path: Path, n_beside: Counter[Path]) -> bool:
         if path == self._top or path in self._with_cases or path in self._unreadable:
             return False
         if n_beside[path.parent] < (1 if path.parent == self._top else 2):
             return False
-        return path in self._with_nifti or path not in self._first_files or path in self._with_other_files
-
-    def _content(self, path: Path, *, has_nifti: bool) -> str:
-        files = (self._first_images if has_nifti else self._first_files).get(path)
-        if files is None:
-            return "empty"
-        first, *more = files
-        return f"{shorten(first)}, ..." if more else shorten(first)
+        return path in self._images or path not in self._no_images or path in self._of_patients
 
     def _note(self, noted: dict[Path, Sequence[str]], folder: Path, files: Sequence[str]) -> None:
-        for path in self._upwards(folder):
-            if path in noted:
+        for path in (folder, *folder.parents):
+            noted.setdefault(path, files[:2])
+            if path == self._top:
                 break
-            noted[path] = files[:2]
-
-    def _mark(self, marked: set[Path], path: Path) -> None:
-        for each in self._upwards(path):
-            if each in marked:
-                break
-            marked.add(each)
-
-    def _upwards(self, path: Path) -> Iterator[Path]:
-        """The folder and those above it, up to the top."""
-        while path != self._top:
-            yield path
-            path = path.parent
-        yield path
 
 
 _LONGEST_NAME: Final = 60

@@ -128,7 +128,7 @@ def encode_page(runs: Runs, thumbnails: Thumbnails, *, beside: Path, viewers: Ca
         records=records,
         n_segmented=len(records) - n_failed,
         n_failed=n_failed,
-        n_with_label_map=sum(record.row.status is not Status.FAILED for record in records),
+        n_with_label_map=len(_with_label_map(records)),
         n_warned=sum(bool(record.row.warnings) for record in records),
         several_folders=len({record.folder for record in records}) > 1,
         caveats=Counter(filter(None, (caveat_of(record.row.weights_sha256) for record in records))),
@@ -173,7 +173,7 @@ def _edges_ml(largest_ml: float) -> tuple[float, ...]:
 
 def read_thumbnails(records: Sequence[Record], *, n_threads: int, on_done: Callable[[], None] = lambda: None) -> Thumbnails:
     """Read every picture that is there and make it smaller. on_done: called once for each case that may have any."""
-    segmented = [record for record in records if record.row.status is not Status.FAILED]
+    segmented = _with_label_map(records)
     width = _WIDE if len(records) <= _MOST_WIDE else _NARROW
     by_label_map = {}
     unshown = []
@@ -199,13 +199,17 @@ def _pictures_of(record: Record) -> Iterator[tuple[str, Path]]:
     there, or in the folder of the prepared case.
     """
     label_map, document = Path(record.row.output), record.document or {}
-    named = document.get("files")
-    if named is None or any(str(name).endswith(PREVIEW_ENDING) for name in named):
+    if document.get("files") is None or _names_file(record, PREVIEW_ENDING):
         yield "Preview", beside(label_map, PREVIEW_ENDING)
-    if any(str(name).endswith(PREPARED_ENDING) for name in named or ()):
+    if _names_file(record, PREPARED_ENDING):
         yield "Preparation", beside(label_map, PREPARED_ENDING)
     elif isinstance(origin := document.get("prepared_from"), Mapping) and isinstance(origin.get("record"), str):
         yield "Preparation", picture_beside(Path(origin["record"]))
+
+
+def _names_file(record: Record, ending: str) -> bool:
+    """Whether the sidecar of a case names a file with this ending beside the label map."""
+    return any(str(name).endswith(ending) for name in (record.document or {}).get("files") or ())
 
 
 def _thumbnail(shows: str, path: Path, width: int) -> Thumbnail | CaseError | None:
@@ -229,8 +233,7 @@ def pages_beside_label_maps(records: Sequence[Record]) -> CaseFiles:
     found = {}
     for record in _with_label_map(records):
         page = beside(Path(record.row.output), VIEW_ENDING)
-        named = (record.document or {}).get("files") or {}
-        if any(str(name).endswith(VIEW_ENDING) for name in named) and page.is_file():
+        if _names_file(record, VIEW_ENDING) and page.is_file():
             found[record.row.output] = page
     return CaseFiles(found)
 

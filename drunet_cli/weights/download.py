@@ -196,7 +196,7 @@ class _Download:
 
     def _confirm(self, page: str, page_url: str) -> None:
         """Go on at the address that Google's page before a large file leads to; refuse any other page."""
-        url = None if self.confirmed or _says_quota_exceeded(page) else _confirmed_url(page, page_url)
+        url = None if self.confirmed else _confirmed_url(page, page_url)
         if url is None:
             raise self._refusal(_complaint_about(page))
         self.url, self.confirmed = url, True
