@@ -304,7 +304,7 @@ def _references(
     from drunet_cli.cli.cases import cohort_of
     from drunet_cli.io.naming import is_nifti
 
-    images = [name for name in like if is_nifti(name) and not os.path.isdir(name)]  # noqa: PTH112  # raises for no path
+    images = [name for name in like if is_nifti(name) and not os.path.isdir(name)]
     if images and len(like) > 1:
         raise MisuseError(f"--like {images[0]}: give one image, or CASES")
     if images and len(names) > 1:

@@ -143,7 +143,7 @@ def evaluate(
     n_cases = len(pairing.pairs) + len(failures)
     if n_cases == 0:
         raise CaseError(f"{prediction} and {reference}: have no case in common")
-    two_files = reference is not None and not os.path.isdir(prediction)  # noqa: PTH112  # unlike Path.is_dir it raises for no path
+    two_files = reference is not None and not os.path.isdir(prediction)
     batch = Batch(screen, n_cases=n_cases, alone=two_files, json=json)
     for case, error in failures.items():
         batch.failed(case, error)

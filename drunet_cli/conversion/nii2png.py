@@ -98,9 +98,9 @@ def plan_slices(cases: Sequence[Case], settings: SliceSettings) -> list[PlannedS
     planned = []
     for case in cases:
         slices = tuple(file.path for found in (images, masks) for file in found.get(case.name, ()))
-        if os.path.exists(layout.description(case.name)):  # noqa: PTH110  # unlike Path.exists it raises for no folder
+        if os.path.exists(layout.description(case.name)):
             state = SlicesState.COMPLETE
-        elif os.path.exists(layout.unfinished(case.name)):  # noqa: PTH110
+        elif os.path.exists(layout.unfinished(case.name)):
             state = SlicesState.UNFINISHED
         else:
             state = SlicesState.FOREIGN if slices else SlicesState.NEW
@@ -117,7 +117,7 @@ def _check_folders(layout: Layout) -> None:
         raise OutputError(f"{layout.root}: cannot be written: {error.strerror}") from error
     check_writable(layout.manifest, overwrite=True)
     for path in (layout.images, layout.masks, layout.cases):
-        if os.path.lexists(path) and not os.path.isdir(path):  # noqa: PTH112  # unlike Path.is_dir it raises for no folder
+        if os.path.lexists(path) and not os.path.isdir(path):
             raise OutputError(f"{path}: is not a folder; name another DIR")
         if os.path.lexists(path) and not os.access(path, os.R_OK | os.W_OK | os.X_OK):
             raise OutputError(f"{path}: no permission to read and write in it")

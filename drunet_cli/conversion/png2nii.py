@@ -75,7 +75,7 @@ class WrittenLabelMap:
 def masks_folder(folder: Path) -> Path:
     """The folder that holds the label slices: `masks` of a dataset that nii2png wrote, else the folder itself."""
     masks = Layout(folder).masks
-    return masks if os.path.isdir(masks) else folder  # noqa: PTH112  # unlike Path.is_dir it raises for no folder
+    return masks if os.path.isdir(masks) else folder
 
 
 def label_slices(masks: Path, case: str | None = None) -> dict[str, tuple[SliceFile, ...]]:
@@ -84,7 +84,7 @@ def label_slices(masks: Path, case: str | None = None) -> dict[str, tuple[SliceF
     if not sets:
         if slice_files(Layout(masks).images):
             raise CaseError(f"{masks}: holds image slices but no label slices; its cases had no segmentation")
-        there = "holds no slice named CASE_slice_Z.png" if os.path.isdir(masks) else "no such folder"  # noqa: PTH112
+        there = "holds no slice named CASE_slice_Z.png" if os.path.isdir(masks) else "no such folder"
         raise CaseError(f"{masks}: {there}; name the folder of the label slices")
     if case is None:
         return sets
@@ -99,7 +99,7 @@ def description_of(case: str, folder: Path) -> Path | None:
     Raises CaseError where it may not be read.
     """
     for layout in _layouts(folder):
-        if os.path.isdir(layout.cases) and not os.access(layout.cases, os.R_OK | os.X_OK):  # noqa: PTH112
+        if os.path.isdir(layout.cases) and not os.access(layout.cases, os.R_OK | os.X_OK):
             raise CaseError(f"{layout.cases}: no permission to read what is kept of the cases")
         if is_description(path := layout.description(case)):
             return path

@@ -71,7 +71,7 @@ def pair_up(predictions: Path, references: Path) -> Pairing:
     Raises MisuseError when one is a file and the other a folder, CaseError when one is absent or a folder holds no label map.
     """
     for path in (predictions, references):
-        if not os.path.exists(path):  # noqa: PTH110  # unlike Path.exists it raises for no path
+        if not os.path.exists(path):
             raise CaseError(f"{path}: no such file or folder")
     if predictions.samefile(references):
         raise CaseError(f"{predictions}: is given as prediction and as reference")
@@ -188,7 +188,7 @@ def t1_of(label_map: Path) -> Path | None:
 
 def _beside(label_map: Path, names: Iterable[str]) -> Path | None:
     paths = (label_map.with_name(f"{name}{suffix}") for name in names for suffix in NIFTI_SUFFIXES)
-    return next((path for path in paths if os.path.isfile(path)), None)  # noqa: PTH113  # unlike Path.is_file it raises for no path
+    return next((path for path in paths if os.path.isfile(path)), None)
 
 
 def _files(top: Path) -> Iterator[Path]:

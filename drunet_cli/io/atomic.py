@@ -118,7 +118,7 @@ def remove_stale_folders() -> None:
 
 def check_writable(target: Path, *, overwrite: bool) -> None:
     """Raise OutputError now for faults that would stop `write_atomically` later: an existing file, or a folder that refuses."""
-    if os.path.isdir(target):  # noqa: PTH112  # unlike Path.is_dir it raises for no name
+    if os.path.isdir(target):
         raise OutputError(f"{target}: is a folder; name a file")
     if os.path.lexists(target) and not overwrite:
         raise OutputError(f"{target}: exists already; give --overwrite to replace it")

@@ -268,7 +268,7 @@ def described_channels(folder: Path) -> Channels:
     """
     folder = with_a_name(folder)
     for path in (folder / "dataset.json", folder.parent / "dataset.json"):
-        if os.path.isfile(path):  # noqa: PTH113  # unlike Path.is_file it raises for no path
+        if os.path.isfile(path):
             return _channels_of_dataset(path)
     remedy = "give --channels with the four in order, such as t1,t1ce,t2,flair"
     raise CaseError(f"{folder}: nothing says which modalities _0000 to _0003 are; {remedy}")

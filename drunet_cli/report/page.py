@@ -261,7 +261,7 @@ def references_of(records: Sequence[Record], path: Path) -> CaseFiles:
     a label map. Raises CaseError for a path that is not there, a folder without label maps, and a file for several cases.
     """
     segmented = [record.row for record in _with_label_map(records)]
-    if not os.path.isdir(path):  # noqa: PTH112  # unlike Path.is_dir it raises for no path
+    if not os.path.isdir(path):
         if not os.path.lexists(path):
             raise CaseError(f"{path}: no such file or folder of references")
         if len(segmented) != 1:

@@ -91,7 +91,7 @@ def read_runs(paths: Sequence[Path]) -> Runs:
     notices = _Notices()
     records: dict[tuple[str, str], Record] = {}
     for path in paths:
-        is_folder = os.path.isdir(path)  # noqa: PTH112  # unlike Path.is_dir it raises for no path
+        is_folder = os.path.isdir(path)
         for record in _records_in(path, notices) if is_folder else [_named_sidecar(path)]:
             records.setdefault((os.path.realpath(record.source), record.row.case), record)
     ordered = sorted(records.values(), key=lambda record: (record.row.case, str(record.source)))
@@ -221,7 +221,7 @@ def _label_map_of(record: Record) -> Path:
     if stem(beside) == record.source.stem:
         return beside
     candidates = [record.source.with_name(f"{record.source.stem}{suffix}") for suffix in (".nii.gz", ".nii")]
-    return next((path for path in candidates if os.path.exists(path)), candidates[0])  # noqa: PTH110
+    return next((path for path in candidates if os.path.exists(path)), candidates[0])
 
 
 def _with_tables(summaries: Iterable[Path], with_sidecar: Sequence[Record], notices: _Notices) -> list[Record]:

@@ -207,7 +207,7 @@ def members_of(weights: str) -> tuple[str, ...]:
     """
     folder = Path(weights)
     path = folder / ENSEMBLE_FILE
-    if not os.path.isdir(weights) or weights in known_names():  # noqa: PTH112  # unlike Path.is_dir it raises for no name
+    if not os.path.isdir(weights) or weights in known_names():
         return (weights,)
     try:
         files = json.loads(path.read_text(encoding="utf-8"))["weights"]
@@ -241,8 +241,8 @@ def is_offline() -> bool:
 
 
 def is_file(path: Path) -> bool:
-    """Whether a file is there and can be seen. Unlike Path.is_file, this raises for no name and no folder."""
-    return os.path.isfile(path)  # noqa: PTH113
+    """Whether a file is there and can be seen; False too for a name too long, and in a folder that may not be entered."""
+    return os.path.isfile(path)
 
 
 def check_file(path: Path) -> None:
@@ -268,7 +268,7 @@ def check_file(path: Path) -> None:
 def find_entry(name: str) -> Entry:
     """The registry's entry of weights to be fetched. Raises WeightsError that lists the names there are."""
     if name not in ENTRIES:
-        if os.path.isdir(name):  # noqa: PTH112
+        if os.path.isdir(name):
             check_file(Path(name))
         known = ", ".join(sorted(known_names()))
         raise WeightsError(f"weights {name!r} are not known; known: {known}, or give a .h5 or .safetensors file")
