@@ -16,7 +16,7 @@ import typer
 from drunet_cli.brats import Modality
 from drunet_cli.cli.console import Screen, result, result_json, table_of
 from drunet_cli.cli.options import parsed_shard
-from drunet_cli.errors import CaseError, DrunetError, ExitCode, MisuseError, Terminated, join_some, plural
+from drunet_cli.errors import CaseError, DrunetError, ExitCode, MisuseError, OutputError, Terminated, join_some, plural
 from drunet_cli.io.case import HEADER, BrokenCase, Case, SeriesFolder, case_of, no_series, paths_of_list
 from drunet_cli.io.discovery import Cohort, find_cases
 from drunet_cli.io.naming import (
@@ -327,6 +327,15 @@ class Batch:
             result(line)
         else:
             result_json(line)
+
+
+def error_of(check: Callable[[], None]) -> OutputError | None:
+    """The error by which a check of outputs would end the run before its first case, if any."""
+    try:
+        check()
+    except OutputError as error:
+        return error
+    return None
 
 
 @dataclass(frozen=True)

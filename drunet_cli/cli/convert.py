@@ -92,9 +92,9 @@ def nii2png(
     options.check_cases(cases, files, {"--pattern": pattern, "--channels": channels})
     options.check_exclusive(skip_existing=skip_existing, overwrite=overwrite)
 
-    from drunet_cli.cli.cases import Batch, PlanRow, find_cohort, print_plan
+    from drunet_cli.cli.cases import Batch, PlanRow, error_of, find_cohort, print_plan
     from drunet_cli.cli.console import Screen
-    from drunet_cli.conversion.nii2png import SliceSettings, plan_slices, remove_stale_slices
+    from drunet_cli.conversion.nii2png import SliceSettings, check_plan, plan_slices, remove_stale_slices
     from drunet_cli.host import granted_cpus
 
     cohort = find_cohort(cases, given, name=case, patterns=pattern, channels=channels, segmentation=seg)
@@ -110,7 +110,7 @@ def nii2png(
         threads=max(1, n_jobs // max(1, len(cohort.cases))),
     )
     planned = plan_slices(cohort.cases, settings)
-    stop = _stop(planned, settings)
+    stop = error_of(lambda: check_plan(planned, settings))
     if dry_run:
         rows = [PlanRow(each.case, each.state, each.action) for each in planned]
         print_plan(rows, cohort, seg=True, json=json, quiet=quiet, stop=stop)
@@ -128,17 +128,6 @@ def nii2png(
     n_labelled, n_skipped = (sum(flags) for flags in zip(*converted, strict=True)) if converted else (0, 0)
     left_out = f"; {n_skipped} were complete and left out" if n_skipped else ""
     batch.finish(f"{plural(len(converted), 'case')} in {output}, {n_labelled} with label slices{left_out}", unwritten)
-
-
-def _stop(planned: Sequence["PlannedSlices"], settings: "SliceSettings") -> OutputError | None:
-    """The error that would end the run before its first case, if any."""
-    from drunet_cli.conversion.nii2png import check_plan
-
-    try:
-        check_plan(planned, settings)
-    except OutputError as error:
-        return error
-    return None
 
 
 def _convert_cases(

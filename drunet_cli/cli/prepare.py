@@ -1,6 +1,5 @@
 """`drunet prepare`, and the preparation that `drunet segment --prepare` asks for."""
 
-from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +9,7 @@ import typer
 
 from drunet_cli.brats import Modality
 from drunet_cli.cli import options
-from drunet_cli.errors import DrunetError, MisuseError, OutputError, plural
+from drunet_cli.errors import DrunetError, MisuseError, plural
 
 if TYPE_CHECKING:
     from drunet_cli.cli.cases import Batch
@@ -124,11 +123,16 @@ def prepare(
     options.check_cases(cases, files, {"--pattern": pattern, "--channels": channels, "--shard": shard})
     options.check_exclusive(skip_existing=skip_existing, overwrite=overwrite)
 
-    from drunet_cli.cli.cases import Batch, PlanRow, find_cohort, print_plan
+    from drunet_cli.cli.cases import Batch, PlanRow, error_of, find_cohort, print_plan
     from drunet_cli.cli.console import Screen
     from drunet_cli.host import granted_cpus
     from drunet_cli.prepare.preparation import PreparationSettings, check_extra
-    from drunet_cli.prepare.prepared_case import compare_preparations, plan_preparations, prepare_cases
+    from drunet_cli.prepare.prepared_case import (
+        check_preparations,
+        compare_preparations,
+        plan_preparations,
+        prepare_cases,
+    )
 
     cohort = find_cohort(
         cases, given, name=case, patterns=pattern, channels=channels, shard=shard, leave_out=[output], raw=True
@@ -150,7 +154,7 @@ def prepare(
     )
     _check_files(settings, n_cases=len(cohort.cases))
     planned = plan_preparations(cohort.cases, settings)
-    stop = _stop(planned)
+    stop = error_of(lambda: check_preparations(planned))
     if dry_run:
         planned = planned if stop else compare_preparations(planned)
         rows = [PlanRow(each.case, each.state, each.action, None, each.error) for each in planned]
@@ -193,17 +197,6 @@ def _check_files(settings: "PreparationSettings", *, n_cases: int) -> None:
         raise MisuseError(
             f"--brain {settings.brain}: a mask is that of one case, and there are {n_cases}; prepare them one by one"
         )
-
-
-def _stop(planned: Sequence["PlannedPreparation"]) -> DrunetError | None:
-    """The error that would end the run before its first case, if any."""
-    from drunet_cli.prepare.prepared_case import check_preparations
-
-    try:
-        check_preparations(planned)
-    except OutputError as error:
-        return error
-    return None
 
 
 def _report(planned: "PlannedPreparation", result: "PreparedResult", batch: "Batch") -> None:
