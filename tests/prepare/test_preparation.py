@@ -4,6 +4,7 @@ import gzip
 import json
 import os
 import shutil
+import socket
 import stat
 import struct
 from collections.abc import Callable
@@ -19,6 +20,7 @@ from scipy.spatial.transform import Rotation
 from drunet_cli.brats import CHANNELS, Modality
 from drunet_cli.cli.app import main as drunet
 from drunet_cli.errors import CaseError, DeviceError, ExitCode, MisuseError, OutputError
+from drunet_cli.io.atomic import claim_of
 from drunet_cli.io.case import Case, case_of
 from drunet_cli.io.nifti import encode_map, header_of, load_volume, new_header, volume_of
 from drunet_cli.prepare import brain as brain_module
@@ -272,6 +274,43 @@ def test_prepared_scans_pass_through_untouched(stripped: Stripped, tmp_path: Pat
     assert files.state() is PreparationState.UNFINISHED
     files.mark.unlink()
     assert files.state() is PreparationState.FOREIGN
+
+
+def recording(**changes: object) -> Callable[[PreparedFiles], object]:
+    """Put other facts into the record."""
+    return lambda files: files.record.write_text(json.dumps({**json.loads(files.record.read_text()), **changes}))
+
+
+DOUBT: Final = {"code": "doubtful-registration", "message": "T2 was moved far"}
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        (lambda files: files.images[Modality.T2].unlink(), OutputError, r"p1_t2\.nii\.gz: is missing; give --overwrite"),
+        (recording(settings=None), OutputError, r"p1\.json: was written by another version of drunet; give --overwrite"),
+        (recording(warnings=[DOUBT]), CaseError, "T2 was moved far .strict: the warning doubtful-registration is a failure"),
+    ],
+    ids=["a file is missing", "another version", "strict"],
+)
+def test_complete_files_that_are_not_what_is_asked_for_are_named(
+    change: Callable[[PreparedFiles], object], error: type[Exception], message: str, stripped: Stripped, tmp_path: Path
+) -> None:
+    case, made, _ = stripped
+    shutil.copytree(made.root, tmp_path / "out")
+    settings = PreparationSettings(folder=tmp_path / "out", skip_existing=True, strict=True)
+    (planned,) = plan_preparations([case], settings)
+    change(planned.files)
+    with pytest.raises(error, match=message):
+        prepare_case(planned)
+
+
+def test_a_case_that_another_run_prepares_is_left_to_that_run(stripped: Stripped, tmp_path: Path) -> None:
+    (planned,) = plan_preparations([stripped[0]], PreparationSettings(folder=tmp_path))
+    planned.files.folder.mkdir()
+    claim_of(planned.files.record).write_text(f"{socket.gethostname()} {os.getppid()}\n")
+    assert prepare_case(planned) is None
+    assert [path.suffix for path in planned.files.folder.iterdir()] == [".claim"]
 
 
 def write_volume(voxels: npt.NDArray[np.int16], affine: Affine, path: Path) -> Path:
