@@ -26,7 +26,8 @@ CODES: Final = {signal.SIGTERM: 143, signal.SIGINT: 130}
 # Reading the weights and making the engine take this share of a run's time; before there is nothing to be lost.
 BEGINNING: Final = 0.3
 # Some steps of writing: what Python is about to do, and with which temporary. All of them: tests/segmentation/test_outputs.py.
-STEPS: Final = [("os.link", ".case_2.json."), ("os.link", ".case_2.nii.gz."), ("os.rename", ".summary.xlsx.")]
+STEPS: Final = [("os.link", "/.case_2.json."), ("os.link", "/.case_2.nii.gz."), ("os.rename", "/.summary.xlsx.")]
+CLAIMING: Final = ("os.link", "/..case_2.nii.gz.claim.")
 
 
 @dataclass(frozen=True)
@@ -133,7 +134,10 @@ def test_run_that_is_disturbed_again_and_again_is_completed_at_last(
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("event", "temporary", "options"),
-    [*((*step, []) for step in STEPS), *(("os.rename", f".case_2.{kind}.", ["--overwrite"]) for kind in ("json", "nii.gz"))],
+    [
+        *((*step, []) for step in (CLAIMING, *STEPS)),
+        *(("os.rename", f"/.case_2.{kind}.", ["--overwrite"]) for kind in ("json", "nii.gz")),
+    ],
     ids=str,
 )
 def test_run_killed_while_it_writes_or_replaces_is_completed_by_the_next(
@@ -157,7 +161,7 @@ def test_signal_while_outputs_are_written_ends_the_run_with_its_code_and_nothing
     event: str, temporary: str, number: signal.Signals, whole: WholeRun, drunet: Drunet, tmp_path: Path
 ) -> None:
     done = drunet(*whole.words, strike=Strike(number, event, temporary))
-    finished = temporary == ".summary.xlsx."  # the last thing that a run does
+    finished = temporary == STEPS[2][1]  # the last thing that a run does
     assert done.returncode in ((CODES[number], 0) if finished else (CODES[number],)), done.stderr
     assert "Traceback" not in done.stderr
     assert not temporaries(tmp_path)
@@ -189,7 +193,7 @@ def test_two_runs_over_the_same_cases_share_them_and_both_succeed(
 def test_killed_shard_is_completed_when_it_is_submitted_again_beside_the_others(
     whole: WholeRun, forks: Forks, drunet: Drunet, tmp_path: Path
 ) -> None:
-    drunet(*whole.words, "--shard", "1/2", strike=Strike(signal.SIGKILL, "os.link", ".case_2.json."))
+    drunet(*whole.words, "--shard", "1/2", strike=Strike(signal.SIGKILL, "os.link", "/.case_2.json."))
     with forks.started(*whole.words, "--shard", "2/2", folder=tmp_path) as other:
         again, beside = drunet(*whole.words, "--shard", "1/2", "--skip-existing"), other.wait()
     assert (again.returncode, beside.returncode) == (0, 0), again.stderr + beside.stderr
