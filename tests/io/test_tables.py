@@ -50,6 +50,7 @@ def test_a_workbook_has_numbers_as_numbers_and_any_text_as_text(workbook: Path) 
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(SOFFICE is None, reason="needs LibreOffice")
 def test_libreoffice_reads_the_numbers_in_a_locale_with_decimal_commas_and_names_itself_where_it_saves(workbook: Path) -> None:
     assert SOFFICE is not None

@@ -202,6 +202,7 @@ def patient_mm(page: "Page") -> npt.NDArray[np.float64]:
     return np.array([float(word) for word in page.locator("#patient").inner_text().removesuffix(" mm").split()])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("orientation", "limit"), [("oblique", 6_000_000), ("SPL", 100_000)])
 def test_what_is_told_under_the_pointer_is_what_the_page_holds_there(
     orientation: str, limit: int, browser: "Browser", tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -235,6 +236,7 @@ def test_what_is_told_under_the_pointer_is_what_the_page_holds_there(
     page.close()
 
 
+@pytest.mark.slow
 def test_planes_are_radiological_and_true_to_scale(browser: "Browser", tmp_path: Path) -> None:
     """Right on the screen is L, L and P, up is A, S and S; a millimetre is as long across as it is down."""
     page = opened(browser, tmp_path / "a.html", page_of("SPL"))
@@ -260,6 +262,7 @@ def slices(page: "Page") -> list[int]:
     return [int(canvas.get_attribute("aria-valuenow") or 0) for canvas in canvases]
 
 
+@pytest.mark.slow
 def test_wheel_keys_and_clicks_go_through_the_slices(browser: "Browser", tmp_path: Path) -> None:
     _, class_map = case()
     page = opened(browser, tmp_path / "a.html", page_of("LPS"))
@@ -302,6 +305,7 @@ def pixel(page: "Page", plane: str) -> tuple[int, ...]:
     return tuple(map(int, found))
 
 
+@pytest.mark.slow
 def test_images_windows_and_labels_are_drawn_as_chosen(browser: "Browser", tmp_path: Path) -> None:
     images, class_map = case()
     middle = tuple(n // 2 for n in SHAPE)
@@ -355,6 +359,7 @@ def test_images_windows_and_labels_are_drawn_as_chosen(browser: "Browser", tmp_p
     page.close()
 
 
+@pytest.mark.slow
 def test_a_damaged_page_says_so(browser: "Browser", tmp_path: Path) -> None:
     content = page_of()
     begin = content.index(b'id="volume-flair">') + len(b'id="volume-flair">')

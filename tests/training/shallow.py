@@ -7,6 +7,7 @@ from typing import Final
 import pytest
 
 from drunet_cli.network import model
+from drunet_cli.network.engine import changed_network
 from drunet_cli.weights import structure
 
 PUBLISHED: Final = structure.STAGE_BLOCKS
@@ -23,6 +24,7 @@ SHALLOW_DRUNET: Final = f"{SHALLOW_FROM_HERE}from drunet_cli.__main__ import run
 @contextmanager
 def stage_blocks(numbers: tuple[int, ...]) -> Iterator[None]:
     """Let the network have these numbers of blocks, in the table of its layers and in the model."""
+    changed_network()  # kept for the whole process; else the first to ask would be told that somebody changed the network
     with pytest.MonkeyPatch.context() as patch:
         for module in (structure, model):
             patch.setattr(module, "STAGE_BLOCKS", numbers)
