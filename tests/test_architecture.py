@@ -43,6 +43,7 @@ HOMES: Final = {
     "urllib3": re.compile(r"weights/download\.py"),
     "h5py": re.compile(r"weights/keras\.py"),
     "safetensors": re.compile(r"weights/checkpoint\.py|training/(store|run_folder)\.py|network/export\.py"),
+    "annotated_types": re.compile(r"training/recipe\.py"),
     "pydantic": re.compile(r"conversion/dataset\.py|training/(recipe|run_folder)\.py|weights/checkpoint\.py"),
     "platformdirs": re.compile(r"weights/registry\.py"),
     "nibabel": re.compile(r"io/\w+\.py|prepare/(brain|record)\.py|segmentation/outputs\.py"),
@@ -63,6 +64,7 @@ HOMES: Final = {
 }
 BY_TORCH: Final = {"tensorboard"}  # torch.utils.tensorboard imports it for us
 DISTRIBUTIONS: Final = {
+    "annotated_types": "annotated-types",
     "PIL": "pillow",
     "SimpleITK": "simpleitk",
     "google": "protobuf",

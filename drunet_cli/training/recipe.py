@@ -12,7 +12,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Final, Literal, TypeAlias
 
-from pydantic import AfterValidator, Field, TypeAdapter, ValidationError
+from annotated_types import Ge, Gt, Le, Lt, Predicate
 
 from drunet_cli.errors import CaseError, MisuseError, fault_in_words
 from drunet_cli.io.naming import BUILT_IN, Naming
@@ -21,6 +21,7 @@ from drunet_cli.weights.structure import MAX_BASE_WIDTH
 
 if TYPE_CHECKING:
     import numpy as np
+    from pydantic import TypeAdapter
 
     from drunet_cli.weights.checkpoint import Checkpoint
 
@@ -54,12 +55,12 @@ class Decay(StrEnum):
 
 
 # The values that a setting may have; checked where a recipe is read.
-_Positive = Annotated[float, Field(gt=0)]
-_NotNegative = Annotated[float, Field(ge=0)]
-_Share = Annotated[float, Field(ge=0, le=1)]
-_BelowOne = Annotated[float, Field(ge=0, lt=1)]
-_FromZero = Annotated[int, Field(ge=0)]
-_FromOne = Annotated[int, Field(ge=1)]
+_Positive = Annotated[float, Gt(0)]
+_NotNegative = Annotated[float, Ge(0)]
+_Share = Annotated[float, Ge(0), Le(1)]
+_BelowOne = Annotated[float, Ge(0), Lt(1)]
+_FromZero = Annotated[int, Ge(0)]
+_FromOne = Annotated[int, Ge(1)]
 _Windows: TypeAlias = tuple[tuple[int, int], ...]
 
 
@@ -69,10 +70,8 @@ def _window_sides() -> Sequence[int]:
     return range(WINDOW_REST, FRAME + 1, WINDOW_STRIDE)
 
 
-def _check_windows(windows: _Windows) -> _Windows:
-    if not all(side in _window_sides() for window in windows for side in window):
-        raise ValueError("no size of the network's input")
-    return windows
+def _are_windows(windows: _Windows) -> bool:
+    return all(side in _window_sides() for window in windows for side in window)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,8 +81,8 @@ class NetworkSettings:
     bn_momentum: as PyTorch defines momentum; Keras' momentum is 1 less this. zero_residual: every residual branch begins as 0.
     """
 
-    base_width: Annotated[int, Field(ge=1, le=MAX_BASE_WIDTH)] = 16
-    bn_epsilon: Annotated[float, Field(gt=0, lt=1)] = 1e-5
+    base_width: Annotated[int, Ge(1), Le(MAX_BASE_WIDTH)] = 16
+    bn_epsilon: Annotated[float, Gt(0), Lt(1)] = 1e-5
     bn_momentum: _Share = 0.1
     dropout: _BelowOne = 0.0
     zero_residual: bool = True
@@ -112,7 +111,7 @@ class BatchSettings:
     size: _FromOne = 10
     sampling: Sampling = Sampling.BALANCED
     tumour_share: _Share = 0.7
-    windows: Annotated[_Windows, AfterValidator(_check_windows)] = ((112, 144), (144, 176), (144, 208))
+    windows: Annotated[_Windows, Predicate(_are_windows)] = ((112, 144), (144, 176), (144, 208))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,7 +154,7 @@ class AugmentationSettings:
 
     flip_x: _Share = 0.5
     flip_y: _Share = 0.0
-    rotation: Annotated[float, Field(ge=0, le=180)] = 10.0
+    rotation: Annotated[float, Ge(0), Le(180)] = 10.0
     scale: _BelowOne = 0.1
     shift: _BelowOne = 0.0
     contrast: _BelowOne = 0.1
@@ -187,7 +186,7 @@ class Recipe:
     __pydantic_config__: ClassVar = {"strict": True, "extra": "forbid", "allow_inf_nan": False}  # also for the sections
 
     recipe: RecipeName = RecipeName.MODERN
-    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    seed: Annotated[int, Ge(0), Lt(2**63)] = 0
     network: NetworkSettings = NetworkSettings()
     length: LengthSettings = LengthSettings()
     batches: BatchSettings = BatchSettings()
@@ -247,6 +246,8 @@ def changed(recipe: Recipe, changes: Mapping[str, Any], *, where: str) -> Recipe
 
     where: begins each line of the MisuseError that unknown and wrong numbers raise.
     """
+    from pydantic import ValidationError
+
     document = asdict(recipe)
     for name, value in changes.items():
         section = document.get(name)
@@ -259,7 +260,9 @@ def changed(recipe: Recipe, changes: Mapping[str, Any], *, where: str) -> Recipe
 
 
 @functools.cache
-def _reader() -> TypeAdapter[Recipe]:
+def _reader() -> "TypeAdapter[Recipe]":
+    from pydantic import TypeAdapter  # takes longer than all else that --help imports
+
     return TypeAdapter(Recipe)
 
 

@@ -27,7 +27,7 @@ sys.modules["pydicom"] = None  # where it is installed, nibabel imports it, and 
 from drunet_cli.cli.app import main
 for line in json.loads(sys.argv[1]):
     code = main(line)
-    imported = [name for name in {(*HEAVY, *READERS)} if name in sys.modules]
+    imported = [name for name in {(*HEAVY, *READERS, "pydantic")} if name in sys.modules]
     print(json.dumps([code, imported]), file=sys.stderr)
 """
 
@@ -51,6 +51,7 @@ def test_help_and_misuse_import_nothing_that_reads_files(tmp_path: Path) -> None
     )
     helps = [[*command.split(), "--help"] for command in commands.split("|")] + [["--version"], ["guide", "network"]]
     assert_light(helps, 0, tmp_path, without=(*HEAVY, *READERS))
+    assert_light([["--help"]], 0, tmp_path, without=("pydantic",))  # which Typer imports for the options of a command
     lines = """
         no-such-command|--no-such-option|segment|segment --t1 t1.nii.gz -o seg.nii.gz|segment cases -o out --device tpu
         segment cases -o out --precision int8|segment cases -o out --batch-size 0|train cases|train cases -o run --epochs 0
