@@ -1,5 +1,6 @@
 """The engines of the CPU that take the network as an ONNX graph: ONNX Runtime, and OpenVINO for bfloat16. Import no torch."""
 
+import functools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
@@ -197,6 +198,12 @@ def import_openvino() -> ModuleType:
     return module
 
 
+@functools.cache
+def _openvino_core() -> Any:
+    """The one core of this process. Each has a stack for signals of its own; where several go, the next signal is a SIGSEGV."""
+    return import_openvino().Core()
+
+
 class OpenvinoEngine(CpuEngine):
     """OpenVINO in bfloat16, for processors that have it; elsewhere it would compute in float32, unasked."""
 
@@ -214,7 +221,7 @@ class OpenvinoEngine(CpuEngine):
             properties.hint.enable_hyper_threading: True,  # what counts are the threads that are granted
             properties.hint.enable_cpu_pinning: False,  # other processes may compute on the same CPUs
         }
-        core = openvino.Core()
+        core = _openvino_core()
         network = core.read_model(embed_weights(build_graph(checkpoint)).SerializeToString())
         self._compiled = core.compile_model(network, "CPU", how)
         self._version = openvino.__version__.partition("-")[0]

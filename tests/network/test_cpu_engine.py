@@ -1,5 +1,7 @@
 """The engines of the CPU beside PyTorch: its answers, on any number of threads, honest about memory, ended at once."""
 
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -19,7 +21,7 @@ from drunet_cli.network.engine import Images
 from drunet_cli.network.torch_engine import TorchEngine
 from drunet_cli.weights.checkpoint import Checkpoint
 from drunet_cli.weights.structure import tensor_shapes
-from tests.support import golden_logits
+from tests.support import GOLDEN_WEIGHTS, golden_logits
 from tests.training.shallow import SHALLOW, stage_blocks
 
 Slices = npt.NDArray[np.uint8]
@@ -135,6 +137,27 @@ def test_output_that_is_not_finite_is_an_error(kind: type[CpuEngine], shallow: C
     engine = kind(replace(shallow, state=state))
     with pytest.raises(WeightsError, match="not finite"):
         engine.classes(slices[:1])
+
+
+# In a process of its own, which would die with SIGSEGV.
+INTERRUPTED_LATER: Final = f"""
+import signal
+from drunet_cli.network.cpu_engine import OpenvinoEngine
+from drunet_cli.weights.cache import open_weights
+weights = open_weights({str(GOLDEN_WEIGHTS)!r})
+engines = [OpenvinoEngine(weights, threads=1) for _ in range(2)]
+engines.pop(0)
+engines.pop()
+try:
+    signal.raise_signal(signal.SIGINT)
+except KeyboardInterrupt:
+    print("interrupted")
+"""
+
+
+def test_ctrl_c_is_heard_when_the_engines_are_gone() -> None:
+    done = subprocess.run([sys.executable, "-c", INTERRUPTED_LATER], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "interrupted\n"), done.stderr
 
 
 @both
