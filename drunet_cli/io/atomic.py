@@ -368,7 +368,7 @@ def take_turns(target: Path, *, on_wait: Callable[[], None] = lambda: None) -> I
 
 
 def remove_abandoned_claims(folder: Path) -> None:
-    """Remove the claims that killed processes have left in a folder, and those that they have not come to make."""
+    """Remove the claims of killed processes from a folder, and the temporaries of claims that such processes were making."""
     remove_stale_in(folder, suffix=_CLAIM)
     with suppress(OSError):
         for name in os.listdir(folder):  # noqa: PTH208
