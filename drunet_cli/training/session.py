@@ -24,7 +24,17 @@ from drunet_cli.training.cases import (
     split_by_fraction,
 )
 from drunet_cli.training.history import OnProgress, Stage, TrainingProgress, ignore_progress
-from drunet_cli.training.recipe import RECIPES, Length, Recipe, RecipeName, TrainingSettings, changed, differences, read_recipe
+from drunet_cli.training.recipe import (
+    RECIPES,
+    Length,
+    NetworkSettings,
+    Recipe,
+    RecipeName,
+    TrainingSettings,
+    changed,
+    differences,
+    read_recipe,
+)
 from drunet_cli.training.run_folder import FOLDS_FILE, RunFolder, TrainingState, read_state, write_state
 from drunet_cli.training.store import CaseSummary, StoredCase, StoreTask, open_store, store_case
 from drunet_cli.weights.checkpoint import Metadata
@@ -124,18 +134,23 @@ def settle_recipe(settings: TrainingSettings, run: RunFolder, *, continues: bool
     if asked not in (None, recipe.recipe):
         raise MisuseError(f"--recipe {asked}: {source} recipe {recipe.recipe}")
     recipe = changed(recipe, settings.changes, where="")
-    if settings.init is None or continues:
+    # Weights to begin with settle the epsilon, and a base width that is not asked for.
+    settled: NetworkSettings | Metadata
+    if continues and run.init_of_first_session() is not None:
+        settled = run.read()[0].network
+    elif not continues and settings.init is not None:
+        settled = settings.init.metadata
+    else:
         return recipe
-    init = settings.init.metadata  # settles base width and epsilon
+    width = recipe.network.base_width
     is_width_asked_for = (
-        "base_width" in settings.changes.get("network", {})
-        or recipe.network.base_width != RECIPES[recipe.recipe].network.base_width
+        "base_width" in settings.changes.get("network", {}) or width != RECIPES[recipe.recipe].network.base_width
     )
-    if is_width_asked_for and recipe.network.base_width != init.base_width:
-        raise WeightsError(
-            f"weights {init.name}: are of base width {init.base_width}, not {recipe.network.base_width}; leave the width out"
-        )
-    return replace(recipe, network=replace(recipe.network, base_width=init.base_width, bn_epsilon=init.bn_epsilon))
+    if not is_width_asked_for:
+        width = settled.base_width
+    elif isinstance(settled, Metadata) and width != settled.base_width:
+        raise WeightsError(f"weights {settled.name}: are of base width {settled.base_width}, not {width}; leave the width out")
+    return replace(recipe, network=replace(recipe.network, base_width=width, bn_epsilon=settled.bn_epsilon))
 
 
 def _split_asked_for(settings: TrainingSettings, names: Sequence[str], *, seed: int) -> Split | None:

@@ -194,14 +194,19 @@ def earlier(whole: Run, tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
 def test_training_begins_with_the_weights_given_and_names_them_when_it_has_gone_on(
     earlier: Checkpoint, cases: Path, tmp_path: Path
 ) -> None:
-    without_width = {**SMALL, "network": {"dropout": 0.1}, **ONE_STEP}
-    settings = replace(small_settings(tmp_path / "run", cases), init=earlier, changes=without_width)
+    config = tmp_path / "config.toml"  # says neither base width nor epsilon
+    config.write_text("[network]\ndropout = 0.1\n")
+    changes = {name: value for name, value in merge(SMALL, ONE_STEP).items() if name != "network"}
+    settings = replace(small_settings(tmp_path / "run", cases), init=earlier, config=config, changes=changes)
     folder = stop_training(settings, 0).folder
     state = tensors_of(folder.state)
     for name, array in earlier.state.items():
         assert torch.equal(state[f"network.{name}"], torch.from_numpy(array)), name
         assert torch.equal(state[f"average.{name}"], torch.from_numpy(array)), name
-    metadata = read_checkpoint(continue_training(settings).last).metadata
+    again = replace(settings, resume=True, init=None)  # as the command line has it, which opens no weights in vain
+    with pytest.raises(MisuseError, match=r"network\.base_width: 1, not 2; leave"):
+        plan_training(replace(again, changes=merge(changes, {"network": {"base_width": 2}})))
+    metadata = read_checkpoint(run_training(again).folder.last).metadata
     assert (metadata.base_width, metadata.bn_epsilon, metadata.licence) == (1, 0.002, "CC0-1.0")
     assert f"from earlier (SHA-256 {earlier.sha256})" in metadata.origin
 
