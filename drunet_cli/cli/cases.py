@@ -114,16 +114,24 @@ def raw_cohort_of(
     from drunet_cli.prepare.dicom import dicom_folder
 
     cohort = cohort_of(sources, patterns=patterns, channels=channels, leave_out=leave_out, series_folder=dicom_folder)
-    empty = [item for item in cohort.broken if item.is_source and Path(item.name).is_dir()]
-    if not empty:
-        return cohort
-    from drunet_cli.prepare.scans import cases_of_studies  # imports scipy
+    studies: dict[str, list[Case | BrokenCase]] = {}
+    for item in cohort.broken:
+        if not item.is_source or not (folder := Path(item.name)).is_dir():
+            continue
+        try:
+            if dicom_folder(folder):
+                from drunet_cli.prepare.scans import cases_of_studies  # imports scipy
 
-    studies = {item.name: cases_of_studies(Path(item.name)) for item in empty if dicom_folder(Path(item.name))}
+                studies[item.name] = cases_of_studies(folder)
+        except CaseError as error:  # a folder in it may not be read
+            studies[item.name] = [BrokenCase(item.name, error, is_source=True)]
+    if not studies:
+        return cohort
     found = [case for several in studies.values() for case in several]
     names = Counter([case.name for case in (*cohort.cases, *found)])
-    cases = [case for case in found if isinstance(case, Case) and names[case.name] == 1]
-    broken = [case for case in found if isinstance(case, BrokenCase)]
+    cases = [*cohort.cases, *(case for case in found if isinstance(case, Case) and names[case.name] == 1)]
+    broken = [item for item in cohort.broken if item.name not in studies]
+    broken += [case for case in found if isinstance(case, BrokenCase)]
     broken += [
         BrokenCase(case.name, CaseError(f"{case.name}: is the name of several cases; name them apart in a table ({HEADER})"))
         for case in found
@@ -131,9 +139,9 @@ def raw_cohort_of(
     ]
     return replace(
         cohort,
-        cases=tuple(sorted((*cohort.cases, *cases), key=lambda case: case.name)),
-        broken=(*(item for item in cohort.broken if item.name not in studies), *broken),
-        alone=len(sources) == len(found) + len(cohort.cases) == 1,
+        cases=tuple(sorted(cases, key=lambda case: case.name)),
+        broken=tuple(broken),
+        alone=STDIN not in sources and len(sources) == len(cases) + len(broken) == 1,
     )
 
 
@@ -283,10 +291,14 @@ class Batch:
             self._print(_failure_object(name, error, differs=differs))
         self._advance(name)
 
-    def finish(self, summary: str, error: DrunetError | None = None) -> None:
-        """Print the last lines. Raises typer.Exit where a case failed, else `error`, which concerns all cases."""
+    def finish(self, summary: str, error: DrunetError | None = None, *, n_left_out: int = 0) -> None:
+        """Print the last lines. Raises typer.Exit where a case failed, else `error`, which concerns all cases.
+
+        n_left_out: number of cases that were complete already.
+        """
         if self._n_cases > 1:
-            self._screen.note(summary)
+            left_out = f"; {n_left_out} {'was' if n_left_out == 1 else 'were'} complete and left out" if n_left_out else ""
+            self._screen.note(summary + left_out)
         if self._failed:
             if error is not None:
                 self._screen.error(str(error))

@@ -232,7 +232,7 @@ class _Search:
             yield _unusable(source, f"is neither a folder nor a table (.csv, .tsv); {folders}")
 
     def _folder(self, source: Path, left_out: frozenset[Identity]) -> Iterator[_Found | FolderWithoutCase]:
-        is_empty = True
+        is_empty = has_no_case = True
         survey = FolderSurvey(source)
         file_names: list[str] = []
         for folder in folders_from(source, left_out=left_out, names_left_out=_LABEL_FOLDERS):
@@ -247,7 +247,7 @@ class _Search:
             groups = list(_groups(folder, self._naming))
             survey.add(folder, has_cases=bool(groups))
             for group in groups:
-                is_empty = False
+                is_empty = has_no_case = False
                 # A file's name, unlike the case's, is the same by whatever path the folder is found.
                 [file, *_], *_ = group.files.values()
                 yield _Found(
@@ -260,14 +260,20 @@ class _Search:
                     is_beside_patterns=bool(self._naming.patterns) and not group.is_by_pattern,
                     left_aside=() if len(groups) > 1 or group.is_by_pattern else group.left_aside(),
                 )
-        if is_empty:
+        if is_empty or (has_no_case and self._holds_series(source)):
             files = self._naming.expected(CHANNELS) + ", or NAME_0000.nii.gz to NAME_0003.nii.gz"
             yield _unusable(source, f"no case found: looked for files named {files}, found {_found_instead(file_names)}")
         without_case = list(survey.without_case())
-        of_series = [each for each in without_case if not each.has_nifti and self._series_folder(each.path)]
+        of_series = [each for each in without_case if not each.has_nifti and self._holds_series(each.path)]
         if of_series:
             yield _unusable(source, f"holds DICOM files in {plural(len(of_series), 'folder')} beside cases")
         yield from (each for each in without_case if each not in of_series)
+
+    def _holds_series(self, folder: Path) -> bool:
+        try:
+            return self._series_folder(folder) is not None
+        except CaseError:  # it cannot be read, as is told elsewhere
+            return False
 
     def _case(self, group: "_Group") -> Case | BrokenCase:
         try:

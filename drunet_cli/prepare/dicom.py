@@ -30,9 +30,12 @@ _NUMBERED: Final = re.compile(r"(.+):([0-9]+[a-z]*)", re.DOTALL)
 
 
 def dicom_folder(scan: Path) -> Path | None:
-    """The folder that a path stands for, or that it names a series of, where this holds DICOM files at any depth; else None."""
+    """The folder that a path stands for, or that it names a series of, where this holds DICOM files at any depth; else None.
+
+    Raises CaseError where that folder itself, or a file, cannot be read.
+    """
     folder, _ = _parted(scan)
-    return folder if folder.is_dir() and next(_dicom_files(folder), None) is not None else None
+    return folder if folder.is_dir() and next(_dicom_files(folder, skip_shut_folders=True), None) is not None else None
 
 
 def series_in(folder: Path) -> tuple[Series, ...]:
@@ -61,12 +64,13 @@ def scans_of_study(folder: Path) -> dict[Modality, Path]:
 def studies_in(folder: Path) -> list[Path]:
     """The folders of studies in a folder: for each the highest below it that holds no other study, as a patient's folder is.
 
-    That is `folder` itself where series of one study lie in it side by side. One header a folder is read. Raises CaseError for
-    a folder that cannot be read, MisuseError where pydicom is not installed.
+    That is `folder` itself where series of one study lie in it side by side. One header a folder is read. Folders below it that
+    cannot be read are left out: the search for cases tells of them, and a study that holds one is refused when it is read.
+    Raises CaseError where `folder` itself, or a file, cannot be read, MisuseError where pydicom is not installed.
     """
     holders: dict[Path, set[str]] = defaultdict(set)
     series: dict[str, list[Path]] = defaultdict(list)
-    for path in _dicom_files(folder):
+    for path in _dicom_files(folder, skip_shut_folders=True):
         if path.parent not in holders and (study := study_of(path)) is not None:
             series[study].append(path.parent)
             for place in (path.parent, *path.parent.parents):
@@ -186,11 +190,13 @@ def _cut(description: str) -> str:
     return description if len(description) <= _LONGEST_DESCRIPTION else f"{description[: _LONGEST_DESCRIPTION - 3]}..."
 
 
-def _dicom_files(folder: Path) -> Iterator[Path]:
-    """The files that begin as DICOM does, whatever their names are."""
+def _dicom_files(folder: Path, *, skip_shut_folders: bool = False) -> Iterator[Path]:
+    """The files that begin as DICOM does, whatever their names are. Raises CaseError for what cannot be read."""
     for found in folders_from(folder):
         if not isinstance(found, Folder):
             path, error = found  # the path may hold a name
+            if skip_shut_folders and path != folder:
+                continue
             inside = "" if path == folder else "a folder in it "
             raise CaseError(f"{folder}: {inside}cannot be read: {error.strerror}; mend its permissions or leave it out")
         for name in found.files:

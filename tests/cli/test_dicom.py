@@ -29,7 +29,7 @@ from tests.prepare.dicom_files import (
     write_volume,
 )
 from tests.prepare.simulated import Acquisition, head_of_phantom, movement, scan_of
-from tests.support import GOLDEN_WEIGHTS
+from tests.support import GOLDEN_WEIGHTS, open_to_all, stdin_of, unprivileged
 
 TAGS: Final = {Modality.T1: T1, Modality.T1CE: T1CE, Modality.T2: T2, Modality.FLAIR: FLAIR}
 NUMBERS: Final = {modality: tags["SeriesNumber"] for modality, tags in TAGS.items()}
@@ -78,13 +78,38 @@ def test_the_folder_of_a_study_that_cannot_be_read_is_not_named(tmp_path: Path) 
 
 
 @pytest.mark.parametrize("nifti", [[], ["p2"]])
-def test_a_study_is_alone_only_where_nothing_is_beside_it(nifti: list[str], tmp_path: Path) -> None:
+def test_a_study_is_alone_only_where_nothing_is_beside_it(
+    nifti: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     write_study(tmp_path / "in" / "p1")
     for name in nifti:
         write_phantom(small(0), tmp_path / "in", name)
     cohort = raw_cohort_of([str(tmp_path / "in")])
     assert [case.name for case in cohort.cases] == ["p1", *nifti]
     assert cohort.alone is (not nifti)
+    monkeypatch.setattr("sys.stdin", stdin_of(f"{tmp_path / 'in'}\n"))
+    assert not raw_cohort_of(["-"]).alone
+
+
+def test_a_folder_that_cannot_be_read_fails_beside_the_others(tmp_path: Path) -> None:
+    write_study(tmp_path / "in" / "p1")
+    write_phantom(small(0), tmp_path / "mixed", "p2")
+    inside, beside, named = tmp_path / "in" / "shut", tmp_path / "mixed" / "shut", tmp_path / "named"
+    for folder in (inside, beside, named):
+        write_study(folder)
+    write_study(tmp_path / "in" / "p3")
+    part = next(path for path in (tmp_path / "in" / "p3").iterdir() if path.is_dir())
+    open_to_all(tmp_path)
+    for folder in (inside, beside, named, part):
+        folder.chmod(0o000)
+    with unprivileged():
+        cohort = raw_cohort_of([str(tmp_path / name) for name in ("mixed", "in", "named")])
+    assert [case.name for case in cohort.cases] == ["p1", "p2"]
+    shut, lacking = (beside, inside, named, part), f"{tmp_path / 'in'}, study 2"  # whose folder might name the patient
+    assert {str(case.error).partition(";")[0] for case in cohort.broken} == {
+        *(f"{folder}: cannot be read: Permission denied" for folder in shut),
+        f"{lacking}: a folder in it cannot be read: Permission denied",
+    }
 
 
 def test_tables_and_options_name_series(tmp_path: Path) -> None:
