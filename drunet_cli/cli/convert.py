@@ -126,8 +126,8 @@ def nii2png(
     finally:  # also of an interrupted run, which may have begun to replace cases that the table names
         unwritten = _write_manifest(settings, screen)
     n_labelled, n_skipped = (sum(flags) for flags in zip(*converted, strict=True)) if converted else (0, 0)
-    left_out = f"; {n_skipped} were complete and left out" if n_skipped else ""
-    batch.finish(f"{plural(len(converted), 'case')} in {output}, {n_labelled} with label slices{left_out}", unwritten)
+    done = f"{plural(len(converted), 'case')} in {output}, {n_labelled} with label slices"
+    batch.finish(done, unwritten, n_left_out=n_skipped)
 
 
 def _convert_cases(

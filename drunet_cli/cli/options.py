@@ -399,7 +399,8 @@ MinVolume = Annotated[
 MinEnhancing = Annotated[
     float,
     typer.Option(
-        min=0.0,
+        min=0,
+        max=10_000,  # more than a head holds; infinity is not asked for
         metavar="ML",
         help="Turn all enhancing tumour into necrotic core if there is less than this in all, in mL.",
         rich_help_panel=AVERAGING,

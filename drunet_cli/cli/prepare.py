@@ -178,8 +178,7 @@ def prepare(
             else:
                 n_left_out += outcome.left_out
                 _report(each, outcome, batch)
-    left_out = f"; {n_left_out} {'was' if n_left_out == 1 else 'were'} complete and left out" if n_left_out else ""
-    batch.finish(f"{plural(batch.n_done, 'case')} in {output}{left_out}")
+    batch.finish(f"{plural(batch.n_done, 'case')} in {output}", n_left_out=n_left_out)
 
 
 def _check_files(settings: "PreparationSettings", *, n_cases: int) -> None:

@@ -357,6 +357,7 @@ def _segment(plan: "RunPlan", ensemble: "Ensemble", screen: "Screen", *, output:
     from drunet_cli.host import limit_malloc_arenas
     from drunet_cli.io.atomic import create_folder
     from drunet_cli.segmentation.cohort import enter_rows_of, segment_cases
+    from drunet_cli.segmentation.summary import Status
 
     begin = time.perf_counter()
     if plan.stop is not None:
@@ -387,7 +388,8 @@ def _segment(plan: "RunPlan", ensemble: "Ensemble", screen: "Screen", *, output:
             _show_rows(plan.summary, rows, screen)
         table = None if unwritten or plan.summary is None else plan.summary.name
         last = _last_line(rows, n_done=batch.n_done, output=output, table=table)
-        batch.finish(f"{last} ({time.perf_counter() - begin:.1f} s)", unwritten)
+        n_left_out = sum(row.status is Status.LEFT_OUT for row in rows)
+        batch.finish(f"{last} ({time.perf_counter() - begin:.1f} s)", unwritten, n_left_out=n_left_out)
 
 
 def _report(
@@ -448,11 +450,7 @@ def _show_rows(path: Path, rows: Sequence["SummaryRow"], screen: "Screen") -> No
 
 def _last_line(rows: Sequence["SummaryRow"], *, n_done: int, output: Path, table: str | None) -> str:
     """How many cases are in the output, and how they came there. table: the name of the table, if it was written."""
-    from drunet_cli.segmentation.summary import Status
-
     n_warned = sum(bool(row.warnings) for row in rows)
     warned = f", {n_warned} with warnings" + (f" (see {table})" if table else "") if n_warned else ""
-    n_left_out = sum(row.status is Status.LEFT_OUT for row in rows)
-    left_out = f"; {n_left_out} {'was' if n_left_out == 1 else 'were'} complete and left out" if n_left_out else ""
     done = plural(n_done, "case") if n_done == len(rows) else f"{n_done} of {plural(len(rows), 'case')}"
-    return f"{done} in {output}{warned}{left_out}"
+    return f"{done} in {output}{warned}"

@@ -285,8 +285,8 @@ def _describe(weights: str) -> dict[str, Any]:
 
     Raises WeightsError for unknown or damaged ones.
     """
+    from drunet_cli.io.inputs import sha256_of
     from drunet_cli.weights.cache import metadata_of, open_weights
-    from drunet_cli.weights.checkpoint import weights_sha256
 
     where = place_of(weights)
     if where == "not-downloaded":
@@ -300,7 +300,7 @@ def _describe(weights: str) -> dict[str, Any]:
         "path": str(file),
         "where": where,
         "default": where != "file" and weights == DEFAULT,
-        "sha256": weights_sha256(file),
+        "sha256": sha256_of(file, error=WeightsError),
         **asdict(metadata),
         **description,
     }

@@ -1,6 +1,5 @@
 """Label slices back to label maps in the geometry of reference images."""
 
-import hashlib
 import os
 import time
 from collections.abc import Iterable, Mapping
@@ -26,6 +25,7 @@ from drunet_cli.errors import CaseError, OutputError, join_some, without_remedy
 from drunet_cli.io.atomic import check_writable, is_same_file, remove_stale, write_atomically
 from drunet_cli.io.checks import same_grid, voxel_litres
 from drunet_cli.io.geometry import FRAME, AxisFit, Geometry, at_1_mm, farthest_corner_mm, is_same_place, laid_out
+from drunet_cli.io.inputs import sha256_of
 from drunet_cli.io.naming import with_a_name
 from drunet_cli.io.nifti import Volume, encode_map, load_volume
 from drunet_cli.io.png import read_label_slice
@@ -141,16 +141,15 @@ def convert_labels(planned: PlannedLabelMap, settings: LabelMapSettings) -> Writ
     warnings = _warnings(planned, settings, frames, class_map, reference, description)
     labels = settings.labels or (None if description is None else description.labels) or Labels.BRATS2020
     label_map = label_values(class_map, labels)
-    content = encode_map(label_map, reference.header, compress=planned.output.name.lower().endswith(".gz"))
     skipped = settings.skip_existing and _holds(planned.output, label_map, reference)
     if not skipped:
         with write_atomically(planned.output, overwrite=settings.overwrite) as stream:
-            stream.write(content)
+            stream.write(encode_map(label_map, reference.header, compress=planned.output.name.lower().endswith(".gz")))
     counts = voxel_counts(class_map)
     document = {
         "case": planned.case,
         "output": str(planned.output),
-        "output_sha256": hashlib.sha256(content).hexdigest(),
+        "output_sha256": sha256_of(planned.output, error=OutputError),
         "labels": describe_labels(labels),
         "volumes_ml": volumes_ml(counts, voxel_litres(reference.affine) * 1000),
         "voxels": counts,

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from drunet_cli.errors import CaseError
+from drunet_cli.errors import CaseError, DrunetError
 
 _LARGEST_DOCUMENT_BYTES: Final = 2**20
 
@@ -42,7 +42,7 @@ class InputFile:
             Stamp(self.n_bytes, (self.path, self.mtime_ns)),
             self.sha256,
             now=Stamp(status.st_size, (str(path), status.st_mtime_ns)),
-            read_sha256=lambda: _input_sha256(path),
+            read_sha256=lambda: sha256_of(path),
         )
 
 
@@ -65,9 +65,17 @@ def is_same_input(before: Stamp, sha256: str, *, now: Stamp, read_sha256: Callab
 
 
 def file_sha256(path: Path) -> str:
-    """SHA-256 of a file's bytes, in hexadecimal."""
+    """SHA-256 of a file's bytes, in hexadecimal. Raises OSError."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def sha256_of(path: Path, *, error: type[DrunetError] = CaseError) -> str:
+    """SHA-256 of a file's bytes, in hexadecimal. Raises `error`, with the path, where the file cannot be read."""
+    try:
+        return file_sha256(path)
+    except OSError as reason:
+        raise error(f"{path}: cannot be read: {reason.strerror}") from reason
 
 
 def stand_in(start: bytes) -> str | None:
@@ -90,13 +98,6 @@ def read_status(path: Path) -> os.stat_result:
     """Size and time of last change of an input. Raises CaseError."""
     try:
         return path.stat()
-    except OSError as error:
-        raise CaseError(f"{path}: cannot be read: {error.strerror}") from error
-
-
-def _input_sha256(path: Path) -> str:
-    try:
-        return file_sha256(path)
     except OSError as error:
         raise CaseError(f"{path}: cannot be read: {error.strerror}") from error
 

@@ -38,7 +38,7 @@ from drunet_cli.io.atomic import (
 )
 from drunet_cli.io.case import Case
 from drunet_cli.io.checks import refuse_serious
-from drunet_cli.io.inputs import InputFile, file_sha256
+from drunet_cli.io.inputs import InputFile, sha256_of
 from drunet_cli.io.nifti import encode_again, encode_map
 from drunet_cli.prepare.grid import brats_header
 from drunet_cli.prepare.preparation import Preparation, PreparationSettings, draw_overview, prepare_scans
@@ -304,26 +304,19 @@ def _check_same(known: Mapping[str, Any], files: PreparedFiles, case: Case, sett
             if before[name] != value:
                 raise OutputError(f"{files.record}: was prepared with {name} {before[name]}, now {value}; {_REMEDY}")
         for name, path in settings.files.items():
-            if known[name]["sha256"] != file_sha256(path):
+            if known[name]["sha256"] != sha256_of(path):
                 raise OutputError(f"{files.record}: was prepared with another {path} than it is now; {_REMEDY}")
         for path in changed_scans(inputs, case):
             raise OutputError(f"{files.record}: was prepared of another file than {path} is now; {_REMEDY}")
         for name, sha256 in named.items():
             if not os.path.lexists(file := files.folder / name):
                 raise OutputError(f"{file}: is missing; {_REMEDY}")
-            if not _is_intact(file, sha256):
+            if sha256_of(file, error=OutputError) != sha256:
                 raise OutputError(changed_since(file, then="prepare the case again"))
     except (KeyError, TypeError, AttributeError) as error:
         raise OutputError(f"{files.record}: was written by another version of drunet; {_REMEDY}") from error
     if settings.strict:
         refuse_serious(warnings)
-
-
-def _is_intact(path: Path, sha256: str) -> bool:
-    try:
-        return file_sha256(path) == sha256
-    except OSError:
-        return False
 
 
 def _write(preparation: Preparation, files: PreparedFiles, settings: PreparationSettings) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from drunet_cli.brats import REGIONS, UNCERTAINTY_MAPS, ClassMap, Labels, Modali
 from drunet_cli.errors import OutputError
 from drunet_cli.io.atomic import check_not_an_input, check_writable, remove_stale, write_atomically
 from drunet_cli.io.geometry import Geometry
-from drunet_cli.io.inputs import file_sha256, read_document
+from drunet_cli.io.inputs import read_document, sha256_of
 from drunet_cli.io.naming import NIFTI_SUFFIXES, beside, dataset_of, stem
 from drunet_cli.io.nifti import encode_map
 from drunet_cli.network.engine import Engine
@@ -130,7 +130,7 @@ class OutputFiles:
         named = _files_named(self.label_map, document)
         there = [path for path in self.extras if os.path.lexists(path)]
         for path in there:
-            if path not in named or sha256_of(path) != named[path]:
+            if path not in named or sha256_of(path, error=OutputError) != named[path]:
                 found = f"exists already, and is not of {self.label_map.name} as it is"
                 raise OutputError(f"{path}: {found}; move it away to keep it, or give --overwrite to replace it")
         return len(there) == len(self.extras)
@@ -172,8 +172,8 @@ class OutputFiles:
         document = read_sidecar(self.sidecar)
         if document is None:
             return set()
-        named = _files_named(self.label_map, document).items()
-        return {self.sidecar, *(path for path, sha256 in named if path.is_file() and sha256_of(path) == sha256)}
+        named = {path: sha256 for path, sha256 in _files_named(self.label_map, document).items() if path.is_file()}
+        return {self.sidecar, *(path for path, sha256 in named.items() if sha256_of(path, error=OutputError) == sha256)}
 
     # Writing
 
@@ -288,14 +288,6 @@ class OutputFiles:
 
             weights = [(str(each["name"]), str(each["sha256"])) for each in described_weights(document)]
             yield self._object(modality), encode_segmentation(classes, checked.series[modality], weights=weights)
-
-
-def sha256_of(path: Path) -> str:
-    """SHA-256 of an output. Raises OutputError where it cannot be read."""
-    try:
-        return file_sha256(path)
-    except OSError as error:
-        raise OutputError(f"{path}: cannot be read: {error.strerror}") from error
 
 
 def draw_case(predicted: PredictedCase, document: Mapping[str, Any]) -> bytes:

@@ -16,12 +16,12 @@ from drunet_cli.io.atomic import check_writable
 from drunet_cli.io.case import Case
 from drunet_cli.io.checks import CaseWarning, refuse_serious
 from drunet_cli.io.discovery import Cohort
-from drunet_cli.io.inputs import InputFile, changed_files
+from drunet_cli.io.inputs import InputFile, changed_files, sha256_of
 from drunet_cli.io.naming import dataset_of
 from drunet_cli.io.nifti import load_volume
 from drunet_cli.io.volumes import check_headers
 from drunet_cli.segmentation.derivatives import check_dataset
-from drunet_cli.segmentation.outputs import OutputFiles, OutputState, read_sidecar, sha256_of
+from drunet_cli.segmentation.outputs import OutputFiles, OutputState, read_sidecar
 from drunet_cli.segmentation.predict import Ensemble
 from drunet_cli.segmentation.settings import Settings
 from drunet_cli.segmentation.summary import (
@@ -324,13 +324,13 @@ def whole_document(files: OutputFiles) -> dict[str, Any] | None:
     """The sidecar's object of a label map that is as it was written, however it was made; None for any other."""
     document = read_sidecar(files.sidecar)
     with suppress(OutputError):
-        if document is not None and document.get("output_sha256") == sha256_of(files.label_map):
+        if document is not None and document.get("output_sha256") == sha256_of(files.label_map, error=OutputError):
             return document
     return None
 
 
 def _check_whole(label_map: Path, document: Mapping[str, Any]) -> None:
-    if document.get("output_sha256") == sha256_of(label_map):
+    if document.get("output_sha256") == sha256_of(label_map, error=OutputError):
         return
     try:
         load_volume(label_map)

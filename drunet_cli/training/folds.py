@@ -20,7 +20,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
-from drunet_cli.errors import CaseError, DrunetError, MisuseError, OutputError, join_some
+from drunet_cli.errors import CaseError, DrunetError, MisuseError, OutputError, WeightsError, join_some
 from drunet_cli.evaluation.evaluate import (
     EvaluationTask,
     Statistics,
@@ -33,6 +33,7 @@ from drunet_cli.evaluation.pairs import Pair
 from drunet_cli.io.atomic import check_writable, write_atomically
 from drunet_cli.io.case import Case
 from drunet_cli.io.discovery import Cohort
+from drunet_cli.io.inputs import sha256_of
 from drunet_cli.network.engine import EngineName, is_proved
 from drunet_cli.processes import run_tasks
 from drunet_cli.segmentation.cohort import segment_cases
@@ -47,7 +48,6 @@ from drunet_cli.training.recipe import Recipe, TrainingSettings, differences
 from drunet_cli.training.run_folder import FOLDS_FILE, RunFolder
 from drunet_cli.training.session import TrainingPlan, find_usable_cases, plan_training, read_cases, settle_recipe
 from drunet_cli.weights.cache import open_weights
-from drunet_cli.weights.checkpoint import weights_sha256
 from drunet_cli.weights.registry import ENSEMBLE_FILE
 
 FOLDS_SCHEMA: Final = "drunet.folds/1"
@@ -320,7 +320,7 @@ def _is_done(folder: CrossValidation, number: int, split: Split, held_out: Seque
     run = folder.run(number)
     if not run.is_finished or run.read()[1] != split:
         return False
-    sha256 = weights_sha256(run.last)
+    sha256 = sha256_of(run.last, error=WeightsError)
     for name in held_out:
         label_map = folder.label_map(name)
         document = read_sidecar(OutputFiles(label_map, Settings()).sidecar)

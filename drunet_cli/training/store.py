@@ -19,7 +19,7 @@ from drunet_cli.brats import CHANNELS, TUMOUR_CLASSES, ClassMap
 from drunet_cli.errors import CaseError, OutputError
 from drunet_cli.io.atomic import check_writable, write_atomically
 from drunet_cli.io.geometry import FRAME, box_of
-from drunet_cli.io.inputs import Stamp, file_sha256, is_same_input, read_status
+from drunet_cli.io.inputs import Stamp, is_same_input, read_status, sha256_of
 from drunet_cli.io.intensities import SliceStack
 from drunet_cli.training.cases import MOST_SLICES, LabelledSlices, TrainingCase, read_labelled_slices
 
@@ -245,10 +245,7 @@ def _stamp_of(paths: Sequence[Path]) -> tuple[int, str]:
 
 
 def _sha256(paths: Sequence[Path]) -> str:
-    try:
-        contents = [(path.parent.name, path.name, file_sha256(path)) for path in paths]
-    except OSError as error:
-        raise CaseError(f"{error.filename}: cannot be read: {error.strerror}") from error
+    contents = [(path.parent.name, path.name, sha256_of(path)) for path in paths]
     return contents[0][-1] if len(contents) == 1 else _digest(contents)
 
 

@@ -15,14 +15,13 @@ from typing import Final
 
 from drunet_cli.errors import MisuseError, OutputError, WeightsError, one_line
 from drunet_cli.io.atomic import check_writable, take_turns, waiting_for
-from drunet_cli.io.inputs import stand_in
+from drunet_cli.io.inputs import sha256_of, stand_in
 from drunet_cli.weights.checkpoint import (
     Checkpoint,
     Metadata,
     check_tensors,
     read_checkpoint,
     read_metadata,
-    weights_sha256,
     write_checkpoint,
 )
 from drunet_cli.weights.download import ByteProgress, Note, discard_part, fetch, shown_url
@@ -201,7 +200,7 @@ def _read_keras(path: Path, name: str, bn_epsilon: float, entry: Entry | None, o
     from drunet_cli.weights.keras import read_keras_h5  # h5py
 
     base_width, state = read_keras_h5(path)
-    sha256 = weights_sha256(path)
+    sha256 = sha256_of(path, error=WeightsError)
     metadata = Metadata(
         name=name,
         base_width=base_width,

@@ -22,7 +22,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 from drunet_cli.brats import CHANNELS, REGIONS
 from drunet_cli.errors import WeightsError, fault_in_words
 from drunet_cli.io.atomic import write_atomically
-from drunet_cli.io.inputs import file_sha256
+from drunet_cli.io.inputs import sha256_of
 from drunet_cli.weights.structure import MAX_BASE_WIDTH, tensor_shapes
 
 State: TypeAlias = dict[str, npt.NDArray[np.float32]]
@@ -146,7 +146,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
             state = {key: _tensor(file, key, path) for key in file.keys()}  # noqa: SIM118  # not a dict
     except (OSError, safetensors.SafetensorError) as error:
         raise WeightsError(f"{path}: cannot be read: {error}") from error
-    return Checkpoint(metadata=metadata, state=state, sha256=weights_sha256(path))
+    return Checkpoint(metadata=metadata, state=state, sha256=sha256_of(path, error=WeightsError))
 
 
 def read_metadata(path: Path) -> Metadata:
@@ -171,14 +171,6 @@ def read_metadata(path: Path) -> Metadata:
         return _parsed(document)
     except (ValueError, TypeError, RecursionError) as error:
         raise WeightsError(f"{path}: its drunet metadata cannot be understood: {error}") from error
-
-
-def weights_sha256(path: Path) -> str:
-    """SHA-256 of a weights file, in hexadecimal. Raises WeightsError."""
-    try:
-        return file_sha256(path)
-    except OSError as error:
-        raise WeightsError(f"{path}: cannot be read: {error.strerror}") from error
 
 
 def _parsed(document: str) -> Metadata:

@@ -389,6 +389,7 @@ def test_a_strict_run_of_one_case_is_bad_input_and_writes_nothing(capsys: Captur
         (["--mc-samples", "2", "--dropout", "0"], "--dropout 0: samples differ only with a rate above 0"),
         (["--min-volume", "-1"], "Invalid value for '--min-volume': '-1' is neither a volume in mL nor three of them"),
         (["--min-volume", "1,2"], "Invalid value for '--min-volume': '1,2' is neither a volume in mL nor three of them"),
+        (["--min-enhancing", "inf"], "Invalid value for '--min-enhancing'"),
         (["--tta", "rotations"], "Invalid value for '--tta'"),
     ],
 )

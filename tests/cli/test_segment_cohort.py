@@ -162,7 +162,8 @@ def test_a_warning_names_its_case_and_stands_in_table_and_summary(cohort: Path, 
     assert segment("cohort", "-o", "out", "--skip-existing") == 0
     *lines, last = capsys.readouterr().err.splitlines()
     assert [line.endswith("(complete, left out, weights keras_base1)") for line in lines[:N_CASES]] == [True] * N_CASES
-    assert last.startswith("3 cases in out, 1 with warnings (see summary.csv); 3 were complete and left out (")
+    assert last.startswith("3 cases in out, 1 with warnings (see summary.csv) (")
+    assert last.endswith(" s); 3 were complete and left out")
 
 
 # Which cases

@@ -433,6 +433,7 @@ def test_any_number_of_threads_gives_the_same_bytes_and_the_inputs_stay_as_they_
     [
         ("nothing", "written", "written", "written"),
         ("the same labels", "refused", "skipped", "written"),
+        ("described otherwise", "refused", "skipped", "written"),
         ("other slices", "refused", "refused", "written"),
         ("other labels", "refused", "refused", "written"),
         ("a person's", "refused", "refused", "written"),
@@ -445,6 +446,9 @@ def test_what_becomes_of_an_output_that_is_there(
         dataset.output.write_bytes(b"a person's")
     elif there != "nothing":
         dataset.back(labels=Labels.BRATS2023 if there == "other labels" else None)
+    if there == "described otherwise":
+        content = dataset.output.read_bytes()
+        dataset.output.write_bytes(content[:148] + b"by hand" + content[155:])  # the header's descrip
     if there == "other slices":
         rewrite(mask_slice(dataset.root, 2), np.zeros_like)
     for options, expected in (
@@ -462,6 +466,7 @@ def test_what_becomes_of_an_output_that_is_there(
             result = dataset.back(**options)
             assert result.skipped is result.document["skipped"] is (expected == "skipped")
             assert (dataset.output.stat() == stamp) is (expected == "skipped")
+            assert result.document["output_sha256"] == hashlib.sha256(dataset.output.read_bytes()).hexdigest()
         if there == "nothing":
             dataset.output.unlink()
     if there not in ("nothing", "other slices"):

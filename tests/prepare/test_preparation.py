@@ -163,6 +163,9 @@ def test_a_second_run_verifies_or_refuses(prepared: Prepared) -> None:
     mask.write_bytes(content + b"x")
     with pytest.raises(OutputError, match=r"was prepared with another .*mask\.nii than it is now"):
         prepare_case(planned)
+    mask.unlink()
+    with pytest.raises(CaseError, match=r"mask\.nii: cannot be read: No such file"):
+        prepare_case(planned)
     mask.write_bytes(content)
 
 

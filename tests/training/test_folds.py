@@ -11,12 +11,12 @@ import pytest
 
 from drunet_cli.cli.app import main
 from drunet_cli.errors import Terminated
+from drunet_cli.io.inputs import sha256_of
 from drunet_cli.segmentation.outputs import read_sidecar
 from drunet_cli.training import loop
 from drunet_cli.training.loop import Training
 from drunet_cli.training.recipe import Recipe, changed, recipe_toml
 from drunet_cli.training.run_folder import RunFolder
-from drunet_cli.weights.checkpoint import weights_sha256
 from tests.conversion.small_cases import convert, files_in, small_case
 from tests.training.small_runs import ONE_STEP, SMALL, assert_equal_tensors, merge
 
@@ -85,7 +85,7 @@ def test_every_case_is_segmented_by_the_last_weights_of_the_fold_that_held_it_ou
             assert document is not None
             assert (document["weights"]["name"], document["weights"]["sha256"]) == (
                 f"cv_fold_{number}",
-                weights_sha256(run.last),
+                sha256_of(run.last),
             )
     assert {path.stem for path in (cv / "out_of_fold").glob("*.json")} == set(NAMES)
 
@@ -138,7 +138,7 @@ def test_dry_run_says_what_each_fold_would_do_and_writes_nothing(train: Train) -
 def test_fold_that_is_lost_is_trained_again_and_scored_with_the_others(train: Train, finished: Path) -> None:
     shutil.rmtree("cv/fold_2")
     sidecar = Path("cv/out_of_fold/b.json")  # as if the lost weights had been others
-    sidecar.write_text(sidecar.read_text().replace(weights_sha256(finished / "cv/fold_2/last.safetensors"), "0" * 64))
+    sidecar.write_text(sidecar.read_text().replace(sha256_of(finished / "cv/fold_2/last.safetensors"), "0" * 64))
     code, out, error = train("--resume", "--json")
     *_, epoch, files, scores = (json.loads(line) for line in out.splitlines())
     assert (code, epoch["fold"], files["fold"], files["last"]) == (0, 2, 2, "cv/fold_2/last.safetensors")

@@ -10,8 +10,8 @@ import safetensors
 
 from drunet_cli.cli.app import main
 from drunet_cli.errors import WeightsError
+from drunet_cli.io.inputs import sha256_of
 from drunet_cli.weights.cache import metadata_of, open_weights
-from drunet_cli.weights.checkpoint import weights_sha256
 from drunet_cli.weights.registry import BUNDLED, COMPACT, ENTRIES, NO_CACHE, members_of, weights_path
 from tests.support import GOLDEN_WEIGHTS
 
@@ -47,7 +47,7 @@ def test_the_file_says_what_the_registry_says() -> None:
         assert part in metadata.origin
         assert part in metadata.citation
     assert metadata.window == "auto"
-    assert weights_sha256(weights_path(COMPACT)) == entry.sha256
+    assert sha256_of(weights_path(COMPACT)) == entry.sha256
     assert not BUNDLED.keys() & ENTRIES.keys()
 
 
