@@ -233,13 +233,12 @@ def _evaluate(tasks: "Sequence[EvaluationTask]", batch: "Batch", *, n_jobs: int)
 def _write(documents: Sequence[Mapping[str, Any]], files: Mapping[str, Path], *, overwrite: bool) -> OutputError | None:
     """Write the files that are wanted; return why one could not be written."""
     from drunet_cli.evaluation.evaluate import box_plots, encode_csv, encode_xlsx
-    from drunet_cli.io.atomic import write_atomically
+    from drunet_cli.io.atomic import publish
 
     encoders = {"csv": encode_csv, "xlsx": encode_xlsx, "plot": box_plots}
     try:
         for name, path in files.items():
-            with write_atomically(path, overwrite=overwrite) as stream:
-                stream.write(encoders[name](documents))
+            publish(path, encoders[name](documents), overwrite=overwrite)
     except OutputError as error:
         return error
     return None

@@ -134,10 +134,9 @@ def _variant(output: Path, format_: str | None, precision: Precision, head: Head
 
 
 def _check_output(output: Path, weights: str, *, overwrite: bool) -> None:
-    from drunet_cli.io.atomic import check_writable, is_same_file, remove_stale
+    from drunet_cli.io.atomic import check_writable, is_same_file
     from drunet_cli.weights.registry import is_file_name, weights_path
 
-    remove_stale(output)
     check_writable(output, overwrite=overwrite)
     if is_same_file(output, Path(weights) if is_file_name(weights) else weights_path(weights)):
         raise OutputError(f"{output}: is the file of these weights; name another output")

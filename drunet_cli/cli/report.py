@@ -99,7 +99,7 @@ def report(
         raise MisuseError("--reference: is for --viewer; drunet evaluate compares without it")
 
     from drunet_cli.cli.console import Screen, cohort_table, result, result_json
-    from drunet_cli.io.atomic import check_writable, write_atomically
+    from drunet_cli.io.atomic import check_writable, publish
     from drunet_cli.io.tables import encode_table, encode_workbook
     from drunet_cli.report.runs import merge_messages, read_runs
     from drunet_cli.segmentation.summary import COLUMNS, columns_of, is_summary
@@ -116,9 +116,8 @@ def report(
     rows = [{**columns_of(record.row), "folder": str(record.folder)} for record in found.records]
     for table, encode in ((csv, encode_table), (xlsx, encode_workbook)):
         if table is not None:
-            with write_atomically(table, overwrite=overwrite) as stream:
-                # The last column tells a table from a run's summary, should it lie in the folder of one.
-                stream.write(encode([*COLUMNS, "folder"], rows))
+            # The last column tells a table from a run's summary, should it lie in the folder of one.
+            publish(table, encode([*COLUMNS, "folder"], rows), overwrite=overwrite)
     if output is not None:
         viewers = _viewers(found, output, screen, reference, overwrite=overwrite) if viewer else None
         _write_page(found, output, screen, viewers, overwrite=overwrite)
@@ -161,7 +160,7 @@ def _viewers(runs: "Runs", path: Path, screen: "Screen", reference: Path | None,
 
 def _write_page(runs: "Runs", path: Path, screen: "Screen", viewers: "CaseFiles | None", *, overwrite: bool) -> None:
     from drunet_cli.host import granted_cpus
-    from drunet_cli.io.atomic import write_atomically
+    from drunet_cli.io.atomic import publish
     from drunet_cli.report.page import encode_page, pages_beside_label_maps, read_thumbnails
 
     viewers = pages_beside_label_maps(runs.records) if viewers is None else viewers
@@ -169,5 +168,4 @@ def _write_page(runs: "Runs", path: Path, screen: "Screen", viewers: "CaseFiles 
         thumbnails = read_thumbnails(runs.records, n_threads=granted_cpus(), on_done=advance)
     for notice in (*viewers.notices, *thumbnails.notices):
         screen.warning(notice)
-    with write_atomically(path, overwrite=overwrite) as stream:
-        stream.write(encode_page(runs, thumbnails, beside=path.parent, viewers=viewers))
+    publish(path, encode_page(runs, thumbnails, beside=path.parent, viewers=viewers), overwrite=overwrite)

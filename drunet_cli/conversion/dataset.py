@@ -16,7 +16,7 @@ from pydantic import TypeAdapter
 import drunet_cli
 from drunet_cli.brats import Labels
 from drunet_cli.errors import CaseError, OutputError
-from drunet_cli.io.atomic import write_atomically
+from drunet_cli.io.atomic import publish
 from drunet_cli.io.checks import CaseWarning
 from drunet_cli.io.geometry import AxisFit, Geometry, laid_out, orientation_to_network
 from drunet_cli.io.inputs import InputFile
@@ -227,8 +227,7 @@ def write_manifest(layout: Layout) -> list[CaseError]:
             rows += _manifest_rows(description, layout)
         except CaseError as error:
             damaged.append(error)
-    with write_atomically(layout.manifest, overwrite=True) as stream:
-        stream.write(encode_table(MANIFEST_COLUMNS, rows))
+    publish(layout.manifest, encode_table(MANIFEST_COLUMNS, rows), overwrite=True)
     return damaged
 
 

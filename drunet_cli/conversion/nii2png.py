@@ -26,7 +26,7 @@ from drunet_cli.conversion.dataset import (
     slice_name,
 )
 from drunet_cli.errors import CaseError, OutputError, changed_since, join_some
-from drunet_cli.io.atomic import check_writable, remove_stale, remove_stale_in, write_file_atomically
+from drunet_cli.io.atomic import check_writable, publish_unflushed, remove_stale, remove_stale_in
 from drunet_cli.io.case import Case
 from drunet_cli.io.geometry import FRAME
 from drunet_cli.io.inputs import changed_files
@@ -147,8 +147,9 @@ def check_plan(planned: Sequence[PlannedSlices], settings: SliceSettings) -> Non
 
 def remove_stale_slices(layout: Layout) -> None:
     """Remove the temporaries that killed runs have left."""
-    for folder, suffix in ((layout.images, ".png"), (layout.masks, ".png"), (layout.cases, ".json"), (layout.cases, ".part")):
-        remove_stale_in(folder, suffix=suffix)
+    remove_stale_in(layout.images, ".png")
+    remove_stale_in(layout.masks, ".png")
+    remove_stale_in(layout.cases, ".json", ".part")
     remove_stale(layout.manifest)
 
 
@@ -298,7 +299,7 @@ def _publish(planned: PlannedSlices, files: Mapping[Path, bytes], description: D
             folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise OutputError(f"{error.filename}: cannot be made: {error.strerror}") from error
-    write_file_atomically(unfinished, b"")
+    publish_unflushed(unfinished, b"")
     try:
         path.unlink(missing_ok=True)
         for earlier in planned.slices:
@@ -307,7 +308,7 @@ def _publish(planned: PlannedSlices, files: Mapping[Path, bytes], description: D
     except OSError as error:
         raise OutputError(f"{error.filename}: cannot be removed: {error.strerror}") from error
     for file, content in files.items():
-        write_file_atomically(file, content)
-    write_file_atomically(path, description.encoded())
+        publish_unflushed(file, content)
+    publish_unflushed(path, description.encoded())
     with suppress(FileNotFoundError):  # another process has converted the same case
         unfinished.unlink()

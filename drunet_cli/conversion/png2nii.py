@@ -22,7 +22,7 @@ from drunet_cli.conversion.dataset import (
     slices_by_z,
 )
 from drunet_cli.errors import CaseError, OutputError, join_some, without_remedy
-from drunet_cli.io.atomic import check_writable, is_same_file, remove_stale, write_atomically
+from drunet_cli.io.atomic import check_writable, is_same_file, publish
 from drunet_cli.io.checks import same_grid, voxel_litres
 from drunet_cli.io.geometry import FRAME, AxisFit, Geometry, at_1_mm, farthest_corner_mm, is_same_place, laid_out
 from drunet_cli.io.inputs import sha256_of
@@ -112,7 +112,6 @@ def check_outputs(planned: Iterable[PlannedLabelMap], settings: LabelMapSettings
         if any(is_same_file(each.output, path) for path in (each.reference, *each.images)):
             raise OutputError(f"{each.output}: is an image of {each.case}; name another output")
         check_writable(each.output, overwrite=settings.overwrite or settings.skip_existing)
-        remove_stale(each.output)
 
 
 def conventions_of(planned: Iterable[PlannedLabelMap]) -> set[Labels]:
@@ -143,8 +142,8 @@ def convert_labels(planned: PlannedLabelMap, settings: LabelMapSettings) -> Writ
     label_map = label_values(class_map, labels)
     skipped = settings.skip_existing and _holds(planned.output, label_map, reference)
     if not skipped:
-        with write_atomically(planned.output, overwrite=settings.overwrite) as stream:
-            stream.write(encode_map(label_map, reference.header, compress=planned.output.name.lower().endswith(".gz")))
+        content = encode_map(label_map, reference.header, compress=planned.output.name.lower().endswith(".gz"))
+        publish(planned.output, content, overwrite=settings.overwrite)
     counts = voxel_counts(class_map)
     document = {
         "case": planned.case,

@@ -18,8 +18,8 @@ import socket
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from typing import BinaryIO, Final
@@ -48,13 +48,35 @@ def write_atomically(target: Path, *, overwrite: bool) -> Iterator[BinaryIO]:
                 yield stream
                 _flush_to_disk(stream)
             with hold_signals():  # the file is closed by now: Windows renames no open one
-                _publish(temporary, target, overwrite=overwrite)
+                _move_into_place(temporary, target, overwrite=overwrite)
         finally:
             _being_written.discard(temporary.name)
             temporary.unlink(missing_ok=True)
 
 
-def write_file_atomically(target: Path, content: bytes) -> None:
+def publish(target: Path, content: bytes, *, overwrite: bool) -> None:
+    """Write a whole file as `write_atomically` does."""
+    with write_atomically(target, overwrite=overwrite) as stream:
+        stream.write(content)
+
+
+@contextmanager
+def publish_together(contents: Mapping[Path, bytes], *, replaceable: Container[Path]) -> Iterator[None]:
+    """Write files that belong together: all lie ready beside their targets during the block, and appear after it.
+
+    They appear in reverse order, so that the first, which is the one that counts, is the last to appear. The block is the place
+    to remove what must not lie beside them. Signals wait. replaceable: the targets that may be there already.
+    Raises OutputError as `write_atomically` does; where one file cannot be written, none appears.
+    """
+    with hold_signals(), ExitStack() as publish_in_reverse:
+        for target, content in contents.items():
+            stream = publish_in_reverse.enter_context(write_atomically(target, overwrite=target in replaceable))
+            stream.write(content)
+            stream.flush()  # a full disk is met here, before anything appears
+        yield
+
+
+def publish_unflushed(target: Path, content: bytes) -> None:
     """Write one of many small files that make sense together, replacing what is there; the folder exists.
 
     Complete or absent as all others, but not flushed to the disk: a file that is written after them, which tells what they
@@ -160,12 +182,13 @@ def remove_stale(target: Path) -> None:
             _remove_if_left(path, writer=path.name[len(start) : -len(_TEMPORARY)])
 
 
-def remove_stale_in(folder: Path, *, suffix: str) -> None:
-    """Remove such temporaries of every file in a folder whose name ends in `suffix`, with one look at the folder."""
+def remove_stale_in(folder: Path, *suffixes: str) -> None:
+    """Remove such temporaries of every file in a folder whose name ends in one of `suffixes`, with one look at the folder."""
     for path in _temporaries_in(folder):
-        _, found, writer = path.name.removesuffix(_TEMPORARY).rpartition(f"{suffix}.")
-        if found:
-            _remove_if_left(path, writer=writer)
+        for suffix in suffixes:
+            _, found, writer = path.name.removesuffix(_TEMPORARY).rpartition(f"{suffix}.")
+            if found:
+                _remove_if_left(path, writer=writer)
 
 
 def _temporaries_in(folder: Path) -> list[Path]:
@@ -249,7 +272,7 @@ def _warn_of_no_flush(reason: str) -> None:
     logging.getLogger("drunet_cli").warning(message, reason)
 
 
-def _publish(temporary: Path, target: Path, *, overwrite: bool) -> None:
+def _move_into_place(temporary: Path, target: Path, *, overwrite: bool) -> None:
     if overwrite:
         temporary.replace(target)
         return
@@ -369,7 +392,7 @@ def take_turns(target: Path, *, on_wait: Callable[[], None] = lambda: None) -> I
 
 def remove_abandoned_claims(folder: Path) -> None:
     """Remove the claims of killed processes from a folder, and the temporaries of claims that such processes were making."""
-    remove_stale_in(folder, suffix=_CLAIM)
+    remove_stale_in(folder, _CLAIM)
     with suppress(OSError):
         for name in os.listdir(folder):  # noqa: PTH208
             target = folder / name.removeprefix(".").removesuffix(_CLAIM)

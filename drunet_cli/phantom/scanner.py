@@ -98,10 +98,10 @@ def write_phantom(
     paths = phantom_files(folder, name)
     header = new_header(phantom.class_map.shape, np.int16, phantom.affine)
     for modality, voxels in phantom.images.items():
-        with atomic.write_atomically(paths[modality], overwrite=overwrite) as stream:
-            stream.write(gzip.compress(encode_map(voxels, header, compress=False), _GZIP_LEVEL, mtime=0))
-    with atomic.write_atomically(paths[SEGMENTATION], overwrite=overwrite) as stream:
-        stream.write(encode_map(label_values(phantom.class_map, labels), header, compress=True))
+        content = gzip.compress(encode_map(voxels, header, compress=False), _GZIP_LEVEL, mtime=0)
+        atomic.publish(paths[modality], content, overwrite=overwrite)
+    content = encode_map(label_values(phantom.class_map, labels), header, compress=True)
+    atomic.publish(paths[SEGMENTATION], content, overwrite=overwrite)
     images = {modality: paths[modality] for modality in CHANNELS}
     return case_of(images, name=name, segmentation=paths[SEGMENTATION])
 

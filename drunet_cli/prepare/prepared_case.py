@@ -11,7 +11,7 @@ import shutil
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, closing
+from contextlib import closing
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from functools import partial
@@ -30,11 +30,12 @@ from drunet_cli.io.atomic import (
     check_writable,
     claim_file,
     create_folder,
+    publish,
+    publish_together,
     remove_abandoned_claims,
     remove_stale,
     remove_stale_folders,
     waiting_for,
-    write_atomically,
 )
 from drunet_cli.io.case import Case
 from drunet_cli.io.checks import refuse_serious
@@ -195,7 +196,7 @@ def compare_preparations(planned: Sequence[PlannedPreparation]) -> list[PlannedP
 
     def compared(each: PlannedPreparation) -> PlannedPreparation:
         try:
-            if each.action is not PreparationAction.VERIFY or _known(each) is not None:
+            if each.action is not PreparationAction.VERIFY or _complete_files(each) is not None:
                 return each
             return replace(each, action=PreparationAction.PREPARE_AGAIN)  # for its picture
         except DrunetError as error:
@@ -256,12 +257,12 @@ def prepare_case(planned: PlannedPreparation, *, wait: bool = False) -> Prepared
                 return None
             time.sleep(_POLL_S)
         try:
-            return _known(planned) or _prepared(planned, claim)
+            return _complete_files(planned) or _prepare_and_write(planned, claim)
         finally:
             claim.release()
 
 
-def _known(planned: PlannedPreparation) -> PreparedResult | None:
+def _complete_files(planned: PlannedPreparation) -> PreparedResult | None:
     """The files that are there, where they are complete and what this run would make; None where something is to be made.
 
     Raises OutputError for files of other scans or settings.
@@ -275,7 +276,7 @@ def _known(planned: PlannedPreparation) -> PreparedResult | None:
     return None if settings.preview and files.picture.name not in known["files"] else PreparedResult(known, left_out=True)
 
 
-def _prepared(planned: PlannedPreparation, claim: Claim) -> PreparedResult:
+def _prepare_and_write(planned: PlannedPreparation, claim: Claim) -> PreparedResult:
     files, settings = planned.files, planned.settings
     _check_free(files, settings)
     try:
@@ -332,18 +333,9 @@ def _write(preparation: Preparation, files: PreparedFiles, settings: Preparation
         known = files.state() is not PreparationState.NEW
         for path in files.paths:
             remove_stale(path)
-        with ExitStack() as publish_in_reverse:
-
-            def stage(path: Path, content: bytes) -> None:
-                stream = publish_in_reverse.enter_context(write_atomically(path, overwrite=True))
-                stream.write(content)
-                stream.flush()  # a full disk is met here, before anything appears
-
-            stage(files.record, json.dumps(document, indent=2).encode() + b"\n")
-            for path, content in contents.items():
-                stage(path, content)
-            with write_atomically(files.mark, overwrite=True):
-                pass
+        contents = {files.record: json.dumps(document, indent=2).encode() + b"\n", **contents}
+        with publish_together(contents, replaceable=contents):
+            publish(files.mark, b"", overwrite=True)
             if known:
                 files.record.unlink(missing_ok=True)
                 for path in outdated:

@@ -20,7 +20,7 @@ import numpy as np
 from drunet_cli.brats import CHANNELS, REGION_NAMES, REGIONS, Labels, Modality
 from drunet_cli.errors import CaseError
 from drunet_cli.evaluation.pairs import label_maps_in
-from drunet_cli.io.atomic import write_atomically
+from drunet_cli.io.atomic import publish
 from drunet_cli.io.case import Case
 from drunet_cli.io.checks import check_one_grid
 from drunet_cli.io.inputs import InputFile, changed_files
@@ -301,8 +301,7 @@ def write_pages(
             content = _page_of(record, references.get(output))
         except CaseError as error:
             return error
-        with write_atomically(pages[output], overwrite=overwrite) as stream:
-            stream.write(content)
+        publish(pages[output], content, overwrite=overwrite)
         return None
 
     threads = ThreadPoolExecutor(min(n_threads, _MOST_THREADS))

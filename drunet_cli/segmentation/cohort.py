@@ -150,8 +150,7 @@ def _remove_stale(plan: RunPlan) -> None:
             remove_abandoned_claims(each.files.label_map.parent)
         return
     for folder in {plan.summary.parent, *(each.files.label_map.parent for each in plan.cases)}:
-        for suffix in _OUTPUT_SUFFIXES:
-            remove_stale_in(folder, suffix=suffix)
+        remove_stale_in(folder, *_OUTPUT_SUFFIXES)
         remove_abandoned_claims(folder)
 
 

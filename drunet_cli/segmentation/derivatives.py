@@ -18,7 +18,7 @@ from typing import Any, Final
 import drunet_cli
 from drunet_cli.brats import CLASS_COLOURS, CLASS_NAMES, TUMOUR_CLASSES, Colour, Labels, label_value
 from drunet_cli.errors import OutputError
-from drunet_cli.io.atomic import check_writable, take_turns, write_atomically
+from drunet_cli.io.atomic import check_writable, publish, take_turns
 from drunet_cli.io.naming import ORIGINAL_SPACE
 from drunet_cli.segmentation.summary import SUMMARY, WORKBOOK
 
@@ -83,8 +83,7 @@ def write_colour_tables(folder: Path) -> None:
     for name in (ITKSNAP, SLICER):
         if not os.path.lexists(folder / name):
             # Another run may write the same bytes at the same time.
-            with write_atomically(folder / name, overwrite=True) as stream:
-                stream.write(colour_table(name).encode())
+            publish(folder / name, colour_table(name).encode(), overwrite=True)
 
 
 def _itksnap_row(value: int, colour: Colour, words: str, *, shown: int) -> str:
@@ -101,10 +100,11 @@ def check_dataset(dataset: Path) -> None:
 def describe_dataset(dataset: Path, images: Iterable[Path]) -> dict[Path, str]:
     """Complete the data set's description; return the BIDS URI of each image that lies in a data set.
 
-    images: those that a label map is made of. Runs that describe the data set at once take turns. Raises OutputError.
+    images: those that a label map is made of; paths of no file, such as that of a DICOM series, are left out.
+    Runs that describe the data set at once take turns. Raises OutputError.
     """
     dataset = _absolute(dataset)
-    roots = {image: root for image in images if (root := _root_of(image, dataset)) is not None}
+    roots = {image: root for image in images if image.is_file() and (root := _root_of(image, dataset)) is not None}
     sources = [root for root in dict.fromkeys(roots.values()) if root != dataset]
     description = _read_ours(dataset) or {}
     if _completed(description, dataset, sources) != description:
@@ -113,7 +113,7 @@ def describe_dataset(dataset: Path, images: Iterable[Path]) -> dict[Path, str]:
             description = _completed(before or {}, dataset, sources)
             if before is None:
                 _write_companions(dataset)
-            _write(dataset / _DESCRIPTION, json.dumps(description, indent=2) + "\n")
+            publish(dataset / _DESCRIPTION, json.dumps(description, indent=2).encode() + b"\n", overwrite=True)
     names = {address: name for name, address in _links_of(description).items()} | {".": ""}  # no name is the data set itself
     return {
         image: f"bids:{names[_address(root, dataset)]}:{_absolute(image).relative_to(root).as_posix()}"
@@ -121,21 +121,17 @@ def describe_dataset(dataset: Path, images: Iterable[Path]) -> dict[Path, str]:
     }
 
 
-def facts_of(images: Iterable[Path], reference: Path, dataset: Path, *, words: str) -> dict[str, Any]:
-    """The fields of BIDS that a map's sidecar has. images: the sources of the map. reference: the image on whose grid it lies.
+def facts_of(uris: Mapping[Path, str], images: Iterable[Path], reference: Path, *, words: str) -> dict[str, Any]:
+    """The fields of BIDS that a map's sidecar has. uris: by image, as `describe_dataset` gives them.
 
-    words: what the map shows. Paths of no file, such as that of a DICOM series, are left out. Raises OutputError as
-    `describe_dataset` does.
+    images: the sources of the map. reference: the image on whose grid it lies. words: what the map shows.
     """
-    files = [image for image in images if image.is_file()]
-    aligned = [reference] if reference.is_file() else []
-    uris = describe_dataset(dataset, [*files, *aligned])
-    sources = [uris[image] for image in files if image in uris]
-    addresses = [uris.get(image) or _absolute(image).as_uri() for image in aligned]
+    sources = [uris[image] for image in images if image in uris]
+    address = uris.get(reference) or (_absolute(reference).as_uri() if reference.is_file() else ORIGINAL_SPACE)
     return {
         "Description": words,
         **({"Sources": sources} if sources else {}),
-        "SpatialReference": addresses[0] if addresses else ORIGINAL_SPACE,
+        "SpatialReference": address,
         "Manual": False,
     }
 
@@ -192,9 +188,9 @@ def _completed(description: Mapping[str, Any], dataset: Path, sources: Iterable[
 def _write_companions(dataset: Path) -> None:
     """Write the other files of a new data set where they are not there."""
     if not os.path.lexists(dataset / _IGNORED):
-        _write(dataset / _IGNORED, "\n".join([*_NOT_OF_BIDS, ""]))
+        publish(dataset / _IGNORED, "\n".join([*_NOT_OF_BIDS, ""]).encode(), overwrite=True)
     if not any(dataset.glob("README*")):
-        _write(dataset / "README", _README)
+        publish(dataset / "README", _README.encode(), overwrite=True)
 
 
 def _generators_of(description: object) -> list[dict[str, Any]]:
@@ -236,8 +232,3 @@ def _address(root: Path, dataset: Path) -> str:
 
 def _absolute(path: Path) -> Path:
     return Path(os.path.abspath(path))  # noqa: PTH100  # links stay: data sets of git-annex consist of them
-
-
-def _write(path: Path, text: str) -> None:
-    with write_atomically(path, overwrite=True) as stream:
-        stream.write(text.encode())

@@ -9,7 +9,7 @@ import json
 import os
 import platform
 from collections.abc import Collection, Iterator, Mapping
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -22,15 +22,14 @@ import numpy.typing as npt
 import drunet_cli
 from drunet_cli.brats import REGIONS, UNCERTAINTY_MAPS, ClassMap, Labels, Modality, describe_labels, label_values, volumes_ml
 from drunet_cli.errors import OutputError
-from drunet_cli.io.atomic import check_not_an_input, check_writable, remove_stale, write_atomically
+from drunet_cli.io.atomic import check_not_an_input, check_writable, publish_together, remove_stale
 from drunet_cli.io.geometry import Geometry
 from drunet_cli.io.inputs import read_document, sha256_of
 from drunet_cli.io.naming import NIFTI_SUFFIXES, beside, dataset_of, stem
 from drunet_cli.io.nifti import encode_map
 from drunet_cli.network.engine import Engine
 from drunet_cli.prepare.record import labels_in, read_picture
-from drunet_cli.processes import hold_signals
-from drunet_cli.segmentation.derivatives import LABEL_ABBREVIATIONS, facts_of, lookup_table
+from drunet_cli.segmentation.derivatives import LABEL_ABBREVIATIONS, describe_dataset, facts_of, lookup_table
 from drunet_cli.segmentation.pipeline import PredictedCase
 from drunet_cli.segmentation.predict import Ensemble
 from drunet_cli.segmentation.settings import Settings
@@ -186,7 +185,8 @@ class OutputFiles:
         label_map = label_values(predicted.class_map, self.settings.labels)
         content = encode_map(label_map, predicted.checked.header, compress=self._compress)
         sha256 = hashlib.sha256(content).hexdigest()
-        extras = dict(self._encoded_extras(predicted, document))
+        uris = self._describe_dataset(predicted)
+        extras = dict(self._encoded_extras(predicted, document, uris))
         overwrite = self.settings.overwrite or adding
         leftovers = self._leftovers()
         before = (read_sidecar(self.sidecar) or {}) if overwrite or leftovers else {}
@@ -196,25 +196,17 @@ class OutputFiles:
             kept = {path.name: digest for path, digest in named.items() if path not in extras}
         completed = {
             **document,
-            **self._facts_for_bids(predicted, words="Label map of a brain tumour"),
+            **self._facts_for_bids(predicted, uris, words="Label map of a brain tumour"),
             "output": str(self.label_map),
             "output_sha256": sha256,
             "labels": describe_labels(self.settings.labels),
             "files": kept | {path.name: hashlib.sha256(encoded).hexdigest() for path, encoded in extras.items()},
         }
         outdated = {path for path in named if path.name not in kept and (overwrite or path in leftovers)}
-        with hold_signals(), ExitStack() as publish_in_reverse:
-
-            def stage(path: Path, content: bytes) -> None:
-                stream = publish_in_reverse.enter_context(write_atomically(path, overwrite=overwrite or path in leftovers))
-                stream.write(content)
-                stream.flush()  # a full disk is met here, before anything appears
-
-            stage(self.label_map, content)
-            for path, encoded in extras.items():
-                stage(path, encoded)
-            if self.settings.sidecar:
-                stage(self.sidecar, encode_sidecar(completed))
+        contents = {self.label_map: content, **extras}
+        if self.settings.sidecar:
+            contents[self.sidecar] = encode_sidecar(completed)
+        with publish_together(contents, replaceable=contents if overwrite else leftovers):
             if not overwrite and os.path.lexists(self.label_map):
                 raise OutputError(f"{self.label_map}: has appeared while drunet was working; nothing was replaced")
             # A process that is killed from here on leaves a sidecar without a label map, which counts as nothing; or it leaves
@@ -229,7 +221,9 @@ class OutputFiles:
     def _compress(self) -> bool:
         return self.label_map.name.lower().endswith(".gz")
 
-    def _encoded_extras(self, predicted: PredictedCase, document: Mapping[str, Any]) -> Iterator[tuple[Path, bytes]]:
+    def _encoded_extras(
+        self, predicted: PredictedCase, document: Mapping[str, Any], uris: Mapping[Path, str]
+    ) -> Iterator[tuple[Path, bytes]]:
         prediction, header = predicted.prediction, predicted.checked.header
         if self.settings.preview:
             yield self._beside(PREVIEW_ENDING), draw_case(predicted, document)
@@ -246,31 +240,37 @@ class OutputFiles:
                 yield self._map(ending), encode_map(prediction.uncertainty[region], header, compress=self._compress)
             yield self._map("_entropy"), encode_map(prediction.entropy, header, compress=self._compress)
         if self.settings.bids:
-            yield from self._encoded_for_bids(predicted)
+            yield from self._encoded_for_bids(predicted, uris)
 
-    def _encoded_for_bids(self, predicted: PredictedCase) -> Iterator[tuple[Path, bytes]]:
+    def _encoded_for_bids(self, predicted: PredictedCase, uris: Mapping[Path, str]) -> Iterator[tuple[Path, bytes]]:
         table = lookup_table(self.settings.labels)
         yield self._beside(".tsv"), table
         for modality in self.settings.in_space:
             words = f"Label map of a brain tumour, on the grid of {modality.display}"
             yield self._beside(f"_in_{modality}.tsv"), table
-            facts = self._facts_for_bids(predicted, words=words, scan=modality)
+            facts = self._facts_for_bids(predicted, uris, words=words, scan=modality)
             yield self._beside(f"_in_{modality}.json"), encode_sidecar(facts)
         if self.settings.probabilities:
-            facts = self._facts_for_bids(predicted, words="Probabilities of background and of the parts of a brain tumour")
+            words = "Probabilities of background and of the parts of a brain tumour"
+            facts = self._facts_for_bids(predicted, uris, words=words)
             yield self._beside("_probabilities.json"), encode_sidecar({**facts, "LabelMap": list(LABEL_ABBREVIATIONS)})
 
-    def _facts_for_bids(self, predicted: PredictedCase, *, words: str, scan: Modality | None = None) -> dict[str, Any]:
-        """The fields of BIDS that describe a map; none outside a BIDS data set. scan: on whose grid the map lies, else FLAIR.
-
-        words: what the map shows. Raises OutputError.
-        """
+    def _describe_dataset(self, predicted: PredictedCase) -> Mapping[Path, str]:
+        """Name the images of the case in the BIDS data set's description; return their URIs. Raises OutputError."""
         if not self.settings.bids:
             return {}
-        case, origin = predicted.checked.case, predicted.checked.origin
-        images = dict(case.images) if origin is None else {each: Path(space.scan) for each, space in origin.spaces.items()}
-        reference = case.images[Modality.FLAIR] if scan is None else images[scan]
-        return facts_of(images.values(), reference, dataset_of(self.label_map), words=words)
+        images = [*_sources(predicted).values(), predicted.checked.case.images[Modality.FLAIR]]
+        return describe_dataset(dataset_of(self.label_map), images)
+
+    def _facts_for_bids(
+        self, predicted: PredictedCase, uris: Mapping[Path, str], *, words: str, scan: Modality | None = None
+    ) -> dict[str, Any]:
+        """The fields of BIDS that describe a map; none without --bids. scan: on whose grid the map lies, else FLAIR."""
+        if not self.settings.bids:
+            return {}
+        sources = _sources(predicted)
+        reference = predicted.checked.case.images[Modality.FLAIR] if scan is None else sources[scan]
+        return facts_of(uris, sources.values(), reference, words=words)
 
     def _encoded_in_native_space(
         self, predicted: PredictedCase, document: Mapping[str, Any], modality: Modality
@@ -288,6 +288,12 @@ class OutputFiles:
 
             weights = [(str(each["name"]), str(each["sha256"])) for each in described_weights(document)]
             yield self._object(modality), encode_segmentation(classes, checked.series[modality], weights=weights)
+
+
+def _sources(predicted: PredictedCase) -> dict[Modality, Path]:
+    """The images that a label map is made of: the raw scans of a prepared case."""
+    case, origin = predicted.checked.case, predicted.checked.origin
+    return dict(case.images) if origin is None else {each: Path(space.scan) for each, space in origin.spaces.items()}
 
 
 def draw_case(predicted: PredictedCase, document: Mapping[str, Any]) -> bytes:

@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from drunet_cli.brats import REGIONS, TUMOUR_CLASSES
 from drunet_cli.errors import CaseError, DrunetError, OutputError, one_line
-from drunet_cli.io.atomic import take_turns, write_atomically
+from drunet_cli.io.atomic import publish, take_turns
 from drunet_cli.io.tables import LIST_SEPARATOR, encode_table, encode_workbook, is_our_workbook
 
 SUMMARY: Final = "summary.csv"
@@ -174,8 +174,7 @@ def enter_rows(
     with take_turns(path):
         kept = _rows_by_case(path, overwrite=overwrite) | _by_case(rows)
         entered = [row for of_case in kept.values() for row in of_case]
-        with write_atomically(path, overwrite=True) as stream:
-            stream.write(encode_summary(entered))
+        publish(path, encode_summary(entered), overwrite=True)
         _write_workbook(path.with_name(WORKBOOK), _in_order(entered), on_warning)
 
 
@@ -185,8 +184,7 @@ def _write_workbook(path: Path, table: Sequence[Mapping[str, Any]], on_warning: 
             remedy = f"{SUMMARY} has them; move {WORKBOOK} away, and the next run writes a new one"
             on_warning(f"{path}: was saved by another program, and is kept without the cases of this run: {remedy}")
             return
-        with write_atomically(path, overwrite=True) as stream:
-            stream.write(encode_workbook(COLUMNS, table))
+        publish(path, encode_workbook(COLUMNS, table), overwrite=True)
     except (OSError, OutputError) as error:  # a program that has the file open, for example
         reason = error if isinstance(error, OutputError) else f"{path}: cannot be read: {error.strerror}"
         on_warning(f"{reason}; {SUMMARY} has all cases")

@@ -30,7 +30,7 @@ from drunet_cli.evaluation.evaluate import (
     summarise,
 )
 from drunet_cli.evaluation.pairs import Pair
-from drunet_cli.io.atomic import check_writable, write_atomically
+from drunet_cli.io.atomic import check_writable, publish
 from drunet_cli.io.case import Case
 from drunet_cli.io.discovery import Cohort
 from drunet_cli.io.inputs import sha256_of
@@ -243,7 +243,7 @@ def begin_folds(settings: TrainingSettings, plan: CrossValidationPlan) -> None:
         folder.remove_results()
     if _begins_anew(settings) or folder.read() is None:
         try:
-            _write(folder.folds, plan.folds.as_json(), overwrite=_begins_anew(settings))
+            publish(folder.folds, plan.folds.as_json(), overwrite=_begins_anew(settings))
         except OutputError:
             if folder.read() is None:  # else another job has written it first
                 raise
@@ -333,7 +333,8 @@ def write_ensemble(settings: TrainingSettings, plan: CrossValidationPlan) -> Non
     """List the weights of all folds, which are done, for `segment --weights`. Raises OutputError."""
     folder = CrossValidation(settings.output)
     weights = [folder.run(number).last.relative_to(folder.root).as_posix() for number in range(1, len(plan.folds.held_out) + 1)]
-    _write(folder.ensemble, json.dumps({"schema": ENSEMBLE_SCHEMA, "weights": weights}, indent=2).encode() + b"\n")
+    content = json.dumps({"schema": ENSEMBLE_SCHEMA, "weights": weights}, indent=2).encode() + b"\n"
+    publish(folder.ensemble, content, overwrite=True)
 
 
 def score_all(
@@ -357,14 +358,9 @@ def score_all(
             on_progress(TrainingProgress(stage=Stage.SCORING, done=len(documents), total=len(tasks)))
     documents.sort(key=lambda document: str(document["case"]))
     summary = summarise(documents, seed=_SEED)
-    _write(folder.statistics, encode_statistics(summary))
-    _write(folder.scores, encode_csv(documents))
+    publish(folder.statistics, encode_statistics(summary), overwrite=True)
+    publish(folder.scores, encode_csv(documents), overwrite=True)
     return summary
-
-
-def _write(path: Path, content: bytes, *, overwrite: bool = True) -> None:
-    with write_atomically(path, overwrite=overwrite) as stream:
-        stream.write(content)
 
 
 def _remove(path: Path) -> None:

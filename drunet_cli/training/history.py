@@ -11,7 +11,7 @@ from typing import Any, Self, TypeAlias
 
 from drunet_cli.brats import REGIONS
 from drunet_cli.evaluation.evaluate import REGION_COLOURS
-from drunet_cli.io.atomic import write_atomically
+from drunet_cli.io.atomic import publish
 
 
 @dataclass(frozen=True)
@@ -145,8 +145,7 @@ def _rounded(value: float) -> float:
 def _write_csv(path: Path, header: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
     table = io.StringIO(newline="")
     csv.writer(table, lineterminator="\n").writerows([header, *rows])
-    with write_atomically(path, overwrite=True) as stream:
-        stream.write(table.getvalue().encode(errors="surrogateescape"))
+    publish(path, table.getvalue().encode(errors="surrogateescape"), overwrite=True)
 
 
 def draw_curves(history: History, path: Path) -> bool:
@@ -171,8 +170,7 @@ def draw_curves(history: History, path: Path) -> bool:
         lower.legend(loc="best", ncols=4)
     drawn = io.BytesIO()
     figure.savefig(drawn, format="png", dpi=120, metadata={"Software": None})
-    with write_atomically(path, overwrite=True) as stream:
-        stream.write(drawn.getvalue())
+    publish(path, drawn.getvalue(), overwrite=True)
     return True
 
 

@@ -29,7 +29,7 @@ from pydantic import TypeAdapter, ValidationError
 
 import drunet_cli
 from drunet_cli.errors import CaseError, OutputError, WeightsError, fault_in_words
-from drunet_cli.io.atomic import check_writable, remove_stale, write_atomically
+from drunet_cli.io.atomic import check_writable, publish, remove_stale
 from drunet_cli.training.cases import Split, read_split
 from drunet_cli.training.history import History
 from drunet_cli.training.recipe import Recipe, read_recipe, recipe_toml
@@ -121,8 +121,8 @@ class RunFolder:
 
     def begin(self, recipe: Recipe, split: Split) -> None:
         """Write recipe and split; the first state, which follows, makes the folder a training. Raises OutputError."""
-        _write(self.config, _CONFIG_HEAD.encode() + recipe_toml(recipe).encode())
-        _write(self.split, split.as_json())
+        publish(self.config, _CONFIG_HEAD.encode() + recipe_toml(recipe).encode(), overwrite=True)
+        publish(self.split, split.as_json(), overwrite=True)
 
     def read(self) -> tuple[Recipe, Split]:
         """Read the recipe and the split of the training. Raises CaseError or MisuseError for a damaged file."""
@@ -145,7 +145,7 @@ class RunFolder:
         }
         session = {"started": datetime.now(UTC).isoformat(timespec="seconds"), **document, "versions": versions}
         content = {"schema": RUN_SCHEMA, "sessions": [*self._sessions(), session]}
-        _write(self.document, json.dumps(content, indent=2).encode() + b"\n")
+        publish(self.document, json.dumps(content, indent=2).encode() + b"\n", overwrite=True)
 
     def cases_of_last_session(self) -> Mapping[str, Mapping[str, str]]:
         """SHA-256 of every file that the last session learnt from, by case and role; empty before the first session."""
@@ -181,11 +181,6 @@ def _sessions_reader() -> TypeAdapter[list[_Session]]:
     return TypeAdapter(list[_Session])
 
 
-def _write(path: Path, content: bytes) -> None:
-    with write_atomically(path, overwrite=True) as stream:
-        stream.write(content)
-
-
 @dataclass(kw_only=True)
 class TrainingState:
     """How far a training is, as its state on the disk keeps it.
@@ -211,7 +206,7 @@ def write_state(path: Path, learner: "Learner", state: TrainingState) -> None:
     epochs = fields.pop("history")["epochs"]
     document = {"schema": STATE_SCHEMA, **fields, "scaler": learner.scaler.state_dict(), "history": epochs}
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in _tensors_of(learner).items()}
-    _write(path, safetensors.torch.save(tensors, {_STATE_KEY: json.dumps(document)}))
+    publish(path, safetensors.torch.save(tensors, {_STATE_KEY: json.dumps(document)}), overwrite=True)
 
 
 def read_state(path: Path, learner: "Learner") -> TrainingState:

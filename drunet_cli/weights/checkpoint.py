@@ -21,7 +21,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 
 from drunet_cli.brats import CHANNELS, REGIONS
 from drunet_cli.errors import WeightsError, fault_in_words
-from drunet_cli.io.atomic import write_atomically
+from drunet_cli.io.atomic import publish
 from drunet_cli.io.inputs import sha256_of
 from drunet_cli.weights.structure import MAX_BASE_WIDTH, tensor_shapes
 
@@ -121,8 +121,7 @@ def check_tensors(checkpoint: Checkpoint) -> None:
 def write_checkpoint(path: Path, state: State, metadata: Metadata, *, overwrite: bool) -> None:
     """Write a checkpoint, complete or not at all. Raises OutputError."""
     content = encode_checkpoint(state, metadata)
-    with write_atomically(path, overwrite=overwrite) as stream:
-        stream.write(content)
+    publish(path, content, overwrite=overwrite)
 
 
 def encode_checkpoint(state: Mapping[str, npt.NDArray[np.float32] | npt.NDArray[np.float16]], metadata: Metadata) -> bytes:

@@ -207,12 +207,12 @@ def test_the_table_of_slices_is_true_also_after_a_run_in_which_every_case_failed
 ) -> None:
     assert nii2png(cohort, "-o", "slices") == 0
 
-    def write_file_atomically(path: Path, content: bytes) -> None:
+    def publish_unflushed(path: Path, content: bytes) -> None:
         if path.suffix == ".png":
             raise OutputError(f"{path}: No space left on device")
         path.write_bytes(content)
 
-    monkeypatch.setattr("drunet_cli.conversion.nii2png.write_file_atomically", write_file_atomically)
+    monkeypatch.setattr("drunet_cli.conversion.nii2png.publish_unflushed", publish_unflushed)
     assert nii2png(cohort, "-o", "slices", "--overwrite") == 1
     assert list(Path("slices/cases").glob("*.json")) == []
     assert len(Path("slices/slices.csv").read_text().splitlines()) == 1

@@ -288,7 +288,7 @@ def test_a_file_that_cannot_be_written_after_all_does_not_cost_the_table(
     assert evaluate(*folders, "--csv", "scores.csv") == 6
     out, err = capsys.readouterr()
     assert len(out.splitlines()) == 2 + 21
-    assert err.splitlines()[-1].startswith("Error: scores.csv: has appeared while drunet was working")
+    assert err.splitlines()[-1].startswith("Error: scores.csv: exists already")
 
 
 def test_without_matplotlib_plot_is_misuse_and_the_rest_works(

@@ -23,7 +23,7 @@ from drunet_cli.conversion import nii2png
 from drunet_cli.conversion.dataset import Layout, read_description
 from drunet_cli.conversion.nii2png import PlannedSlices, SlicesAction, SliceSettings, SlicesState, convert_case, plan_slices
 from drunet_cli.errors import CaseError, OutputError
-from drunet_cli.io.atomic import write_file_atomically
+from drunet_cli.io.atomic import publish_unflushed
 from drunet_cli.io.case import Case
 from tests.conversion.small_cases import (
     BLANK,
@@ -492,12 +492,12 @@ def killed_at(monkeypatch: pytest.MonkeyPatch, n: int) -> Iterator[None]:
     def write(target: Path, content: bytes) -> None:
         number = next(count)
         if number < n:
-            write_file_atomically(target, content)
+            publish_unflushed(target, content)
         if number == n or number == N_FILES - 1:
             raise KeyboardInterrupt
 
     with monkeypatch.context() as context, pytest.raises(KeyboardInterrupt):  # noqa: PT012
-        context.setattr(nii2png, "write_file_atomically", write)
+        context.setattr(nii2png, "publish_unflushed", write)
         yield
 
 

@@ -27,13 +27,13 @@ from drunet_cli.io.atomic import (
     claimant,
     create_folder,
     is_same_file,
+    publish_unflushed,
     remove_abandoned_claims,
     remove_stale,
     remove_stale_folders,
     remove_stale_in,
     temporary_folder,
     write_atomically,
-    write_file_atomically,
 )
 from tests.forks import limit_files
 from tests.support import open_to_all, unprivileged
@@ -73,7 +73,7 @@ def write(target: Path, content: bytes = b"all", *, overwrite: bool = False) -> 
 
 
 def write_small(target: Path, content: bytes = b"all", *, overwrite: bool = True) -> None:
-    write_file_atomically(target, content)
+    publish_unflushed(target, content)
 
 
 both_ways = pytest.mark.parametrize("write_file", [write, write_small])
@@ -86,11 +86,11 @@ both_ways = pytest.mark.parametrize("write_file", [write, write_small])
 KILL_AT_EVERY_STEP: Final = """
 import json, os, sys
 from pathlib import Path
-from drunet_cli.io.atomic import remove_stale_in, write_atomically, write_file_atomically
+from drunet_cli.io.atomic import remove_stale_in, write_atomically, publish_unflushed
 
 def write(target, content, overwrite):
     if sys.argv[2] == "small":
-        write_file_atomically(target, content)
+        publish_unflushed(target, content)
         return
     with write_atomically(target, overwrite=overwrite) as stream:
         stream.write(content)
@@ -131,7 +131,7 @@ for earlier in (False, True):
                 os._exit(0)
             killed = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 9
             found = contents(folder)
-            remove_stale_in(folder, suffix=".nii.gz")
+            remove_stale_in(folder, ".nii.gz")
             write(target, b"next", True)
             print(json.dumps([earlier, killed, found, contents(folder)]))
             if not killed:
@@ -252,7 +252,7 @@ def test_a_file_system_that_cannot_flush_gets_the_file_with_one_warning_and_one_
 
 def test_a_reader_meets_the_earlier_small_file_or_the_new_one_and_no_part(target: Path) -> None:
     contents = [bytes([value]) * 2**20 for value in range(2)]
-    write_file_atomically(target, contents[0])
+    publish_unflushed(target, contents[0])
     met: list[bytes] = []
     stop = threading.Event()
 
@@ -263,7 +263,7 @@ def test_a_reader_meets_the_earlier_small_file_or_the_new_one_and_no_part(target
     reader = threading.Thread(target=read)
     reader.start()
     for n in range(30):
-        write_file_atomically(target, contents[n % 2])
+        publish_unflushed(target, contents[n % 2])
     stop.set()
     reader.join()
     assert set(met) <= set(contents)
@@ -404,7 +404,7 @@ def test_a_folder_that_may_be_written_but_not_listed_can_hold_the_target() -> No
         folder.chmod(0o333)
         try:
             with unprivileged():
-                remove_stale_in(folder, suffix=".nii")
+                remove_stale_in(folder, ".nii")
                 write(folder / "seg.nii")
         finally:
             folder.chmod(0o700)
@@ -440,7 +440,7 @@ def test_a_temporary_is_removed_when_its_writer_is_gone(
         if alone:
             remove_stale(tmp_path / name)
         else:
-            remove_stale_in(tmp_path, suffix=".nii.gz")
+            remove_stale_in(tmp_path, ".nii.gz")
         assert path.exists() is not removed
 
 
@@ -487,8 +487,8 @@ def test_other_files_are_kept_however_much_they_look_alike(target: Path, dead_pi
     (target.parent / f".seg.nii.gz.{HOST}.{dead_pid}.tmp").mkdir()
     before = names_in(target.parent)
     remove_stale(target)
-    remove_stale_in(target.parent, suffix=".nii.gz")
-    remove_stale_in(target.parent / "missing", suffix=".nii.gz")
+    remove_stale_in(target.parent, ".nii.gz")
+    remove_stale_in(target.parent / "missing", ".nii.gz")
     assert names_in(target.parent) == before
 
 
@@ -606,7 +606,7 @@ def test_nobody_waits_for_a_process_that_was_killed_before_it_had_signed_its_cla
     assert killed.returncode == -signal.SIGXFSZ
     assert len(names_in(target.parent)) == 1
     assert claimant(target) is None
-    remove_stale_in(target.parent, suffix=".claim")
+    remove_stale_in(target.parent, ".claim")
     assert names_in(target.parent) == []
 
 
