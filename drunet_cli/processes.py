@@ -71,7 +71,7 @@ def hold_signals() -> Iterator[Callable[[], bool]]:
     held: list[int] = []
 
     def hold(number: int, _frame: FrameType | None) -> None:
-        if number == signal.SIGINT in held:
+        if number == signal.SIGINT and number in held:
             raise KeyboardInterrupt
         held.append(number)
 

@@ -28,7 +28,7 @@ _DATA = "Data"
 _TRAINING = "Training"
 
 
-def _number(help_text: str, *, panel: str = _TRAINING, default: str | bool = "as the recipe has it", **limits: Any) -> Any:
+def _option(help_text: str, *, panel: str = _TRAINING, default: str | bool = "as the recipe has it", **limits: Any) -> Any:
     return typer.Option(help=help_text, rich_help_panel=panel, show_default=default, **limits)
 
 
@@ -57,28 +57,28 @@ def train(
     ] = None,
     recipe: Annotated[
         RecipeName | None,
-        _number("Settings to train with: modern, or paper (as published).", default="modern"),
+        _option("Settings to train with: modern, or paper (as published).", default="modern"),
     ] = None,
     config: Annotated[
         Path | None,
-        _number(
+        _option(
             "Settings that differ from the recipe; RUN/config.toml of another run has all.", metavar="FILE.toml", default=False
         ),
     ] = None,
     base_width: Annotated[
-        int | None, _number("Filters of the first level; fewer make a smaller network.", min=1, metavar="N", default="16")
+        int | None, _option("Filters of the first level; fewer make a smaller network.", min=1, metavar="N", default="16")
     ] = None,
-    epochs: Annotated[int | None, _number("Length of the training in epochs.", min=1, metavar="N")] = None,
+    epochs: Annotated[int | None, _option("Length of the training in epochs.", min=1, metavar="N")] = None,
     steps: Annotated[
-        int | None, _number("Length of the training in steps, in place of --epochs.", min=1, metavar="N", default=False)
+        int | None, _option("Length of the training in steps, in place of --epochs.", min=1, metavar="N", default=False)
     ] = None,
-    batch_size: Annotated[int | None, _number("Slices a step, over all processes.", min=1, metavar="N")] = None,
-    learning_rate: Annotated[float | None, _number("Highest learning rate of the training.", metavar="X")] = None,
-    dropout: Annotated[float | None, _number("Dropout rate.", min=0, max=0.99, metavar="P")] = None,
-    seed: Annotated[int | None, _number("Seed of all that is random, the split too.", min=0, metavar="N", default="0")] = None,
+    batch_size: Annotated[int | None, _option("Slices a step, over all processes.", min=1, metavar="N")] = None,
+    learning_rate: Annotated[float | None, _option("Highest learning rate of the training.", metavar="X")] = None,
+    dropout: Annotated[float | None, _option("Dropout rate.", min=0, max=0.99, metavar="P")] = None,
+    seed: Annotated[int | None, _option("Seed of all that is random, the split too.", min=0, metavar="N", default="0")] = None,
     init: Annotated[
         str | None,
-        _number(
+        _option(
             "Begin with these weights (fine-tuning): a name (drunet weights list) or a file.",
             metavar="NAME_OR_FILE",
             autocompletion=weights_names,
@@ -91,11 +91,11 @@ def train(
     ] = False,
     val_fraction: Annotated[
         float | None,
-        _number("Share of the cases held out for validation.", panel=_DATA, min=0, max=1, metavar="F", default="0.2"),
+        _option("Share of the cases held out for validation.", panel=_DATA, min=0, max=1, metavar="F", default="0.2"),
     ] = None,
     folds: Annotated[
         int | None,
-        _number(
+        _option(
             "Cross-validation: deal the cases out to N folds, and hold each out of a training of its own in RUN.",
             panel=_DATA,
             min=2,
@@ -105,11 +105,11 @@ def train(
     ] = None,
     fold: Annotated[
         int | None,
-        _number("Train this one of the folds, from 1, as in an array of jobs.", panel=_DATA, min=1, metavar="K", default="all"),
+        _option("Train this one of the folds, from 1, as in an array of jobs.", panel=_DATA, min=1, metavar="K", default="all"),
     ] = None,
     split: Annotated[
         Path | None,
-        _number(
+        _option(
             'Names of the cases, {"train": [...], "validation": [...]}; RUN/split.json is such a file.',
             panel=_DATA,
             metavar="FILE.json",
@@ -118,7 +118,7 @@ def train(
     ] = None,
     slices_dir: Annotated[
         Path | None,
-        _number(
+        _option(
             "Folder that keeps the cases as slices, about 16 MB a case; runs may share it.",
             panel=_DATA,
             parser=options.path,

@@ -148,7 +148,7 @@ class Geometry:
     def probabilities(self, frames: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         """Class probabilities of frames [N, 240, 240, 4] at the volume's pixels [N, X, Y, 4], interpolated if need be.
 
-        Outside the frame all are 0, and along its edge their sum is below 1.
+        Outside the frame all are 0.
         """
         if not self.resampled:
             return self._shifted_back(frames)

@@ -60,7 +60,7 @@ def read_images(case: Case) -> CaseImages:
     with ThreadPoolExecutor(len(CHANNELS)) as threads:  # decompression runs outside the interpreter's lock
         loaded = threads.map(lambda modality: mend_rounded_zero(load_volume(case.images[modality])), CHANNELS)
         volumes = dict(zip(CHANNELS, loaded, strict=True))
-    return _checked(case, volumes)
+    return _check_images(case, volumes)
 
 
 def check_headers(case: Case) -> tuple[CaseWarning, ...]:
@@ -76,10 +76,10 @@ def images_of(arrays: Mapping[Modality, npt.NDArray[Any]], affine: npt.ArrayLike
     affine: 4 x 4, voxel indices to RAS millimetres, of all four images.
     """
     volumes = {modality: volume_of(arrays[modality], affine, name=f"{name}, array {modality}") for modality in CHANNELS}
-    return _checked(Case(name, {modality: volume.path for modality, volume in volumes.items()}), volumes)
+    return _check_images(Case(name, {modality: volume.path for modality, volume in volumes.items()}), volumes)
 
 
-def _checked(case: Case, volumes: Mapping[Modality, Volume]) -> CaseImages:
+def _check_images(case: Case, volumes: Mapping[Modality, Volume]) -> CaseImages:
     check_volumes(volumes)
     volumes = {modality: without_ringing(volume) for modality, volume in volumes.items()}
     brain = brain_mask(volumes)

@@ -17,8 +17,8 @@ from scipy import ndimage
 
 from drunet_cli.errors import CaseError, DeviceError, MisuseError, one_line
 from drunet_cli.host import may_have_gpu
-from drunet_cli.io.atomic import temporary_folder, write_atomically
-from drunet_cli.io.checks import same_grid, voxel_litres
+from drunet_cli.io.atomic import publish, temporary_folder
+from drunet_cli.io.checks import same_grid
 from drunet_cli.io.geometry import Affine
 from drunet_cli.io.nifti import Grid, Volume, encode_map, load_volume, new_header
 from drunet_cli.prepare.registration import isotropic
@@ -61,11 +61,6 @@ class Brain:
     method: str
     tools: Mapping[str, str]
     sha256: str | None = None
-
-    @property
-    def litres(self) -> float:
-        """Volume of the mask."""
-        return int(np.count_nonzero(self.mask)) * voxel_litres(self.affine)
 
     @property
     def cut_off(self) -> bool:
@@ -158,8 +153,7 @@ def _by_command(command: str, voxels: npt.NDArray[np.float32], affine: Affine, t
     """
     with temporary_folder() as folder:
         source, target = folder / "head.nii.gz", folder / "brain.nii.gz"
-        with write_atomically(source, overwrite=False) as stream:
-            stream.write(encode_map(voxels, new_header(voxels.shape, np.float32, affine), compress=True))
+        publish(source, encode_map(voxels, new_header(voxels.shape, np.float32, affine), compress=True), overwrite=False)
         device = ["-device", "cpu"] if Path(command).name == BrainMethod.HD_BET and not may_have_gpu() else []
         try:
             done = subprocess.run(  # noqa: S603  # the program that the user has installed under this name

@@ -177,14 +177,12 @@ def register_all(scans: Scans, reference: Modality, *, threads: int) -> dict[Mod
     others = [modality for modality in scans if modality is not reference]
     centre = scans[reference].coarse.centre_mm
     with ThreadPoolExecutor(max(1, min(threads, len(others)))) as pool:  # ITK computes outside the interpreter's lock
-        found = dict(
-            zip(others, pool.map(lambda modality: _registered(scans[modality], scans[reference]), others), strict=True)
-        )
+        found = dict(zip(others, pool.map(lambda modality: _register(scans[modality], scans[reference]), others), strict=True))
     found[reference] = np.eye(4)
     return {modality: Registration(found[modality], *move_of(found[modality], centre)) for modality in scans}
 
 
-def _registered(scan: Scan, reference: Scan) -> Affine:
+def _register(scan: Scan, reference: Scan) -> Affine:
     try:
         transform = register(scan.coarse, reference.coarse)
     except CaseError as error:

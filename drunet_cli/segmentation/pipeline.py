@@ -108,7 +108,7 @@ def read_case(
         from drunet_cli.prepare.dicom_seg import series_of_space
 
         series = {modality: series_of_space(scan, origin.spaces[modality]) for modality, scan in referred_to.items()}
-    checked = _checked(images, images.inputs, shown=shown, strict=strict, begin=begin)
+    checked = _slice_images(images, images.inputs, shown=shown, strict=strict, begin=begin)
     return replace(checked, origin=origin, series=series)
 
 
@@ -120,10 +120,10 @@ def case_of_arrays(
     Raises CaseError as `read_case` does.
     """
     begin = time.perf_counter()
-    return _checked(images_of(arrays, affine, name=name), {}, shown=CHANNELS, strict=strict, begin=begin)
+    return _slice_images(images_of(arrays, affine, name=name), {}, shown=CHANNELS, strict=strict, begin=begin)
 
 
-def _checked(
+def _slice_images(
     images: CaseImages, inputs: Mapping[str, InputFile], *, shown: Collection[Modality], strict: bool, begin: float
 ) -> CheckedCase:
     if strict:

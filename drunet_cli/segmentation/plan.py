@@ -128,7 +128,7 @@ def plan_run(
         except OutputError:  # somebody's table beside the label map is no reason to refuse the case
             summary = None
     files = [OutputFiles(label_maps[case.name], settings) for case in cohort.cases]
-    cases = _in_threads(lambda case: _planned(*case), list(zip(cohort.cases, files, strict=True)))
+    cases = _in_threads(lambda case: _plan_case(*case), list(zip(cohort.cases, files, strict=True)))
     cases = _with_preparations(cases, preparations)
     usable = {case.name for case in cohort.cases}
     unusable = {name: OutputFiles(path, settings) for name, path in label_maps.items() if name not in usable}
@@ -174,7 +174,7 @@ def _in_threads(function: Callable[[Any], PlannedCase], items: Sequence[Any]) ->
         return tuple(threads.map(function, items))
 
 
-def _planned(case: Case, files: OutputFiles) -> PlannedCase:
+def _plan_case(case: Case, files: OutputFiles) -> PlannedCase:
     state, settings = files.state(), files.settings
     extras_there = files.extras_there()
     error: DrunetError | None = None

@@ -143,7 +143,7 @@ class Segmenter:
         """
         labels = Labels(labels)
         images = {Modality.FLAIR: flair, Modality.T1CE: t1ce, Modality.T1: t1, Modality.T2: t2}
-        checked = _checked(images, affine, name=name, strict=self._ensemble.settings.strict)
+        checked = _read_or_check(images, affine, name=name, strict=self._ensemble.settings.strict)
         self._ensemble.open()
         on_progress = on_progress or _bar_in_notebook(checked.case.name)
         predicted = pipeline.segment(checked, self._ensemble, on_progress=on_progress)
@@ -169,7 +169,7 @@ def _bar_in_notebook(name: str) -> Callable[[int, int], None]:
     return draw
 
 
-def _checked(
+def _read_or_check(
     images: Mapping[Modality, Image], affine: npt.ArrayLike | None, *, name: str | None, strict: bool
 ) -> pipeline.CheckedCase:
     """Check four files, or four arrays with their affine."""

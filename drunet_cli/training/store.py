@@ -17,7 +17,7 @@ import safetensors.numpy
 
 from drunet_cli.brats import CHANNELS, TUMOUR_CLASSES, ClassMap
 from drunet_cli.errors import CaseError, OutputError
-from drunet_cli.io.atomic import check_writable, write_atomically
+from drunet_cli.io.atomic import check_writable, publish
 from drunet_cli.io.geometry import FRAME, box_of
 from drunet_cli.io.inputs import Stamp, is_same_input, read_status, sha256_of
 from drunet_cli.io.intensities import SliceStack
@@ -184,10 +184,9 @@ def store_case(task: StoreTask) -> CaseSummary:
     if _stamps(task.case.inputs) != stamps:
         raise CaseError(f"{task.case.place}: the files of {task.case.name} have changed while they were read; start again")
     _check_expected(task, inputs)
-    content = encoded_case(task.case.name, read, inputs)
+    content = encode_case(task.case.name, read, inputs)
     if task.write and _find_stored(path, task.case, stamps) is None:  # another run may have been faster, and may be reading it
-        with write_atomically(path, overwrite=True) as stream:
-            stream.write(content)
+        publish(path, content, overwrite=True)
     return CaseSummary(
         name=task.case.name,
         n_slices=len(read.classes),
@@ -259,7 +258,7 @@ def path_in_store(name: str, folder: Path) -> Path:
     return folder / f"{name}{_SUFFIX}"
 
 
-def encoded_case(name: str, read: LabelledSlices, inputs: Mapping[str, StoredInput]) -> bytes:
+def encode_case(name: str, read: LabelledSlices, inputs: Mapping[str, StoredInput]) -> bytes:
     """Return the content of the file of a case, cropped to the box of brain and labels."""
     brain, tumour = np.asarray(read.images.any(axis=3)), np.asarray(read.classes > 0)
     box = box_of(brain | tumour)
