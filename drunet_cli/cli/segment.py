@@ -203,7 +203,7 @@ def segment(
             from drunet_cli.prepare.preparation import check_extra
 
             check_extra(preparation)
-        _print_notes(plan, screen, summary=summary, shard=shard, preparation=preparation)
+        _print_notes(plan, screen, shard=shard, preparation=preparation)
         if not dry_run:
             _segment(plan, ensemble, screen, output=output, json=json)
         elif preparation is None:
@@ -271,14 +271,10 @@ def _preparation_of(settings: "Settings", keep: Path | None, temporary: ExitStac
     )
 
 
-def _print_notes(
-    plan: "RunPlan", screen: "Screen", *, summary: Path | None, shard: str | None, preparation: "PreparationSettings | None"
-) -> None:
-    """Print what is remarkable about the plan. summary: the folder's table, which the plan lacks if drunet did not write it."""
-    for note in plan.cohort.notes:
+def _print_notes(plan: "RunPlan", screen: "Screen", *, shard: str | None, preparation: "PreparationSettings | None") -> None:
+    """Print what is remarkable about the plan."""
+    for note in plan.notes:
         screen.warning(note)
-    if plan.summary != summary:
-        screen.warning(f"{summary}: is not a table that drunet wrote; the case is not entered there")
     if shard is not None and plan.n_cases == 0:
         k, n = options.parsed_shard(shard)
         screen.note(f"shard {k} of {n} is empty: there are fewer cases than shards")

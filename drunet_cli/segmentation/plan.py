@@ -85,6 +85,7 @@ class RunPlan:
     cases: the usable cases of the cohort, in its order. summary: the table of the folder that the label maps go to; None
     for a label map that was named itself, and for one case whose folder has a table that drunet did not write. unusable: where
     the outputs of cases that cannot be used would be, by name. stop: the error that ends the run before its first case.
+    notes: what is remarkable about the search for cases and about the plan.
     """
 
     cohort: Cohort
@@ -93,6 +94,7 @@ class RunPlan:
     summary: Path | None
     unusable: Mapping[str, OutputFiles]
     stop: DrunetError | None
+    notes: tuple[str, ...]
 
     @property
     def n_cases(self) -> int:
@@ -122,17 +124,19 @@ def plan_run(
 
         preparations = plan_preparations(cohort.cases, preparation)
         cohort = replace(cohort, cases=tuple(replace(each.case, images=each.files.images) for each in preparations))
+    notes = cohort.notes
     if cohort.alone and summary is not None:
         try:
             check_summary(summary, overwrite=False)
         except OutputError:  # somebody's table beside the label map is no reason to refuse the case
+            notes += (f"{summary}: is not a table that drunet wrote; the case is not entered there",)
             summary = None
     files = [OutputFiles(label_maps[case.name], settings) for case in cohort.cases]
     cases = _in_threads(lambda case: _plan_case(*case), list(zip(cohort.cases, files, strict=True)))
     cases = _with_preparations(cases, preparations)
     usable = {case.name for case in cohort.cases}
     unusable = {name: OutputFiles(path, settings) for name, path in label_maps.items() if name not in usable}
-    plan = RunPlan(cohort=cohort, settings=settings, cases=cases, summary=summary, unusable=unusable, stop=None)
+    plan = RunPlan(cohort=cohort, settings=settings, cases=cases, summary=summary, unusable=unusable, stop=None, notes=notes)
     try:
         _check(plan, ensemble)
         if preparations:
