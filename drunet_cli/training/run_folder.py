@@ -9,7 +9,7 @@ RUN/metrics.csv         one row for each epoch
 RUN/cases.csv           one row for each held-out case of each epoch
 RUN/curves.png          loss and Dice, with the extra `plot`
 RUN/tensorboard/        the same for TensorBoard, with the extra `tensorboard`
-RUN/run.json            cases, versions, device and command line of every session
+RUN/run.json            versions, device and command line of every session; SHA-256 of the cases
 RUN/slices/             the cases as slices, unless --slices-dir names another folder
 """
 
@@ -134,7 +134,10 @@ class RunFolder:
         return read_recipe(self.config), read_split(self.split, names)
 
     def record_session(self, document: Mapping[str, Any]) -> None:
-        """Add the beginning of a session to run.json, with the versions of all that may change a number. Raises OutputError."""
+        """Add the beginning of a session to run.json, with the versions of all that may change a number. Raises OutputError.
+
+        Every session learns from the same cases, so that the last one alone keeps their checksums.
+        """
         import torch
 
         versions = {
@@ -144,7 +147,8 @@ class RunFolder:
             "numpy": np.__version__,
         }
         session = {"started": datetime.now(UTC).isoformat(timespec="seconds"), **document, "versions": versions}
-        content = {"schema": RUN_SCHEMA, "sessions": [*self._sessions(), session]}
+        earlier = [{**before, "cases": {}} for before in self._sessions()]
+        content = {"schema": RUN_SCHEMA, "sessions": [*earlier, session]}
         publish(self.document, json.dumps(content, indent=2).encode() + b"\n", overwrite=True)
 
     def cases_of_last_session(self) -> Mapping[str, Mapping[str, str]]:

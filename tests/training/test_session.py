@@ -30,6 +30,7 @@ from drunet_cli.weights.checkpoint import Checkpoint, read_checkpoint, write_che
 from tests.conversion.small_cases import brain_in, files_in, labels_in, save, small_case
 from tests.training.shallow import SHALLOW_DRUNET, SHALLOW_FROM_HERE
 from tests.training.small_runs import (
+    N_CASES,
     N_STEPS,
     ONE_STEP,
     SMALL,
@@ -71,6 +72,7 @@ def test_training_stopped_after_every_step_ends_as_if_it_had_not_been(whole: Run
     assert_same_result(folder, whole.folder)
     sessions = json.loads(folder.document.read_text())["sessions"]
     assert [recorded["from_step"] for recorded in sessions] == [0, *range(N_STEPS)]
+    assert [len(recorded["cases"]) for recorded in sessions] == [*[0] * N_STEPS, N_CASES]
 
 
 @pytest.mark.parametrize("at_step", [2, 4], ids=["first validation", "last validation"])
