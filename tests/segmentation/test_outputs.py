@@ -9,7 +9,7 @@ import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import pytest
 
@@ -39,44 +39,25 @@ def run(case: Path, out: Path, settings: Settings) -> CaseResult:
     return outcome
 
 
-def nothing(case: Path, out: Path) -> None:
-    pass
+class Run(NamedTuple):
+    """A run that is killed at any step, after which it is repeated."""
+
+    asked: Settings
+    repeated: Settings
+    before: Settings | None = None  # of the run of which the outputs are there already
+    removed: tuple[str, ...] = ()  # from those outputs
 
 
-def other_outputs(case: Path, out: Path) -> None:
-    run(case, out, OTHERWISE)
-
-
-def same_outputs(case: Path, out: Path) -> None:
-    run(case, out, WITH_FILES)
-
-
-def fewer_outputs(case: Path, out: Path) -> None:
-    run(case, out, replace(SETTINGS, uncertainty=True))
-
-
-def sidecar_alone(case: Path, out: Path) -> None:
-    """And one of the files that it names."""
-    run(case, out, OTHERWISE)
-    (out / "p1.nii.gz").unlink()
-    (out / "p1_entropy.nii.gz").unlink()
-
-
-def as_by_earlier_versions(case: Path, out: Path) -> None:
-    """The sidecar and the label map of a run that was killed before it wrote the files beside them."""
-    run(case, out, WITH_FILES)
-    (out / "p1_probabilities.nii.gz").unlink()
-
-
-# What is there before, what is asked for, and with what the run is repeated after it was killed.
-RUNS: Final[dict[str, tuple[Callable[[Path, Path], None], Settings, Settings]]] = {
-    "a new case": (nothing, WITH_FILES, WITH_FILES),
-    "a new case, resumed": (nothing, WITH_FILES, AGAIN),
-    "outputs replaced": (other_outputs, OVERWRITING, OVERWRITING),
-    "outputs replaced, resumed": (same_outputs, OVERWRITING, AGAIN),
-    "files added": (fewer_outputs, AGAIN, AGAIN),
-    "a leftover": (sidecar_alone, WITH_FILES, AGAIN),
-    "an earlier version's": (as_by_earlier_versions, AGAIN, AGAIN),
+RUNS: Final = {
+    "a new case": Run(WITH_FILES, WITH_FILES),
+    "a new case, resumed": Run(WITH_FILES, AGAIN),
+    "outputs replaced": Run(OVERWRITING, OVERWRITING, before=OTHERWISE),
+    "outputs replaced, resumed": Run(OVERWRITING, AGAIN, before=WITH_FILES),
+    "files added": Run(AGAIN, AGAIN, before=replace(SETTINGS, uncertainty=True)),
+    # The sidecar and one of the files that it names.
+    "a leftover": Run(WITH_FILES, AGAIN, before=OTHERWISE, removed=("p1.nii.gz", "p1_entropy.nii.gz")),
+    # The sidecar and the label map of a run that was killed before it wrote the files beside them.
+    "an earlier version's": Run(AGAIN, AGAIN, before=WITH_FILES, removed=("p1_probabilities.nii.gz",)),
 }
 
 
@@ -127,11 +108,14 @@ def assert_complete_or_absent(out: Path, before: Mapping[str, bytes], after: Map
 
 @pytest.mark.parametrize("name", RUNS)
 def test_a_run_killed_at_any_step_and_repeated_ends_as_an_undisturbed_one(name: str, case: Path, tmp_path: Path) -> None:
-    before, asked, repeated = RUNS[name]
+    asked, repeated, before, removed = RUNS[name]
     (tmp_path / "before/out").mkdir(parents=True)
     with pytest.MonkeyPatch.context() as monkeypatch:
         monkeypatch.chdir(tmp_path / "before")  # all runs write to a path of one name, which the sidecar holds
-        before(case, Path("out"))
+        if before is not None:
+            run(case, Path("out"), before)
+        for file in removed:
+            Path("out", file).unlink()
     shutil.copytree(tmp_path / "before", tmp_path / "0")
     with pytest.MonkeyPatch.context() as monkeypatch:
         disk = Disk(monkeypatch)
