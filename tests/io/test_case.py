@@ -14,6 +14,9 @@ from drunet_cli.errors import CaseError
 from drunet_cli.io.case import BrokenCase, Case, Row, case_of, read_table, text_of
 from tests.support import open_to_all, unprivileged
 
+NAMES_2021: Final = ("flair", "t1ce", "t1", "t2")
+NAMES_2023: Final = ("t2f", "t1c", "t1n", "t2w")
+
 
 def files(folder: Path, names: Sequence[str]) -> dict[Modality, Path]:
     """Four files, in the order FLAIR, T1ce, T1, T2."""
@@ -26,46 +29,32 @@ def files(folder: Path, names: Sequence[str]) -> dict[Modality, Path]:
 
 @pytest.fixture
 def images(tmp_path: Path) -> dict[Modality, Path]:
-    return files(tmp_path, ["a_flair.nii.gz", "a_t1ce.nii.gz", "a_t1.nii.gz", "a_t2.nii.gz"])
+    return files(tmp_path, [f"a_{word}.nii.gz" for word in NAMES_2021])
 
 
 @pytest.mark.parametrize(
-    ("names", "expected"),
+    ("pattern", "words", "expected"),
     [
-        (["a_flair.nii.gz", "a_t1ce.nii.gz", "a_t1.nii.gz", "a_t2.nii.gz"], "a"),
-        (
-            [
-                "BraTS2021_01479_flair.nii.gz",
-                "BraTS2021_01479_t1ce.nii.gz",
-                "BraTS2021_01479_t1.nii.gz",
-                "BraTS2021_01479_t2.nii.gz",
-            ],
-            "BraTS2021_01479",
-        ),
-        (["X-t2f.nii.gz", "X-t1c.nii.gz", "X-t1n.nii.gz", "X-t2w.nii.gz"], "X"),
-        (
-            [
-                "BraTS-GLI-00005-100-t2f.nii.gz",
-                "BraTS-GLI-00005-100-t1c.nii.gz",
-                "BraTS-GLI-00005-100-t1n.nii.gz",
-                "BraTS-GLI-00005-100-t2w.nii.gz",
-            ],
-            "BraTS-GLI-00005-100",
-        ),
-        (["sub-01_FLAIR.nii.gz", "sub-01_ce-GD_T1w.nii.gz", "sub-01_T1w.nii.gz", "sub-01_T2w.nii.gz"], "sub-01"),
-        (["p 7 flair.nii", "p 7 t1ce.nii", "p 7 t1.nii", "p 7 t2.nii"], "p 7"),
-        (["p.flair.nii", "p.t1ce.nii", "p.t1.nii", "p.t2.nii"], "p"),
-        (["a_flair.nii", "a_t1ce.NII.GZ", "a_t1.nii.gz", "a_t2.nii"], "a"),
-        (["Brain_FLAIR.nii", "contrast.nii", "plain.nii", "t2.nii"], "Brain_FLAIR"),
-        (["one/flair.nii.gz", "two/t1ce.nii.gz", "two/t1.nii.gz", "two/t2.nii.gz"], "flair"),
-        (["head.nii.gz", "tumour_ce.nii.gz", "tumour.nii.gz", "t2.nii.gz"], "head"),
-        (["flair/a.nii.gz", "t1ce/a.nii.gz", "t1/a.nii.gz", "t2/a.nii.gz"], "a"),
-        (["flair/sub_1.nii.gz", "t1ce/sub_1.nii.gz", "t1/sub_1.nii.gz", "t2/sub_1.nii.gz"], "sub_1"),
-        (["p7/flair.nii.gz", "p7/t1ce.nii.gz", "p7/t1.nii.gz", "p7/t2.nii.gz"], "p7"),
+        ("a_{}.nii.gz", NAMES_2021, "a"),
+        ("BraTS2021_01479_{}.nii.gz", NAMES_2021, "BraTS2021_01479"),
+        ("X-{}.nii.gz", NAMES_2023, "X"),
+        ("BraTS-GLI-00005-100-{}.nii.gz", NAMES_2023, "BraTS-GLI-00005-100"),
+        ("sub-01_{}.nii.gz", ("FLAIR", "ce-GD_T1w", "T1w", "T2w"), "sub-01"),
+        ("p 7 {}.nii", NAMES_2021, "p 7"),
+        ("p.{}.nii", NAMES_2021, "p"),
+        ("a_{}", ("flair.nii", "t1ce.NII.GZ", "t1.nii.gz", "t2.nii"), "a"),
+        ("{}.nii", ("Brain_FLAIR", "contrast", "plain", "t2"), "Brain_FLAIR"),
+        ("{}.nii.gz", ("one/flair", "two/t1ce", "two/t1", "two/t2"), "flair"),
+        ("{}.nii.gz", ("head", "tumour_ce", "tumour", "t2"), "head"),
+        ("{}/a.nii.gz", NAMES_2021, "a"),
+        ("{}/sub_1.nii.gz", NAMES_2021, "sub_1"),
+        ("p7/{}.nii.gz", NAMES_2021, "p7"),
     ],
 )
-def test_a_case_is_called_what_its_files_share_or_else_as_flair_is(tmp_path: Path, names: list[str], expected: str) -> None:
-    assert case_of(files(tmp_path, names)).name == expected
+def test_a_case_is_called_what_its_files_share_or_else_as_flair_is(
+    tmp_path: Path, pattern: str, words: Sequence[str], expected: str
+) -> None:
+    assert case_of(files(tmp_path, [pattern.format(word) for word in words])).name == expected
 
 
 def test_files_beside_the_working_folder_have_the_name_of_theirs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -75,17 +64,13 @@ def test_files_beside_the_working_folder_have_the_name_of_theirs(tmp_path: Path,
     assert case_of({modality: Path("..") / f"{modality}.nii" for modality in CHANNELS}).name == "p7"
 
 
-def test_a_given_name_is_kept(images: dict[Modality, Path]) -> None:
-    assert case_of(images, name="patient 7").name == "patient 7"
+def test_what_is_given_is_kept_and_nothing_is_added(images: dict[Modality, Path]) -> None:
+    assert case_of(images) == Case("a", images, segmentation=None)
+    assert case_of(images, name="patient 7") == Case("patient 7", images, segmentation=None)
 
 
-def test_the_images_are_kept_as_they_were_given(images: dict[Modality, Path]) -> None:
-    assert case_of(images).images == images
-
-
-def test_a_case_has_no_reference_unless_one_is_given(tmp_path: Path, images: dict[Modality, Path]) -> None:
+def test_a_reference_is_kept_beside_the_images(tmp_path: Path, images: dict[Modality, Path]) -> None:
     (tmp_path / "truth.nii.gz").touch()
-    assert case_of(images).segmentation is None
     case = case_of(images, segmentation=tmp_path / "truth.nii.gz")
     assert (case.name, case.segmentation) == ("a", tmp_path / "truth.nii.gz")
     assert list(case.files) == [*CHANNELS, "seg"]
