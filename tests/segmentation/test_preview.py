@@ -2,7 +2,6 @@
 
 import io
 import itertools
-from collections.abc import Sequence
 from typing import Any, Final
 
 import numpy as np
@@ -58,11 +57,11 @@ def lesion(shape: tuple[int, ...], region: tuple[int | slice, ...], tumour_class
     return class_map
 
 
-def flat_preview(class_map: ClassMap, *, affine: Affine = RAS, name: str = "case", warnings: Sequence[str] = ()) -> bytes:
-    """Over a brain of one intensity, which is drawn in the middle grey."""
+def flat_preview(class_map: ClassMap, *, affine: Affine = RAS, **options: Any) -> bytes:
+    """Over a brain of one intensity, which is drawn in the middle grey. options: those of draw_preview."""
     volumes = volumes_ml(voxel_counts(class_map), abs(np.linalg.det(affine[:3, :3])) / 1000)
     image = np.full(class_map.shape, 7, dtype=np.int16)
-    return draw_preview(image, image, class_map, affine=affine, name=name, volumes_ml=volumes, warnings=warnings)
+    return draw_preview(image, image, class_map, affine=affine, **{"name": "case", "volumes_ml": volumes, **options})
 
 
 def pixels(png: bytes) -> Pixels:
@@ -185,13 +184,6 @@ def test_every_cut_goes_through_the_largest_section_of_the_tumour() -> None:
     }
 
 
-def test_positions_are_coordinates_of_the_scanner(words: Words) -> None:
-    affine = np.diag([-1.0, -1.0, 2.0, 1.0])
-    affine[:3, 3] = 40, 50, -10
-    flat_preview(lesion((30, 30, 30), (12, 13, 14)), affine=affine)
-    assert {"sagittal, x = 28 mm", "coronal, y = 37 mm", "axial, z = 18 mm"} <= {text for text, _ in words}
-
-
 def test_cuts_show_the_brain_and_all_of_the_tumour_but_no_empty_margin() -> None:
     image = np.zeros((30, 30, 30), dtype=np.int16)
     image[10:20, 8:24, 5:18] = brain(10, 16, 13)
@@ -283,40 +275,44 @@ def test_an_empty_result_shows_the_middle_and_says_so(words: Words) -> None:
     assert not any(of_colour(picture, colour).any() for colour in CLASS_COLOURS.values())
 
 
-def test_the_legend_has_the_volume_of_every_class_and_region(words: Words) -> None:
-    volumes = {"NCR": 0.0, "ED": 12.34, "ET": 0.021, "WT": 12.361, "TC": 0.021}
-    image = brain(24, 24, 24)
-    draw_preview(image, image, lesion((24, 24, 24), (3, 3, 3)), affine=RAS, name="case", volumes_ml=volumes)
-    assert {
-        "NCR  necrotic core  0.0 mL",
-        "ED  oedema  12.3 mL",
-        "ET  enhancing tumour  0.021 mL",
-        "WT  whole tumour  12.4 mL",
-        "TC  tumour core  0.021 mL",
-    } <= {text for text, _ in words}
+# What is asked for beside the class map, and words of the picture.
+WORDS: Final[dict[str, tuple[dict[str, Any], set[str]]]] = {
+    "coordinates of the scanner": (
+        {"affine": np.array([[-1.0, 0, 0, 40], [0, -1, 0, 50], [0, 0, 2, -10], [0, 0, 0, 1]])},
+        {"sagittal, x = 28 mm", "coronal, y = 37 mm", "axial, z = 18 mm"},
+    ),
+    "the volume of every class and region": (
+        {"volumes_ml": {"NCR": 0.0, "ED": 12.34, "ET": 0.021, "WT": 12.361, "TC": 0.021}},
+        {
+            "NCR  necrotic core  0.0 mL",
+            "ED  oedema  12.3 mL",
+            "ET  enhancing tumour  0.021 mL",
+            "WT  whole tumour  12.4 mL",
+            "TC  tumour core  0.021 mL",
+        },
+    ),
+    "a warning": ({"warnings": ["thick slices"]}, {"Warning: thick slices"}),
+    "the number of others": (
+        {"warnings": ["thick slices", "no orientation", "resampled"]},
+        {"Warning: thick slices (and 2 more)"},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", WORDS)
+def test_the_picture_tells_in_words(name: str, words: Words) -> None:
+    options, expected = WORDS[name]
+    flat_preview(lesion((30, 30, 30), (12, 13, 14)), **options)
+    assert expected <= {text for text, _ in words}
 
 
 @pytest.mark.parametrize(
-    ("warnings", "expected"),
-    [
-        (["thick slices"], "Warning: thick slices"),
-        (["thick slices", "no orientation", "resampled"], "Warning: thick slices (and 2 more)"),
-    ],
+    ("caveat", "expected"),
+    [("", "Research use only; not a medical device."), ("weights w: for trying", "Weights w: for trying.")],
 )
-def test_warnings_are_shown_or_counted(warnings: list[str], expected: str, words: Words) -> None:
-    flat_preview(lesion((24, 24, 24), (3, 3, 3)), warnings=warnings)
-    assert expected in [text for text, _ in words]
-
-
-def test_the_foot_says_what_the_weights_are_for_in_place_of_research_use(words: Words) -> None:
-    image, volumes = brain(24, 24, 24), dict.fromkeys(("NCR", "ED", "ET", "WT", "TC"), 0.0)
-    for caveat, expected in (
-        ("", "Research use only; not a medical device."),
-        ("weights w: for trying", "Weights w: for trying."),
-    ):
-        words.clear()
-        draw_preview(image, image, lesion((24, 24, 24), (3, 3, 3)), affine=RAS, name="case", volumes_ml=volumes, caveat=caveat)
-        assert words[-1][0] == expected
+def test_the_foot_says_what_the_weights_are_for_in_place_of_research_use(caveat: str, expected: str, words: Words) -> None:
+    flat_preview(lesion((24, 24, 24), (3, 3, 3)), caveat=caveat)
+    assert words[-1][0] == expected
 
 
 @pytest.mark.parametrize("shape", [(24, 24, 24), (900, 30, 30), (30, 30, 1)])
