@@ -7,7 +7,7 @@ import socket
 import ssl
 import subprocess
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Final, NoReturn
@@ -133,6 +133,14 @@ def test_a_proxy_is_used_where_the_environment_names_one(part: Path, monkeypatch
 
 WRONG_RANGE: Final = Answer(status=206, body=CONTENT[500:], headers={"Content-Range": f"bytes 500-299999/{len(CONTENT)}"})
 SHORT_RANGE: Final = Answer(status=206, body=CONTENT[1000:2000], headers={"Content-Range": "bytes 1000-1999/*"})
+TUESDAY: Final = {"Last-Modified": "Tue, 01 Dec 2020 00:00:00 GMT"}
+WEDNESDAY: Final = {"Last-Modified": "Wed, 02 Dec 2020 00:00:00 GMT"}
+UNDATED: Final = {"Last-Modified": ""}
+
+
+def cut_and_asked_again(etag: str | None, before: Mapping[str, str], now: Mapping[str, str]) -> list[Answer]:
+    """Answers of a server that tells versions by this ETag, and by a date before the first answer ends early and after it."""
+    return [Answer(etag=etag, headers=before, cut_after=1000), *[Answer(etag=etag, headers=now)] * 2]
 
 
 @pytest.mark.parametrize(
@@ -148,6 +156,10 @@ SHORT_RANGE: Final = Answer(status=206, body=CONTENT[1000:2000], headers={"Conte
         (b"", [Answer(cut_after=1000), Answer(cut_after=100_000)], [None, "bytes=1000-", "bytes=101000-"]),
         (b"", [Answer(cut_after=1000, chunked=True, block=500)], [None, "bytes=1000-"]),
         (b"", [Answer(body=CONTENT[::-1] + b"more", cut_after=1000, etag='"old"')], [None, "bytes=1000-", None]),
+        (b"", cut_and_asked_again('"strong"', UNDATED, UNDATED), [None, "bytes=1000-"]),
+        (b"", cut_and_asked_again('W/"weak"', TUESDAY, TUESDAY), [None, "bytes=1000-"]),
+        (b"", cut_and_asked_again('W/"weak"', TUESDAY, WEDNESDAY), [None, "bytes=1000-", None]),
+        (b"", cut_and_asked_again(None, UNDATED, UNDATED), [None, None]),
     ],
 )
 def test_a_part_is_gone_on_from_where_that_is_the_same_file(
@@ -161,24 +173,6 @@ def test_a_part_is_gone_on_from_where_that_is_the_same_file(
     else:
         assert found == CONTENT
     assert server.ranges == ranges
-
-
-@pytest.mark.parametrize(
-    ("etag", "before", "now", "resumes"),
-    [
-        ('"strong"', "", "", True),
-        ('W/"weak"', "Tue, 01 Dec 2020 00:00:00 GMT", "Tue, 01 Dec 2020 00:00:00 GMT", True),
-        ('W/"weak"', "Tue, 01 Dec 2020 00:00:00 GMT", "Wed, 02 Dec 2020 00:00:00 GMT", False),
-        (None, "", "", False),
-    ],
-)
-def test_a_part_is_gone_on_from_only_where_the_server_tells_that_it_is_of_this_version(
-    part: Path, etag: str | None, before: str, now: str, resumes: bool
-) -> None:
-    first = Answer(etag=etag, headers={"Last-Modified": before}, cut_after=1000)
-    with serving(CONTENT, first, default=Answer(etag=etag, headers={"Last-Modified": now})) as server:
-        assert got(server.url, part) == CONTENT
-    assert (server.ranges[-1] == "bytes=1000-") is resumes
 
 
 @pytest.mark.parametrize("origin", ["", "http://elsewhere/weights.h5\n{version}\n", "{url}\n\n", '{url}\n"old"\n'])
