@@ -401,48 +401,44 @@ def test_a_table_names_the_pairs_as_a_file_and_on_stdin(
 
 
 @pytest.mark.parametrize(
-    ("arguments", "words"),
+    ("arguments", "code", "words"),
     [
-        ((), "Missing argument 'PRED'"),
-        (("folder",), "folder: missing REF; alone it must be a table .csv, or - for one on stdin"),
-        (("", "ref"), "an empty path"),
-        (("a", ""), "an empty path"),
-        (("a", "b", "c"), "unexpected extra argument"),
-        (("a", "b", "--convention", "brats2020"), "'--convention': 'brats2020' is not one of 'brats', 'lesionwise'"),
-        (("a", "b", "--labels", "brats2019"), "--labels"),
-        (("a", "b", "--worst", "0"), "--worst"),
-        (("a", "b", "--worst", "1", "--json"), "--worst and --json exclude one another"),
-        (("a", "b", "--tolerance", "-1"), "--tolerance"),
-        (("a", "b", "--tolerance", "nan"), "--tolerance"),
-        (("a", "b", "--tolerance", "inf"), "--tolerance"),
-        (("a", "b", "--seed", "-1"), "--seed"),
-        (("a", "b", "--csv", ""), "--csv"),
-        (("a", "b", "--plot", ""), "--plot"),
-        (("a", "b", "--plot", "scores.pdf"), "--plot scores.pdf: name a .png file of its own"),
-        (("a", "b", "--xlsx", "scores.csv"), "--xlsx scores.csv: name a .xlsx file of its own"),
-        (("a", "b", "--csv", "same.png", "--plot", "same.png"), "--plot same.png: name a .png file of its own"),
+        ((), 2, "Missing argument 'PRED'"),
+        (("folder",), 2, "folder: missing REF; alone it must be a table .csv, or - for one on stdin"),
+        (("", "ref"), 2, "an empty path"),
+        (("a", ""), 2, "an empty path"),
+        (("a", "b", "c"), 2, "unexpected extra argument"),
+        (("a", "b", "--convention", "brats2020"), 2, "'--convention': 'brats2020' is not one of 'brats', 'lesionwise'"),
+        (("a", "b", "--labels", "brats2019"), 2, "--labels"),
+        (("a", "b", "--worst", "0"), 2, "--worst"),
+        (("a", "b", "--worst", "1", "--json"), 2, "--worst and --json exclude one another"),
+        (("a", "b", "--tolerance", "-1"), 2, "--tolerance"),
+        (("a", "b", "--tolerance", "nan"), 2, "--tolerance"),
+        (("a", "b", "--tolerance", "inf"), 2, "--tolerance"),
+        (("a", "b", "--seed", "-1"), 2, "--seed"),
+        (("a", "b", "--csv", ""), 2, "--csv"),
+        (("a", "b", "--plot", ""), 2, "--plot"),
+        (("a", "b", "--plot", "scores.pdf"), 2, "--plot scores.pdf: name a .png file of its own"),
+        (("a", "b", "--xlsx", "scores.csv"), 2, "--xlsx scores.csv: name a .xlsx file of its own"),
+        (("a", "b", "--csv", "same.png", "--plot", "same.png"), 2, "--plot same.png: name a .png file of its own"),
+        (("absent.nii.gz", "absent.nii.gz", "--allow-missing"), 3, "absent.nii.gz: no such file or folder"),
+        (("absent", "ref", "--allow-missing"), 3, "absent: no such file or folder"),
+        (("ref", "absent", "--allow-missing"), 3, "absent: no such file or folder"),
+        (("absent.csv", "--allow-missing"), 3, "absent.csv: cannot be read: No such file"),
+        (("ref", "ref", "--allow-missing"), 3, "ref: is given as prediction and as reference"),
+        (("empty", "ref", "--allow-missing"), 3, "empty: holds no label map"),
+        (("ref", "empty", "--allow-missing"), 3, "empty: holds no label map"),
     ],
 )
-def test_misuse_is_exit_2_in_one_line(arguments: tuple[str, ...], words: str, capsys: Captured) -> None:
-    assert evaluate(*arguments) == 2
+def test_misuse_is_exit_2_and_bad_input_exit_3_in_one_line(
+    arguments: tuple[str, ...], code: int, words: str, cohort: Path, capsys: Captured
+) -> None:
+    Path("ref").symlink_to(cohort / "ref")
+    Path("empty").mkdir()
+    assert evaluate(*arguments) == code
     out, err = capsys.readouterr()
     assert (out, err.count("\n")) == ("", 1)
     assert words in err
-
-
-@pytest.mark.parametrize(
-    "arguments",
-    [
-        *(("absent.nii.gz", "absent.nii.gz"), ("absent", "ref"), ("ref", "absent"), ("absent.csv",), ("ref", "ref")),
-        *(("empty", "ref"), ("ref", "empty")),
-    ],
-)
-def test_bad_input_is_exit_3_in_one_line(arguments: tuple[str, ...], cohort: Path, capsys: Captured) -> None:
-    Path("ref").symlink_to(cohort / "ref")
-    Path("empty").mkdir()
-    assert evaluate(*arguments, "--allow-missing") == 3
-    out, err = capsys.readouterr()
-    assert (out, err.count("\n")) == ("", 1)
 
 
 # The process as a whole
