@@ -56,6 +56,13 @@ def own_cases(cases: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(cases, tmp_path / "own" / "cases"))
 
 
+@pytest.fixture
+def own_half(half: Run, tmp_path: Path) -> Run:
+    """A training that was stopped in its second epoch, in a folder to be changed."""
+    root = Path(shutil.copytree(half.folder.root, tmp_path / "run"))  # its name is the name of the weights
+    return replace(half, folder=RunFolder(root), settings=replace(half.settings, output=root))
+
+
 def step_of(folder: RunFolder) -> int:
     return int(document_of(folder.state)["step"])
 
@@ -95,16 +102,15 @@ def test_resume_begins_where_there_is_nothing(cases: Path, tmp_path: Path) -> No
     assert run_training(small_settings(tmp_path / "run", cases, ONE_STEP, resume=True)).is_done
 
 
-def test_training_goes_on_without_its_cases_in_a_folder_that_has_moved(whole: Run, half: Run, tmp_path: Path) -> None:
-    there = Path(shutil.copytree(half.folder.root, tmp_path / "run"))  # its name is the name of the weights
-    slices = Path(shutil.copytree(half.settings.slices, there / "slices"))
-    assert_same_result(continue_training(half.settings, output=there, slices=slices), whole.folder)
+def test_training_goes_on_without_its_cases_in_a_folder_that_has_moved(whole: Run, own_half: Run) -> None:
+    slices = Path(shutil.copytree(own_half.settings.slices, own_half.folder.root / "slices"))
+    assert_same_result(continue_training(own_half.settings, slices=slices), whole.folder)
 
 
 def test_training_goes_on_with_its_options_given_again_lost_slices_and_a_new_case(
-    whole: Run, half: Run, own_cases: Path, tmp_path: Path
+    whole: Run, own_half: Run, own_cases: Path, tmp_path: Path
 ) -> None:
-    folder = RunFolder(Path(shutil.copytree(half.folder.root, tmp_path / "run")))
+    folder = own_half.folder
     settings = small_settings(folder.root, own_cases)
     config = Path(shutil.copyfile(folder.config, tmp_path / "again.toml"))
     small_case(own_cases, name="case_new", seed=9)
@@ -115,12 +121,12 @@ def test_training_goes_on_with_its_options_given_again_lost_slices_and_a_new_cas
 
 @pytest.mark.parametrize("begins", [False, True], ids=["resumed", "overwritten"])
 def test_what_killed_sessions_have_left_is_removed_by_a_training_and_not_by_a_dry_run(
-    begins: bool, half: Run, cases: Path, tmp_path: Path
+    begins: bool, own_half: Run, cases: Path
 ) -> None:
-    root = Path(shutil.copytree(half.folder.root, tmp_path / "run"))
+    root = own_half.folder.root
     left = root / f".best.safetensors.{socket.gethostname()}.{2**22 + 1}.tmp"  # no process has this number
     left.touch()
-    settings = small_settings(root, cases, overwrite=True) if begins else resuming(half.settings, output=root)
+    settings = small_settings(root, cases, overwrite=True) if begins else resuming(own_half.settings)
     read_cases(replace(settings, dry_run=True), plan_training(settings))
     assert left.exists()
     stop_training(settings, 0)
@@ -308,17 +314,16 @@ OTHER_CASES: Final[dict[str, tuple[Callable[[Path, Path], None], bool, str]]] = 
 
 @pytest.mark.parametrize(("change", "with_cases", "message"), OTHER_CASES.values(), ids=OTHER_CASES)
 def test_training_does_not_go_on_with_other_cases(
-    change: Callable[[Path, Path], None], with_cases: bool, message: str, half: Run, own_cases: Path, tmp_path: Path
+    change: Callable[[Path, Path], None], with_cases: bool, message: str, own_half: Run, own_cases: Path
 ) -> None:
-    root = Path(shutil.copytree(half.folder.root, tmp_path / "run"))
-    slices = Path(shutil.copytree(half.settings.slices, own_cases.parent / "slices"))
+    slices = Path(shutil.copytree(own_half.settings.slices, own_cases.parent / "slices"))
     change(own_cases, slices)
-    before, stored = files_in(root), files_in(slices)
+    before, stored = files_in(own_half.folder.root), files_in(slices)
     sources = [own_cases] if with_cases else []
     with pytest.raises(CaseError) as refusal:
-        run_training(resuming(half.settings, output=root, slices=slices, sources=sources))
+        run_training(resuming(own_half.settings, slices=slices, sources=sources))
     assert message in str(refusal.value)
-    assert files_in(root) == before
+    assert files_in(own_half.folder.root) == before
     refused = "case_1.safetensors"  # is not stored as it is now: the next try would take it for what was trained on
     assert files_in(slices).get(refused) == stored.get(refused)
 
@@ -380,30 +385,27 @@ DAMAGES: Final[Mapping[str, Callable[[Path], object]]] = {
 
 
 @pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
-def test_state_that_is_damaged_is_named_and_nothing_is_lost(damage: Callable[[Path], None], half: Run, tmp_path: Path) -> None:
-    root = Path(shutil.copytree(half.folder.root, tmp_path / "run"))
-    damage(root / "state.safetensors")
-    before = files_in(root)
+def test_state_that_is_damaged_is_named_and_nothing_is_lost(damage: Callable[[Path], None], own_half: Run) -> None:
+    damage(own_half.folder.state)
+    before = files_in(own_half.folder.root)
     with pytest.raises(WeightsError, match=r"state\.safetensors: "):
-        run_training(resuming(half.settings, output=root))
-    assert files_in(root) == before
+        run_training(resuming(own_half.settings))
+    assert files_in(own_half.folder.root) == before
 
 
-def test_split_that_is_damaged_is_named(half: Run, tmp_path: Path) -> None:
-    root = Path(shutil.copytree(half.folder.root, tmp_path / "run"))
-    (root / "split.json").write_text("{")
+def test_split_that_is_damaged_is_named(own_half: Run) -> None:
+    own_half.folder.split.write_text("{")
     with pytest.raises(CaseError, match=r"split\.json: cannot be read, or is damaged"):
-        plan_training(resuming(half.settings, output=root))
+        plan_training(resuming(own_half.settings))
 
 
 @pytest.mark.parametrize(
     "content", ["{", "[]", "[" * 10**5, '{"sessions": [{}]}', '{"sessions": [{"cases": {"a": 3}, "init": null}]}']
 )
-def test_record_of_sessions_that_is_damaged_is_named(content: str, half: Run, tmp_path: Path) -> None:
-    root = Path(shutil.copytree(half.folder.root, tmp_path / "run"))
-    (root / "run.json").write_text(content)
+def test_record_of_sessions_that_is_damaged_is_named(content: str, own_half: Run) -> None:
+    own_half.folder.document.write_text(content)
     with pytest.raises(CaseError, match=r"run\.json: cannot be read, or is none of drunet's"):
-        run_training(resuming(half.settings, output=root))
+        run_training(resuming(own_half.settings))
 
 
 # The command itself, which a signal meets
