@@ -20,6 +20,8 @@ GOLDEN_WEIGHTS: Final = GOLDEN / "keras_base1.h5"
 GOLDEN_IMAGES: Final = {modality: GOLDEN / "case" / f"golden_{modality}.nii.gz" for modality in CHANNELS}
 GOLDEN_LABELS: Final = GOLDEN / "case" / "golden_seg_expected.nii.gz"
 
+ENDED_PID: Final = 999_999_999  # no process has it
+
 Drunet = Callable[..., Done]
 
 
@@ -36,6 +38,16 @@ def stdin_of(content: str | bytes) -> io.TextIOWrapper:
 def open_image(path: Path | str) -> Any:  # nibabel types what it opens too vaguely to be used
     """A NIfTI image as nibabel reads it."""
     return nib.load(path)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Every file below a folder, hidden ones too, by its path in it."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def names_in(folder: Path | str) -> list[str]:
+    """What lies in a folder itself."""
+    return sorted(path.name for path in Path(folder).iterdir())
 
 
 def open_to_all(folder: Path) -> None:

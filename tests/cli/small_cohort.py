@@ -1,7 +1,7 @@
 """Small cases to convert: an ellipsoid for a brain, boxes for a tumour, stored along any axes, named as any data set names."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -21,6 +21,9 @@ SEGMENTATION: Final = "seg"
 NAMES_2021: Final = ("_flair", "_t1ce", "_t1", "_t2")
 NAMES_2023: Final = ("-t2f", "-t1c", "-t1n", "-t2w")
 NAMES_NNUNET: Final = ("_0003", "_0001", "_0000", "_0002")  # with --channels t1,t1ce,t2,flair
+
+# Options of `drunet segment`. Windows are fast, and how the network sees the slices is no matter in these tests.
+SETTINGS: Final = ("--window", "auto", "--device", "cpu", "--threads", "1")
 
 Voxels = npt.NDArray[np.int16]
 
@@ -90,11 +93,6 @@ def spoil(folder: Path) -> Path:
     path = next(folder.glob("*_t2.nii.gz"))
     path.write_bytes(path.read_bytes()[:200])
     return path
-
-
-def contents(folder: Path) -> Mapping[str, bytes]:
-    """Every file below a folder, by its path in it."""
-    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
 def shift(path: Path) -> None:

@@ -16,8 +16,8 @@ from drunet_cli.brats import CHANNELS, Modality
 from drunet_cli.cli.app import main
 from drunet_cli.io.inputs import file_sha256
 from drunet_cli.io.nifti import load_volume, stored_header
-from tests.cli.small_cohort import contents, write_case
-from tests.support import GOLDEN_WEIGHTS
+from tests.cli.small_cohort import write_case
+from tests.support import GOLDEN_WEIGHTS, contents
 
 pytestmark = pytest.mark.usefixtures("in_tmp_path")
 

@@ -11,10 +11,9 @@ from typing import Any, Final
 
 import pytest
 
-from tests.cli.small_cohort import write_cases
-from tests.cli.test_interruption import SETTINGS, names
+from tests.cli.small_cohort import SETTINGS, write_cases
 from tests.forks import Forks, Strike
-from tests.support import Drunet
+from tests.support import Drunet, names_in
 
 N_CASES: Final = 6
 CASES: Final = [f"case_{n}" for n in range(N_CASES)]
@@ -92,7 +91,7 @@ def assert_next_run_completes(drunet: Drunet, folder: Path, whole: WholeRun) -> 
 
 
 def assert_as_undisturbed(folder: Path, whole: WholeRun) -> None:
-    assert names(folder / "out") == OUTPUTS
+    assert names_in(folder / "out") == OUTPUTS
     assert label_maps(folder) == whole.label_maps
     assert sidecars(folder) == whole.sidecars
     assert summary(folder) == whole.summary

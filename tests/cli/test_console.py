@@ -26,8 +26,7 @@ from drunet_cli.evaluation.evaluate import SCORES, statistics
 from drunet_cli.segmentation.summary import Status, SummaryRow
 from drunet_cli.training import loop
 from drunet_cli.weights.registry import BUNDLED, COMPACT
-from tests.cli.small_cohort import write_cases
-from tests.cli.test_interruption import SETTINGS
+from tests.cli.small_cohort import SETTINGS, write_cases
 from tests.forks import Forks, Run
 from tests.support import GOLDEN_WEIGHTS
 from tests.training.shallow import SHALLOW, stage_blocks

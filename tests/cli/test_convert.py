@@ -14,9 +14,9 @@ import pytest
 from drunet_cli.brats import CHANNELS
 from drunet_cli.cli.app import main
 from drunet_cli.errors import OutputError
-from tests.cli.small_cohort import CASES, NAMES_NNUNET, contents, objects, segmentation, spoil, write_case
+from tests.cli.small_cohort import CASES, NAMES_NNUNET, objects, segmentation, spoil, write_case
 from tests.forks import CLOSED_PIPE, limit_files
-from tests.support import Drunet, image_options, open_image, stdin_of
+from tests.support import Drunet, contents, image_options, open_image, stdin_of
 
 pytestmark = pytest.mark.usefixtures("in_tmp_path")
 

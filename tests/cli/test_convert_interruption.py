@@ -11,9 +11,9 @@ from typing import Final
 import psutil
 import pytest
 
-from tests.cli.small_cohort import contents, write_cases
+from tests.cli.small_cohort import write_cases
 from tests.forks import Forks, Run
-from tests.support import Drunet, wait_until
+from tests.support import Drunet, contents, wait_until
 
 N_CASES: Final = 6
 JOBS: Final = ("--jobs", "2")

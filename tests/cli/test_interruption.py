@@ -13,11 +13,10 @@ import pytest
 
 from drunet_cli.brats import CHANNELS
 from drunet_cli.cli.app import main
-from tests.cli.small_cohort import write_case
+from tests.cli.small_cohort import SETTINGS, write_case
 from tests.forks import Forks, Strike, limit_files
-from tests.support import Drunet, image_options
+from tests.support import Drunet, image_options, names_in
 
-SETTINGS: Final = ("--window", "auto", "--device", "cpu", "--threads", "1")
 OUTPUTS: Final = ["seg.json", "seg.nii.gz"]
 MIDDLE_BYTES: Final = 2000  # less than a label map of the case, of 3232; more than a run prints
 
@@ -55,10 +54,6 @@ def whole(golden_safetensors: Path, forks: Forks, tmp_path_factory: pytest.TempP
     return WholeRun(words, (folder / "seg.nii.gz").read_bytes())
 
 
-def names(folder: Path) -> list[str]:
-    return sorted(path.name for path in folder.iterdir())
-
-
 # Killed, and interrupted
 
 
@@ -69,8 +64,8 @@ def test_a_run_killed_in_the_middle_of_the_label_map_leaves_none_and_the_next_cl
     words = (*whole.words[:-1], "seg.nii", "--no-sidecar")
     killed = drunet(*words, before=limit_files(MIDDLE_BYTES, signal_ignored=False))
     assert killed.returncode == -signal.SIGXFSZ
-    assert [Path(name).suffix for name in names(tmp_path)] == [".claim", ".tmp"]
-    assert (drunet(*words).returncode, names(tmp_path)) == (0, ["seg.nii"])
+    assert [Path(name).suffix for name in names_in(tmp_path)] == [".claim", ".tmp"]
+    assert (drunet(*words).returncode, names_in(tmp_path)) == (0, ["seg.nii"])
 
 
 def test_a_label_map_for_which_there_is_no_room_is_one_error_line_and_no_files(
@@ -79,7 +74,7 @@ def test_a_label_map_for_which_there_is_no_room_is_one_error_line_and_no_files(
     # Python ignores the signal; the write then fails, as on a full disk.
     words = (*whole.words[:-1], "out/seg.nii", "--no-sidecar")
     done = drunet(*words, before=limit_files(MIDDLE_BYTES, signal_ignored=True))
-    assert (done.returncode, done.stdout, names(tmp_path)) == (6, "", [])
+    assert (done.returncode, done.stdout, names_in(tmp_path)) == (6, "", [])
     assert re.fullmatch(r"(Warning: .+\n)*Error: out/seg\.nii: cannot be written: File too large\n", done.stderr)
 
 
@@ -106,7 +101,7 @@ def test_a_signal_ends_the_run_with_its_code_and_without_files_or_traceback(
         found = (done.returncode, done.stdout, done.stderr)
     # Before drunet has the word, the signal itself ends the process: to a shell that is the same code.
     assert found[0] in (128 + number, -number)
-    assert (*found[1:], names(tmp_path)) == ("", "", [])
+    assert (*found[1:], names_in(tmp_path)) == ("", "", [])
 
 
 @pytest.mark.slow
@@ -121,7 +116,7 @@ def test_a_signal_after_the_result_is_no_traceback(number: int, whole: WholeRun,
         _, stderr = process.communicate(timeout=60)
     assert "Traceback" not in stderr
     assert process.returncode in (0, -number, 128 + number)
-    assert names(tmp_path) == OUTPUTS
+    assert names_in(tmp_path) == OUTPUTS
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
@@ -138,7 +133,7 @@ def test_a_signal_after_the_command_has_ended_gives_its_code(number: int, code: 
 def test_a_lost_stream_does_not_lose_the_label_map(redirection: str, whole: WholeRun, tmp_path: Path) -> None:
     done = in_shell(*whole.words, redirection=redirection, folder=tmp_path)
     assert "Traceback" not in done.stderr
-    assert names(tmp_path) == OUTPUTS
+    assert names_in(tmp_path) == OUTPUTS
     assert (tmp_path / "seg.nii.gz").read_bytes() == whole.label_map
     assert done.returncode == 0 or "full" in redirection  # also where a warning comes that nobody reads
 

@@ -10,10 +10,10 @@ import pytest
 import drunet_cli
 from drunet_cli.brats import CHANNELS
 from drunet_cli.cli.app import main
-from tests.cli.small_cohort import spoil, write_cases
+from tests.cli.small_cohort import SETTINGS, spoil, write_cases
 from tests.support import GOLDEN_WEIGHTS, image_options
 
-SETTINGS: Final = ("--weights", str(GOLDEN_WEIGHTS), "--window", "auto", "--device", "cpu", "--threads", "1")
+OPTIONS: Final = ("--weights", str(GOLDEN_WEIGHTS), *SETTINGS)
 PREFIX: Final = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d \S+?(, \d+ of \d+)?: ")
 
 
@@ -26,7 +26,7 @@ def _lines_without_time_and_host() -> None:
 def words(cohort: Path) -> list[str]:
     """Segment a small case."""
     images = {modality: cohort / "case_0" / f"case_0_{modality}.nii.gz" for modality in CHANNELS}
-    return ["segment", *image_options(images), *SETTINGS]
+    return ["segment", *image_options(images), *OPTIONS]
 
 
 def logged(path: Path) -> list[str]:
@@ -79,7 +79,7 @@ def test_a_log_holds_what_a_quiet_run_does_not_tell_and_is_appended_to(
 def test_a_log_tells_which_case_of_how_many_a_line_is_about(tmp_path: Path) -> None:
     spoil(write_cases(tmp_path / "cases", 2) / "case_1")
     log = tmp_path / "run.log"
-    assert main(["segment", str(tmp_path / "cases"), *SETTINGS, "-o", str(tmp_path / "out"), "--quiet", "--log", str(log)]) == 1
+    assert main(["segment", str(tmp_path / "cases"), *OPTIONS, "-o", str(tmp_path / "out"), "--quiet", "--log", str(log)]) == 1
     places = [found[1] for line in log.read_text().splitlines() if (found := PREFIX.match(line)) and found[1]]
     assert places == [", 1 of 2", ", 2 of 2"]
 

@@ -8,7 +8,7 @@ from typing import Final
 import pytest
 
 from drunet_cli.errors import ExitCode
-from tests.cli.test_interruption import SETTINGS
+from tests.cli.small_cohort import SETTINGS
 from tests.forks import Done, Forks
 from tests.mutations import mutations
 from tests.support import GOLDEN_IMAGES, image_options

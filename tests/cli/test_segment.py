@@ -22,7 +22,7 @@ from drunet_cli.weights.cache import open_weights
 from drunet_cli.weights.checkpoint import Postprocessing, write_checkpoint
 from drunet_cli.weights.keras import read_keras_h5
 from tests.cli.small_cohort import write_case
-from tests.support import GOLDEN, GOLDEN_IMAGES, GOLDEN_LABELS, GOLDEN_WEIGHTS, image_options, open_image, voxels_of
+from tests.support import GOLDEN, GOLDEN_IMAGES, GOLDEN_LABELS, GOLDEN_WEIGHTS, image_options, names_in, open_image, voxels_of
 
 pytestmark = pytest.mark.usefixtures("in_tmp_path")
 
@@ -48,10 +48,6 @@ def images_of(case: str) -> dict[Modality, Path]:
 def sidecar(path: str = "seg.json") -> dict[str, Any]:
     document: dict[str, Any] = json.loads(Path(path).read_text())
     return document
-
-
-def files() -> list[str]:
-    return sorted(path.name for path in Path.cwd().iterdir())
 
 
 @pytest.fixture(scope="module")
@@ -185,7 +181,7 @@ def test_a_folder_as_output_gets_a_file_named_after_the_case(capsys: Captured) -
     for options in ([], ["--case", "P 01"]):
         assert segment("--no-sidecar", "--window", "auto", *options, output="results", images=images_of("p1")) == 0
     assert capsys.readouterr().out == "results/p1.nii.gz\nresults/P 01.nii.gz\n"
-    assert sorted(path.name for path in Path("results").iterdir()) == [
+    assert names_in("results") == [
         "P 01.nii.gz",
         "p1.nii.gz",
         "summary.csv",
@@ -261,7 +257,7 @@ def test_images_that_cannot_be_segmented_are_named_with_the_remedy(capsys: Captu
     nib.Nifti1Image(np.where(voxels == voxels.max(), np.nan, voxels), image.affine).to_filename(path)
     assert segment(images=images_of("p1")) == 3
     assert re.match(f"Error: {path} .*voxels are NaN or infinite; .+", capsys.readouterr().err)
-    assert files() == ["p1"]
+    assert names_in(".") == ["p1"]
 
 
 def test_two_runs_into_one_folder_do_not_meet(capsys: Captured) -> None:
@@ -282,7 +278,7 @@ def test_two_runs_into_one_folder_do_not_meet(capsys: Captured) -> None:
 
 def test_probabilities_are_those_that_the_labels_follow() -> None:
     assert segment("--probabilities") == 0
-    assert files() == ["seg.json", "seg.nii.gz", "seg_probabilities.nii.gz"]
+    assert names_in(".") == ["seg.json", "seg.nii.gz", "seg_probabilities.nii.gz"]
     image, flair = open_image("seg_probabilities.nii.gz"), open_image(GOLDEN_IMAGES[Modality.FLAIR])
     assert image.shape == (*flair.shape, 4)
     np.testing.assert_array_equal(image.affine, flair.affine)
@@ -299,7 +295,7 @@ def test_uncertainty_is_written_under_the_names_of_brats_2020_and_can_be_scored(
     write_case(Path("p1"))
     options = ["--uncertainty", "--mc-samples", "2", "--dropout", "0.2", "--seed", "3", "--window", "auto"]
     assert segment(*options, images=images_of("p1")) == 0
-    assert files() == sorted(["p1", "seg.json", "seg.nii.gz", "seg_entropy.nii.gz", *UNCERTAINTY])
+    assert names_in(".") == sorted(["p1", "seg.json", "seg.nii.gz", "seg_entropy.nii.gz", *UNCERTAINTY])
     for name in UNCERTAINTY:
         image = open_image(name)
         assert image.get_data_dtype() == np.uint8
@@ -363,7 +359,7 @@ def test_a_strict_run_of_one_case_is_bad_input_and_writes_nothing(capsys: Captur
     (line,) = capsys.readouterr().err.splitlines()
     assert "of the tumour (90.1%) lie outside the brain" in line
     assert line.endswith("(strict: the warning labels-outside-brain is a failure)")
-    assert files() == []
+    assert names_in(".") == []
 
 
 @pytest.mark.parametrize(
@@ -396,4 +392,4 @@ def test_a_strict_run_of_one_case_is_bad_input_and_writes_nothing(capsys: Captur
 def test_what_makes_no_sense_is_misuse(options: list[str], line: str, capsys: Captured) -> None:
     assert segment(*options) == 2
     assert capsys.readouterr().err.startswith(f"Error: {line}")
-    assert files() == []
+    assert names_in(".") == []

@@ -22,21 +22,19 @@ from tests.cli.small_cohort import (
     NAMES_2021,
     NAMES_2023,
     NAMES_NNUNET,
+    SETTINGS,
     SHAPE,
-    contents,
     save,
     shift,
     spoil,
     write_case,
     write_cases,
 )
-from tests.support import open_image, stdin_of
+from tests.support import ENDED_PID, contents, names_in, open_image, stdin_of
 
 LABEL_MAPS: Final = [f"out/{case}.nii.gz" for case in CASES]
 OUTPUTS: Final = sorted(f"{case}{suffix}" for case in CASES for suffix in (".json", ".nii.gz"))
 TABLES: Final = ["labels_itksnap.txt", "labels_slicer.ctbl", "summary.csv", "summary.xlsx"]
-# Windows, since they are fast; how the network sees the slices is no matter here.
-SETTINGS: Final = ("--window", "auto", "--device", "cpu", "--threads", "1")
 WEIGHTS: Final = "../weights.safetensors"
 
 Captured = pytest.CaptureFixture[str]
@@ -67,10 +65,6 @@ def outputs(segmented: Path, *cases: str) -> None:
     for case in cases:
         for suffix in (".nii.gz", ".json"):
             shutil.copyfile(segmented / f"{case}{suffix}", f"out/{case}{suffix}")
-
-
-def names_in(folder: Path | str) -> list[str]:
-    return sorted(path.name for path in Path(folder).iterdir())
 
 
 def objects(lines: str) -> dict[str, dict[str, Any]]:
@@ -373,7 +367,7 @@ def test_what_killed_runs_have_left_is_removed(segmented: Path, cohort: Path) ->
     Path("out/case_0.nii.gz").unlink()  # a sidecar alone
     host = os.uname().nodename
     for name in ("case_0.nii.gz", "case_0.json", "case_1.json", "summary.csv", "summary-1-of-2.csv", "gone.nii.gz"):
-        Path(f"out/.{name}.{host}.999999999.tmp").write_text("{")
+        Path(f"out/.{name}.{host}.{ENDED_PID}.tmp").write_text("{")
     Path("out/.mine.tmp").write_text("")
     assert segment(cohort, "-o", "out", "--skip-existing", "--quiet") == 0
     assert names_in("out") == [".mine.tmp", *OUTPUTS, *TABLES]

@@ -13,13 +13,12 @@ import pytest
 
 from drunet_cli.cli.app import main
 from drunet_cli.weights.registry import DEFAULT, ENTRIES
-from tests.cli.small_cohort import shift, write_case, write_cases
+from tests.cli.small_cohort import SETTINGS, shift, write_case, write_cases
 from tests.support import GOLDEN_WEIGHTS, open_image
 
 Captured = pytest.CaptureFixture[str]
 
 # As in test_segment_cohort.py: windows, since they are fast.
-SETTINGS: Final = ("--window", "auto", "--device", "cpu", "--threads", "1")
 N_CASES: Final = 2
 VOXELS_UNREAD: Final = "(headers were read; voxels were not, nor was the device tried)"
 

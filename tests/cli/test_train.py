@@ -11,8 +11,8 @@ import pytest
 
 from drunet_cli.cli.app import main
 from drunet_cli.cli.training_screen import duration_in_words
-from tests.conversion.small_cases import SHAPE, brain_in, files_in, labels_in, save, small_case
-from tests.support import GOLDEN_WEIGHTS, stdin_of
+from tests.conversion.small_cases import SHAPE, brain_in, labels_in, save, small_case
+from tests.support import GOLDEN_WEIGHTS, contents, stdin_of
 
 Outcome = tuple[int, str, str]
 Train = Callable[..., Outcome]
@@ -174,7 +174,7 @@ def test_run_or_file_that_is_there_is_refused_and_left_as_it_is(
     way_out = "--resume continues it, --overwrite begins anew in its place\n" if file == "config.toml" else "--overwrite"
     assert (code, out, error.startswith("Error: run"), way_out in error) == (6, "", True, True)
     assert train(cohort, "-o", "run", "--dry-run", "--overwrite")[0] == 0
-    assert files_in(tmp_path) == {f"run/{file}": b"mine"}
+    assert contents(tmp_path) == {f"run/{file}": b"mine"}
 
 
 def test_file_where_the_run_is_to_be_is_refused(train: Train, cohort: Path, tmp_path: Path) -> None:

@@ -142,11 +142,6 @@ def convert_back(folder: Path, reference: Path, output: Path, *, case: str = NAM
     return convert_labels(planned, settings)
 
 
-def files_in(root: Path) -> dict[str, bytes]:
-    """Every file with its content, hidden ones too."""
-    return {path.relative_to(root).as_posix(): path.read_bytes() for path in sorted(root.rglob("*")) if path.is_file()}
-
-
 def image_slice(root: Path, z: int, *, case: str = NAME) -> Path:
     return root / "images" / slice_name(case, z)
 

@@ -26,7 +26,8 @@ from drunet_cli.conversion.dataset import (
     write_manifest,
 )
 from drunet_cli.errors import CaseError, OutputError
-from tests.conversion.small_cases import BRATS_AFFINE, NAME, brain_in, convert, files_in, images_in, saved_case, small_case
+from tests.conversion.small_cases import BRATS_AFFINE, NAME, brain_in, convert, images_in, saved_case, small_case
+from tests.support import contents
 
 # Keys of a description, and what JSON can hold in their place; the numbers are too large for a float, and for numpy's integers.
 KEYS: Final = (
@@ -212,7 +213,7 @@ def test_the_table_has_a_row_for_every_slice_by_case_whoever_converted_it(tmp_pa
     rows = rows_in(root)
     assert [(row["case"], int(row["z"])) for row in rows] == [("p10", z) for z in range(5)] + [("p2", z) for z in (1, 2, 3)]
     listed = {row[column] for row in rows for column in ("image", "mask")} - {""}
-    assert listed == {name for name in files_in(root) if name.endswith(".png")}
+    assert listed == {name for name in contents(root) if name.endswith(".png")}
     for row in rows:
         description = read_description(Layout(root).description(row["case"]))
         (expected,) = (each for each in description.rows if each.z == int(row["z"]))

@@ -3,8 +3,6 @@
 import itertools
 import os
 import shutil
-import subprocess
-import sys
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -34,7 +32,6 @@ from tests.conversion.small_cases import (
     brain_in,
     convert,
     convert_back,
-    files_in,
     image_slice,
     images_in,
     labels_in,
@@ -45,7 +42,7 @@ from tests.conversion.small_cases import (
     small_case,
 )
 from tests.io.test_intensities import published
-from tests.support import GOLDEN, GOLDEN_IMAGES, GOLDEN_LABELS, open_to_all, unprivileged
+from tests.support import ENDED_PID, GOLDEN, GOLDEN_IMAGES, GOLDEN_LABELS, contents, open_to_all, unprivileged
 
 FRAME: Final = 240
 # SHAPE is padded with its brain's box in the middle of the frame: x 1-19, y 2-19 of 20 and 24 voxels.
@@ -140,7 +137,7 @@ def test_labels_that_the_published_script_has_written_and_rounded_spacings_are_r
     labels = labels_in(brain_in()) * np.float64(1.000015)  # drunet_cli/network/README.md, PNG layout
     convert(saved_case(tmp_path, images_in(brain_in()), labels, affine=affine), tmp_path / "rounded")
     for folder in ("images", "masks"):
-        assert files_in(tmp_path / "rounded" / folder) == files_in(tmp_path / "exact" / folder)
+        assert contents(tmp_path / "rounded" / folder) == contents(tmp_path / "exact" / folder)
 
 
 def test_any_number_of_threads_and_a_second_run_give_the_same_bytes(tmp_path: Path) -> None:
@@ -149,10 +146,10 @@ def test_any_number_of_threads_and_a_second_run_give_the_same_bytes(tmp_path: Pa
     settings = SliceSettings(folder=tmp_path / "four", threads=4)
     convert_case(plan_slices([case], settings)[0], settings)
     for folder in ("images", "masks", "cases"):
-        assert files_in(tmp_path / "four" / folder) == files_in(tmp_path / "one" / folder)
-    before = files_in(tmp_path / "one")
+        assert contents(tmp_path / "four" / folder) == contents(tmp_path / "one" / folder)
+    before = contents(tmp_path / "one")
     assert not convert(case, tmp_path / "one", overwrite=True).skipped
-    assert files_in(tmp_path / "one") == before
+    assert contents(tmp_path / "one") == before
 
 
 def test_a_pixel_that_one_modality_alone_shows_counts_as_brain(tmp_path: Path) -> None:
@@ -177,10 +174,10 @@ def test_skip_blank_leaves_out_slices_with_neither_brain_nor_label(tmp_path: Pat
     description = convert(case, tmp_path / "some", skip_blank=True).description
     assert description.skip_blank
     assert [row.z for row in description.rows] == [1, 2, 3, BLANK[1]]
-    expected = files_in(tmp_path / "all")
+    expected = contents(tmp_path / "all")
     for folder in ("images", "masks"):
         del expected[f"{folder}/{NAME}_slice_{BLANK[0]}.png"]
-    some = files_in(tmp_path / "some")
+    some = contents(tmp_path / "some")
     assert some.keys() == expected.keys()
     assert all(some[name] == content for name, content in expected.items() if name.endswith(".png"))
 
@@ -207,7 +204,7 @@ def test_a_bad_segmentation_is_refused_and_named(tmp_path: Path, labels: npt.NDA
     with pytest.raises(CaseError, match=message) as caught:
         convert(case, tmp_path / "out")
     assert str(caught.value).startswith(f"{case.segmentation}: ")
-    assert not files_in(tmp_path / "out")
+    assert not contents(tmp_path / "out")
 
 
 @pytest.mark.parametrize("axis", range(2))
@@ -235,11 +232,11 @@ def test_a_case_that_cannot_be_read_is_named_and_leaves_its_earlier_slices(
 ) -> None:
     case = small_case(tmp_path)
     convert(case, tmp_path / "out")
-    before = files_in(tmp_path / "out")
+    before = contents(tmp_path / "out")
     damage(case.files[kind])
     with pytest.raises(CaseError, match=case.files[kind].name):
         convert(case, tmp_path / "out", overwrite=True)
-    assert files_in(tmp_path / "out") == before
+    assert contents(tmp_path / "out") == before
 
 
 # --- what is there, and what will be done
@@ -258,15 +255,15 @@ class Converted:
         return Layout(self.root).description(NAME)
 
     def assert_unchanged(self) -> None:
-        assert files_in(self.root) == self.files
+        assert contents(self.root) == self.files
 
     def assert_refused(self, *, match: str, case: Case | None = None, skip_blank: bool = False) -> None:
         """With --skip-existing, with nothing changed and the remedy, which helps."""
-        before = files_in(self.root)
+        before = contents(self.root)
         with pytest.raises(OutputError, match=match) as caught:
             convert(case or self.case, self.root, skip_existing=True, skip_blank=skip_blank)
         assert "--overwrite" in str(caught.value)
-        assert files_in(self.root) == before
+        assert contents(self.root) == before
         assert not convert(case or self.case, self.root, overwrite=True, skip_blank=skip_blank).skipped
 
 
@@ -274,7 +271,7 @@ class Converted:
 def converted(tmp_path: Path) -> Converted:
     case = small_case(tmp_path)
     convert(case, tmp_path / "out")
-    return Converted(case, tmp_path / "out", files_in(tmp_path / "out"))
+    return Converted(case, tmp_path / "out", contents(tmp_path / "out"))
 
 
 @pytest.mark.parametrize(
@@ -295,7 +292,7 @@ def test_the_plan_follows_from_what_is_there_and_from_the_options(
     for name in there:
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
-    before = files_in(tmp_path)
+    before = contents(tmp_path)
     case = Case(NAME, dict.fromkeys(CHANNELS, Path("image.nii")))
     for options, action in (({}, unasked), ({"skip_existing": True}, skip_existing), ({"overwrite": True}, overwrite)):
         settings = SliceSettings(folder=tmp_path, **options)
@@ -306,7 +303,7 @@ def test_the_plan_follows_from_what_is_there_and_from_the_options(
                 nii2png.check_plan([planned, planned], settings)
         else:
             nii2png.check_plan([planned], settings)
-    assert files_in(tmp_path) == before
+    assert contents(tmp_path) == before
 
 
 def test_a_table_of_somebody_else_is_replaced_only_when_asked(tmp_path: Path) -> None:
@@ -349,16 +346,14 @@ def test_a_case_that_another_process_has_converted_meanwhile_is_not_replaced(con
 
 @pytest.mark.parametrize("name", ["images", "masks", "cases"])
 def test_only_temporaries_of_dead_writers_are_removed(converted: Converted, name: str) -> None:
-    with subprocess.Popen([sys.executable, "-c", ""]) as process:
-        process.wait()
     host = os.uname().nodename
     file = "p1.json" if name == "cases" else "p1_slice_3.png"
-    (converted.root / name / f".{file}.{host}.{process.pid}.tmp").touch()
-    kept = [f".{file}.{host}.{os.getppid()}.tmp", f".{file}.another-host.4.tmp", f".hidden.{process.pid}.tmp", "x.tmp"]
+    (converted.root / name / f".{file}.{host}.{ENDED_PID}.tmp").touch()
+    kept = [f".{file}.{host}.{os.getppid()}.tmp", f".{file}.another-host.4.tmp", f".hidden.{ENDED_PID}.tmp", "x.tmp"]
     for each in kept:
         (converted.root / name / each).touch()
     nii2png.remove_stale_slices(Layout(converted.root))
-    assert files_in(converted.root) == {**converted.files, **{f"{name}/{each}": b"" for each in kept}}
+    assert contents(converted.root) == {**converted.files, **{f"{name}/{each}": b"" for each in kept}}
 
 
 # --- complete cases with --skip-existing
@@ -470,15 +465,15 @@ def test_overwriting_leaves_what_a_fresh_run_would_and_the_files_of_others(conve
     convert(small_case(tmp_path, name="p10", seed=1), converted.root)
     for stranger in ("images/p1_slice_.png", "images/notes.txt", "masks/p1.png", "images/p1_slice_2.png.bak"):
         (converted.root / stranger).write_bytes(b"a person's")
-    before = files_in(converted.root)
+    before = contents(converted.root)
     image_slice(converted.root, 2).with_name(f"{NAME}_slice_002.png").write_bytes(b"zero-padded: of this case")
     convert(converted.case, converted.root, overwrite=True)
-    assert files_in(converted.root) == before
+    assert contents(converted.root) == before
     fewer = small_case(tmp_path / "fewer", shape=(20, 24, 3), segmented=False)
     convert(fewer, converted.root, overwrite=True)
     convert(fewer, tmp_path / "fresh")
-    own = {name for name in files_in(converted.root) if f"{NAME}_slice" in name and name.endswith(".png")}
-    assert own - {"images/p1_slice_.png"} == {name for name in files_in(tmp_path / "fresh") if name.endswith(".png")}
+    own = {name for name in contents(converted.root) if f"{NAME}_slice" in name and name.endswith(".png")}
+    assert own - {"images/p1_slice_.png"} == {name for name in contents(tmp_path / "fresh") if name.endswith(".png")}
 
 
 # --- kills
@@ -518,7 +513,7 @@ def killed_at_removal(monkeypatch: pytest.MonkeyPatch, name: str) -> Iterator[No
 
 def undisturbed(case: Case, root: Path) -> dict[str, bytes]:
     convert(case, root)
-    return files_in(root)
+    return contents(root)
 
 
 def test_a_first_run_killed_at_any_file_is_completed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -532,7 +527,7 @@ def test_a_first_run_killed_at_any_file_is_completed(tmp_path: Path, monkeypatch
         assert n in (0, N_FILES) or Layout(root).unfinished(NAME).exists()
         assert not Layout(root).manifest.exists()
         convert(case, root, skip_existing=True)
-        assert files_in(root) == whole
+        assert contents(root) == whole
 
 
 def test_an_overwriting_run_killed_at_any_file_is_completed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -544,7 +539,7 @@ def test_an_overwriting_run_killed_at_any_file_is_completed(tmp_path: Path, monk
         with killed_at(monkeypatch, n):
             convert(case, root, overwrite=True)
         if Layout(root).description(NAME).exists() and n < N_FILES:  # killed before anything was replaced
-            left = files_in(root)
+            left = contents(root)
             left.pop(f"cases/{NAME}.part", None)
             assert left == before
             with pytest.raises(OutputError, match="is not the file from which"):  # the earlier case, still complete
@@ -552,7 +547,7 @@ def test_an_overwriting_run_killed_at_any_file_is_completed(tmp_path: Path, monk
             convert(case, root, overwrite=True)
         else:
             convert(case, root, skip_existing=True)
-        assert files_in(root) == whole
+        assert contents(root) == whole
 
 
 @pytest.mark.parametrize("name", [f"{NAME}.json", f"{NAME}_slice_5.png", f"{NAME}_slice_8.png", f"{NAME}.part"])
@@ -564,7 +559,7 @@ def test_an_overwriting_run_killed_at_a_removal_is_completed(
     with killed_at_removal(monkeypatch, name):
         convert(case, root, overwrite=True)
     convert(case, root, skip_existing=True)
-    assert files_in(root) == undisturbed(case, tmp_path / "fresh")
+    assert contents(root) == undisturbed(case, tmp_path / "fresh")
 
 
 def test_a_killed_run_or_repair_goes_on_with_what_is_asked_for_now(
@@ -579,7 +574,7 @@ def test_a_killed_run_or_repair_goes_on_with_what_is_asked_for_now(
         convert(converted.case, tmp_path / "other")
     bare = replace(converted.case, segmentation=None)
     convert(bare, tmp_path / "other", skip_existing=True)
-    assert files_in(tmp_path / "other") == undisturbed(bare, tmp_path / "fresh")
+    assert contents(tmp_path / "other") == undisturbed(bare, tmp_path / "fresh")
 
 
 def test_label_slices_of_an_unfinished_case_are_not_put_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -34,7 +34,6 @@ from tests.conversion.small_cases import (
     brain_in,
     convert,
     convert_back,
-    files_in,
     images_in,
     labels_in,
     mask_slice,
@@ -45,7 +44,7 @@ from tests.conversion.small_cases import (
     saved_case,
     small_case,
 )
-from tests.support import voxels_of
+from tests.support import contents, voxels_of
 
 FRAME: Final = (240, 240)
 BRATS_SHAPE: Final = (*FRAME, 4)
@@ -80,10 +79,10 @@ def dataset(tmp_path: Path) -> Dataset:
 
 def refusal(folder: Path, reference: Path, output: Path, **options: Any) -> str:
     """The one line of a case that is refused, with nothing written."""
-    before = files_in(output.parent)
+    before = contents(output.parent)
     with pytest.raises(CaseError) as caught:
         convert_back(folder, reference, output, **options)
-    assert files_in(output.parent) == before
+    assert contents(output.parent) == before
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
@@ -418,13 +417,13 @@ def test_the_document_tells_what_was_written(dataset: Dataset) -> None:
 
 
 def test_any_number_of_threads_gives_the_same_bytes_and_the_inputs_stay_as_they_are(dataset: Dataset, tmp_path: Path) -> None:
-    before = files_in(tmp_path)
+    before = contents(tmp_path)
     dataset.back()
     convert_back(dataset.root, dataset.reference, tmp_path / "a" / "other.nii", threads=4)
     assert (tmp_path / "a" / "other.nii").read_bytes() == dataset.output.read_bytes()
     convert_back(dataset.root, dataset.reference, tmp_path / "b" / "c" / "back.nii.gz")
     assert (tmp_path / "b" / "c" / "back.nii.gz").read_bytes().startswith(b"\x1f\x8b")
-    after = files_in(tmp_path)
+    after = contents(tmp_path)
     assert {name: content for name, content in after.items() if name in before} == before
 
 

@@ -36,7 +36,7 @@ from drunet_cli.io.atomic import (
     write_atomically,
 )
 from tests.forks import limit_files
-from tests.support import open_to_all, unprivileged
+from tests.support import ENDED_PID, names_in, open_to_all, unprivileged
 
 HOST: Final = socket.gethostname()
 
@@ -44,13 +44,6 @@ HOST: Final = socket.gethostname()
 @pytest.fixture
 def target(tmp_path: Path) -> Path:
     return tmp_path / "seg.nii.gz"
-
-
-@pytest.fixture(scope="module")
-def dead_pid() -> int:
-    process = subprocess.Popen([sys.executable, "-c", ""])
-    process.wait()
-    return process.pid
 
 
 @pytest.fixture
@@ -61,10 +54,6 @@ def closed_folder() -> Iterator[Path]:
         folder.chmod(0o555)
         yield folder
         folder.chmod(0o700)
-
-
-def names_in(folder: Path) -> list[str]:
-    return sorted(path.name for path in folder.iterdir())
 
 
 def write(target: Path, content: bytes = b"all", *, overwrite: bool = False) -> None:
@@ -430,9 +419,9 @@ HOUR_S: Final = 3600.0
 )
 @pytest.mark.parametrize("name", ["seg.nii.gz", ".nii.gz", "a b.nii.gz", "x.nii.gz.y.nii.gz", "é.nii.gz"])
 def test_a_temporary_is_removed_when_its_writer_is_gone(
-    tmp_path: Path, name: str, host: str, writer: str, age_s: float, removed: bool, dead_pid: int
+    tmp_path: Path, name: str, host: str, writer: str, age_s: float, removed: bool
 ) -> None:
-    pid = {OURS: os.getpid(), DEAD: dead_pid, PARENT: os.getppid()}[writer]
+    pid = {OURS: os.getpid(), DEAD: ENDED_PID, PARENT: os.getppid()}[writer]
     path = tmp_path / f".{name}.{host}.{pid}.tmp"
     for alone in (True, False):
         path.write_bytes(b"half")
@@ -444,18 +433,16 @@ def test_a_temporary_is_removed_when_its_writer_is_gone(
         assert path.exists() is not removed
 
 
-def test_folders_of_scans_that_killed_processes_left_are_removed(
-    tmp_path: Path, dead_pid: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_folders_of_scans_that_killed_processes_left_are_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    left = [f"drunet-temporary-{HOST}.{pid}.x1_y" for pid in (dead_pid, os.getpid())]
+    left = [f"drunet-temporary-{HOST}.{pid}.x1_y" for pid in (ENDED_PID, os.getpid())]
     kept = [
         f"drunet-temporary-{HOST}.{os.getppid()}.x",
-        f"drunet-temporary-other.{dead_pid}.x",
-        f"{HOST}.{dead_pid}.x",
+        f"drunet-temporary-other.{ENDED_PID}.x",
+        f"{HOST}.{ENDED_PID}.x",
         "drunet-demo",
         "drunet-temporary-1.x",
-        f"drunet-{HOST}.{dead_pid}.x",  # results of somebody, by name
+        f"drunet-{HOST}.{ENDED_PID}.x",  # results of somebody, by name
     ]
     for name in (*left, *kept):
         (tmp_path / name).mkdir()
@@ -467,13 +454,13 @@ def test_folders_of_scans_that_killed_processes_left_are_removed(
     assert not folder.exists()
 
 
-def test_other_files_are_kept_however_much_they_look_alike(target: Path, dead_pid: int) -> None:
+def test_other_files_are_kept_however_much_they_look_alike(target: Path) -> None:
     for name in (
-        f".other.nii.{HOST}.{dead_pid}.tmp",
-        f".seg.nii.gz.json.{HOST}.{dead_pid}.tmp",
-        f".seg.nii.gzx.{HOST}.{dead_pid}.tmp",
-        f"seg.nii.gz.{HOST}.{dead_pid}.tmp",
-        f".seg.nii.gz.{HOST}.{dead_pid}",
+        f".other.nii.{HOST}.{ENDED_PID}.tmp",
+        f".seg.nii.gz.json.{HOST}.{ENDED_PID}.tmp",
+        f".seg.nii.gzx.{HOST}.{ENDED_PID}.tmp",
+        f"seg.nii.gz.{HOST}.{ENDED_PID}.tmp",
+        f".seg.nii.gz.{HOST}.{ENDED_PID}",
         ".seg.nii.gz.tmp",
         ".seg.nii.gz.note",
         ".seg.nii.gz.note.tmp",
@@ -484,7 +471,7 @@ def test_other_files_are_kept_however_much_they_look_alike(target: Path, dead_pi
         (target.parent / name).touch()
         if HOST not in name:
             os.utime(target.parent / name, (0, 0))
-    (target.parent / f".seg.nii.gz.{HOST}.{dead_pid}.tmp").mkdir()
+    (target.parent / f".seg.nii.gz.{HOST}.{ENDED_PID}.tmp").mkdir()
     before = names_in(target.parent)
     remove_stale(target)
     remove_stale_in(target.parent, ".nii.gz")
@@ -516,13 +503,12 @@ def test_another_users_temporary_counts_as_alive_and_does_not_stop_the_writing(
 # --- claims: who is at a file, and when that counts for nothing
 
 
-ENDED: Final = 999_999_999
 LIVES: Final = os.getppid()
 
 # What the claim of another process holds, its age, and who has therefore claimed the file.
 CLAIMS: Final[dict[str, tuple[str, float, str | None]]] = {
     "lives": (f"{HOST} {LIVES}\n", 3600, f"process {LIVES} on {HOST}"),
-    "has ended": (f"{HOST} {ENDED}\n", 0, None),
+    "has ended": (f"{HOST} {ENDED_PID}\n", 0, None),
     "had the number of this process": (f"{HOST} {os.getpid()}\n", 0, None),
     "elsewhere": ("elsewhere 7\n", 300, "process 7 on elsewhere"),
     "elsewhere, long silent": ("elsewhere 7\n", 900, None),

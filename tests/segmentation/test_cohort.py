@@ -26,9 +26,9 @@ from drunet_cli.segmentation.outputs import OutputFiles, read_sidecar
 from drunet_cli.segmentation.pipeline import CheckedCase
 from drunet_cli.segmentation.plan import PlannedCase
 from drunet_cli.segmentation.settings import Settings
-from tests.cli.small_cohort import contents, images, save, spoil, write_cases
+from tests.cli.small_cohort import images, save, spoil, write_cases
 from tests.segmentation.bright_engine import SETTINGS, BrightEnsemble, outcomes_of, plan_of
-from tests.support import wait_until
+from tests.support import ENDED_PID, contents, wait_until
 
 N_CASES: Final = 6
 NAMES: Final = [f"case_{n}" for n in range(N_CASES)]
@@ -505,7 +505,7 @@ def test_a_case_is_claimed_while_it_is_computed_and_claims_of_killed_runs_count_
 ) -> None:
     claims: list[list[str]] = []
     for name in ("case_1", "case_of_another_run"):
-        claimed(tmp_path / "out", name, pid=999_999_999)
+        claimed(tmp_path / "out", name, pid=ENDED_PID)
     run = Run(
         cohort, tmp_path / "out", device="cpu", meanwhile=lambda _: claims.append([*map(str, claims_in(tmp_path / "out"))])
     )

@@ -18,8 +18,9 @@ from drunet_cli.io.inputs import file_sha256
 from drunet_cli.segmentation.cohort import CaseResult
 from drunet_cli.segmentation.outputs import OutputFiles, read_sidecar
 from drunet_cli.segmentation.settings import Settings
-from tests.cli.small_cohort import contents, write_case
+from tests.cli.small_cohort import write_case
 from tests.segmentation.bright_engine import SETTINGS, outcomes_of
+from tests.support import contents
 
 WITH_FILES: Final = replace(SETTINGS, probabilities=True)
 AGAIN: Final = replace(WITH_FILES, skip_existing=True)

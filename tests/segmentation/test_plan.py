@@ -22,9 +22,9 @@ from drunet_cli.segmentation.cohort import CaseResult, segment_cases
 from drunet_cli.segmentation.outputs import OutputFiles
 from drunet_cli.segmentation.plan import RunPlan, missing_weights, same_document
 from drunet_cli.segmentation.settings import Settings
-from tests.cli.small_cohort import contents, write_case, write_cases
+from tests.cli.small_cohort import write_case, write_cases
 from tests.segmentation.bright_engine import CHECKPOINT, SETTINGS, BrightEnsemble, outcomes_of, plan_of
-from tests.support import GOLDEN_WEIGHTS, open_image, touch
+from tests.support import GOLDEN_WEIGHTS, contents, open_image, touch
 
 FOREIGN_JSON: Final = ["{}", "[]", "null", "1", '"text"', "{", "", '{"schema": "other/1"}', '{"schema": 1}', "[" * 100_000]
 WITH_FILES: Final = replace(SETTINGS, probabilities=True)

@@ -23,7 +23,7 @@ from drunet_cli.errors import CaseError, DeviceError, MisuseError, WeightsError
 from drunet_cli.io.inputs import file_sha256
 from drunet_cli.segmentation.summary import COLUMNS
 from drunet_cli.weights.registry import BUNDLED, COMPACT, Bundled
-from tests.support import GOLDEN_IMAGES, GOLDEN_WEIGHTS, image_options, open_image
+from tests.support import GOLDEN_IMAGES, GOLDEN_WEIGHTS, image_options, names_in, open_image
 
 FILES: Final[dict[str, Any]] = {str(modality): path for modality, path in GOLDEN_IMAGES.items()}
 # The same for every run and machine, so left out where two runs are compared.
@@ -129,7 +129,7 @@ def test_maps_are_there_where_they_are_asked_for(tmp_path: Path) -> None:
     np.testing.assert_allclose(found.probabilities.sum(axis=3, dtype=np.float32), 1, atol=3e-3)
     assert list(found.uncertainty) == ["WT", "TC", "ET"]
     found.save(tmp_path / "seg.nii.gz")
-    assert sorted(path.name for path in tmp_path.iterdir()) == [
+    assert names_in(tmp_path) == [
         "seg.json",
         "seg.nii.gz",
         *(f"seg_{name}.nii.gz" for name in ("entropy", "probabilities", "unc_core", "unc_enhance", "unc_whole")),

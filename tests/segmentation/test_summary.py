@@ -26,6 +26,7 @@ from drunet_cli.segmentation.summary import (
 )
 from tests.io.test_tables import cells_of
 from tests.segmentation.small_runs import document_of
+from tests.support import names_in
 
 HEADER_0_1_0 = (
     b"case,status,wt_ml,tc_ml,et_ml,ncr_ml,ed_ml,warnings,weights,weights_sha256,read_s,network_s,device,output,error\n"
@@ -137,7 +138,7 @@ def test_a_run_replaces_the_rows_of_its_cases_alone(tmp_path: Path) -> None:
     ]
     enter_rows(table, [row("b"), row("c", Status.DIFFERS, error="was made otherwise")])
     assert [each.status for each in read_summary(table)] == ["done", "done", "differs", "done"]
-    assert sorted(path.name for path in tmp_path.iterdir()) == [SUMMARY, WORKBOOK]
+    assert names_in(tmp_path) == [SUMMARY, WORKBOOK]
     assert [cells[:2] for cells in cells_of(tmp_path / WORKBOOK)[1:]] == [
         [("inlineStr", case), ("inlineStr", status)]
         for case, status in (("a", "done"), ("b", "done"), ("c", "differs"), ("d", "done"))

@@ -25,7 +25,8 @@ from drunet_cli.training.distributed import Processes, Team, processes_of
 from drunet_cli.training.recipe import Recipe, changed, recipe_toml
 from drunet_cli.training.session import plan_training, read_cases
 from drunet_cli.weights.checkpoint import read_checkpoint
-from tests.conversion.small_cases import files_in, small_case
+from tests.conversion.small_cases import small_case
+from tests.support import contents
 from tests.training.shallow import SHALLOW_FROM_HERE
 from tests.training.small_runs import (
     CPU,
@@ -320,7 +321,7 @@ def test_only_the_first_of_two_processes_speaks_and_writes(both: Ended) -> None:
     first, second = (json.loads((folder / f"rank{rank}.json").read_text()) for rank in (0, 1))
     assert {"best.safetensors", "last.safetensors", "state.safetensors", "metrics.csv"} <= set(first)
     assert second == []
-    assert [name for name in files_in(folder) if name.endswith(".tmp")] == []
+    assert [name for name in contents(folder) if name.endswith(".tmp")] == []
 
 
 @pytest.mark.slow

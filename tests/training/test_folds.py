@@ -17,7 +17,8 @@ from drunet_cli.training import loop
 from drunet_cli.training.loop import Training
 from drunet_cli.training.recipe import Recipe, changed, recipe_toml
 from drunet_cli.training.run_folder import RunFolder
-from tests.conversion.small_cases import convert, files_in, small_case
+from tests.conversion.small_cases import convert, small_case
+from tests.support import contents
 from tests.training.small_runs import ONE_STEP, SMALL, assert_equal_tensors, merge
 
 pytestmark = pytest.mark.usefixtures("shallow", "no_curves")
@@ -109,15 +110,15 @@ def test_weights_that_are_a_cross_validation_are_all_its_folds(
 
 
 def test_finished_cross_validation_has_nothing_left_to_do(train: Train) -> None:
-    before = files_in(Path())
+    before = contents(Path())
     code, out, error = train("--resume")
     assert (code, out) == (0, "cv/scores.csv\n")
     assert error == "fold 1: is trained, left out\nfold 2: is trained, left out\ncv/scores.csv: is there already\n"
-    assert files_in(Path()) == before
+    assert contents(Path()) == before
 
 
 def test_dry_run_says_what_each_fold_would_do_and_writes_nothing(train: Train) -> None:
-    before = files_in(Path())
+    before = contents(Path())
     code, out, _ = train("--resume", "--dry-run", "--json")
     *cases, first, second = (json.loads(line) for line in out.splitlines())
     assert (code, {case["case"]: case["fold"] for case in cases}) == (0, {"a_20190301": 1, "a_20200301": 1, "b": 2})
@@ -131,7 +132,7 @@ def test_dry_run_says_what_each_fold_would_do_and_writes_nothing(train: Train) -
     code, out, error = train("--overwrite", "--dry-run", "--fold", "2")
     assert (code, out.splitlines()[0].split()) == (0, ["CASE", "FOLD", "IN", "STORE", "SLICES", "WITH", "TUMOUR"])
     assert error.startswith("fold 2: would train recipe modern, base width 1: 1 epoch, 1 step of 2 slices; 2 cases to learn")
-    assert files_in(Path()) == before
+    assert contents(Path()) == before
 
 
 @pytest.mark.slow
@@ -224,10 +225,10 @@ def test_cross_validation_does_not_go_on_with_other_cases_or_settings(
     change: Callable[[], object], words: str, code: int, message: str, train: Train
 ) -> None:
     change()
-    before = files_in(Path("cv"))
+    before = contents(Path("cv"))
     found, out, error = train(*words.split())
     assert (found, out, message in error) == (code, "", True), error
-    assert {name for name, content in files_in(Path("cv")).items() if before.get(name) != content} == set()
+    assert {name for name, content in contents(Path("cv")).items() if before.get(name) != content} == set()
 
 
 @pytest.mark.usefixtures("train")
@@ -255,7 +256,7 @@ def test_overwriting_all_folds_leaves_nothing_of_the_earlier_ones(train: Train, 
     monkeypatch.setattr(Training, "run_to_end", stop)
     code, _, error = train("--overwrite")
     assert (code, error.splitlines()[-1]) == (130, STOPPED)
-    left = {name for name in files_in(Path("cv")) if not name.startswith(("slices/", "fold_1/"))}
+    left = {name for name in contents(Path("cv")) if not name.startswith(("slices/", "fold_1/"))}
     assert left == {"folds.json"}
     assert {path.name for path in Path("cv/fold_1").iterdir()} - {"tensorboard"} == {
         *("config.toml", "run.json", "split.json", "state.safetensors")

@@ -27,7 +27,8 @@ from drunet_cli.training.recipe import RECIPES, RecipeName, TrainingSettings, ch
 from drunet_cli.training.run_folder import RunFolder
 from drunet_cli.training.session import plan_training, read_cases
 from drunet_cli.weights.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
-from tests.conversion.small_cases import brain_in, files_in, labels_in, save, small_case
+from tests.conversion.small_cases import brain_in, labels_in, save, small_case
+from tests.support import ENDED_PID, contents
 from tests.training.shallow import SHALLOW_DRUNET, SHALLOW_FROM_HERE
 from tests.training.small_runs import (
     N_CASES,
@@ -124,7 +125,7 @@ def test_what_killed_sessions_have_left_is_removed_by_a_training_and_not_by_a_dr
     begins: bool, own_half: Run, cases: Path
 ) -> None:
     root = own_half.folder.root
-    left = root / f".best.safetensors.{socket.gethostname()}.{2**22 + 1}.tmp"  # no process has this number
+    left = root / f".best.safetensors.{socket.gethostname()}.{ENDED_PID}.tmp"
     left.touch()
     settings = small_settings(root, cases, overwrite=True) if begins else resuming(own_half.settings)
     read_cases(replace(settings, dry_run=True), plan_training(settings))
@@ -147,9 +148,9 @@ def test_dry_run_of_a_training_that_goes_on_without_its_cases_says_how_far_it_wo
 
 def test_finished_training_has_nothing_left_to_do(whole: Run, cases: Path, tmp_path: Path) -> None:
     root = Path(shutil.copytree(whole.folder.root, tmp_path / "run"))
-    before = {name: content for name, content in files_in(root).items() if name != "run.json" and "tfevents" not in name}
+    before = {name: content for name, content in contents(root).items() if name != "run.json" and "tfevents" not in name}
     continue_training(small_settings(root, cases))
-    after = files_in(root)
+    after = contents(root)
     assert {name: after[name] for name in before} == before
 
 
@@ -318,14 +319,14 @@ def test_training_does_not_go_on_with_other_cases(
 ) -> None:
     slices = Path(shutil.copytree(own_half.settings.slices, own_cases.parent / "slices"))
     change(own_cases, slices)
-    before, stored = files_in(own_half.folder.root), files_in(slices)
+    before, stored = contents(own_half.folder.root), contents(slices)
     sources = [own_cases] if with_cases else []
     with pytest.raises(CaseError) as refusal:
         run_training(resuming(own_half.settings, slices=slices, sources=sources))
     assert message in str(refusal.value)
-    assert files_in(own_half.folder.root) == before
+    assert contents(own_half.folder.root) == before
     refused = "case_1.safetensors"  # is not stored as it is now: the next try would take it for what was trained on
-    assert files_in(slices).get(refused) == stored.get(refused)
+    assert contents(slices).get(refused) == stored.get(refused)
 
 
 def test_resume_where_there_is_nothing_and_no_cases_is_refused(cases: Path, tmp_path: Path) -> None:
@@ -387,10 +388,10 @@ DAMAGES: Final[Mapping[str, Callable[[Path], object]]] = {
 @pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
 def test_state_that_is_damaged_is_named_and_nothing_is_lost(damage: Callable[[Path], None], own_half: Run) -> None:
     damage(own_half.folder.state)
-    before = files_in(own_half.folder.root)
+    before = contents(own_half.folder.root)
     with pytest.raises(WeightsError, match=r"state\.safetensors: "):
         run_training(resuming(own_half.settings))
-    assert files_in(own_half.folder.root) == before
+    assert contents(own_half.folder.root) == before
 
 
 def test_split_that_is_damaged_is_named(own_half: Run) -> None:

@@ -36,7 +36,6 @@ from tests.conversion.small_cases import (
     SHAPE,
     brain_in,
     convert,
-    files_in,
     images_in,
     labels_in,
     mask_slice,
@@ -47,7 +46,7 @@ from tests.conversion.small_cases import (
     small_case,
 )
 from tests.io.test_geometry import stored_otherwise
-from tests.support import GOLDEN_IMAGES, GOLDEN_LABELS, open_image, touch, unprivileged
+from tests.support import GOLDEN_IMAGES, GOLDEN_LABELS, contents, open_image, touch, unprivileged
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -346,10 +345,10 @@ def test_a_file_of_somebody_else_is_refused(tmp_path: Path, kind: str, write: bo
     path = file_of(tmp_path / "store")
     path.parent.mkdir()
     FOREIGN[kind](path)
-    before = files_in(path.parent)
+    before = contents(path.parent)
     with pytest.raises(OutputError, match=r"p1\.safetensors: is no case of drunet's store; remove it"):
         prepare(tmp_path / "nifti", path.parent, write=write)
-    assert files_in(path.parent) == before
+    assert contents(path.parent) == before
     with pytest.raises(CaseError, match=r"p1\.safetensors: "):
         opened(path.parent)
 
@@ -361,10 +360,10 @@ def is_reused(kept: Path, source: str, *, moved_to: Path | None = None) -> bool:
     """Whether a store takes a source for the one that it was made from; if not, it holds the other one after."""
     folder = kept / f"{source}-store"
     case = found_in(moved_to or kept / source)
-    before = files_in(folder)
+    before = contents(folder)
     prepared = store_case(StoreTask(case=case, folder=folder))
     if prepared.reused:
-        assert files_in(folder) == before
+        assert contents(folder) == before
     else:
         read = read_labelled_slices(case)
         np.testing.assert_array_equal(opened(folder).slices(), read.images)
@@ -498,14 +497,14 @@ def test_a_dry_run_checks_and_writes_nothing_and_equal_inputs_give_equal_bytes(t
     assert not (tmp_path / "store").exists()
     assert planned == prepare(tmp_path / "nifti", tmp_path / "store")
     assert (planned.name, planned.n_slices, planned.n_tumour_slices, planned.reused) == (NAME, SHAPE[2], 3, False)
-    before = files_in(tmp_path / "store")
+    before = contents(tmp_path / "store")
     assert prepare(tmp_path / "nifti", tmp_path / "store", write=False) == replace(planned, reused=True)
     small_case(tmp_path / "other", seed=1)
     assert not prepare(tmp_path / "other", tmp_path / "store", write=False).reused
-    assert files_in(tmp_path / "store") == before
+    assert contents(tmp_path / "store") == before
     file_of(tmp_path / "store").unlink()
     prepare(tmp_path / "nifti", tmp_path / "store")
-    assert files_in(tmp_path / "store") == before
+    assert contents(tmp_path / "store") == before
 
 
 @pytest.mark.parametrize("write", [True, False])
@@ -560,9 +559,9 @@ def test_a_writer_that_fails_keeps_what_was_there(kept: Path, monkeypatch: pytes
     def fail(_: int) -> None:
         raise OSError(28, "No space left on device")
 
-    before = files_in(kept / "nifti-store")
+    before = contents(kept / "nifti-store")
     small_case(kept / "elsewhere", seed=1)
     monkeypatch.setattr(os, "fsync", fail)
     with pytest.raises(OutputError, match="No space left"):
         prepare(kept / "elsewhere", kept / "nifti-store")
-    assert files_in(kept / "nifti-store") == before
+    assert contents(kept / "nifti-store") == before
