@@ -1,6 +1,7 @@
 """What several test modules need: the golden files, and how the command line is told of four images."""
 
 import io
+import itertools
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -15,6 +16,12 @@ import numpy.typing as npt
 from drunet_cli.brats import CHANNELS, Modality
 from tests.forks import Done
 
+# Where the voxel axes of an image may point, towards R or L, A or P, S or I: 48.
+AXCODES: Final = tuple(
+    "".join(codes)
+    for axes in itertools.permutations(("RL", "AP", "SI"))
+    for codes in itertools.product(*axes)
+)  # fmt: skip
 GOLDEN: Final = Path(__file__).parent / "golden"
 GOLDEN_WEIGHTS: Final = GOLDEN / "keras_base1.h5"
 GOLDEN_IMAGES: Final = {modality: GOLDEN / "case" / f"golden_{modality}.nii.gz" for modality in CHANNELS}

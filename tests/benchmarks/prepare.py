@@ -26,22 +26,16 @@ import numpy.typing as npt
 from drunet_cli.brats import CHANNELS, Modality
 from drunet_cli.evaluation.scores import dice
 from drunet_cli.host import cpu_name, granted_cpus
+from drunet_cli.io.case import Case
 from drunet_cli.io.discovery import find_cases
 from drunet_cli.io.geometry import Affine
 from drunet_cli.io.nifti import new_header, volume_of
+from drunet_cli.io.volumes import class_map_of, read_labelled
 from drunet_cli.prepare.record import NativeSpace, labels_in
 from drunet_cli.prepare.registration import FINEST_MM, move_of, register, resampled
 from drunet_cli.prepare.scans import Registration, Scan, registration_warnings, similarities
-from tests.prepare.simulated import (
-    Acquisition,
-    SimulatedHead,
-    SimulatedScan,
-    any_acquisition,
-    error_mm,
-    head_of_case,
-    movement,
-    scan_of,
-)
+from tests.prepare.simulated import Acquisition, SimulatedHead, SimulatedScan, error_mm, in_skull, movement, scan_of
+from tests.support import AXCODES
 
 FOUND_MM: Final = 1.5
 MOVED: Final = tuple(modality for modality in CHANNELS if modality is not Modality.T1CE)
@@ -86,6 +80,25 @@ def main() -> None:
         found = [score for slice_mm, score in labels if least <= slice_mm < most]
         if found:
             print(f"  slices of {least} to {most} mm: {len(found)} scans, mean {np.mean(found):.3f}, least {min(found):.3f}")
+
+
+def head_of_case(case: Case) -> SimulatedHead:
+    """A real brain, which is stripped, in a synthetic skull."""
+    labelled = read_labelled(case)
+    assert labelled.segmentation is not None, f"{case.name} has no segmentation"
+    volumes = labelled.images.volumes
+    class_map, _ = class_map_of(labelled.segmentation.volume)
+    return in_skull({m: volume.voxels for m, volume in volumes.items()}, class_map, volumes[Modality.FLAIR].affine, seed=0)
+
+
+def any_acquisition(rng: np.random.Generator) -> Acquisition:
+    """Any orientation, slices of 1 to 6 mm, and 0.7 to 1.2 mm within a slice."""
+    return Acquisition(
+        axcodes=str(rng.choice(AXCODES)),
+        spacing_mm=float(rng.uniform(0.7, 1.2)),
+        slice_mm=float(rng.uniform(1, 6)),
+        seed=int(rng.integers(2**31)),
+    )
 
 
 def tell_errors(errors: npt.NDArray[np.float64]) -> None:

@@ -2,7 +2,6 @@
 
 import csv
 import io
-import itertools
 import json
 import math
 import sys
@@ -41,6 +40,7 @@ from drunet_cli.evaluation.pairs import Pair
 from drunet_cli.evaluation.scores import LesionCounts, Mask, SpacingMm, mask_of
 from drunet_cli.evaluation.uncertainty import uncertainty_scores
 from tests.evaluation.random_masks import plainly
+from tests.support import AXCODES
 
 UNIT: Final = (1.0, 1.0, 1.0)
 SHAPE: Final = (20, 16, 12)
@@ -49,11 +49,6 @@ EMPTY: Final = np.zeros(SHAPE, dtype=np.uint8)
 REGIONS: Final = {"WT": (1, 2, 3), "TC": (1, 3), "ET": (3,)}
 CLASSES: Final = ["NCR", "ED", "ET"]
 ENDS: Final = {"WT": "whole", "TC": "core", "ET": "enhance"}
-AXCODES: Final = [
-    "".join(pair[backwards] for pair, backwards in zip(order, ends, strict=True))
-    for order in itertools.permutations(("LR", "PA", "IS"))
-    for ends in itertools.product((0, 1), repeat=3)
-]
 
 every_convention = pytest.mark.parametrize("convention", Convention)
 

@@ -5,7 +5,6 @@ after a rigid movement, with slices of any orientation and thickness, noise, a b
 Positions are RAS mm. Equal arguments give equal scans.
 """
 
-import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,16 +19,10 @@ from drunet_cli.brats import CHANNELS, Modality
 from drunet_cli.io.case import Case, case_of
 from drunet_cli.io.geometry import box_of, spacing_mm
 from drunet_cli.io.nifti import encode_map, new_header
-from drunet_cli.io.volumes import class_map_of, read_labelled
 from drunet_cli.phantom.anatomy import BRATS_SHAPE
 from drunet_cli.phantom.scanner import make_phantom
 
 Affine = npt.NDArray[np.float64]
-AXCODES: Final = tuple(
-    "".join(codes)
-    for axes in itertools.permutations(("RL", "AP", "SI"))
-    for codes in itertools.product(*axes)
-)  # fmt: skip
 # Outside a brain, from inwards: how thick each layer is, and its intensity, as a share of the brain's median on FLAIR, T1ce, T1
 # and T2. Rough values, as clinical scans have them.
 _LAYERS: Final[tuple[tuple[float, tuple[float, float, float, float]], ...]] = (
@@ -96,21 +89,13 @@ def head_of_phantom(seed: int = 0, *, spacing_mm: float = 3.0) -> SimulatedHead:
     """A synthetic head. At 3 mm it takes a second, and has as many voxels as tests can bear."""
     shape = tuple(round(n / spacing_mm) for n in BRATS_SHAPE)
     phantom = make_phantom(seed, shape=(shape[0], shape[1], shape[2]), spacing_mm=spacing_mm)
-    return _in_skull(phantom.images, phantom.class_map, phantom.affine @ np.diag([_SMALLER, _SMALLER, _SMALLER, 1.0]), seed)
+    return in_skull(phantom.images, phantom.class_map, phantom.affine @ np.diag([_SMALLER, _SMALLER, _SMALLER, 1.0]), seed)
 
 
-def head_of_case(case: Case) -> SimulatedHead:
-    """A real brain, which is stripped, in a synthetic skull."""
-    labelled = read_labelled(case)
-    assert labelled.segmentation is not None, f"{case.name} has no segmentation"
-    volumes = labelled.images.volumes
-    class_map, _ = class_map_of(labelled.segmentation.volume)
-    return _in_skull({m: volume.voxels for m, volume in volumes.items()}, class_map, volumes[Modality.FLAIR].affine, seed=0)
-
-
-def _in_skull(
+def in_skull(
     images: Mapping[Modality, npt.NDArray[Any]], class_map: npt.NDArray[np.uint8], affine: Affine, seed: int
 ) -> SimulatedHead:
+    """A brain whose surroundings are 0 [I, J, K] in a synthetic skull."""
     sizes = spacing_mm(affine)
     margin = [round((_SHELL_MM + 2 * size) / size) for size in sizes]
     padded = {modality: np.pad(voxels, [(n, n) for n in margin]) for modality, voxels in images.items()}
@@ -194,17 +179,6 @@ def movement(head: SimulatedHead, rng: np.random.Generator, *, degrees: float = 
     transform[:3, :3] = Rotation.from_rotvec(axis * np.radians(rng.uniform(0, degrees))).as_matrix()
     transform[:3, 3] = head.centre_mm + direction * rng.uniform(0, mm) - transform[:3, :3] @ head.centre_mm
     return transform
-
-
-def any_acquisition(rng: np.random.Generator, *, cut: float = 0.0) -> Acquisition:
-    """Any orientation, slices of 1 to 6 mm, and 0.7 to 1.2 mm within a slice."""
-    return Acquisition(
-        axcodes=str(rng.choice(AXCODES)),
-        spacing_mm=float(rng.uniform(0.7, 1.2)),
-        slice_mm=float(rng.uniform(1, 6)),
-        cut=cut,
-        seed=int(rng.integers(2**31)),
-    )
 
 
 def error_mm(found: Affine, true: Affine, head: SimulatedHead, *, of: Affine) -> npt.NDArray[np.float64]:

@@ -23,6 +23,7 @@ from drunet_cli.segmentation.preview import (
     stretched,
     surrounded_specks,
 )
+from tests.support import AXCODES
 
 Voxels = npt.NDArray[Any]
 Affine = npt.NDArray[np.float64]
@@ -32,11 +33,6 @@ Words = list[tuple[str, tuple[int, int]]]
 NCR, ED, ET = TumourClass.NCR, TumourClass.ED, TumourClass.ET
 RAS: Final = np.eye(4)
 OPPOSITES: Final = [("L", "R"), ("R", "L"), ("A", "P"), ("P", "A"), ("S", "I"), ("I", "S")]
-ORIENTATIONS: Final = [
-    "".join(ends)
-    for axes in itertools.permutations(("RL", "AP", "SI"))
-    for ends in itertools.product(*axes)  # 6 orders of 8 signs
-]
 # Where the panels lie in the picture, as the layout has it: cells of 472 pixels, within which the image takes up to 416.
 SIZE: Final = (1496, 1244)
 LEFT: Final = {Plane.AXIAL: 24, Plane.CORONAL: 512, Plane.SAGITTAL: 1000}
@@ -142,7 +138,7 @@ def test_letters_stand_where_radiologists_have_them(words: Words) -> None:
     assert len(letters) == 24
 
 
-@pytest.mark.parametrize("orientation", ORIENTATIONS)
+@pytest.mark.parametrize("orientation", AXCODES)
 def test_cuts_are_the_same_however_the_case_is_stored(orientation: str) -> None:
     affine = np.diag([1.0, 2.0, 3.5, 1.0])
     affine[:3, 3] = -20, 7, 11.25
