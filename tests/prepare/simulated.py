@@ -190,15 +190,16 @@ def error_mm(found: Affine, true: Affine, head: SimulatedHead, *, of: Affine) ->
     return np.asarray(np.linalg.norm(moved(found, places) - moved(true, places), axis=1))
 
 
-def write_scan(scan: SimulatedScan, path: Path) -> Path:
-    """The scan as a NIfTI file."""
-    header = new_header(scan.voxels.shape, np.int16, scan.affine)
+def write_nifti(path: Path, voxels: npt.NDArray[Any], affine: Affine, *, code: int = 1) -> Path:
+    """An image as a file, compressed as its suffix says. code: of sform and qform."""
+    header = new_header(voxels.shape, voxels.dtype, affine)
+    header["sform_code"] = header["qform_code"] = code
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(encode_map(scan.voxels, header, compress=path.suffix == ".gz"))
+    path.write_bytes(encode_map(voxels, header, compress=path.suffix == ".gz"))
     return path
 
 
 def write_raw_case(folder: Path, name: str, scans: Mapping[Modality, SimulatedScan]) -> Case:
     """The four scans as files `folder/name/name_t1.nii` and so on."""
-    paths = {m: write_scan(scans[m], folder / name / f"{name}_{m}.nii") for m in CHANNELS}
+    paths = {m: write_nifti(folder / name / f"{name}_{m}.nii", scans[m].voxels, scans[m].affine) for m in CHANNELS}
     return case_of(paths, name=name)

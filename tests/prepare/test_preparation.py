@@ -23,7 +23,7 @@ from drunet_cli.errors import CaseError, DeviceError, ExitCode, MisuseError, Out
 from drunet_cli.io.atomic import claim_of
 from drunet_cli.io.case import Case, case_of
 from drunet_cli.io.checks import voxel_litres
-from drunet_cli.io.nifti import encode_map, header_of, load_volume, new_header, volume_of
+from drunet_cli.io.nifti import header_of, load_volume, volume_of
 from drunet_cli.prepare import brain as brain_module
 from drunet_cli.prepare.brain import Brain, BrainMethod, chosen_method, find_brain, read_mask
 from drunet_cli.prepare.grid import BRATS_AFFINE, BRATS_SHAPE, as_stored, load_atlas, own_axes
@@ -54,8 +54,8 @@ from tests.prepare.simulated import (
     head_of_phantom,
     movement,
     scan_of,
+    write_nifti,
     write_raw_case,
-    write_scan,
 )
 from tests.support import GOLDEN_WEIGHTS, image_options
 
@@ -87,7 +87,7 @@ def prepared(head: SimulatedHead, tmp_path_factory: pytest.TempPathFactory) -> t
     brain = replace(head, images={**head.images, Modality.T1: head.brain.astype(np.float32)})
     how = Acquisition(axcodes="PSL", spacing_mm=1.5, slice_mm=3.0, noise=0, bias=0)
     mask = scan_of(brain, Modality.T1, how, scans[Modality.T1].transform)
-    write_scan(replace(mask, voxels=(mask.voxels > 1000).astype(np.int16)), folder / MASK)
+    write_nifti(folder / MASK, (mask.voxels > 1000).astype(np.int16), mask.affine)
     settings = PreparationSettings(folder=folder / "out", brain=str(folder / MASK), preview=True, threads=2)
     return case, settings, done(case, settings)
 
@@ -216,7 +216,6 @@ def test_where_the_reference_moved_one_warning_says_so() -> None:
 
 def brats_case(folder: Path, name: str = NAME) -> Case:
     """Four blobs on the BraTS grid, smaller than any brain: the network has less to compute."""
-    folder.mkdir(parents=True, exist_ok=True)
     i, j, k = np.ogrid[: BRATS_SHAPE[0], : BRATS_SHAPE[1], : BRATS_SHAPE[2]]
     distance = np.sqrt(((i - 120) / 22) ** 2 + ((j - 120) / 26) ** 2 + ((k - 75) / 15) ** 2)
     inside = distance < 1
@@ -224,8 +223,7 @@ def brats_case(folder: Path, name: str = NAME) -> Case:
     for level, modality in enumerate(CHANNELS, start=1):
         voxels = np.zeros(BRATS_SHAPE, dtype=np.int16)
         voxels[inside] = (900 - 100 * level * distance[inside]).astype(np.int16)
-        paths[modality] = folder / f"{name}_{modality}.nii"
-        paths[modality].write_bytes(encode_map(voxels, new_header(BRATS_SHAPE, np.int16, BRATS_AFFINE), compress=False))
+        paths[modality] = write_nifti(folder / f"{name}_{modality}.nii", voxels, BRATS_AFFINE)
     return case_of(paths)
 
 
@@ -317,17 +315,9 @@ def test_a_case_that_another_run_prepares_is_left_to_that_run(stripped: Stripped
     assert [path.suffix for path in planned.files.folder.iterdir()] == [".claim"]
 
 
-def write_volume(voxels: npt.NDArray[np.int16], affine: Affine, path: Path) -> Path:
-    path.write_bytes(encode_map(voxels, new_header(voxels.shape, np.int16, affine), compress=False))
-    return path
-
-
 def small_scan(path: Path, *, shape: tuple[int, int, int] = (20, 20, 20), spacing_mm: float = 4.0, code: int = 1) -> Path:
-    header = new_header(shape, np.int16, np.diag([spacing_mm, spacing_mm, spacing_mm, 1]))
-    header["sform_code"] = header["qform_code"] = code
     voxels = np.random.default_rng(sum(map(ord, path.name))).integers(1, 900, shape).astype(np.int16)
-    path.write_bytes(encode_map(voxels, header, compress=False))
-    return path
+    return write_nifti(path, voxels, np.diag([spacing_mm, spacing_mm, spacing_mm, 1]), code=code)
 
 
 @pytest.mark.parametrize(
@@ -372,8 +362,7 @@ def test_other_programs_find_the_brain(method: str, name: str, program: Callable
     stripped = {"brain": head.voxels.copy(), "nothing": np.zeros_like(head.voxels)}
     stripped["brain"][:20] = stripped["brain"][30:35, 20:25, 20:25] = 0
     for file, voxels in stripped.items():
-        header = new_header(voxels.shape, np.float32, head.affine)
-        (tmp_path / f"{file}.nii.gz").write_bytes(encode_map(voxels, header, compress=True))
+        write_nifti(tmp_path / f"{file}.nii.gz", voxels, head.affine)
     program(name, f'cp "{tmp_path}/brain.nii.gz" "$4"')
     found = find_brain(scan, chosen_method(BrainMethod(method), stripped=False), threads=1)
     assert found.mask[20:].all()  # the hole is filled
@@ -408,7 +397,8 @@ def test_a_method_is_chosen_by_what_there_is(program: Callable[[str, str], None]
 
 @pytest.mark.slow
 def test_deepbet_finds_a_brain_in_a_skull(head: SimulatedHead, tmp_path: Path) -> None:
-    scan = load_volume(write_scan(scan_of(head, Modality.T1, Acquisition(slice_mm=3.0)), tmp_path / "t1.nii"))
+    simulated = scan_of(head, Modality.T1, Acquisition(slice_mm=3.0))
+    scan = load_volume(write_nifti(tmp_path / "t1.nii", simulated.voxels, simulated.affine))
     found = find_brain(scan, BrainMethod.DEEPBET, threads=2)
     litres = np.count_nonzero(head.brain) * np.linalg.det(np.abs(head.affine[:3, :3])) / 1e6
     n_litres = np.count_nonzero(found.mask) * voxel_litres(found.affine)
@@ -492,11 +482,11 @@ def test_a_registration_that_cannot_be_right_or_is_not_expected_is_told(
 
 def test_an_atlas_of_ones_own_lies_where_the_template_lies(tmp_path: Path) -> None:
     own = load_atlas("drunet")
-    atlas = load_atlas(str(write_volume(BLOCKS.voxels, BLOCKS.affine, tmp_path / "atlas.nii")))
+    atlas = load_atlas(str(write_nifti(tmp_path / "atlas.nii", BLOCKS.voxels, BLOCKS.affine)))
     moved = atlas.to_grid[:3, :3] @ atlas.image.centre_mm + atlas.to_grid[:3, 3]
     np.testing.assert_allclose(moved, own.image.centre_mm)
     with pytest.raises(CaseError, match="no atlas: it has no background of 0 around a brain"):
-        load_atlas(str(write_volume(np.ones_like(BLOCKS.voxels), BLOCKS.affine, tmp_path / "full.nii")))
+        load_atlas(str(write_nifti(tmp_path / "full.nii", np.ones_like(BLOCKS.voxels), BLOCKS.affine)))
 
 
 def test_what_was_done_is_told_in_one_line() -> None:
