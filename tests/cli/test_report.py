@@ -11,7 +11,7 @@ import pytest
 from drunet_cli.cli.app import main
 from drunet_cli.errors import CaseError
 from drunet_cli.segmentation.summary import COLUMNS, Status, encode_summary, failed_row, row_of
-from tests.segmentation.small_runs import write_case
+from tests.segmentation.sidecars import write_case
 from tests.support import GOLDEN_WEIGHTS, image_options
 
 pytestmark = pytest.mark.usefixtures("in_tmp_path")

@@ -14,7 +14,7 @@ import pytest
 from drunet_cli.brats import Modality, TumourClass
 from drunet_cli.cli.app import main
 from drunet_cli.io.inputs import InputFile, file_sha256
-from tests.segmentation.small_runs import document_of, write_case, write_outputs
+from tests.segmentation.sidecars import document_of, write_case, write_outputs
 from tests.segmentation.viewer_page import read_viewer_page
 from tests.support import GOLDEN_IMAGES, GOLDEN_LABELS, open_image, voxels_of
 

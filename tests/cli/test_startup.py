@@ -13,7 +13,7 @@ import pytest
 from drunet_cli.brats import Modality
 from tests.cli.small_cohort import write_case
 from tests.mutations import with_fields
-from tests.segmentation.small_runs import document_of, write_outputs
+from tests.segmentation.sidecars import document_of, write_outputs
 from tests.support import GOLDEN_IMAGES, GOLDEN_WEIGHTS, image_options
 
 HEAVY: Final = ("torch", "requests", "h5py", "onnx", "onnxruntime", "openvino", "scipy.optimize", "SimpleITK", "matplotlib")

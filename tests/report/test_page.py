@@ -22,7 +22,7 @@ from drunet_cli.report.page import Thumbnails, encode_page, histograms, read_thu
 from drunet_cli.report.runs import Record, Runs, read_runs
 from drunet_cli.segmentation.summary import Status, SummaryRow, encode_summary, failed_row
 from drunet_cli.weights.registry import BUNDLED, COMPACT
-from tests.segmentation.small_runs import document_of, write_case, write_outputs
+from tests.segmentation.sidecars import document_of, write_case, write_outputs
 
 VOID: Final = {"meta", "input", "img", "br"}
 HOSTILE: Final = """"><script>alert('1')</script>&amp;<img src=x onerror=alert(2)>{{ 7 * 7 }}"""

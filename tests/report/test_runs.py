@@ -11,7 +11,7 @@ from drunet_cli.errors import CaseError
 from drunet_cli.report.runs import Runs, provenance, read_runs
 from drunet_cli.segmentation.outputs import SCHEMA
 from drunet_cli.segmentation.summary import Status, SummaryRow, encode_summary, failed_row, row_of
-from tests.segmentation.small_runs import document_of, write_case, write_outputs
+from tests.segmentation.sidecars import document_of, write_case, write_outputs
 from tests.support import open_to_all, unprivileged
 
 

@@ -25,7 +25,7 @@ from drunet_cli.segmentation.summary import (
     row_of,
 )
 from tests.io.test_tables import cells_of
-from tests.segmentation.small_runs import document_of
+from tests.segmentation.sidecars import document_of
 from tests.support import names_in
 
 HEADER_0_1_0 = (
