@@ -232,22 +232,22 @@ class _Search:
             yield _unusable(source, f"is neither a folder nor a table (.csv, .tsv); {folders}")
 
     def _folder(self, source: Path, left_out: frozenset[Identity]) -> Iterator[_Found | FolderWithoutCase]:
-        is_empty = has_no_case = True
+        has_case = has_shut_folder = False
         survey = FolderSurvey(source)
         file_names: list[str] = []
         for folder in folders_from(source, left_out=left_out, names_left_out=_LABEL_FOLDERS):
             if not isinstance(folder, Folder):
-                is_empty = False
+                has_shut_folder = True
                 path, error = folder
                 survey.leave_out(path)
                 yield _unusable(path, f"{why_unreadable(path, error, kind='folder')}; mend its permissions or leave it out")
                 continue
-            if is_empty:
+            if not (has_case or has_shut_folder):
                 file_names += folder.files
             groups = list(_groups(folder, self._naming))
             survey.add(folder, has_cases=bool(groups))
             for group in groups:
-                is_empty = has_no_case = False
+                has_case = True
                 # A file's name, unlike the case's, is the same by whatever path the folder is found.
                 [file, *_], *_ = group.files.values()
                 yield _Found(
@@ -260,7 +260,7 @@ class _Search:
                     is_beside_patterns=bool(self._naming.patterns) and not group.is_by_pattern,
                     left_aside=() if len(groups) > 1 or group.is_by_pattern else group.left_aside(),
                 )
-        if is_empty or (has_no_case and self._holds_series(source)):
+        if not has_case and (not has_shut_folder or self._holds_series(source)):
             files = self._naming.expected(CHANNELS) + ", or NAME_0000.nii.gz to NAME_0003.nii.gz"
             yield _unusable(source, f"no case found: looked for files named {files}, found {_found_instead(file_names)}")
         without_case = list(survey.without_case())
