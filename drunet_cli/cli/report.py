@@ -153,7 +153,7 @@ def _viewers(runs: "Runs", path: Path, screen: "Screen", reference: Path | None,
     references = NO_FILES if reference is None else references_of(runs.records, reference)
     with screen.case_bar(len(pages)) as advance:
         viewers = write_pages(
-            runs.records, pages, references.by_label_map, overwrite=overwrite, n_threads=granted_cpus(), on_done=advance
+            runs.records, pages, references.by_label_map, overwrite=overwrite, n_threads=granted_cpus(), on_progress=advance
         )
     return CaseFiles(viewers.by_label_map, (*references.notices, *viewers.notices))
 
@@ -165,7 +165,7 @@ def _write_page(runs: "Runs", path: Path, screen: "Screen", viewers: "CaseFiles 
 
     viewers = pages_beside_label_maps(runs.records) if viewers is None else viewers
     with screen.case_bar(len(runs.records)) as advance:
-        thumbnails = read_thumbnails(runs.records, n_threads=granted_cpus(), on_done=advance)
+        thumbnails = read_thumbnails(runs.records, n_threads=granted_cpus(), on_progress=advance)
     for notice in (*viewers.notices, *thumbnails.notices):
         screen.warning(notice)
     publish(path, encode_page(runs, thumbnails, beside=path.parent, viewers=viewers), overwrite=overwrite)

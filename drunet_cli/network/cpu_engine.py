@@ -87,27 +87,27 @@ class CpuEngine(ABC):
     def versions(self) -> dict[str, str]:
         """Versions of the software that computes."""
 
-    def classes(self, slices: npt.NDArray[np.uint8], *, on_done: Callable[[int], None] = ignore_progress) -> ClassMap:
+    def classes(self, slices: npt.NDArray[np.uint8], *, on_progress: Callable[[int], None] = ignore_progress) -> ClassMap:
         """Most probable class [N, X, Y] of slices [N, X, Y, 4]. Raises DeviceError when not even one slice fits."""
         result = np.empty(slices.shape[:3], dtype=np.uint8)
-        self._run(slices, lambda logits: logits.argmax(axis=0), result, on_done)
+        self._run(slices, lambda logits: logits.argmax(axis=0), result, on_progress)
         return result
 
     def probabilities(
         self,
         slices: npt.NDArray[np.uint8],
         *,
-        on_done: Callable[[int], None] = ignore_progress,
+        on_progress: Callable[[int], None] = ignore_progress,
         dropout_seeds: Sequence[int] | None = None,
     ) -> npt.NDArray[np.float32]:
         """Softmax probabilities [N, X, Y, 4] of slices [N, X, Y, 4]. Raises DeviceError when not even one slice fits."""
         assert dropout_seeds is None, "the graph has no dropout; choose_engine takes PyTorch for samples"
         result = np.empty(slices.shape, dtype=np.float32)
-        self._run(slices, _softmax, result, on_done)
+        self._run(slices, _softmax, result, on_progress)
         return result
 
     def _run(
-        self, slices: npt.NDArray[np.uint8], head: _HeadFunction, result: npt.NDArray[Any], on_done: Callable[[int], None]
+        self, slices: npt.NDArray[np.uint8], head: _HeadFunction, result: npt.NDArray[Any], on_progress: Callable[[int], None]
     ) -> None:
         remaining = list(range(len(slices)))
         while True:
@@ -116,7 +116,7 @@ class CpuEngine(ABC):
                 try:
                     for index in remaining:
                         runs[index] = pool.submit(self._forward, slices[index], head, result[index])
-                    failed = self._wait(runs, on_done)
+                    failed = self._wait(runs, on_progress)
                 except BaseException:  # an interruption waits for no slice either
                     _cancel(runs)
                     self._interrupt()
@@ -139,7 +139,7 @@ class CpuEngine(ABC):
             raise WeightsError("the network's output is not finite; these weights are damaged")
         result[...] = head(logits[0])
 
-    def _wait(self, runs: Mapping[int, Future[None]], on_done: Callable[[int], None]) -> dict[int, Exception]:
+    def _wait(self, runs: Mapping[int, Future[None]], on_progress: Callable[[int], None]) -> dict[int, Exception]:
         """Wait for slices; return by index those for which memory did not suffice, after which no other begins."""
         failed: dict[int, Exception] = {}
         for index, run in runs.items():
@@ -153,7 +153,7 @@ class CpuEngine(ABC):
                 failed[index] = error
                 _cancel(runs)
             else:
-                on_done(1)
+                on_progress(1)
         return failed
 
 

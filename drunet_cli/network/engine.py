@@ -103,8 +103,8 @@ def ignore_progress(_n_slices: int) -> None:
 class Engine(Protocol):
     """Runs the network on any number of slices [N, X, Y, 4] (channels FLAIR, T1ce, T1, T2; 0-255, background 0).
 
-    X and Y are multiples of WINDOW_STRIDE plus WINDOW_REST. on_done is called with the number of slices that were done since
-    its last call.
+    X and Y are multiples of WINDOW_STRIDE plus WINDOW_REST. on_progress is called with the number of slices done since its
+    last call.
     name: of the software. batch_size: the most slices that are computed at once; it shrinks when memory runs out.
     device, device_name: as the engine names it, and the hardware in words. threads: of the CPU.
     versions: of the software that computes.
@@ -131,7 +131,7 @@ class Engine(Protocol):
     @property
     def precision(self) -> Precision: ...  # noqa: D102
 
-    def classes(self, slices: npt.NDArray[np.uint8], *, on_done: Callable[[int], None] = ignore_progress) -> ClassMap:
+    def classes(self, slices: npt.NDArray[np.uint8], *, on_progress: Callable[[int], None] = ignore_progress) -> ClassMap:
         """Most probable class [N, X, Y]. Raises DeviceError when not even one slice fits into memory."""
         ...
 
@@ -139,7 +139,7 @@ class Engine(Protocol):
         self,
         slices: npt.NDArray[np.uint8],
         *,
-        on_done: Callable[[int], None] = ignore_progress,
+        on_progress: Callable[[int], None] = ignore_progress,
         dropout_seeds: Sequence[int] | None = None,
     ) -> npt.NDArray[np.float32]:
         """Softmax probabilities [N, X, Y, 4]. Raises DeviceError when not even one slice fits into memory.

@@ -101,23 +101,27 @@ class TorchEngine:
         """CPU threads that PyTorch computes with."""
         return torch.get_num_threads()
 
-    def classes(self, slices: npt.NDArray[np.uint8], *, on_done: Callable[[int], None] = ignore_progress) -> ClassMap:
+    def classes(self, slices: npt.NDArray[np.uint8], *, on_progress: Callable[[int], None] = ignore_progress) -> ClassMap:
         """Most probable class [N, X, Y] of slices [N, X, Y, 4]. Raises DeviceError when not even one slice fits."""
         result = np.empty(slices.shape[:3], dtype=np.uint8)
-        self._run(slices, lambda logits: logits.argmax(dim=1).to(torch.uint8), result, on_done)
+        self._run(slices, lambda logits: logits.argmax(dim=1).to(torch.uint8), result, on_progress)
         return result
 
     def probabilities(
         self,
         slices: npt.NDArray[np.uint8],
         *,
-        on_done: Callable[[int], None] = ignore_progress,
+        on_progress: Callable[[int], None] = ignore_progress,
         dropout_seeds: Sequence[int] | None = None,
     ) -> npt.NDArray[np.float32]:
         """Softmax probabilities [N, X, Y, 4] of slices [N, X, Y, 4]. Raises DeviceError when not even one slice fits."""
         result = np.empty(slices.shape, dtype=np.float32)
         self._run(
-            slices, lambda logits: logits.float().softmax(dim=1).permute(0, 2, 3, 1), result, on_done, seeds=dropout_seeds or ()
+            slices,
+            lambda logits: logits.float().softmax(dim=1).permute(0, 2, 3, 1),
+            result,
+            on_progress,
+            seeds=dropout_seeds or (),
         )
         return result
 
@@ -126,7 +130,7 @@ class TorchEngine:
         slices: npt.NDArray[np.uint8],
         head: Callable[[Tensor], Tensor],
         result: npt.NDArray[np.generic],
-        on_done: Callable[[int], None],
+        on_progress: Callable[[int], None],
         *,
         seeds: Sequence[int] = (),
     ) -> None:
@@ -136,7 +140,7 @@ class TorchEngine:
         def end_one() -> None:
             place, arrival = begun.popleft()
             result[place] = self._arrived(arrival)
-            on_done(place.stop - place.start)
+            on_progress(place.stop - place.start)
 
         with exact_arithmetic(deterministic=self._deterministic):
             while start < len(slices):

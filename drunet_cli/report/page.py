@@ -171,8 +171,8 @@ def _edges_ml(largest_ml: float) -> tuple[float, ...]:
     return tuple(index * width for index in range(n_bars + 1))
 
 
-def read_thumbnails(records: Sequence[Record], *, n_threads: int, on_done: Callable[[], None] = lambda: None) -> Thumbnails:
-    """Read every picture that is there and make it smaller. on_done: called once for each case that may have any."""
+def read_thumbnails(records: Sequence[Record], *, n_threads: int, on_progress: Callable[[], None] = lambda: None) -> Thumbnails:
+    """Read every picture that is there and make it smaller. on_progress: called once for each case that may have any."""
     segmented = _with_label_map(records)
     width = _WIDE if len(records) <= _MOST_WIDE else _NARROW
     by_label_map = {}
@@ -184,7 +184,7 @@ def read_thumbnails(records: Sequence[Record], *, n_threads: int, on_done: Calla
     threads = ThreadPoolExecutor(n_threads)
     try:
         for record, read in zip(segmented, threads.map(thumbnails_of, segmented), strict=True):
-            on_done()
+            on_progress()
             by_label_map[record.row.output] = [found for _, found in read if isinstance(found, Thumbnail)]
             unshown += [(str(path), f"{found}; not shown") for path, found in read if isinstance(found, CaseError)]
     finally:
@@ -286,11 +286,11 @@ def write_pages(
     *,
     overwrite: bool,
     n_threads: int,
-    on_done: Callable[[], None] = lambda: None,
+    on_progress: Callable[[], None] = lambda: None,
 ) -> CaseFiles:
     """Read every case of the plan and write its page; a case whose files are not there or have changed gets none, and a notice.
 
-    references: by the output of a case's row. on_done: called once for each case. Raises OutputError.
+    references: by the output of a case's row. on_progress: called once for each case. Raises OutputError.
     """
     planned = {record.row.output: record for record in records if record.row.output in pages}
     by_label_map, without = {}, []
@@ -307,7 +307,7 @@ def write_pages(
     threads = ThreadPoolExecutor(min(n_threads, _MOST_THREADS))
     try:
         for record, error in zip(planned.values(), threads.map(write, planned.values()), strict=True):
-            on_done()
+            on_progress()
             if error is None:
                 by_label_map[record.row.output] = pages[record.row.output]
             else:

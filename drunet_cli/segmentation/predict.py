@@ -248,7 +248,7 @@ class _Passes:
 
     def classes(self, windows: Mapping[int, Window], advance: Callable[[int], None]) -> ClassMap:
         """The most probable class [N, x, y] within the windows, in a single pass."""
-        return self._engines[0].classes(self._pixels(windows), on_done=advance)
+        return self._engines[0].classes(self._pixels(windows), on_progress=advance)
 
     def mean_probabilities(self, windows: Mapping[int, Window], advance: Callable[[int], None]) -> FloatArray:
         """Class probabilities [N, x, y, 4] within the windows: the mean over all passes."""
@@ -256,7 +256,7 @@ class _Passes:
         total = np.zeros((*pixels.shape[:3], N_CLASSES), dtype=np.float32)
         for engine, (step_x, step_y), seeds in self._each(list(windows)):
             flipped = np.ascontiguousarray(pixels[:, ::step_x, ::step_y])
-            probabilities = engine.probabilities(flipped, on_done=advance, dropout_seeds=seeds)
+            probabilities = engine.probabilities(flipped, on_progress=advance, dropout_seeds=seeds)
             total += probabilities[:, ::step_x, ::step_y]
         total /= self.n
         return total

@@ -78,7 +78,7 @@ def test_answers_are_pytorchs_however_the_work_is_shared(
     best = np.sort(expected, axis=-1)
     clear = best[..., -1] - best[..., -2] > 10 * ROUNDING[kind]
     done: list[int] = []
-    assert np.array_equal(engine.classes(window, on_done=done.append)[clear], expected.argmax(axis=-1)[clear])
+    assert np.array_equal(engine.classes(window, on_progress=done.append)[clear], expected.argmax(axis=-1)[clear])
     assert done == [1] * len(window)
     assert engine.probabilities(window).tobytes() == probabilities.tobytes()
 
@@ -113,7 +113,7 @@ def test_fewer_slices_at_once_when_memory_runs_out_and_the_result_is_the_same(
     classes = engine.classes(slices)
     spoil(engine, monkeypatch, most=1, error=error)
     done: list[int] = []
-    assert np.array_equal(engine.classes(slices, on_done=done.append), classes)
+    assert np.array_equal(engine.classes(slices, on_progress=done.append), classes)
     assert (halvings, engine.batch_size, sum(done)) == ([2, 1], 1, len(slices))
 
 
@@ -201,6 +201,6 @@ def test_an_interruption_ends_the_slices_in_hand_begins_no_other_and_leaves_the_
         patch.setattr(engine, "logits", logits)
         patch.setattr(engine, "_interrupt", interrupt_again_and_again)
         with pytest.raises(KeyboardInterrupt):
-            engine.classes(many, on_done=stop)
+            engine.classes(many, on_progress=stop)
     assert len(begun) <= 3  # the thread of the first may have taken another before it was told
     assert np.array_equal(engine.classes(slices), expected)

@@ -137,7 +137,7 @@ def test_an_overflow_is_an_error_and_no_empty_result(
     engine = TorchEngine(louder(checkpoint, factor), device=CPU, precision=precision, batch_size=1)
     done: list[int] = []
     with pytest.raises(error, match=remedy):
-        engine.classes(slices, on_done=done.append)
+        engine.classes(slices, on_progress=done.append)
     assert not done
 
 
@@ -301,7 +301,7 @@ def test_a_batch_is_begun_before_the_last_is_waited_for_on_a_gpu_alone(
     classes, samples = engine.classes(slices), engine.probabilities(slices, dropout_seeds=SEEDS)
     events: list[str] = []
     engine._transfer = LateTransfer(events, ahead=ahead)
-    assert np.array_equal(engine.classes(slices, on_done=lambda n: events.append(f"done {n}")), classes)
+    assert np.array_equal(engine.classes(slices, on_progress=lambda n: events.append(f"done {n}")), classes)
     assert events == expected
     assert np.array_equal(engine.probabilities(slices, dropout_seeds=SEEDS), samples)
 

@@ -34,18 +34,18 @@ class BrightEngine:
     def __init__(self, device: str = "cuda:0") -> None:
         self.device = device
 
-    def classes(self, slices: npt.NDArray[np.uint8], *, on_done: Callable[[int], None] = ignore_progress) -> ClassMap:
-        on_done(len(slices))
+    def classes(self, slices: npt.NDArray[np.uint8], *, on_progress: Callable[[int], None] = ignore_progress) -> ClassMap:
+        on_progress(len(slices))
         return np.where(slices[..., 1] > 200, 3, np.where(slices[..., 0] > 150, 2, 0)).astype(np.uint8)
 
     def probabilities(
         self,
         slices: npt.NDArray[np.uint8],
         *,
-        on_done: Callable[[int], None] = ignore_progress,
+        on_progress: Callable[[int], None] = ignore_progress,
         dropout_seeds: Sequence[int] | None = None,
     ) -> npt.NDArray[np.float32]:
-        return np.eye(4, dtype=np.float32)[self.classes(slices, on_done=on_done)]
+        return np.eye(4, dtype=np.float32)[self.classes(slices, on_progress=on_progress)]
 
 
 class BrightEnsemble(Ensemble):

@@ -31,18 +31,18 @@ class ThresholdEngine(BrightEngine):
         super().__init__()
         self.shapes: list[tuple[int, ...]] = []
 
-    def classes(self, slices: npt.NDArray[np.uint8], *, on_done: Callable[[int], None] = ignore_progress) -> ClassMap:
+    def classes(self, slices: npt.NDArray[np.uint8], *, on_progress: Callable[[int], None] = ignore_progress) -> ClassMap:
         self.shapes.append(slices.shape[:3])
         for _ in slices:
-            on_done(1)
+            on_progress(1)
         return np.where(slices[..., 0] > 100, 2, 0).astype(np.uint8)
 
 
 class TumourEverywhere(ThresholdEngine):
     """Class 1 in every pixel, as a network may answer background."""
 
-    def classes(self, slices: npt.NDArray[np.uint8], *, on_done: Callable[[int], None] = ignore_progress) -> ClassMap:
-        return np.ones_like(super().classes(slices, on_done=on_done))
+    def classes(self, slices: npt.NDArray[np.uint8], *, on_progress: Callable[[int], None] = ignore_progress) -> ClassMap:
+        return np.ones_like(super().classes(slices, on_progress=on_progress))
 
 
 def _geometry(brain: npt.NDArray[np.bool_], spacing: float = 1.0) -> Geometry:
@@ -138,17 +138,17 @@ class TiltedEngine(BrightEngine):
         self.share = share
         self.seeds: list[tuple[int, ...]] = []
 
-    def classes(self, slices: npt.NDArray[np.uint8], *, on_done: Callable[[int], None] = ignore_progress) -> ClassMap:
-        return np.asarray(self.probabilities(slices, on_done=on_done).argmax(axis=3), dtype=np.uint8)
+    def classes(self, slices: npt.NDArray[np.uint8], *, on_progress: Callable[[int], None] = ignore_progress) -> ClassMap:
+        return np.asarray(self.probabilities(slices, on_progress=on_progress).argmax(axis=3), dtype=np.uint8)
 
     def probabilities(
         self,
         slices: npt.NDArray[np.uint8],
         *,
-        on_done: Callable[[int], None] = ignore_progress,
+        on_progress: Callable[[int], None] = ignore_progress,
         dropout_seeds: Sequence[int] | None = None,
     ) -> npt.NDArray[np.float32]:
-        on_done(len(slices))
+        on_progress(len(slices))
         _, x, y, _ = slices.shape
         tilt = np.linspace(0, 0.3, x)[:, None] + np.linspace(0, 0.2, y)
         oedema = self.share * (slices[..., FLAIR] / 510 + tilt)

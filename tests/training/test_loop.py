@@ -306,10 +306,10 @@ def case_of(*classes: int) -> StoredCase:
 def engine_that(answers: Callable[[npt.NDArray[np.uint8]], ClassMap], shapes: set[tuple[int, ...]] | None = None) -> Engine:
     """An engine that is told the truth (by the FLAIR) and answers with classes made of it."""
 
-    def classes(slices: npt.NDArray[np.uint8], *, on_done: Callable[[int], None] = lambda _: None) -> ClassMap:
+    def classes(slices: npt.NDArray[np.uint8], *, on_progress: Callable[[int], None] = lambda _: None) -> ClassMap:
         if shapes is not None:
             shapes.add(slices.shape[1:3])
-        on_done(len(slices))
+        on_progress(len(slices))
         return answers(np.where(slices[..., 0] > 0, slices[..., 0] // 40 - 1, 0).astype(np.uint8))
 
     return cast(Engine, SimpleNamespace(classes=classes, batch_size=1))
