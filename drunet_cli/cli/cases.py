@@ -369,10 +369,10 @@ def print_plan(
     rows: Sequence[PlanRow],
     cohort: Cohort,
     *,
+    screen: Screen,
     seg: bool,
     differing: Container[str] = (),
     json: bool,
-    quiet: bool = False,
     notes: Sequence[str] = (),
     stop: DrunetError | None = None,
 ) -> None:
@@ -387,7 +387,6 @@ def print_plan(
     failing += [(row.case.name, row.error) for row in rows if row.error is not None]
     if cohort.alone and failing:
         raise stop or failing[0][1]
-    screen = Screen(quiet=quiet)
     if json:
         _print_objects(rows, cohort, seg=seg, differing=differing)
     else:

@@ -79,7 +79,7 @@ class Screen:
     """
 
     def __init__(self, *, quiet: bool = False) -> None:
-        self.quiet = quiet
+        self._quiet = quiet
         self._is_log = False
         self._console: Console | None = None
         log = logging.getLogger("drunet_cli")
@@ -98,7 +98,7 @@ class Screen:
     @property
     def draws(self) -> bool:
         """Whether stderr is a terminal, for bars. FORCE_COLOR does not count: it asks for colours in logs too."""
-        return not self.quiet and sys.stderr.isatty()
+        return not self._quiet and sys.stderr.isatty()
 
     def keep_log(self) -> None:
         """Begin every further line with time and host, unless stderr is a terminal."""
@@ -112,11 +112,11 @@ class Screen:
 
     def warning(self, message: str) -> None:
         """Print one line, unless the command is to be quiet."""
-        self._print(one_line(message), "Warning: ", "yellow", shown=not self.quiet)
+        self._print(one_line(message), "Warning: ", "yellow", shown=not self._quiet)
 
     def note(self, message: str, *, place: str = "") -> None:
         """Print one line that a person may like to read. place: of this line among many, as 17 of 2000, for a log."""
-        self._print(message, place=place, shown=not self.quiet)
+        self._print(message, place=place, shown=not self._quiet)
 
     def detail(self, message: str) -> None:
         """Print one line on a decision and its reason, for --verbose."""
@@ -158,7 +158,7 @@ class Screen:
 
     def note_table(self, table: "Table") -> None:
         """Print a table on stderr that a person may like to read."""
-        if not self.quiet:
+        if not self._quiet:
             from rich.console import Console
 
             console = Console(stderr=True, **_PLAIN)

@@ -113,7 +113,7 @@ def nii2png(
     stop = error_of(lambda: check_plan(planned, settings))
     if dry_run:
         rows = [PlanRow(each.case, each.state, each.action) for each in planned]
-        print_plan(rows, cohort, seg=True, json=json, quiet=quiet, stop=stop)
+        print_plan(rows, cohort, screen=screen, seg=True, json=json, stop=stop)
         return
     if stop is not None:
         raise stop

@@ -159,7 +159,7 @@ def prepare(
         planned = planned if stop else compare_preparations(planned)
         rows = [PlanRow(each.case, each.state, each.action, None, each.error) for each in planned]
         differing = {each.case.name for each in planned if each.differs}
-        print_plan(rows, cohort, seg=False, differing=differing, json=json, quiet=quiet, stop=stop)
+        print_plan(rows, cohort, screen=screen, seg=False, differing=differing, json=json, stop=stop)
         return
     if stop is not None:
         raise stop

@@ -309,7 +309,7 @@ def _print_plan(plan: "RunPlan", ensemble: "Ensemble", screen: "Screen", *, json
     differing = {each.case.name for each in plan.cases if each.differs}
     differing |= {name for name, files in plan.unusable.items() if files.state() is OutputState.COMPLETE}
     rows = [PlanRow(each.case, each.state, each.action, each.warnings, each.error) for each in plan.cases]
-    print_plan(rows, plan.cohort, seg=False, differing=differing, json=json, quiet=screen.quiet, notes=notes, stop=stop)
+    print_plan(rows, plan.cohort, screen=screen, seg=False, differing=differing, json=json, notes=notes, stop=stop)
 
 
 def _print_raw_plan(plan: "RunPlan", screen: "Screen", *, json: bool) -> None:
@@ -326,7 +326,7 @@ def _print_raw_plan(plan: "RunPlan", screen: "Screen", *, json: bool) -> None:
         error = each.error or preparation.error
         would = f"{first}, {each.action}" if error is None else "fail"
         rows.append(PlanRow(preparation.case, each.state, would, None, error))
-    print_plan(rows, plan.cohort, seg=False, json=json, quiet=screen.quiet, stop=plan.stop)
+    print_plan(rows, plan.cohort, screen=screen, seg=False, json=json, stop=plan.stop)
 
 
 def _counts(plan: "RunPlan") -> str:
