@@ -3,6 +3,7 @@
 Core code raises these errors; only `cli` prints them. Any other exception is a fault of drunet and keeps its traceback.
 """
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from enum import IntEnum
@@ -120,6 +121,11 @@ def changed_since(path: Path, *, then: str) -> str:
     """Say of an output that a person has changed how to keep the changes, and what discards them. then: what follows that."""
     remedy = f"move it away to keep the changes, or give --overwrite to discard them and {then}"
     return f"{path}: has been changed since drunet wrote it; {remedy}"
+
+
+def without_folder(message: str) -> str:
+    """The message about an image without the folder of the image, where there is room for little else."""
+    return re.sub(r"^[^:]*/(?=[^/:]+\.nii(\.gz)?: )", "", message)
 
 
 def without_remedy(message: str) -> str:

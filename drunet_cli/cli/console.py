@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Final, TextIO
 
 import drunet_cli
 from drunet_cli.brats import REGIONS, volume_digits
-from drunet_cli.errors import OutputError, one_line
+from drunet_cli.errors import OutputError, one_line, without_folder
 from drunet_cli.processes import hold_signals
 
 if TYPE_CHECKING:
@@ -400,9 +400,6 @@ def fields_table(document: Mapping[str, Any]) -> "Table":
     return table
 
 
-_FOLDER_OF_IMAGE: Final = re.compile(r"^[^:]*/(?=[^/:]+\.nii(\.gz)?: )")
-
-
 def cohort_table(rows: Sequence["SummaryRow"]) -> "Table":
     """One row a case: its outcome, with (!) for warnings, and volumes in mL. Below the rows: the purpose of the weights."""
     from drunet_cli.weights.registry import caveat_of
@@ -412,8 +409,7 @@ def cohort_table(rows: Sequence["SummaryRow"]) -> "Table":
         volumes = (volume_digits(row.volumes_ml[region]) if region in row.volumes_ml else "" for region in REGIONS)
         warnings = [code if n == 1 else f"{n} x {code}" for code, n in Counter(row.warnings).items()]
         status = f"{row.status} (!)" if row.warnings else row.status
-        error = _FOLDER_OF_IMAGE.sub("", row.error)  # a narrow table has room for little else
-        cells.append((row.case, status, *volumes, error or ", ".join(warnings)))
+        cells.append((row.case, status, *volumes, without_folder(row.error) or ", ".join(warnings)))
     table = table_of(("CASE", "STATUS", *(f"{region} mL" for region in REGIONS), "NOTES"), cells)
     for column in table.columns[2:-1]:
         column.justify = "right"

@@ -20,7 +20,7 @@ import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont, features
 
 from drunet_cli.brats import N_CLASSES, ClassMap, Colour
-from drunet_cli.errors import CaseError, MisuseError, name_file
+from drunet_cli.errors import CaseError, MisuseError, name_file, without_folder
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -275,7 +275,7 @@ class Canvas:
         """The first of several warnings and how many more there are, in one line of at most `width` pixels."""
         if warnings:
             more = f" (and {len(warnings) - 1} more)" if len(warnings) > 1 else ""
-            words = fitted(f"Warning: {warnings[0]}", size, width - text_width(more, size))
+            words = fitted(f"Warning: {without_folder(warnings[0])}", size, width - text_width(more, size))
             self.text(place, words + more, size=size, colour=LIGHT)
 
     def paste(self, pixels: Pixels, place: tuple[int, int]) -> None:

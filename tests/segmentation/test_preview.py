@@ -288,6 +288,7 @@ WORDS: Final[dict[str, tuple[dict[str, Any], set[str]]]] = {
         },
     ),
     "a warning": ({"warnings": ["thick slices"]}, {"Warning: thick slices"}),
+    "an image without its folder": ({"warnings": ["/a b/c/t1.nii.gz: thick"]}, {"Warning: t1.nii.gz: thick"}),
     "the number of others": (
         {"warnings": ["thick slices", "no orientation", "resampled"]},
         {"Warning: thick slices (and 2 more)"},
