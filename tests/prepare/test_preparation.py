@@ -6,6 +6,7 @@ import os
 import shutil
 import socket
 import stat
+import struct
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +18,8 @@ import pytest
 from scipy.spatial.transform import Rotation
 
 from drunet_cli.brats import CHANNELS, Modality
-from drunet_cli.errors import CaseError, DeviceError, MisuseError, OutputError
+from drunet_cli.cli.app import main as drunet
+from drunet_cli.errors import CaseError, DeviceError, ExitCode, MisuseError, OutputError
 from drunet_cli.io.atomic import claim_of
 from drunet_cli.io.case import Case, case_of
 from drunet_cli.io.checks import voxel_litres
@@ -33,6 +35,7 @@ from drunet_cli.prepare.preparation import (
     prepare_scans,
 )
 from drunet_cli.prepare.prepared_case import (
+    PlannedPreparation,
     PreparationAction,
     PreparationState,
     PreparedFiles,
@@ -54,10 +57,11 @@ from tests.prepare.simulated import (
     write_nifti,
     write_raw_case,
 )
-from tests.prepare.small_scans import NAME, Stripped, prepared_at_once, small_scan
+from tests.support import GOLDEN_WEIGHTS, image_options
 
 Mask = npt.NDArray[np.bool_]
 
+NAME: Final = "p1"
 MASK: Final = "mask.nii"
 # The scans of the prepared case, and how far each has moved. FLAIR has moved farthest, and its top is missing.
 SCANS: Final = {
@@ -66,6 +70,7 @@ SCANS: Final = {
     Modality.T1: (Acquisition(axcodes="PSL", spacing_mm=1.5, slice_mm=3.0, seed=2), {"degrees": 10.0, "mm": 10.0}),
     Modality.T2: (Acquisition(axcodes="RSA", spacing_mm=1.5, slice_mm=5.0, seed=3), {"degrees": 10.0, "mm": 10.0}),
 }
+HEADINGS: Final = ("t1", "t1ce", "t2", "flair")
 
 
 @pytest.fixture(scope="module")
@@ -209,22 +214,63 @@ def test_where_the_reference_moved_one_warning_says_so() -> None:
     assert len(warned(0, 4, 4)) == 2  # FLAIR agrees with T1ce
 
 
+def brats_case(folder: Path, name: str = NAME) -> Case:
+    """Four blobs on the BraTS grid, smaller than any brain: the network has less to compute."""
+    i, j, k = np.ogrid[: BRATS_SHAPE[0], : BRATS_SHAPE[1], : BRATS_SHAPE[2]]
+    distance = np.sqrt(((i - 120) / 22) ** 2 + ((j - 120) / 26) ** 2 + ((k - 75) / 15) ** 2)
+    inside = distance < 1
+    paths = {}
+    for level, modality in enumerate(CHANNELS, start=1):
+        voxels = np.zeros(BRATS_SHAPE, dtype=np.int16)
+        voxels[inside] = (900 - 100 * level * distance[inside]).astype(np.int16)
+        paths[modality] = write_nifti(folder / f"{name}_{modality}.nii", voxels, BRATS_AFFINE)
+    return case_of(paths)
+
+
 @pytest.fixture(scope="module")
-def stripped(tmp_path_factory: pytest.TempPathFactory) -> Stripped:
-    return prepared_at_once(tmp_path_factory.mktemp("stripped"))
+def stripped(tmp_path_factory: pytest.TempPathFactory) -> tuple[Case, PreparedFiles, str]:
+    """A case on the BraTS grid that names its patient, what was made of it, and what was told; no test changes them."""
+    folder = tmp_path_factory.mktemp("stripped")
+    case = brats_case(folder / "raw")
+    scaled = case.images[Modality.T2]
+    content = bytearray(scaled.read_bytes())
+    content[112:120] = struct.pack("<ff", 0.5, 0)  # scl_slope, scl_inter
+    content[148:154] = b"Miller"  # descrip
+    scaled.write_bytes(content)
+    (planned,) = plan_preparations([case], PreparationSettings(folder=folder / "out"))
+    result = prepare_case(planned)
+    assert result is not None
+    return case, planned.files, result.in_words
 
 
-def test_prepared_scans_pass_through_untouched(stripped: Stripped) -> None:
+Stripped = tuple[Case, PreparedFiles, str]
+
+
+def test_prepared_scans_pass_through_untouched(stripped: Stripped, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     case, made, told = stripped
     assert told.startswith("p1: prepared already (BraTS grid, stripped), its voxels were not touched")
     for modality in CHANNELS:
         before, after = case.images[modality].read_bytes(), gzip.decompress(made.images[modality].read_bytes())
         assert after == before.replace(b"Miller", b"\0" * 6)
-
-
-def test_images_without_a_record_are_unfinished_or_somebodys(stripped: Stripped, tmp_path: Path) -> None:
-    shutil.copytree(stripped[1].root, tmp_path / "out")
+    shutil.copytree(made.root, tmp_path / "out")
     files = PreparedFiles(tmp_path / "out", NAME)
+    options = image_options(case.images)
+    assert drunet(["prepare", *options, "-o", str(tmp_path / "out")]) == ExitCode.OUTPUT
+    assert "give --skip-existing to leave out what is complete, or --overwrite" in capfd.readouterr().err
+    assert drunet(["prepare", *options, "-o", str(tmp_path / "out"), "--skip-existing"]) == 0
+    assert capfd.readouterr().out == f"{files.record}\n"
+    assert drunet(["prepare", *options, "-o", str(tmp_path / "out"), "--skip-existing", "--json"]) == 0
+    assert json.loads(capfd.readouterr().out)["left_out"] is True
+    assert drunet(["prepare", str(tmp_path / "out"), "-o", str(tmp_path / "again")]) == ExitCode.SOME_FAILED
+    assert f"{files.record} says that drunet has prepared these images" in capfd.readouterr().err
+    scans = tmp_path / "scans.csv"
+    scans.write_text("case,t1,t1ce,t2,flair\n" + ",".join([NAME, *(str(case.images[Modality(m)]) for m in HEADINGS)]))
+    words = ["prepare", str(scans), "-o", str(tmp_path / "out"), "--skip-existing", "--dry-run", "--json"]
+    assert drunet(words) == 0
+    assert json.loads(capfd.readouterr().out)["would"] == "verify and leave out"
+    files.brain.write_bytes(b"")
+    assert drunet(words) == ExitCode.SOME_FAILED
+    assert json.loads(capfd.readouterr().out)["differs"] is True
     files.record.unlink()
     files.mark.touch()
     assert files.state() is PreparationState.UNFINISHED
@@ -267,6 +313,11 @@ def test_a_case_that_another_run_prepares_is_left_to_that_run(stripped: Stripped
     claim_of(planned.files.record).write_text(f"{socket.gethostname()} {os.getppid()}\n")
     assert prepare_case(planned) is None
     assert [path.suffix for path in planned.files.folder.iterdir()] == [".claim"]
+
+
+def small_scan(path: Path, *, shape: tuple[int, int, int] = (20, 20, 20), spacing_mm: float = 4.0, code: int = 1) -> Path:
+    voxels = np.random.default_rng(sum(map(ord, path.name))).integers(1, 900, shape).astype(np.int16)
+    return write_nifti(path, voxels, np.diag([spacing_mm, spacing_mm, spacing_mm, 1]), code=code)
 
 
 @pytest.mark.parametrize(
@@ -472,3 +523,97 @@ def test_memory_that_does_not_suffice_fails_one_case(
 )
 def test_voxels_are_whole_where_the_scan_has_hundreds_of_them(values: list[float], dtype: str) -> None:
     assert as_stored(np.array([0.6, 3.2], np.float32), np.array(values)).dtype == dtype
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--t1", "a.nii"], "missing --flair, --t1ce, --t2: a case needs all four"),
+        (["--case", "p1"], "missing --flair, --t1ce, --t1, --t2"),
+        ([], "missing CASES: name folders or tables of cases, or give --t1 --t1ce --t2 --flair"),
+        (["raw", "--t1", "a.nii"], "CASES (--pattern, --channels, --shard) and --t1 --t1ce --t2 --flair --case exclude"),
+        (["raw", "--brain", "deepbett"], "--brain deepbett: is none of auto, deepbet, hd-bet, synthstrip, none, and no file"),
+        (["raw", "--atlas", "sri24"], "--atlas sri24: is none of drunet, none, and no file of this name is there"),
+    ],
+)
+def test_misuse_is_told(words: list[str], message: str, capfd: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert drunet(["prepare", *words, "-o", str(tmp_path / "out")]) == ExitCode.MISUSE
+    assert message in capfd.readouterr().err
+
+
+def test_without_the_extra_one_line_says_how_to_install_it(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("drunet_cli.host.missing_packages", lambda names: names)
+    for modality in CHANNELS:
+        small_scan(tmp_path / f"p1_{modality}.nii")
+    assert drunet(["prepare", str(tmp_path), "-o", str(tmp_path / "out")]) == ExitCode.MISUSE
+    assert "SimpleITK and deepbet not installed; run: pip install SimpleITK deepbet" in capfd.readouterr().err
+
+
+@pytest.mark.slow
+def test_segment_prepares_each_case_just_before_it_and_keeps_no_other(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("p1", "p2", "p3"):
+        brats_case(tmp_path / "raw" / name, name)
+    (tmp_path / "raw" / "p2" / "p2_t1.nii").write_bytes(b"")
+    found = []
+
+    def prepare(planned: PlannedPreparation) -> object:
+        found.append((sorted(path.name for path in tmp_path.glob("out/*.nii.gz")), sorted(planned.files.root.iterdir())))
+        return prepare_case(planned)
+
+    monkeypatch.setattr("drunet_cli.prepare.prepared_case.prepare_case", prepare)
+    words = ["segment", str(tmp_path / "raw"), "-o", str(tmp_path / "out"), "--prepare", "--weights", str(GOLDEN_WEIGHTS)]
+    assert drunet([*words, "--window", "auto", "--preview"]) == ExitCode.SOME_FAILED
+    assert found == [([], []), (["p1.nii.gz"], []), (["p1.nii.gz"], [])]
+    assert "p2_t1.nii: is empty" in capfd.readouterr().err
+    sidecar = json.loads((tmp_path / "out" / "p1.json").read_text())
+    assert sidecar["prepared_from"]["record"] is None
+    assert sidecar["inputs"]["t1"]["path"] == "p1_t1.nii.gz"
+    assert set(sidecar["files"]) == {"p1_preview.png", "p1_prepared.png"}
+    assert drunet(["report", str(tmp_path / "out"), "-o", str(tmp_path / "page.html"), "--viewer"]) == 0
+    assert "its prepared images were not kept; segment the scans again by segment --prepare" in capfd.readouterr().err
+
+
+def test_segment_prepares_and_carries_labels_back(
+    stripped: Stripped, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    case, made, _ = stripped
+    options = image_options(case.images)
+    keep, out = str(tmp_path / "prepared"), tmp_path / "out"
+    words = ["segment", *options, "-o", str(out), "--prepare", "--weights", str(GOLDEN_WEIGHTS), "--window", "auto"]
+    assert drunet([*words, "--keep-prepared", keep, "--dry-run"]) == 0
+    assert "prepare, segment" in capfd.readouterr().out
+    raw = PreparedFiles(tmp_path / "prepared", NAME).images[Modality.T1]
+    raw.parent.mkdir(parents=True)
+    raw.write_text("somebody's")
+    for more in (["--dry-run"], []):
+        assert drunet([*words, "--keep-prepared", keep, *more]) == ExitCode.OUTPUT
+        assert f"{raw}: exists already" in " ".join(capfd.readouterr().err.split())
+    assert raw.read_text() == "somebody's"
+    shutil.rmtree(keep)
+    shutil.copytree(made.root, keep)
+    record = PreparedFiles(Path(keep), NAME).record
+    doubt = {"code": "doubtful-brain", "message": "a small brain"}
+    record.write_text(json.dumps({**json.loads(record.read_text()), "warnings": [doubt]}))
+    assert drunet([*words, "--keep-prepared", keep, "--in-space", "t2"]) == 0
+    label_map, carried = load_volume(out / "p1.nii.gz"), load_volume(out / "p1_in_t2.nii.gz")
+    assert np.array_equal(label_map.voxels, carried.voxels)
+    assert np.array_equal(carried.affine, load_volume(case.images[Modality.T2]).affine)
+    sidecar = json.loads((out / "p1.json").read_text())
+    told = json.loads(record.read_text())
+    assert sidecar["prepared_from"]["record"] == str(record)
+    assert sidecar["prepared_from"]["inputs"]["t2"] == told["inputs"]["t2"]
+    assert sidecar["prepared_from"]["transforms"] == told["transforms"]
+    assert set(sidecar["files"]) == {"p1_in_t2.nii.gz"}
+    assert doubt in sidecar["warnings"]
+    capfd.readouterr()
+    assert drunet([*words, "--skip-existing"]) == ExitCode.MISUSE
+    assert "--skip-existing with --prepare needs --keep-prepared DIR" in capfd.readouterr().err
+    assert drunet([*words, "--keep-prepared", keep, "--in-space", "t2", "--skip-existing"]) == 0
+    assert "complete, left out" in capfd.readouterr().err
+    words = ["segment", *options, "-o", str(tmp_path / "other"), "--in-space", "t1", "--weights", str(GOLDEN_WEIGHTS)]
+    assert drunet([*words, "--window", "auto"]) == ExitCode.BAD_INPUT
+    assert "is not a case that drunet prepare has made" in capfd.readouterr().err
