@@ -31,6 +31,7 @@ def test_measures_tell_one_head_from_two() -> None:
     assert edge_peak(one, 5 - one, inside, size_mm=2.0) > 2 > 1.3 > edge_peak(one, other, inside, size_mm=2.0)
 
 
+@pytest.mark.slow
 def test_a_registration_gives_the_same_bytes_in_every_run() -> None:
     rng = np.random.default_rng(0)
     voxels = np.zeros((40, 50, 30))
