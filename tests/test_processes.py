@@ -107,7 +107,7 @@ def test_nothing_is_done_before_the_first_outcome_is_asked_for(tmp_path: Path) -
 
 
 def test_outcomes_come_in_the_order_in_which_they_end(tmp_path: Path) -> None:
-    tasks = [Wait(tmp_path, 0, 1.0), *(Wait(tmp_path, n, 0) for n in range(1, 5))]
+    tasks = [Wait(tmp_path, 0, 0.6), *(Wait(tmp_path, n, 0) for n in range(1, 5))]
     outcomes = [outcome for _, outcome in run_tasks(job_functions.waited, tasks, n_processes=2)]
     assert outcomes[-1] == 0
     assert len(outcomes) == 5
@@ -216,7 +216,7 @@ def test_workers_hold_ctrl_c_back_and_this_process_does_not() -> None:
     assert not job_functions.ignores_ctrl_c(0)
 
 
-@pytest.mark.parametrize("parent", [0.5], indirect=True)
+@pytest.mark.parametrize("parent", [0.25], indirect=True)
 @pytest.mark.parametrize("moment", ["starting", "at work"])
 def test_ctrl_c_is_the_parents_to_answer(parent: "subprocess.Popen[str]", moment: str, tmp_path: Path) -> None:
     pids = wait_for(moment, parent, tmp_path)

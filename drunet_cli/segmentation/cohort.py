@@ -32,6 +32,7 @@ _MOST_READERS: Final = 8
 _CPUS_A_READER: Final = 4  # a case's four files are inflated at once
 _WRITERS: Final = 2
 _PUBLISHED_WITHIN_S: Final = 2.0  # by another run that has begun to publish its files of a case
+_LOOK_EVERY_S: Final = 0.1  # whether it has
 _POLL_S: Final = 0.5  # while another run computes a case
 _OUTPUT_SUFFIXES: Final = (".nii.gz", ".json", ".png", ".html", ".txt", ".ctbl", ".csv", ".xlsx", ".tsv", ".dcm", ".claim")
 
@@ -305,7 +306,7 @@ def _made_by_another_run(planned: PlannedCase, ensemble: Ensemble, error: Output
     """The outcome of a case whose outputs cannot be written: outputs of another run that are the same, or else the error."""
     until = time.monotonic() + _PUBLISHED_WITHIN_S
     while planned.files.state() is OutputState.UNFINISHED and time.monotonic() < until:
-        time.sleep(_PUBLISHED_WITHIN_S / 20)  # the sidecar appears a moment before its label map
+        time.sleep(_LOOK_EVERY_S)  # the sidecar appears a moment before its label map
     if planned.files.state() is not OutputState.COMPLETE:
         return error
     try:

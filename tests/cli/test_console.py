@@ -159,6 +159,7 @@ class Terminal(io.StringIO):
         return True
 
 
+@pytest.mark.slow
 def test_the_bar_of_a_training_shows_what_it_is_at(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -183,7 +184,7 @@ def test_the_bar_of_a_training_shows_what_it_is_at(
 
 def test_the_bar_of_a_download_counts_bytes_and_goes_away_with_its_error(forks: Forks, tmp_path: Path) -> None:
     content = GOLDEN_WEIGHTS.read_bytes()
-    with serving(content, default=Answer(pause_s=0.2, block=len(content) // 5)) as server:
+    with serving(content, default=Answer(pause_s=0.1, block=len(content) // 5)) as server:
         environment = {"DRUNET_WEIGHTS_URL": server.url, "DRUNET_CACHE_DIR": str(tmp_path / "cache"), "DRUNET_OFFLINE": "0"}
         with on_terminal(forks, tmp_path, "weights", "download", environment=environment) as shown:
             pass

@@ -46,6 +46,7 @@ def write_stripped(study: Path) -> None:
         write_volume(study / f"Mustermann_{modality}", {**TAGS[modality], **number_of_study(study)}, image.voxels, image.affine)
 
 
+@pytest.mark.slow
 def test_folders_of_studies_are_a_cohort_beside_nifti(tmp_path: Path) -> None:
     write_study(tmp_path / "in" / "p1" / "MR")
     write_study(tmp_path / "in" / "p2")

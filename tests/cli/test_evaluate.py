@@ -185,6 +185,7 @@ def test_worst_lists_cases_of_lowest_dice_first(n: int, cases: list[str], folder
     assert lines[0].split()[3] == "0.000"  # its ET is one plane thick, and shifted by one
 
 
+@pytest.mark.slow
 def test_any_number_of_jobs_gives_the_same_scores(folders: tuple[Path, Path], capsys: Captured) -> None:
     assert evaluate(*folders, "--json", "--csv", "one.csv") == 0
     alone = objects(capsys.readouterr().out)

@@ -72,6 +72,7 @@ def test_what_lists_plans_and_converts_imports_nothing_heavy(tmp_path: Path) -> 
     assert_light([line.split() for line in lines], 0, tmp_path)
 
 
+@pytest.mark.slow
 def test_refused_images_weights_and_outputs_import_nothing_heavy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DRUNET_OFFLINE", "1")
     content = GOLDEN_IMAGES[Modality.T1CE].read_bytes()
@@ -103,6 +104,7 @@ def test_a_command_that_is_not_called_is_not_imported(tmp_path: Path) -> None:
     assert done.stderr == "['weights']\n"
 
 
+@pytest.mark.slow
 def test_a_run_imports_what_its_engine_needs_alone(tmp_path: Path) -> None:
     """And is seen to: else the tests above could not fail."""
     write_case(tmp_path / "case")

@@ -155,6 +155,7 @@ except KeyboardInterrupt:
 """
 
 
+@pytest.mark.slow
 def test_ctrl_c_is_heard_when_the_engines_are_gone() -> None:
     done = subprocess.run([sys.executable, "-c", INTERRUPTED_LATER], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (0, "interrupted\n"), done.stderr

@@ -258,7 +258,7 @@ def test_a_program_that_fails_is_one_line(
 ) -> None:
     program = tmp_path / "absent" if script is None else stand_in(tmp_path, script)
     monkeypatch.setattr(dcm2niix, "bin", str(program))
-    monkeypatch.setattr(dicom, "_PATIENCE_S", 1)
+    monkeypatch.setattr(dicom, "_PATIENCE_S", 0.1 if script == "exec sleep 60" else 60)
     error = refusal(write_series(tmp_path / "scan"))
     assert expected in str(error)
     assert error.exit_code == code

@@ -15,6 +15,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 import pytest
+from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
 from drunet_cli.brats import CHANNELS, Modality
@@ -25,7 +26,7 @@ from drunet_cli.io.case import Case, case_of
 from drunet_cli.io.checks import voxel_litres
 from drunet_cli.io.nifti import header_of, load_volume, volume_of
 from drunet_cli.prepare import brain as brain_module
-from drunet_cli.prepare.brain import Brain, BrainMethod, chosen_method, find_brain, read_mask
+from drunet_cli.prepare.brain import Brain, BrainMethod, chosen_method, find_brain, one_solid_part, read_mask
 from drunet_cli.prepare.grid import BRATS_AFFINE, BRATS_SHAPE, as_stored, load_atlas, own_axes
 from drunet_cli.prepare.preparation import (
     PreparationSettings,
@@ -107,6 +108,7 @@ def done(case: Case, settings: PreparationSettings) -> dict[str, Any]:
 Prepared = tuple[Case, PreparationSettings, dict[str, Any]]
 
 
+@pytest.mark.slow
 def test_images_lie_on_the_brats_grid_stripped(prepared: Prepared) -> None:
     _, settings, document = prepared
     files = PreparedFiles(settings.folder, NAME)
@@ -122,6 +124,7 @@ def test_images_lie_on_the_brats_grid_stripped(prepared: Prepared) -> None:
     assert document["warnings"] == []
 
 
+@pytest.mark.slow
 def test_transforms_take_every_scan_to_where_t1ce_goes(prepared: Prepared, head: SimulatedHead) -> None:
     _, _, document = prepared
     in_t1ce = np.array(document["transforms"]["t1ce"]) @ moved(head, Modality.T1CE)
@@ -131,6 +134,7 @@ def test_transforms_take_every_scan_to_where_t1ce_goes(prepared: Prepared, head:
         assert error_mm(found, in_t1ce @ np.linalg.inv(of), head, of=of).max() < 1.5, modality
 
 
+@pytest.mark.slow
 def test_the_record_has_each_scan_and_its_grid(prepared: Prepared) -> None:
     case, settings, document = prepared
     assert read_record(PreparedFiles(settings.folder, NAME).record) == document
@@ -142,6 +146,7 @@ def test_the_record_has_each_scan_and_its_grid(prepared: Prepared) -> None:
     assert document["similarity"]["t2"]["after"] > document["similarity"]["t2"]["before"]
 
 
+@pytest.mark.slow
 def test_a_second_run_verifies_or_refuses(prepared: Prepared) -> None:
     case, settings, document = prepared
     again = replace(settings, skip_existing=True)
@@ -168,17 +173,6 @@ def test_a_second_run_verifies_or_refuses(prepared: Prepared) -> None:
     with pytest.raises(CaseError, match=r"mask\.nii: cannot be read: No such file"):
         prepare_case(planned)
     mask.write_bytes(content)
-
-
-def test_files_that_no_record_describes_stay(prepared: Prepared, tmp_path: Path) -> None:
-    case, settings, _ = prepared
-    for asked in (settings, replace(settings, skip_existing=True)):
-        (planned,) = plan_preparations([case], replace(asked, folder=tmp_path))
-        planned.files.folder.mkdir(exist_ok=True)
-        planned.files.images[Modality.T1].write_text("somebody's")  # since the plan was made
-        with pytest.raises(OutputError, match=r"p1_t1.nii.gz: exists already, and no record says that drunet made it"):
-            prepare_case(planned)
-        assert [path.name for path in planned.files.folder.iterdir()] == ["p1_t1.nii.gz"]
 
 
 def test_what_lies_beside_a_stripped_brain_does_not_shine_at_its_edge() -> None:
@@ -278,6 +272,18 @@ def test_prepared_scans_pass_through_untouched(stripped: Stripped, tmp_path: Pat
     assert files.state() is PreparationState.FOREIGN
 
 
+def test_files_that_no_record_describes_stay(stripped: Stripped, tmp_path: Path) -> None:
+    case, _, _ = stripped
+    settings = PreparationSettings(folder=tmp_path)
+    for asked in (settings, replace(settings, skip_existing=True)):
+        (planned,) = plan_preparations([case], asked)
+        planned.files.folder.mkdir(exist_ok=True)
+        planned.files.images[Modality.T1].write_text("somebody's")  # since the plan was made
+        with pytest.raises(OutputError, match=r"p1_t1.nii.gz: exists already, and no record says that drunet made it"):
+            prepare_case(planned)
+        assert [path.name for path in planned.files.folder.iterdir()] == ["p1_t1.nii.gz"]
+
+
 def recording(**changes: object) -> Callable[[PreparedFiles], object]:
     """Put other facts into the record."""
     return lambda files: files.record.write_text(json.dumps({**json.loads(files.record.read_text()), **changes}))
@@ -374,6 +380,15 @@ def test_other_programs_find_the_brain(method: str, name: str, program: Callable
     program(name, "echo 'out of memory' >&2; exit 1")
     with pytest.raises(DeviceError, match="failed with exit code 1: out of memory"):
         find_brain(scan, method, threads=1)
+
+
+def test_the_solid_part_of_a_mask_is_its_largest_one_with_the_holes_that_scipy_fills() -> None:
+    rng = np.random.default_rng(0)
+    for share in np.linspace(0, 1, 101):  # full ones, empty ones, and every mixture
+        mask = rng.random(rng.integers(1, 9, 3)) < share
+        parts, n_parts = ndimage.label(mask)
+        largest = mask if n_parts == 0 else parts == 1 + np.argmax([np.sum(parts == part) for part in range(1, n_parts + 1)])
+        assert np.array_equal(one_solid_part(mask), ndimage.binary_fill_holes(largest)), share
 
 
 @pytest.mark.parametrize(("middle", "is_cut"), [((15, 15, 15), False), ((15, 15, 9), True), ((22, 15, 15), True)])
@@ -506,14 +521,14 @@ def test_what_was_done_is_told_in_one_line() -> None:
 
 @pytest.mark.parametrize("error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried ...")])
 def test_memory_that_does_not_suffice_fails_one_case(
-    error: Exception, prepared: Prepared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    error: Exception, stripped: Stripped, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*_: object) -> None:
         raise error
 
-    case, settings, _ = prepared
+    case, _, _ = stripped
     monkeypatch.setattr("drunet_cli.prepare.prepared_case.prepare_scans", fail)
-    (planned,) = plan_preparations([case], replace(settings, folder=tmp_path / "out"))
+    (planned,) = plan_preparations([case], PreparationSettings(folder=tmp_path / "out"))
     with pytest.raises(DeviceError, match="memory does not suffice to prepare the case"):
         prepare_case(planned)
 

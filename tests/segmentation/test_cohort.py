@@ -477,6 +477,7 @@ def test_a_case_that_another_run_computes_is_left_to_that_run(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr("drunet_cli.segmentation.cohort._POLL_S", 0.02)
     out = tmp_path / "out"
     claim = claimed(out, "case_1", pid=os.getppid())
 

@@ -106,6 +106,7 @@ def test_curves_are_drawn_of_any_history(epochs: tuple[Epoch, ...], tmp_path: Pa
     assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.slow
 def test_curves_show_loss_dice_steps_and_the_best_epoch(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     pictures = []

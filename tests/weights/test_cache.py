@@ -226,7 +226,8 @@ def start(forks: Forks, folder: Path) -> AbstractContextManager[Run]:
     return forks.started("weights", "download", folder=folder, before=GOLDEN_IS_PUBLISHED)
 
 
-@pytest.mark.parametrize("n", [2, pytest.param(8, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("n", [2, 8])
 def test_processes_at_once_on_an_empty_cache_make_one_download(
     n: int, mirror: Callable[[FileServer], None], forks: Forks, tmp_path: Path
 ) -> None:

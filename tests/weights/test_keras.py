@@ -46,6 +46,7 @@ def test_the_golden_file_holds_base_width_1_and_every_number_is_used(golden: tup
     assert sum(array.size for array in state.values()) == 311_728  # as Keras counts them
 
 
+@pytest.mark.slow
 def test_numbering_may_start_above_zero_and_model_save_keeps_weights_in_a_group(tmp_path: Path) -> None:
     keras_file.write_keras_h5(tmp_path / "plain.h5", base_width=2)
     keras_file.write_keras_h5(tmp_path / "later.h5", base_width=2, first_number=7, group="model_weights")
@@ -191,6 +192,7 @@ def test_file_that_came_in_goes_out_equal_in_every_dataset_and_attribute(checkpo
         assert contents_of(ours) == contents_of(keras)
 
 
+@pytest.mark.slow
 def test_other_weights_come_back_as_they_were_in_the_same_order_and_the_same_bytes(tmp_path: Path) -> None:
     keras_file.write_keras_h5(tmp_path / "random.h5", base_width=1, seed=5)
     checkpoint = open_weights(str(tmp_path / "random.h5"))
