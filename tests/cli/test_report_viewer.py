@@ -42,6 +42,7 @@ def links(page: Path = Path("report.html")) -> list[str]:
     return [unquote(link) for link in re.findall(r'<a class="slices" href="([^"]+)"', page.read_text())]
 
 
+@pytest.mark.slow
 def test_every_case_has_a_page_with_its_labels_and_the_reference_beside_them(capsys: Captured) -> None:
     segmented("a#1")
     segmented("b")

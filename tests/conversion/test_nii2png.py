@@ -530,6 +530,7 @@ def test_a_first_run_killed_at_any_file_is_completed(tmp_path: Path, monkeypatch
         assert contents(root) == whole
 
 
+@pytest.mark.slow
 def test_an_overwriting_run_killed_at_any_file_is_completed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     case, earlier = small_case(tmp_path), small_case(tmp_path / "earlier", seed=3, shape=(20, 24, 9))
     whole, before = undisturbed(case, tmp_path / "fresh"), undisturbed(earlier, tmp_path / "before")

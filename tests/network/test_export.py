@@ -78,6 +78,7 @@ def test_float16_lies_between_two_ends_of_float32_and_differs_by_its_few_bits(ch
     assert weights == {onnx.TensorProto.FLOAT16, onnx.TensorProto.INT64}  # whole numbers: the padding
 
 
+@pytest.mark.slow
 def test_keras_and_safetensors_files_are_read_back_as_the_same_weights(checkpoint: Checkpoint, tmp_path: Path) -> None:
     metadata = replace(checkpoint.metadata, bn_epsilon=1e-5, window="auto", dropout=0.2, licence="mine")
     trained = replace(checkpoint, metadata=metadata)

@@ -361,7 +361,9 @@ def program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, s
     return install
 
 
-@pytest.mark.parametrize(("method", "name"), [("hd-bet", "hd-bet"), ("synthstrip", "nipreps-synthstrip")])
+@pytest.mark.parametrize(
+    ("method", "name"), [("hd-bet", "hd-bet"), pytest.param("synthstrip", "nipreps-synthstrip", marks=pytest.mark.slow)]
+)
 def test_other_programs_find_the_brain(method: str, name: str, program: Callable[[str, str], None], tmp_path: Path) -> None:
     scan = load_volume(small_scan(tmp_path / "t1.nii"))
     head = isotropic(scan.voxels, scan.affine, size_mm=1.0)

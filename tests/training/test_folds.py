@@ -61,6 +61,7 @@ def finished(shallow: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_scores_of_all_cases_are_those_of_evaluate(finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     cv, table = finished / "cv", tmp_path / "scores.csv"
     words = [str(cv / "out_of_fold"), str(finished / "cases"), "--csv", str(table), "--jobs", "1"]

@@ -83,7 +83,7 @@ def test_training_stopped_after_every_step_ends_as_if_it_had_not_been(whole: Run
     assert [len(recorded["cases"]) for recorded in sessions] == [*[0] * N_STEPS, N_CASES]
 
 
-@pytest.mark.parametrize("at_step", [2, 4], ids=["first validation", "last validation"])
+@pytest.mark.parametrize("at_step", [2, pytest.param(4, marks=pytest.mark.slow)], ids=["first validation", "last validation"])
 def test_training_stopped_while_it_validates_ends_as_if_it_had_not_been(
     at_step: int, whole: Run, cases: Path, tmp_path: Path
 ) -> None:
