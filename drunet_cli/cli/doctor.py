@@ -187,10 +187,11 @@ def _cache() -> dict[str, Any]:
     except WeightsError:
         return {"folder": None, "can_be_written": False, "free_bytes": None}
     there = next(parent for parent in (folder, *folder.parents) if os.path.lexists(parent))
+    on_disk = next(parent for parent in (there, *there.parents) if os.path.exists(parent))  # `there` may be a broken link
     return {
         "folder": str(folder),
         "can_be_written": there.is_dir() and os.access(there, os.W_OK | os.X_OK),
-        "free_bytes": shutil.disk_usage(there).free,
+        "free_bytes": shutil.disk_usage(on_disk).free,
     }
 
 

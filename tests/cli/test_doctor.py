@@ -123,10 +123,14 @@ def test_what_would_stop_a_segmentation_is_told_with_its_exit_code(
     assert out.startswith("drunet ")
 
 
+@pytest.mark.parametrize("in_the_way", ["file", "broken link"])
 def test_a_cache_that_cannot_be_written_matters_where_weights_would_be_downloaded(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    in_the_way: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (tmp_path / "cache").write_text("a file in the way")
+    if in_the_way == "file":
+        (tmp_path / "cache").write_text("a file in the way")
+    else:
+        (tmp_path / "cache").symlink_to(tmp_path / "purged")
     problems = examined(capsys, code=4)["problems"]
     assert "cannot be downloaded: " in problems[0]["error"]
     document = examined(capsys, "--weights", "compact")
