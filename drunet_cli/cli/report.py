@@ -91,8 +91,8 @@ def report(
         raise MisuseError(f"-o {output}: name a .html file, or give --csv for a table")
     if csv is not None and csv.suffix.lower() in (".html", ".htm", ".json"):
         raise MisuseError(f"--csv {csv}: name a .csv file")
-    if xlsx is not None and xlsx.suffix.lower() != ".xlsx":
-        raise MisuseError(f"--xlsx {xlsx}: name a .xlsx file")
+    if xlsx is not None and (xlsx.suffix.lower() != ".xlsx" or xlsx == csv):
+        raise MisuseError(f"--xlsx {xlsx}: name a .xlsx file of its own")
     if viewer and output is None:
         raise MisuseError("--viewer: its pages lie beside the report; name this by -o FILE.html")
     if reference is not None and not viewer:
@@ -114,12 +114,14 @@ def report(
     for notice in (*merge_messages(_problems(found.records)), *found.notices):
         screen.warning(notice)
     rows = [{**columns_of(record.row), "folder": str(record.folder)} for record in found.records]
+    viewers = None
+    if viewer and output is not None:  # first: references that are not there, and pages that are, end the command
+        viewers = _viewers(found, output, screen, reference, overwrite=overwrite)
     for table, encode in ((csv, encode_table), (xlsx, encode_workbook)):
         if table is not None:
             # The last column tells a table from a run's summary, should it lie in the folder of one.
             publish(table, encode([*COLUMNS, "folder"], rows), overwrite=overwrite)
     if output is not None:
-        viewers = _viewers(found, output, screen, reference, overwrite=overwrite) if viewer else None
         _write_page(found, output, screen, viewers, overwrite=overwrite)
     if json:
         for row in rows:

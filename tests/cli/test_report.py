@@ -88,7 +88,15 @@ def test_folder_without_a_sidecar_is_named(runs: Path, capsys: Captured) -> None
 
 
 @pytest.mark.parametrize(
-    "arguments", [["-o", "report.txt"], ["--csv", "report.html"], ["--xlsx", "cases.csv"], [""], ["--csv", ""]]
+    "arguments",
+    [
+        ["-o", "report.txt"],
+        ["--csv", "report.html"],
+        ["--xlsx", "cases.csv"],
+        ["--xlsx", "cases.xlsx", "--csv", "cases.xlsx"],
+        [""],
+        ["--csv", ""],
+    ],
 )
 def test_what_makes_no_sense_is_refused(arguments: list[str], runs: Path) -> None:
     assert main(["report", str(runs), *arguments]) == 2

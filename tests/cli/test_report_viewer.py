@@ -94,8 +94,8 @@ def test_pages_are_replaced_only_when_asked_and_pages_of_segment_are_linked(caps
     page = Path("report_views/a.html")
     page.parent.mkdir()
     page.write_text("mine")
-    assert main(["report", "results", "-o", "report.html", "--viewer"]) == 6
-    assert (page.read_text(), Path("report.html").exists()) == ("mine", False)
+    assert main(["report", "results", "-o", "report.html", "--viewer", "--csv", "cases.csv"]) == 6
+    assert (page.read_text(), Path("report.html").exists(), Path("cases.csv").exists()) == ("mine", False, False)
     assert "report_views/a.html: exists already" in capsys.readouterr().err
     assert main(["report", "results", "-o", "report.html", "--viewer", "--overwrite", "--reference", str(GOLDEN_LABELS)]) == 0
     assert b"1.000" in page.read_bytes()  # Dice of equal label maps
@@ -111,6 +111,7 @@ def test_pages_are_replaced_only_when_asked_and_pages_of_segment_are_linked(caps
         (["--viewer"], 2),
         (["-o", "report.html", "--reference", "references"], 2),
         (["-o", "report.html", "--viewer", "--reference", "absent"], 3),
+        (["-o", "report.html", "--csv", "cases.csv", "--viewer", "--reference", "absent"], 3),
         (["-o", "report.html", "--viewer", "--reference", "one.nii.gz"], 3),
     ],
 )
