@@ -1,5 +1,6 @@
 """The application: its commands, how they read a command line, and the one boundary, where all ends in an exit code."""
 
+import codecs
 import errno
 import functools
 import importlib
@@ -300,7 +301,8 @@ def _prepare_streams() -> None:
     """Let no stream fail for its encoding, nor for having been closed by the shell.
 
     A closed stream becomes the null device: else the next file that opens gets its descriptor. Where stdout is no terminal,
-    a path is printed byte for byte as the system stores it; a terminal shows bytes that are no text by backslashes.
+    a path is printed byte for byte as the system stores it; a terminal shows bytes that are no text by backslashes, and so
+    does every stream letters that its encoding lacks.
     """
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
@@ -310,7 +312,21 @@ def _prepare_streams() -> None:
             stream.reconfigure(errors="backslashreplace")
     stdout = sys.stdout
     if isinstance(stdout, io.TextIOWrapper) and stdout is sys.__stdout__ and os.name == "posix" and not stdout.isatty():
-        stdout.reconfigure(encoding=sys.getfilesystemencoding(), errors=sys.getfilesystemencodeerrors())
+        codecs.register_error(_AS_STORED, _as_stored)
+        stdout.reconfigure(encoding=sys.getfilesystemencoding(), errors=_AS_STORED)
+
+
+_AS_STORED: Final = "drunet-as-stored"
+
+
+def _as_stored(error: UnicodeError) -> tuple[str | bytes, int]:
+    """Encode one character: a byte of a file's name that is no text as that byte, a letter by a backslash."""
+    assert isinstance(error, UnicodeEncodeError), "stdout is written and not read"
+    error.end = error.start + 1
+    try:
+        return codecs.lookup_error(sys.getfilesystemencodeerrors())(error)
+    except UnicodeEncodeError:
+        return codecs.lookup_error("backslashreplace")(error)
 
 
 def _stdout_error() -> OSError | None:

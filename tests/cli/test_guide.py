@@ -1,5 +1,6 @@
 """`drunet guide`: the list of topics, the pages through a pipe and in a terminal's pager, and what it refuses."""
 
+import os
 import subprocess
 import sys
 
@@ -32,6 +33,14 @@ def test_a_page_begins_with_a_heading_and_a_sentence(topic: str) -> None:
 def test_a_pipe_gets_the_markdown_of_a_page(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["guide", "first-case"]) == 0
     assert capsys.readouterr() == ((PAGES / "first-case.md").read_text(), "")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="has no such locales")
+def test_a_locale_without_a_letter_of_a_page_gets_its_number() -> None:
+    environment = {**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    command = [sys.executable, "-m", "drunet_cli", "guide", "evaluate"]
+    done = subprocess.run(command, capture_output=True, timeout=60, env=environment, check=True)
+    assert done.stdout == (PAGES / "evaluate.md").read_text(encoding="utf-8").encode("ascii", "backslashreplace")
 
 
 def test_names_and_colours_of_labels_are_printed_as_other_viewers_read_them(capsys: pytest.CaptureFixture[str]) -> None:
