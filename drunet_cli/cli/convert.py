@@ -190,6 +190,7 @@ def png2nii(
     folder: Annotated[
         Path,
         typer.Argument(
+            parser=options.path,
             metavar="DIR",
             help="Folder of label slices named CASE_slice_Z.png, or one that nii2png wrote (its masks are read).",
             show_default=False,

@@ -238,6 +238,7 @@ def test_the_table_of_slices_is_true_also_after_a_run_in_which_every_case_failed
         ("png2nii slices -o out", 2, "missing --like: name the image whose geometry the label map gets, or CASES"),
         ("png2nii slices --like cohort", 2, "missing -o: name the label map to write, or a folder for them"),
         ("png2nii --like cohort -o out", 2, "Missing argument 'DIR'"),
+        ("png2nii '' --like cohort -o out", 2, "Invalid value for 'DIR': an empty path; an unset variable?"),
         ("png2nii slices --like cohort -o out --skip-existing --overwrite", 2, "--skip-existing and --overwrite exclude"),
         ("png2nii slices --like cohort -o out --labels brats2024", 2, "Invalid value for '--labels'"),
         ("png2nii slices --like cohort -o out.nii.gz", 2, "-o out.nii.gz: slices/masks holds slices of 3 cases; name a folder"),
