@@ -186,7 +186,7 @@ def weights_path(name: str) -> Path:
 
 def cached_names() -> list[str]:
     """Names of all weights that are used from the cache, sorted."""
-    names = (path.name.removesuffix(SUFFIX) for path in cache_folder().glob(f"[!.]*{SUFFIX}"))
+    names = (path.name.removesuffix(SUFFIX) for path in cache_folder().glob(f"[!.]*{SUFFIX}") if is_file(path))
     return sorted(name for name in names if name not in BUNDLED)
 
 

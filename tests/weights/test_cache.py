@@ -400,6 +400,15 @@ def test_an_epsilon_that_a_file_records_otherwise_is_refused(tmp_path: Path) -> 
     assert metadata_of(str(tmp_path / "w.safetensors"))[1].bn_epsilon == 1e-5
 
 
+def test_a_link_to_weights_that_are_gone_and_a_folder_are_no_weights() -> None:
+    link, folder = cached_path("purged"), cached_path("folder")
+    folder.mkdir(parents=True)
+    link.symlink_to("elsewhere")
+    assert registry.cached_names() == []
+    with pytest.raises(WeightsError, match="weights 'purged' are not known; known: brats2020, compact, or"):
+        open_weights("purged")
+
+
 # Weights that come with drunet
 
 
