@@ -297,6 +297,8 @@ def _references(
     images = [name for name in like if is_nifti(name) and not os.path.isdir(name)]
     if images and len(like) > 1:
         raise MisuseError(f"--like {images[0]}: give one image, or CASES")
+    if images and (pattern or channels):
+        raise MisuseError(f"--like {images[0]}: is one image; --pattern and --channels are for CASES")
     if images and len(names) > 1:
         raise MisuseError(
             f"--like {images[0]}: is one image, but there are slices of {len(names)} cases ({join_some(names)}); "

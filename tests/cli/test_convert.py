@@ -245,6 +245,7 @@ def test_the_table_of_slices_is_true_also_after_a_run_in_which_every_case_failed
         ("png2nii slices --like cohort -o out.mha", 2, "-o out.mha: drunet writes NAME.nii.gz or NAME.nii"),
         ("png2nii slices --like cohort/case_0/case_0_t1.nii.gz -o out", 2, "--like cohort/case_0/case_0_t1.nii.gz: is one"),
         ("png2nii slices --like a.nii --like b.nii -o out", 2, "--like a.nii: give one image, or CASES"),
+        ("png2nii slices --like a.nii --case case_0 --pattern t1=b -o out", 2, "--like a.nii: is one image; --pattern and"),
         ("png2nii absent --like cohort -o out", 3, "absent: no such folder; name the folder of the label slices"),
         ("png2nii slices --like cohort --case absent -o out", 3, "slices/masks: holds no slice of absent; there are those"),
         ("png2nii slices --like absent.nii.gz --case case_0 -o out", 3, "absent.nii.gz: "),
