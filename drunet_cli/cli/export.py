@@ -95,11 +95,10 @@ def export(
     limit_openmp_spinning()
     checkpoint = opener(screen)(weights)
     exported = export_weights(checkpoint, output, variant, overwrite=overwrite)
-    epsilon = checkpoint.metadata.bn_epsilon
-    if variant.format is Format.KERAS and epsilon != PUBLISHED_BN_EPSILON:
-        screen.warning(
-            f"{output}: a Keras file does not say with which epsilon it is to be run; these weights need {epsilon:g}"
-        )
+    metadata = checkpoint.metadata
+    if variant.format is Format.KERAS and (metadata.bn_epsilon != PUBLISHED_BN_EPSILON or metadata.window == "auto"):
+        way = f"epsilon {metadata.bn_epsilon:g} and run on {'windows' if metadata.window == 'auto' else 'whole frames'}"
+        screen.warning(f"{output}: a Keras file does not say how it is to be run; these weights need {way}")
     check = exported.check
     screen.note(f"{output}: {check.measured} {check.difference:.2g} (allowed {check.tolerance:.2g})")
     if json:

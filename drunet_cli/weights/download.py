@@ -40,19 +40,25 @@ def fetch(url: str, part: Path, *, on_progress: ByteProgress, on_note: Note) -> 
     server, and OSError when the part cannot be written. The part stays, for a later call to go on with; PART.origin beside it
     says of which version of which URL it is a part, as another file's bytes must not follow.
     """
+    check_url(url)
+    shown = shown_url(url)
+    if urlsplit(url).scheme == "file":
+        _copy(url, part, shown, on_progress)
+    else:
+        import requests
+
+        with requests.Session() as session:
+            _Download(session, url, part, shown, on_progress).complete(on_note)
+
+
+def check_url(url: str) -> None:
+    """Raise WeightsError for what is no URL, or of a kind that cannot be fetched."""
     shown = shown_url(url)
     try:
         scheme = urlsplit(url).scheme
     except ValueError as error:
         raise WeightsError(f"{shown}: not a valid URL") from error
-    if scheme == "file":
-        _copy(url, part, shown, on_progress)
-    elif scheme in ("http", "https"):
-        import requests
-
-        with requests.Session() as session:
-            _Download(session, url, part, shown, on_progress).complete(on_note)
-    else:
+    if scheme not in ("http", "https", "file"):
         meant = f"; for this file write file://{shown}" if shown.startswith("/") else ""
         raise WeightsError(f"{shown}: not a URL of a kind that can be fetched (http, https, file){meant}")
 

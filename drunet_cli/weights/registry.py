@@ -15,6 +15,7 @@ from typing import Final
 
 import drunet_cli
 from drunet_cli.errors import WeightsError, join_some
+from drunet_cli.weights.download import check_url
 
 DEFAULT: Final = "brats2020"
 COMPACT: Final = "compact"
@@ -224,11 +225,14 @@ def members_of(weights: str) -> tuple[str, ...]:
 
 
 def check_available(weights: str) -> None:
-    """Raise WeightsError for weights that cannot be had: an absent file, an unknown name, or a download while offline."""
+    """Raise WeightsError for weights that cannot be had: an absent file, an unknown name, a download while offline or from what
+    is no URL.
+    """
     if is_file_name(weights):
         check_file(Path(weights))
     elif weights not in BUNDLED and not is_file(cached_path(weights)):
         entry = find_entry(weights)
+        check_url(source_url(entry))
         if is_offline() and not source_url(entry).startswith("file:"):
             raise WeightsError(
                 f"weights {weights} are not in the cache, and DRUNET_OFFLINE forbids downloading", details=other_ways(entry)

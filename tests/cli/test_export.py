@@ -3,6 +3,7 @@
 import hashlib
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from drunet_cli.io.inputs import file_sha256
 from drunet_cli.network import export as exports
 from drunet_cli.network.engine import Precision
 from drunet_cli.weights.cache import import_weights
-from drunet_cli.weights.checkpoint import read_metadata
+from drunet_cli.weights.checkpoint import Checkpoint, read_metadata, write_checkpoint
 from drunet_cli.weights.registry import cached_path
 from tests.support import GOLDEN_WEIGHTS
 
@@ -82,10 +83,23 @@ def test_suffix_decides_the_format_unless_it_is_named_and_these_need_no_extra(
     assert begin.startswith(b"\x89HDF") if expected == "keras" else begin.endswith(b"{")
 
 
-def test_a_keras_file_of_weights_with_another_epsilon_is_warned_of(tmp_path: Path, capsys: Capture) -> None:
-    import_weights(GOLDEN_WEIGHTS, name="tiny", bn_epsilon=1e-5)
-    assert export(tmp_path / "tiny.h5", weights="tiny") == 0
-    assert "does not say with which epsilon it is to be run; these weights need 1e-05" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"bn_epsilon": 1e-5}, "these weights need epsilon 1e-05 and run on whole frames"),
+        ({"window": "auto"}, "these weights need epsilon 0.001 and run on windows"),
+        ({}, ""),
+    ],
+)
+def test_a_keras_file_that_does_not_say_how_it_is_run_is_warned_of(
+    change: dict[str, Any], told: str, checkpoint: Checkpoint, tmp_path: Path, capsys: Capture
+) -> None:
+    weights = tmp_path / "tiny.safetensors"
+    write_checkpoint(weights, checkpoint.state, replace(checkpoint.metadata, **change), overwrite=False)
+    assert export(tmp_path / "tiny.h5", weights=str(weights)) == 0
+    errors = capsys.readouterr().err
+    assert ("does not say how it is to be run" in errors) == bool(told)
+    assert told in errors
 
 
 @pytest.mark.usefixtures("golden_is_published")

@@ -181,6 +181,12 @@ def test_offline_is_an_error_before_any_request_unless_switched_off(
     assert server.requests == []
 
 
+def test_a_mirror_that_cannot_be_one_is_an_error_before_anything_is_computed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DRUNET_WEIGHTS_URL", "gopher://host/w.h5")
+    with pytest.raises(WeightsError, match=r"^gopher://host/w.h5: not a URL of a kind that can be fetched"):
+        check_available(DEFAULT)
+
+
 def test_user_and_password_of_a_mirror_are_shown_nowhere(monkeypatch: pytest.MonkeyPatch) -> None:
     notes: list[str] = []
     with serving(CONTENT) as server:
