@@ -59,7 +59,7 @@ FOREIGN_OPTIONS: Final = frozenset(
         *("--array", "--cpus-per-task", "--gres", "--nproc-per-node"),
         *("--extra-index-url", "--find-links", "--from", "--no-deps", "--no-index", "--upgrade"),
         *("--bind", "--build-arg", "--env", "--gpus", "--nv", "--rm", "--user"),
-        *("--long", "--repeats"),
+        *("--exact", "--long", "--repeats"),
     ]
 )
 NAMES: Final = "|".join(words[0] for words in COMMANDS if len(words) == 1)
