@@ -15,7 +15,6 @@ from typing import Final
 
 import drunet_cli
 from drunet_cli.errors import WeightsError, join_some
-from drunet_cli.weights.download import check_url
 
 DEFAULT: Final = "brats2020"
 COMPACT: Final = "compact"
@@ -231,6 +230,8 @@ def check_available(weights: str) -> None:
     if is_file_name(weights):
         check_file(Path(weights))
     elif weights not in BUNDLED and not is_file(cached_path(weights)):
+        from drunet_cli.weights.download import check_url  # urllib.request, which completion by Tab does without
+
         entry = find_entry(weights)
         check_url(source_url(entry))
         if is_offline() and not source_url(entry).startswith("file:"):
