@@ -117,7 +117,7 @@ def test_steps_on_one_batch_lower_its_loss() -> None:
     assert np.mean(losses[-3:]) < 0.8 * losses[0]
 
 
-def test_same_steps_give_equal_bytes_and_each_step_draws_its_own() -> None:
+def test_same_steps_give_equal_bytes_and_each_step_and_seed_draws_its_own() -> None:
     ends = []
     for n_other_draws in (0, 5):
         one = learner(with_changes(network={"dropout": 0.3}))
@@ -126,9 +126,16 @@ def test_same_steps_give_equal_bytes_and_each_step_draws_its_own() -> None:
             one.step(batch(), plan(step))
         ends.append(numbers(one))
     assert all(torch.equal(tensor, ends[1][name]) for name, tensor in ends[0].items())
-    for changes in ({"augmentation": {"noise": 0.0}}, {"network": {"dropout": 0.5}, "augmentation": NO_AUGMENTATION}):
-        losses = {float(learner(with_changes(**changes)).step(batch(), plan(step))) for step in range(2)}
-        assert len(losses) == 2
+    for changes in (
+        {"network": {"dropout": 0.0}, "augmentation": {"noise": 0.0}},
+        {"network": {"dropout": 0.5}, "augmentation": NO_AUGMENTATION},
+    ):
+        losses = set()
+        for seed, step in ((0, 0), (0, 1), (1, 0)):
+            one = learner(with_changes(**changes))
+            one.recipe = replace(one.recipe, seed=seed)  # the same network
+            losses.add(float(one.step(batch(), plan(step))))
+        assert len(losses) == 3
 
 
 @pytest.mark.parametrize(("name", "kind"), [(RecipeName.PAPER, torch.optim.Adam), (RecipeName.MODERN, torch.optim.AdamW)])
