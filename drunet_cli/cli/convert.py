@@ -42,6 +42,7 @@ def nii2png(
     seg: Annotated[
         Path | None,
         typer.Option(
+            parser=options.path,
             metavar="FILE",
             help="Segmentation, if there is one; its enhancing tumour is 3 or 4.",
             show_default=False,

@@ -260,6 +260,7 @@ Jobs = Annotated[
 def modality(name: str, *, required: bool = True) -> typer.models.OptionInfo:
     """An option that names the image of one modality."""
     option: typer.models.OptionInfo = typer.Option(
+        parser=path,
         metavar="FILE",
         help=f"{name} image, .nii or .nii.gz." + (" Required." if required else ""),
         show_default=False,

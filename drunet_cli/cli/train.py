@@ -62,7 +62,10 @@ def train(
     config: Annotated[
         Path | None,
         _option(
-            "Settings that differ from the recipe; RUN/config.toml of another run has all.", metavar="FILE.toml", default=False
+            "Settings that differ from the recipe; RUN/config.toml of another run has all.",
+            parser=options.path,
+            metavar="FILE.toml",
+            default=False,
         ),
     ] = None,
     base_width: Annotated[
@@ -112,6 +115,7 @@ def train(
         _option(
             'Names of the cases, {"train": [...], "validation": [...]}; RUN/split.json is such a file.',
             panel=_DATA,
+            parser=options.path,
             metavar="FILE.json",
             default=False,
         ),

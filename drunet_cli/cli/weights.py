@@ -158,7 +158,10 @@ def import_file(
     file: Annotated[
         Path,
         typer.Argument(
-            metavar="FILE", help="Weights file: .h5 of Keras (save_weights), or .safetensors of drunet.", show_default=False
+            parser=options.path,
+            metavar="FILE",
+            help="Weights file: .h5 of Keras (save_weights), or .safetensors of drunet.",
+            show_default=False,
         ),
     ],
     name: Annotated[

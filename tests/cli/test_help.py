@@ -1,5 +1,6 @@
 """What `--help` shows of every command, on a terminal of 80 columns and through a pipe."""
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
@@ -12,6 +13,7 @@ from drunet_cli.cli.app import app, main
 
 WIDTH: Final = 80
 _MARGINS: Final = 2  # that the help leaves blank beside its text
+_IS_PATH: Final = re.compile(r"FILE(\.\w+)?|DIR|OUT|RUN|REF")  # the words for paths in the help
 
 
 def _below(command: Any, words: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
@@ -64,6 +66,16 @@ def test_a_command_is_described_in_short_lines_with_an_example_and_names_its_opt
     # Some versions of Typer name an option after its metavar.
     assert [name for each in command.params for name in each.opts if name.startswith("--") and name != name.lower()] == []
     assert [each.opts for each in command.params if "-o" in each.opts] in ([], [["--output", "-o"]])
+
+
+@every_command
+def test_no_path_may_be_empty(words: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
+    """An unset variable of a shell script would else name the current folder."""
+    for parameter in COMMANDS[words].params:
+        if _IS_PATH.fullmatch(parameter.metavar or ""):
+            option = [name for name in parameter.opts if name.startswith("--")]
+            assert main([*words, *option, ""]) == 2
+            assert "an empty path; an unset variable?" in " ".join(capsys.readouterr().err.split())
 
 
 @pytest.mark.usefixtures("small_phantoms")
