@@ -211,11 +211,15 @@ def _arm(number: int, wanted: str, about: str) -> None:
 
 
 def limit_files(n_bytes: int, *, signal_ignored: bool) -> str:
-    """Python that lets no file grow beyond so many bytes: writing fails as on a full disk, or the system kills the process."""
+    """Python that lets no file grow beyond so many bytes: writing fails as on a full disk, or the system kills the process.
+
+    Python itself would cut its files of compiled modules short, and every later process that imports them would fail.
+    """
     import resource  # Windows has no such module, and kills no writer
 
     action = signal.SIG_IGN if signal_ignored else signal.SIG_DFL
     return (
+        "import sys; sys.dont_write_bytecode = True;"
         f"import resource, signal; signal.signal(signal.SIGXFSZ, {int(action)});"
         f"resource.setrlimit({resource.RLIMIT_FSIZE}, ({n_bytes}, {n_bytes}))"
     )

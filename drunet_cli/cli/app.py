@@ -273,8 +273,10 @@ def _run(arguments: list[str]) -> int:
         return _report_misuse(error, arguments)
     except MemoryError:
         return _report(DeviceError("this machine's memory does not suffice"))
-    except (KeyboardInterrupt, typer.Abort):
+    except KeyboardInterrupt:
         return ExitCode.INTERRUPTED
+    except typer.Abort as error:  # Typer makes this of Ctrl-C, and of the end of a file that was met where none is expected
+        return _report_fault(error.__cause__) if isinstance(error.__cause__, EOFError) else ExitCode.INTERRUPTED
     except Terminated:
         return ExitCode.TERMINATED
     except SystemExit as error:  # Typer and rich make this of a closed pipe
@@ -284,17 +286,22 @@ def _run(arguments: list[str]) -> int:
     except Exception as error:  # noqa: BLE001  # a fault of drunet: shown whole, and told apart by its exit code
         if isinstance(error, OSError) and error.filename is None and error.errno in _STREAM_ERRORS:
             return _report_lost_stdout(error)
-        run_log.write(traceback.format_exc().rstrip())
-        if isinstance(error, ImportError) and not (error.name or "").startswith(drunet_cli.__name__):
-            if run_log.verbose:
-                traceback.print_exc()
-                trace = "the lines above tell where the import failed"
-            else:
-                trace = "the log has the traceback" if run_log.file else "-v or --log FILE tells where the import failed"
-            return _report(MisuseError(_BROKEN_LIBRARY.format(name=error.name or "a library", error=error, trace=trace)))
-        traceback.print_exc()
-        sys.stderr.write("\nThis is a fault of drunet, not yours. Please report it with the lines above.\n")
-        return ExitCode.FAULT
+        return _report_fault(error)
+
+
+def _report_fault(error: Exception) -> int:
+    """Print the traceback, but for a library that cannot be imported: that is a fault of the installation."""
+    run_log.write("".join(traceback.format_exception(error)).rstrip())
+    if isinstance(error, ImportError) and not (error.name or "").startswith(drunet_cli.__name__):
+        if run_log.verbose:
+            traceback.print_exception(error)
+            trace = "the lines above tell where the import failed"
+        else:
+            trace = "the log has the traceback" if run_log.file else "-v or --log FILE tells where the import failed"
+        return _report(MisuseError(_BROKEN_LIBRARY.format(name=error.name or "a library", error=error, trace=trace)))
+    traceback.print_exception(error)
+    sys.stderr.write("\nThis is a fault of drunet, not yours. Please report it with the lines above.\n")
+    return ExitCode.FAULT
 
 
 def _prepare_streams() -> None:

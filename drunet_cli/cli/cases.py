@@ -296,7 +296,7 @@ class Batch:
 
         n_left_out: number of cases that were complete already.
         """
-        if self._n_cases > 1:
+        if self._n_cases > 1 and (self.n_done or not self._failed):
             left_out = f"; {n_left_out} {'was' if n_left_out == 1 else 'were'} complete and left out" if n_left_out else ""
             self._screen.note(summary + left_out)
         if self._failed:

@@ -308,7 +308,7 @@ def _references(
     if images:
         return {names[0]: [Path(images[0])]}
     cohort = cohort_of(like, patterns=pattern, channels=channels)
-    if not cohort.cases and len(cohort.broken) == len(names) == 1:
+    if not cohort.cases and len(cohort.broken) == 1:
         raise cohort.broken[0].error
     if without := len({item.name for item in cohort.cases} - set(names)):
         screen.note(f"{plural(without, 'case')} of --like without slices in {masks}")

@@ -84,18 +84,22 @@ def test_a_log_tells_which_case_of_how_many_a_line_is_about(tmp_path: Path) -> N
     assert places == [", 1 of 2", ", 2 of 2"]
 
 
-def test_a_fault_of_drunet_is_logged_with_its_traceback(
-    words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("fault", [AssertionError("a fault"), EOFError("a fault")], ids=lambda fault: type(fault).__name__)
+def test_a_fault_of_drunet_is_told_and_logged_with_its_traceback(
+    fault: Exception, words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    """Typer takes the end of a file for a Ctrl-C: Python meets one in a module that a full disk has cut short."""
+
     def fail(*_: object, **__: object) -> None:
-        raise AssertionError("a fault")
+        raise fault
 
     monkeypatch.setattr("drunet_cli.segmentation.plan.plan_run", fail)
     log = tmp_path / "run.log"
     assert main([*words, "-o", str(tmp_path / "seg.nii.gz"), "--log", str(log)]) == 70
     *before, last = log.read_text().splitlines()
-    assert before[-1] == "AssertionError: a fault"
+    assert before[-1] == f"{type(fault).__name__}: a fault"
     assert last.endswith(": exit code 70")
+    assert f"{before[-1]}\n\nThis is a fault of drunet, not yours." in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("name", "code"), [("_SimpleITK", 2), ("drunet_cli.brats", 70)])
