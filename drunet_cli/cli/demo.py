@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Mapping
-from contextlib import closing, suppress
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
@@ -71,7 +71,7 @@ def _segment_one(seed: int, folder: Path, *, device: str, overwrite: bool, scree
     begin = time.perf_counter()
     from drunet_cli.cli.console import result_json
     from drunet_cli.cli.evaluate import scores_table
-    from drunet_cli.io.atomic import check_writable
+    from drunet_cli.io.atomic import check_writable, create_folder
     from drunet_cli.phantom.scanner import check_phantom_writable
 
     name = _name(seed)
@@ -80,13 +80,14 @@ def _segment_one(seed: int, folder: Path, *, device: str, overwrite: bool, scree
     for path in (label_map, sidecar, preview):
         check_writable(path, overwrite=overwrite)
     screen.note(f"Writing {folder / name}: a synthetic case, four images and the truth")
-    try:
-        case = _make_case(seed, folder, overwrite=overwrite)
-        segmented = _segment(case, label_map, device=device, overwrite=overwrite, screen=screen)
-    except BaseException:  # an interrupted demo is run again as it was
-        if not overwrite:
-            _remove_case(seed, folder)
-        raise
+    with create_folder(folder / name):
+        try:
+            case = _make_case(seed, folder, overwrite=overwrite)
+            segmented = _segment(case, label_map, device=device, overwrite=overwrite, screen=screen)
+        except BaseException:  # an interrupted demo is run again as it was
+            if not overwrite:
+                _remove_case(seed, folder)
+            raise
     scores = _scores(case, label_map)
     if json:
         seconds = round(time.perf_counter() - begin, 3)
@@ -143,8 +144,6 @@ def _remove_case(seed: int, folder: Path) -> None:
 
     for path in phantom_files(folder, _name(seed)).values():
         path.unlink(missing_ok=True)
-    with suppress(OSError):  # something else lies there
-        (folder / _name(seed)).rmdir()
 
 
 def _scores(case: "Case", label_map: Path) -> dict[str, Any]:

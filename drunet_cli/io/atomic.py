@@ -33,13 +33,12 @@ def write_atomically(target: Path, *, overwrite: bool) -> Iterator[BinaryIO]:
     """Yield a stream whose bytes appear under `target` all at once when the block ends, and not at all when it raises.
 
     Its `name` is the path where the bytes lie until then, for those who read them back after a flush.
-    Missing parent folders are made. Permissions follow the umask.
+    Missing parent folders are made, and removed again where nothing comes to lie in them. Permissions follow the umask.
     Raises OutputError when `target` exists (also when it appears meanwhile) without `overwrite`, or cannot be written.
     """
     check_writable(target, overwrite=overwrite)
     temporary = _temporary(target)
-    with _refuse_as_output(target):
-        target.parent.mkdir(parents=True, exist_ok=True)
+    with _refuse_as_output(target), create_folder(target.parent):
         remove_stale(target)
         stream = temporary.open("xb")
         _being_written.add(temporary.name)
@@ -104,7 +103,7 @@ def create_folder(folder: Path) -> Iterator[None]:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise OutputError(f"{folder}: the folder cannot be made: {error.strerror or error}; name another OUT") from error
+        raise OutputError(f"{folder}: the folder cannot be made: {error.strerror or error}; name another") from error
     try:
         yield
     finally:

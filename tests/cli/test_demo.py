@@ -161,8 +161,8 @@ def test_a_demo_that_fails_leaves_nothing_that_stops_the_next(
 
     with monkeypatch.context() as broken:
         broken.setattr(f"drunet_cli.{function}", fail)
-        assert main(["demo", "-o", str(tmp_path), "--quiet"]) == 130
-    assert sorted(contents(tmp_path)) == []
+        assert main(["demo", "-o", str(tmp_path / "new"), "--quiet"]) == 130
+    assert sorted(tmp_path.iterdir()) == []
 
 
 @pytest.mark.usefixtures("small_phantoms")

@@ -217,6 +217,12 @@ def test_a_disk_that_is_full_half_way_is_an_output_error(target: Path) -> None:
     assert names_in(target.parent) == [target.name]
 
 
+def test_a_folder_that_is_made_for_a_file_goes_with_it(target: Path) -> None:
+    with pytest.raises(RuntimeError), write_atomically(target.parent / "new" / "newer" / "file", overwrite=False):
+        raise RuntimeError
+    assert names_in(target.parent) == []
+
+
 @pytest.mark.parametrize(
     ("number", "refused"),
     [(errno.EINVAL, False), (errno.ENOTSUP, False), (524, False), (errno.EPERM, False), (errno.EIO, True)],
