@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     import pandas
 
 Image: TypeAlias = str | os.PathLike[str] | npt.NDArray[Any]
+Plain = TypeVar("Plain")
 _LOG: Final = logging.getLogger("drunet_cli")
 
 
@@ -83,7 +84,7 @@ class Segmenter:
         probabilities: bool = False,
         uncertainty: bool = False,
         within_brain: bool = False,
-        min_volume_ml: float | tuple[float, float, float] = 0.0,
+        min_volume_ml: float | Sequence[float] = 0.0,
         min_enhancing_ml: float = 0.0,
         recommended_postprocessing: bool = False,
         strict: bool = False,
@@ -98,18 +99,18 @@ class Segmenter:
             engine=EngineName(engine),
             window=None if window is None else WindowMode(window),
             fast=fast,
-            deterministic=deterministic,
-            batch_size=batch_size,
-            threads=threads,
+            deterministic=_without_numpy(deterministic),
+            batch_size=_without_numpy(batch_size),
+            threads=_without_numpy(threads),
             flips=flips,
-            mc_samples=mc_samples,
-            dropout=dropout,
-            seed=seed,
+            mc_samples=_without_numpy(mc_samples),
+            dropout=_without_numpy(dropout),
+            seed=_without_numpy(seed),
             probabilities=probabilities,
             uncertainty=uncertainty,
-            within_brain=within_brain,
-            min_volume_ml=min_volume_ml,
-            min_enhancing_ml=min_enhancing_ml,
+            within_brain=_without_numpy(within_brain),
+            min_volume_ml=_one_or_several(min_volume_ml),
+            min_enhancing_ml=_without_numpy(min_enhancing_ml),
             recommended_postprocessing=recommended_postprocessing,
             strict=strict,
         )
@@ -150,6 +151,18 @@ class Segmenter:
         document = describe(predicted, self._ensemble)
         kept = replace(predicted, checked=replace(checked, slices=checked.slices[:0].copy()))  # the largest part
         return SegmentedCase(kept, document, replace(self._ensemble.settings, labels=labels))
+
+
+def _without_numpy(value: Plain) -> Plain:
+    """The number or truth value that a scalar of numpy stands for, as sidecars can hold it."""
+    return value.item() if isinstance(value, np.generic) else value
+
+
+def _one_or_several(volumes_ml: float | Sequence[float]) -> Any:
+    """A volume, or a tuple of volumes, which the settings check."""
+    if isinstance(volumes_ml, tuple | list | np.ndarray):
+        return tuple(_without_numpy(volume) for volume in volumes_ml)
+    return _without_numpy(volumes_ml)
 
 
 def _bar_in_notebook(name: str) -> Callable[[int, int], None]:

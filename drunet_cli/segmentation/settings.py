@@ -1,6 +1,5 @@
 """The settings of a segmentation: weights, windows and averaging, post-processing, and the files to write."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -126,9 +125,10 @@ class Settings:
         for least, names in _LEAST.items():
             for name in names:
                 number = getattr(self, name)
-                if number is not None and not least <= number < math.inf:  # NaN is refused too
-                    finite = ", and finite" if number == math.inf else ""
-                    raise ValueError(f"{name}={number}: must be {least} or more{finite}")
+                if number is not None and (not isinstance(number, int) or isinstance(number, bool)):
+                    raise ValueError(f"{name}={number}: must be a whole number")
+                if number is not None and number < least:
+                    raise ValueError(f"{name}={number}: must be {least} or more")
         if self.dropout is not None and not 0 <= self.dropout < 1:
             raise ValueError(f"dropout={self.dropout}: a rate is 0 or more, and below 1")
         if self.dropout == 0:

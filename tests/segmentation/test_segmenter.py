@@ -219,6 +219,9 @@ def test_an_absent_device_is_known_before_weights_are_fetched() -> None:
         ({"engine": "tensorflow"}, ValueError, "is not a valid"),
         ({"window": "half"}, ValueError, "is not a valid"),
         ({"mc_samples": -1}, ValueError, "mc_samples=-1: must be 0 or more"),
+        ({"mc_samples": 2.5}, ValueError, "mc_samples=2.5: must be a whole number"),
+        ({"batch_size": "4"}, ValueError, "batch_size=4: must be a whole number"),
+        ({"min_volume_ml": [1, 2]}, ValueError, "give one volume, or one each for WT, TC, ET"),
         ({"dropout": 0.5}, MisuseError, "give mc_samples=N too"),
         (
             {"engine": "onnxruntime", "mc_samples": 2},
@@ -231,6 +234,26 @@ def test_an_absent_device_is_known_before_weights_are_fetched() -> None:
 def test_settings_that_cannot_be_are_named_as_parameters(settings: dict[str, Any], error: type[Exception], reason: str) -> None:
     with pytest.raises(error, match=reason):
         Segmenter(**{"weights": GOLDEN_WEIGHTS, **settings})
+
+
+def test_numbers_may_be_those_of_numpy_and_volumes_a_list(tmp_path: Path) -> None:
+    given: dict[str, Any] = {
+        "batch_size": np.int64(2),
+        "threads": np.int64(1),
+        "mc_samples": np.int64(1),
+        "dropout": np.float32(0.5),
+        "seed": np.int64(3),
+        "within_brain": np.True_,
+        "deterministic": np.True_,
+        "min_volume_ml": [np.float32(0.5), 0.25, 0],  # a list, as in a sidecar
+        "min_enhancing_ml": np.float32(0.125),
+    }
+    segmenter = Segmenter(GOLDEN_WEIGHTS, device="cpu", **given)
+    segmenter.segment(**FILES).save(tmp_path / "seg.nii.gz")
+    settings = json.loads((tmp_path / "seg.json").read_bytes())["settings"]
+    assert settings["seed"] == 3
+    assert settings["dropout"] == {"rate": 0.5, "source": "given"}
+    assert settings["min_volume_ml"] == [0.5, 0.25, 0]
 
 
 def test_a_label_map_is_saved_as_nifti_or_not_at_all(result: SegmentedCase, tmp_path: Path) -> None:
