@@ -120,6 +120,7 @@ def case_of_arrays(
     Raises CaseError as `read_case` does.
     """
     begin = time.perf_counter()
+    arrays = {modality: voxels.copy() for modality, voxels in arrays.items()}  # pictures are drawn later
     return _slice_images(images_of(arrays, affine, name=name), {}, shown=CHANNELS, strict=strict, begin=begin)
 
 
