@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from drunet_cli.brats import CHANNELS, Labels, Modality, label_values
+from drunet_cli.brats import CHANNELS, Labels, Modality, label_values, regions_in_words
 from drunet_cli.errors import MisuseError
 from drunet_cli.io.case import case_of
 from drunet_cli.io.naming import is_nifti, stem
@@ -205,7 +205,7 @@ def _read_or_check(
     return pipeline.case_of_arrays(arrays, affine, name=name or "case", strict=strict)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)  # arrays cannot be compared as a whole
 class SegmentedCase:
     """A segmented case. A notebook shows its picture, volumes and warnings.
 
@@ -215,6 +215,9 @@ class SegmentedCase:
     _predicted: pipeline.PredictedCase
     document: dict[str, Any]
     _settings: Settings
+
+    def __repr__(self) -> str:
+        return f"<SegmentedCase {self.document['case']}: {regions_in_words(self.volumes_ml)}>"
 
     @property
     def labels(self) -> Labels:

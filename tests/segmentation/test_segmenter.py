@@ -18,6 +18,7 @@ import pytest
 
 import drunet_cli
 from drunet_cli import SegmentedCase, Segmenter
+from drunet_cli.brats import regions_in_words
 from drunet_cli.cli.app import main
 from drunet_cli.errors import CaseError, DeviceError, MisuseError, WeightsError
 from drunet_cli.io.inputs import file_sha256
@@ -113,6 +114,13 @@ def test_arrays_may_be_changed_when_their_case_is_segmented(
     for voxels in given.values():
         voxels[...] = 0
     assert found._repr_png_() == result._repr_png_()
+
+
+def test_results_stand_in_lists_and_dictionaries_and_print_as_one_line(result: SegmentedCase) -> None:
+    other = replace(result)
+    assert [other, result].index(result) == 1
+    assert {result: "first", other: "second"}[result] == "first"
+    assert repr(result) == f"<SegmentedCase golden: {regions_in_words(result.volumes_ml)}>"
 
 
 def test_arrays_in_another_orientation_come_back_in_it(
