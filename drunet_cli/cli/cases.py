@@ -441,9 +441,8 @@ def _print_table(rows: Sequence[PlanRow], cohort: Cohort, screen: Screen, *, seg
 
 def _failure_line(name: str, error: DrunetError, *, differs: bool = False) -> str:
     """Why a case failed, in one line that begins with the case's name."""
-    if differs:
-        return f"{name}: {_DIFFERS}: {error}"
-    return str(error) if str(error).startswith(f"{name}:") else f"{name}: {error}"
+    reason = str(error).removeprefix(f"{name}: ")
+    return f"{name}: {_DIFFERS}: {reason}" if differs else f"{name}: {reason}"
 
 
 def _failure_object(name: str, error: DrunetError, *, differs: bool = False) -> dict[str, Any]:

@@ -179,7 +179,7 @@ def prepare_scans(case: Case, settings: PreparationSettings) -> Preparation:
     stripped = Isotropic(np.where(coarse_brain, grid.voxels, 0), grid.origin_mm, grid.size_mm)
     to_grid, atlas_sha256 = _place(stripped, scans, settings)
     if settings.atlas != NO_ATLAS:
-        warnings += _placement_warnings(case, to_grid, settings.reference)
+        warnings += _placement_warnings(to_grid, settings.reference)
     transforms = {modality: to_grid @ to_reference[modality] for modality in scans}
     brain = _brain_at(brains, transforms, BRATS_AFFINE, BRATS_SHAPE)
     with ThreadPoolExecutor(settings.threads) as threads:
@@ -195,7 +195,7 @@ def prepare_scans(case: Case, settings: PreparationSettings) -> Preparation:
     first = brains[next(iter(brains))]
     warnings += registration_warnings(scans, registrations, similar, settings.reference)
     coarse_litres = int(np.count_nonzero(coarse_brain)) * voxel_litres(grid.affine)
-    warnings += _brain_warnings(case, brains, coarse_litres, brain)
+    warnings += _brain_warnings(brains, coarse_litres, brain)
     warnings += _coverage_warnings(scans, images, brain)
     if settings.strict:
         refuse_serious(warnings)
@@ -284,33 +284,33 @@ def _place(stripped: Isotropic, scans: Scans, settings: PreparationSettings) -> 
     return atlas.place(stripped), atlas.sha256
 
 
-def _placement_warnings(case: Case, to_grid: Affine, reference: Modality) -> list[CaseWarning]:
+def _placement_warnings(to_grid: Affine, reference: Modality) -> list[CaseWarning]:
     """A brain that was turned further than a head lies askew in a scanner: the template was met the wrong way."""
     _, degrees = move_of(to_grid, np.zeros(3))
     if degrees <= MOST_DEGREES:
         return []
     message = (
-        f"{case.name}: the brain in {reference.display} was turned by {degrees:.0f} degrees to lie on the atlas, and heads lie "
+        f"the brain in {reference.display} was turned by {degrees:.0f} degrees to lie on the atlas, and heads lie "
         f"askew by no more than {MOST_DEGREES:g}; look at the picture that --preview writes; --atlas none uses no atlas"
     )
     return [CaseWarning(WarningCode.DOUBTFUL_REGISTRATION, message)]
 
 
-def _brain_warnings(case: Case, brains: Mapping[Modality, Brain], litres: float, on_grid: Mask) -> list[CaseWarning]:
+def _brain_warnings(brains: Mapping[Modality, Brain], litres: float, on_grid: Mask) -> list[CaseWarning]:
     """Brains that are none, or that are cut off. litres: of the brain before it was laid on the grid."""
     warnings = []
     least, most = LITRES
     look = "look at the picture that --preview writes, and give a mask by --brain FILE if it is wrong"
     if not least <= litres <= most:
-        message = f"{case.name}: the brain has {litres:.2f} litres, and brains have {least} to {most}; {look}"
+        message = f"the brain has {litres:.2f} litres, and brains have {least} to {most}; {look}"
         warnings.append(CaseWarning(WarningCode.DOUBTFUL_BRAIN, message))
     if any(brain.cut_off for brain in brains.values()):
         names = ", ".join(modality.display for modality, brain in brains.items() if brain.cut_off)
-        message = f"{case.name}: the brain reaches the border of the scan ({names}), and part of it may be cut off; {look}"
+        message = f"the brain reaches the border of the scan ({names}), and part of it may be cut off; {look}"
         warnings.append(CaseWarning(WarningCode.BRAIN_AT_BORDER, message))
     lost = 1 - int(np.count_nonzero(on_grid)) * voxel_litres(BRATS_AFFINE) / litres
     if lost > _MOST_LOST:
-        message = f"{case.name}: {lost:.0%} of the brain lie outside the BraTS grid of 240 x 240 x 155 mm and are lost"
+        message = f"{lost:.0%} of the brain lie outside the BraTS grid of 240 x 240 x 155 mm and are lost"
         warnings.append(CaseWarning(WarningCode.BRAIN_OUTSIDE_FRAME, message))
     return warnings
 

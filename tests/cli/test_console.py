@@ -22,6 +22,7 @@ from drunet_cli.cli.app import main
 from drunet_cli.cli.cases import Batch
 from drunet_cli.cli.console import Screen, SegmentationBar, cohort_table, fields_table, table_of
 from drunet_cli.cli.evaluate import case_table, scores_table, statistics_table, worst_table
+from drunet_cli.errors import CaseError
 from drunet_cli.evaluation.evaluate import SCORES, statistics
 from drunet_cli.segmentation.summary import Status, SummaryRow
 from drunet_cli.training import loop
@@ -260,6 +261,13 @@ def test_a_run_that_is_stopped_says_how_far_it_came(resumes: bool, line: str, ca
     with pytest.raises(KeyboardInterrupt):
         run()
     assert capfd.readouterr().err.rstrip().endswith(line)
+
+
+@pytest.mark.parametrize(("differs", "line"), [(False, "p1: has no T2"), (True, "p1: differs: has no T2")])
+def test_the_name_of_a_case_that_fails_is_told_once(differs: bool, line: str, capfd: pytest.CaptureFixture[str]) -> None:
+    batch = Batch(Screen(), n_cases=2, alone=False, json=False)
+    batch.failed("p1", CaseError("p1: has no T2"), differs=differs)
+    assert capfd.readouterr().err.rstrip().endswith(f"Error: {line}")
 
 
 def test_colours_that_are_forced_draw_no_bar_into_a_log(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -202,6 +202,7 @@ def test_a_segmented_study_has_a_segmentation_object_beside_its_label_map(
     assert drunet([*words, "--json"]) == ExitCode.SOME_FAILED
     told = capfd.readouterr()
     assert "phantom: has no DICOM series of T1ce and FLAIR" in told.err
+    assert "Warning: p7: the brain has " in told.err
     document = {each["case"]: each for each in map(json.loads, told.out.splitlines())}["p7"]
     names = {f"p7_in_{modality}.{ending}" for modality in ("t1ce", "flair") for ending in ("nii.gz", "dcm")}
     assert document["files"].keys() == names

@@ -440,7 +440,7 @@ def test_axes_are_kept_without_an_atlas() -> None:
 def test_a_brain_that_lies_the_wrong_way_on_the_atlas_is_told(degrees: float, n_warnings: int) -> None:
     c, s = np.cos(np.radians(degrees)), np.sin(np.radians(degrees))
     turn = np.array([[1, 0, 0, 20], [0, c, -s, 0], [0, s, c, 0], [0, 0, 0, 1]])
-    warnings = _placement_warnings(Case("p1", {}), turn, Modality.T1CE)
+    warnings = _placement_warnings(turn, Modality.T1CE)
     assert [warning.code for warning in warnings] == ["doubtful-registration"] * n_warnings
 
 
@@ -460,7 +460,7 @@ BLOCKS: Final = volume_of(CUBE.astype(np.int16), np.diag([5.0, 5.0, 5.0, 1.0]), 
 )
 def test_a_brain_that_is_none_or_not_whole_is_told(litres: float, mask: Mask, n_on_grid: int, codes: list[str]) -> None:
     brains = {Modality.T1: Brain(mask, BLOCKS.affine, BLOCKS, "given", {})}
-    warnings = _brain_warnings(Case("p1", {}), brains, litres, np.ones(n_on_grid, dtype=np.bool_))
+    warnings = _brain_warnings(brains, litres, np.ones(n_on_grid, dtype=np.bool_))
     assert [warning.code for warning in warnings] == codes
 
 
