@@ -292,13 +292,16 @@ def _run(arguments: list[str]) -> int:
 def _report_fault(error: Exception) -> int:
     """Print the traceback, but for a library that cannot be imported: that is a fault of the installation."""
     run_log.write("".join(traceback.format_exception(error)).rstrip())
-    if isinstance(error, ImportError) and not (error.name or "").startswith(drunet_cli.__name__):
+    name = error.name or "a library" if isinstance(error, ImportError) else ""
+    if isinstance(error, EOFError) and str(error).startswith("marshal"):  # a full disk had cut its compiled file short
+        name = "a module"
+    if name and not name.startswith(drunet_cli.__name__):
         if run_log.verbose:
             traceback.print_exception(error)
             trace = "the lines above tell where the import failed"
         else:
             trace = "the log has the traceback" if run_log.file else "-v or --log FILE tells where the import failed"
-        return _report(MisuseError(_BROKEN_LIBRARY.format(name=error.name or "a library", error=error, trace=trace)))
+        return _report(MisuseError(_BROKEN_LIBRARY.format(name=name, error=error, trace=trace)))
     traceback.print_exception(error)
     sys.stderr.write("\nThis is a fault of drunet, not yours. Please report it with the lines above.\n")
     return ExitCode.FAULT

@@ -88,7 +88,7 @@ def test_a_log_tells_which_case_of_how_many_a_line_is_about(tmp_path: Path) -> N
 def test_a_fault_of_drunet_is_told_and_logged_with_its_traceback(
     fault: Exception, words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Typer takes the end of a file for a Ctrl-C: Python meets one in a module that a full disk has cut short."""
+    """Typer takes the end of a file for a Ctrl-C."""
 
     def fail(*_: object, **__: object) -> None:
         raise fault
@@ -102,18 +102,32 @@ def test_a_fault_of_drunet_is_told_and_logged_with_its_traceback(
     assert f"{before[-1]}\n\nThis is a fault of drunet, not yours." in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(("name", "code"), [("_SimpleITK", 2), ("drunet_cli.brats", 70)])
+@pytest.mark.parametrize(
+    ("name", "fault", "code"),
+    [
+        ("_SimpleITK", ImportError("libstdc++.so.6: too old", name="_SimpleITK"), 2),
+        ("a module", EOFError("marshal data too short"), 2),  # its compiled file was cut short by a full disk
+        ("drunet_cli.brats", ImportError("cannot import name 'a'", name="drunet_cli.brats"), 70),
+    ],
+    ids=["library", "compiled file", "drunet"],
+)
 def test_a_library_that_cannot_be_imported_is_no_fault_of_drunet(
-    name: str, code: int, words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    name: str,
+    fault: Exception,
+    code: int,
+    words: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     def fail(*_: object, **__: object) -> None:
-        raise ImportError("libstdc++.so.6: too old", name=name)
+        raise fault
 
     monkeypatch.setattr("drunet_cli.segmentation.plan.plan_run", fail)
     log = tmp_path / "run.log"
     assert main([*words, "-o", str(tmp_path / "seg.nii.gz"), "--log", str(log)]) == code
     err = capsys.readouterr().err
-    told = [line for line in err.splitlines() if line.startswith(f"Error: {name} cannot be imported (libstdc++.so.6: too old)")]
+    told = [line for line in err.splitlines() if line.startswith(f"Error: {name} cannot be imported ({fault})")]
     assert (len(told), "Traceback" in err) == ((1, False) if code == 2 else (0, True))
     assert "Traceback" in log.read_text()
     assert all(line.endswith("drunet doctor names versions, and the log has the traceback") for line in told)
