@@ -358,7 +358,7 @@ def test_a_folder_that_cannot_be_made_ends_the_run_before_its_first_case(cohort:
     assert segment(cohort, "-o", "/proc/drunet/out") == 6
     assert capsys.readouterr() == (
         "",
-        "Error: /proc/drunet/out: the folder cannot be made: No such file or directory; name another OUT\n",
+        "Error: /proc/drunet/out: the folder cannot be made: No such file or directory; name another\n",
     )
 
 
