@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     import pandas
 
 Image: TypeAlias = str | os.PathLike[str] | npt.NDArray[Any]
-Plain = TypeVar("Plain")
+_Plain = TypeVar("_Plain")
 _LOG: Final = logging.getLogger("drunet_cli")
 
 
@@ -153,7 +153,7 @@ class Segmenter:
         return SegmentedCase(kept, document, replace(self._ensemble.settings, labels=labels))
 
 
-def _without_numpy(value: Plain) -> Plain:
+def _without_numpy(value: _Plain) -> _Plain:
     """The number or truth value that a scalar of numpy stands for, as sidecars can hold it."""
     return value.item() if isinstance(value, np.generic) else value
 
